@@ -1,0 +1,23 @@
+"""How a run is carried out: may change its speed and memory, never its result."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from configs.section import Section
+
+
+class Machine(Section):
+    """Left out of every fingerprint."""
+
+    zero: Literal[0, 1, 2, 3] = Field(0, description="DeepSpeed ZeRO stage; above 0 only where memory asks for it")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="auto: bf16 on GPUs that have it, else fp32"
+    )
+    adam: Literal["auto", "torch", "torch_fused", "deepspeed_fused", "deepspeed_cpu"] = Field(
+        "auto", description="which AdamW steps; auto: the fastest that works here"
+    )
+    workers: int | Literal["auto"] = Field("auto", description="loader processes a rank; auto: 0 on CPU, up to 8 on GPUs")
+    log_steps: int = Field(10, ge=1, description="a row of the journal every so many steps; also when signals are heeded")
+    save_minutes: float = Field(10.0, ge=0, description="a checkpoint at least this often; 0: at every row of the journal")
+    eval_batch: int = Field(256, ge=1, description="pictures a rank encodes at once in evaluation")

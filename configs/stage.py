@@ -1,0 +1,32 @@
+"""The two stages, pre-training and cleaning, and their optimizer."""
+
+from pydantic import Field, model_validator
+
+from configs.section import Section
+from objectives import AnyObjective
+
+
+class Optimizer(Section):
+    """AdamW (Loshchilov & Hutter 2019) with linear warm-up and cosine decay to zero."""
+
+    rate: float = Field(gt=0, description="learning rate at the end of warm-up")
+    warmup: int = Field(0, ge=0, description="steps")
+    decay: float = Field(0.1, ge=0, description="weight decay; never on gains, biases, position embeddings, scale")
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(1e-8, gt=0)
+    clip: float | None = Field(None, gt=0, description="largest norm of the gradient of the towers")
+
+    @model_validator(mode="after")
+    def _betas_below_one(self) -> "Optimizer":
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError("both betas must lie in [0, 1)")
+        return self
+
+
+class Stage(Section):
+    """One pass of training: an objective, how long, with how many pairs contrasted together."""
+
+    objective: AnyObjective
+    epochs: int = Field(ge=0)
+    batch: int = Field(ge=2, description="pairs contrasted together, over all ranks")
+    optimizer: Optimizer

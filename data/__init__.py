@@ -1,0 +1,1 @@
+"""Tar streams in, batches out. Imports neither objectives, measures, configs nor engine."""

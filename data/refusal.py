@@ -1,0 +1,5 @@
+"""The one exception for what a user can put right."""
+
+
+class Refusal(ValueError):
+    """What was given, what was expected and what to do, in one sentence; ends the program with exit code 2."""

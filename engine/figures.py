@@ -1,0 +1,260 @@
+"""The drawings of a study: what they need as plain values, and the functions that draw it.
+
+Figures are built without pyplot, so nothing is global and no display is needed. matplotlib is imported
+where it is used, because the command line must answer at once.
+"""
+
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from measures.frontier import Point, best_accuracy, pareto
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.colors import BoundaryNorm, ListedColormap
+    from matplotlib.figure import Figure
+
+CAP = 0.05  # attack success at or below this counts as cleaned, as in the paper
+SHAPES = "os^vPXhp<>"  # by clean objective; the star and the diamond are taken
+BAND, STAR, TWIN, INK = "#56B4E9", "#D55E00", "#7A3E9D", "#333333"
+LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
+
+
+class Mark(NamedTuple):
+    """What a cleaned point is: its run, epoch, rate and objective, and the model it started from."""
+
+    run: str
+    epoch: float
+    rate: float | None
+    objective: str
+    start: Point[str] | None
+
+
+class Panel(NamedTuple):
+    """All that was measured for one way of pre-training; `finished` of its `total` runs are done."""
+
+    title: str
+    starts: list[Point[str]]
+    twins: list[Point[str]]
+    points: list[Point[Mark]]
+    finished: int
+    total: int
+
+
+class Curve(NamedTuple):
+    """One pre-training run over its epochs as (epoch, rate in [0, 1]) pairs; one way has one colour."""
+
+    way: str
+    label: str
+    twin: bool
+    top1: list[tuple[float, float]]
+    asr: list[tuple[float, float]]
+
+
+def percent(rate: float) -> str:
+    """The rate as text: 0.021 is '2.1 %'."""
+    return f"{100 * rate:.1f} %"
+
+
+def rate_text(rate: float | None) -> str:
+    """The learning rate as people write it: 0.00003 is '3e-5', 0.05 stays."""
+    if rate is None or rate == 0 or abs(rate) >= 0.01:
+        return "" if rate is None else f"{rate:g}"
+    digits, power = f"{rate:.4e}".split("e")
+    return f"{float(digits):g}e{int(power)}"
+
+
+def frontier(panels: Sequence[Panel], columns: int = 3) -> "Figure":
+    """Accuracy against attack success, one panel for each way of pre-training, in percent."""
+    from matplotlib.cm import ScalarMappable
+
+    rates = sorted({p.label.rate for panel in panels for p in panel.points if p.label.rate is not None})
+    kinds = sorted({p.label.objective for panel in panels for p in panel.points})
+    shapes = {kind: SHAPES[at % len(SHAPES)] for at, kind in enumerate(kinds)}
+    with _style():
+        figure, axes = _grid(max(len(panels), 1), columns, "ASR, attack success (%)", "zero-shot top-1 (%)")
+        colours, norm = _palette(rates)
+        for ax, panel in zip(axes, panels, strict=False):
+            _draw_panel(ax, panel, shapes, rates, colours)
+        if not panels:
+            axes[0].text(50, 0.5, "nothing measured yet", ha="center", color=INK)
+        axes[0].set_xlim(-3, 103)
+        if rates:
+            narrow = columns == 1
+            bar = figure.colorbar(
+                ScalarMappable(norm, colours),
+                ax=axes,
+                label="learning rate of the cleaning",
+                location="bottom" if narrow else "right",
+                fraction=0.05,
+                pad=0.02,
+            )
+            every = -(-len(rates) // (6 if narrow else 14))  # a label needs room
+            bar.set_ticks(
+                list(range(0, len(rates), every)), labels=[rate_text(r) for r in rates[::every]], minor=False
+            )
+            bar.ax.tick_params(which="both", length=0)
+        _legend(figure, panels, shapes)
+    return figure
+
+
+def dynamics(curves: Sequence[Curve], columns: int = 2) -> "Figure":
+    """Accuracy and attack success over the epochs of pre-training, in percent; a twin is dashed."""
+    from matplotlib.ticker import MaxNLocator
+
+    with _style():
+        figure, (left, right) = _grid(2, columns, "pre-training epoch", "", height=3.1)
+        ways = list(dict.fromkeys(curve.way for curve in curves))
+        for curve in curves:
+            at = ways.index(curve.way)
+            look: dict[str, Any] = {
+                "color": LINES[at % len(LINES)],
+                "linestyle": "--" if curve.twin else "-",
+                "marker": SHAPES[at % len(SHAPES)],
+                "markerfacecolor": "white" if curve.twin else None,
+                "markersize": 4.5,
+                "clip_on": False,
+            }
+            for ax, line in ((left, curve.top1), (right, curve.asr)):
+                ax.plot([e for e, _ in line], [100 * r for _, r in line], label=curve.label, **look)
+        left.set_title("zero-shot top-1 (%)")
+        right.set_title("ASR, attack success (%)")
+        right.set_ylim(-3, 103)
+        right.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if curves:
+            handles, labels = left.get_legend_handles_labels()
+            figure.legend(handles, labels, loc="outside lower center", ncols=min(columns, 2), frameon=False)
+    return figure
+
+
+def _style() -> AbstractContextManager[None]:
+    """A context in which our figures are made; names are never read as formulas."""
+    from matplotlib import rc_context
+
+    return rc_context(
+        {
+            "font.size": 9.5,
+            "axes.titlesize": 10.5,
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.grid": True,
+            "axes.axisbelow": True,
+            "grid.color": "#E4E4E4",
+            "grid.linewidth": 0.6,
+            "savefig.dpi": 160,
+            "text.parse_math": False,
+            "pdf.fonttype": 42,
+        }
+    )
+
+
+def _grid(count: int, columns: int, x: str, y: str, height: float = 3.7) -> "tuple[Figure, list[Axes]]":
+    """A figure with `count` axes that share their scales, `columns` a row."""
+    from matplotlib.figure import Figure
+
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    width = {1: 5.4, 2: 4.5}.get(columns, 3.9)
+    figure = Figure(figsize=(width * columns, height * rows + 0.5), layout="constrained")
+    axes = figure.subplots(rows, columns, sharex=True, sharey=bool(y), squeeze=False)
+    for spare in axes.flat[count:]:
+        spare.remove()
+    used = list(axes.flat[:count])
+    for at, ax in enumerate(used):
+        if at + columns >= count:
+            ax.set_xlabel(x)
+            ax.tick_params(labelbottom=True)
+        if y and at % columns == 0:
+            ax.set_ylabel(y)
+    return figure, used
+
+
+def _palette(rates: list[float]) -> "tuple[ListedColormap, BoundaryNorm]":
+    """One colour for each rate, dark to light, without viridis' palest tenth (lost on paper)."""
+    from matplotlib import colormaps
+    from matplotlib.colors import BoundaryNorm, ListedColormap
+
+    count = max(len(rates), 1)
+    shades = [colormaps["viridis"](0.92 * at / max(count - 1, 1)) for at in range(count)]
+    return ListedColormap(shades), BoundaryNorm([at - 0.5 for at in range(count + 1)], count)
+
+
+def _draw_panel(
+    ax: "Axes", panel: Panel, shapes: dict[str, str], rates: list[float], colours: "ListedColormap"
+) -> None:
+    """Draws one panel: the band, the start's accuracy, the frontier, every point, the ringed best one."""
+    ax.set_title(f"pre-trained with {panel.title}")
+    ax.axvspan(0, 100 * CAP, color=BAND, alpha=0.22, linewidth=0)
+    for start in panel.starts:
+        ax.axhline(100 * start.top1, color=INK, linestyle="--", linewidth=0.9, zorder=1)
+    x, y = _percents(pareto(panel.points))
+    ax.step(x, y, where="post", color=INK, linewidth=0.8, alpha=0.6, zorder=1.5)
+    for kind, shape in shapes.items():
+        mine = [p for p in panel.points if p.label.objective == kind]
+        paint = ["#888888" if (r := p.label.rate) is None else colours(rates.index(r)) for p in mine]
+        x, y = _percents(mine)
+        ax.scatter(x, y, s=26, c=paint, marker=shape, edgecolors="white", linewidths=0.4, zorder=2)
+    x, y = _percents(panel.twins)
+    ax.scatter(
+        x, y, s=58, marker="D", facecolors="none", edgecolors=TWIN, linewidths=1.5, clip_on=False, zorder=3
+    )
+    x, y = _percents(panel.starts)
+    ax.scatter(
+        x, y, s=190, marker="*", color=STAR, edgecolors="black", linewidths=0.6, clip_on=False, zorder=4
+    )
+    _ring(ax, panel)
+
+
+def _ring(ax: "Axes", panel: Panel) -> None:
+    """Rings the best point within the cap and writes its numbers beside it, or says there is none."""
+    best = best_accuracy(panel.points, CAP)
+    if best is None:
+        if panel.points:
+            text = f"no point at ASR ≤ {100 * CAP:g} %"
+            ax.text(0.09, 0.04, text, transform=ax.transAxes, color=INK, style="italic")
+        return
+    at = (100 * best.asr, 100 * best.top1)
+    ax.scatter(*at, s=120, facecolors="none", edgecolors="black", linewidths=1.4, zorder=5)
+    ax.annotate(
+        f"{percent(best.top1)}\nat ASR {percent(best.asr)}",
+        at,
+        xytext=(30, -34),
+        textcoords="offset points",
+        fontsize=9,
+        arrowprops={"arrowstyle": "-", "color": "black", "linewidth": 0.8, "shrinkB": 6},
+        bbox={"boxstyle": "round,pad=0.25", "facecolor": "white", "edgecolor": "#BBBBBB", "alpha": 0.92},
+        zorder=6,
+    )
+
+
+def _legend(figure: "Figure", panels: Sequence[Panel], shapes: dict[str, str]) -> None:
+    """Explains, below the panels, only those signs that are in use."""
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    def sign(marker: str, colour: str, label: str, hollow: bool = False) -> Line2D:
+        face = "none" if hollow else colour
+        return Line2D(
+            [], [], linestyle="", marker=marker, color=colour, markerfacecolor=face, markersize=8, label=label
+        )
+
+    signs: list[Line2D | Patch] = []
+    if any(panel.starts for panel in panels):
+        signs += [sign("*", STAR, "uncleaned model"), Line2D([], [], color=INK, ls="--", lw=0.9)]
+        signs[-1].set_label("its accuracy")
+    if any(panel.twins for panel in panels):
+        signs.append(sign("D", TWIN, "twin, never poisoned", hollow=True))
+    signs += [sign(shape, "#777777", f"cleaned, {kind}") for kind, shape in shapes.items()]
+    if shapes:
+        signs.append(Line2D([], [], color=INK, lw=0.8, alpha=0.6, label="frontier"))
+        signs.append(sign("o", "black", f"best at ASR ≤ {100 * CAP:g} %", hollow=True))
+    signs.append(Patch(color=BAND, alpha=0.3, label=f"ASR ≤ {100 * CAP:g} %"))
+    columns = 2 if figure.get_figwidth() < 6 else 4
+    figure.legend(handles=signs, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
+
+
+def _percents(points: Iterable[Point[Mark]] | Iterable[Point[str]]) -> tuple[list[float], list[float]]:
+    """Attack success and accuracy of the points as two lists, in percent."""
+    pairs = [(100 * p.asr, 100 * p.top1) for p in points]
+    return [x for x, _ in pairs], [y for _, y in pairs]

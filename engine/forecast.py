@@ -1,0 +1,161 @@
+"""What a study would do, before it does it: --dry-run touches nothing and needs no data.
+
+Memory of a rank = weights, gradients and AdamW's states as ZeRO splits them + what the towers keep for backward
+(counted on the meta device, so exact for eager mode) + the rows of the similarity matrices. Bytes of a step, per rank
+and ring: gradients 2 P (W-1)/W, at stage 3 also the weights, plus 2 (W-1) B D floats of features for each
+gathered matrix, forward and backward.
+"""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from configs.plan import Run, runs
+from configs.spec import Point, Spec
+from configs.stage import Stage
+from data.refusal import Refusal
+from data.shards import expand, read_index
+from engine import model
+from engine.checkpoint import committed
+from engine.job import finished
+from engine.world import place
+
+GIB = 1 << 30
+
+
+def forecast(spec: Spec, points: list[Point], stage: str | None, folder: Path) -> str:
+    """The plan of every run as text: a table, then what it means for this number of processes."""
+    from rich.console import Console
+    from rich.table import Table
+
+    _, world, _, _ = place()
+    table = Table(title=f"study {spec.name}: {folder}", title_justify="left")
+    for column in ("run", "what", "steps", "pairs", "poisoned", "parameters", "memory/rank", "bytes/rank/step", "state"):
+        table.add_column(column, overflow="fold", justify="left" if column in ("run", "what", "state") else "right")
+    notes: set[str] = set()
+    for run in runs(points, stage):
+        table.add_row(*_row(run, folder, world, notes))
+    out = io.StringIO()
+    console = Console(file=out, width=150)
+    console.print(table)
+    for note in sorted(notes):
+        console.print(note, markup=False, highlight=False)
+    console.print(f"{world} process{'es' * (world > 1)}, ZeRO stage {spec.machine.zero}; nothing was written", highlight=False)
+    return out.getvalue()
+
+
+def _row(run: Run, folder: Path, world: int, notes: set[str]) -> list[str]:
+    spec, stage = run.spec, run.settings
+    total, poisoned = _pairs(run, folder, notes)
+    pairs = total
+    if run.stage == "clean" and total is not None:
+        pairs = min(spec.data.clean.pairs or total, total - (0 if spec.data.clean.shards else poisoned or 0))
+    steps = None if pairs is None else pairs // stage.batch * stage.epochs
+    parameters, kept, width = size(spec.model.name, stage.objective.views)
+    memory = states(parameters, spec.machine.zero, spec.machine.precision, world)
+    rows = stage.batch // world
+    memory += rows * kept + 4 * 2 * (stage.objective.views + 1) * rows * stage.batch
+    shown = "" if run.stage == "clean" or poisoned is None else f"{0 if run.stage == 'twin' else poisoned:,}"
+    return [
+        run.folder,
+        run.title,
+        "?" if steps is None else f"{steps:,}",
+        "?" if pairs is None else f"{pairs:,}",
+        shown,
+        f"{parameters:,}",
+        f"{memory / GIB:.2f} GiB",
+        f"{traffic(parameters, spec.machine.zero, world, rows, width, stage) / 1e6:,.1f} MB",
+        _state(folder / run.folder),
+    ]
+
+
+def _pairs(run: Run, folder: Path, notes: set[str]) -> tuple[int | None, int | None]:
+    """(pairs that the run draws from, poisoned pairs); from the shards, or as the spec expects, or None."""
+    source = run.spec.data.pretrain
+    expected = source.expect
+    try:
+        expand(source.shards)
+        import tempfile
+
+        with tempfile.TemporaryDirectory() as cache:
+            held: int | None = len(_read(source.shards, Path(cache)))
+    except Refusal as refusal:
+        made = f"; make them with: {run.spec.data.made_by}" if run.spec.data.made_by else ""
+        notes.add(f"{str(refusal).split(';')[0]}: counting on data.pretrain.expect = {expected}{made}")
+        held = expected
+    poisoned = None if held is None else run.spec.attack.poison.number(held)
+    if run.stage == "clean" and (shards := run.spec.data.clean.shards):
+        try:
+            expand(shards)
+            with tempfile.TemporaryDirectory() as cache:
+                held = len(_read(shards, Path(cache)))
+        except Refusal as refusal:
+            notes.add(f"{str(refusal).split(';')[0]}: counting on data.clean.pairs = {run.spec.data.clean.pairs}")
+            held = run.spec.data.clean.pairs
+    return held, poisoned
+
+
+_held: dict[str, Any] = {}
+
+
+def _read(shards: str, cache: Path) -> Any:
+    if shards not in _held:
+        _held[shards] = read_index(shards, cache)
+    return _held[shards]
+
+
+def _state(folder: Path) -> str:
+    if finished(folder):
+        return "finished"
+    done = committed(folder / "checkpoints")
+    return f"at step {int(done[-1].name.removeprefix('step-')):,}" if done else "to do"
+
+
+_sizes: dict[tuple[str, int], tuple[int, int, int]] = {}
+
+
+def size(name: str, views: int) -> tuple[int, int, int]:
+    """(parameters, bytes kept for backward a pair, width of the embedding) of a model, without allocating it."""
+    if (name, views) not in _sizes:
+        towers = model.on_meta(name)
+        side, length = model.image_size(name), model.model_config(name)["text_cfg"].get("context_length", 77)
+        rows = 2 * views  # two pairs: BatchNorm refuses one
+        own = {p.untyped_storage()._cdata for p in towers.parameters()}
+        kept: dict[int, torch.UntypedStorage] = {}
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()  # two views of one storage are kept once
+            if storage._cdata not in own:
+                kept[storage._cdata] = storage
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            images, texts = towers(
+                torch.empty(rows, 3, side, side, dtype=torch.uint8, device="meta"),
+                torch.empty(rows, length, dtype=torch.int32, device="meta"),
+            )
+        each = sum(storage.nbytes() for storage in kept.values()) // 2
+        _sizes[name, views] = sum(p.numel() for p in towers.parameters()), each, images.shape[-1]
+    return _sizes[name, views]
+
+
+def states(parameters: int, zero: int, precision: str, world: int) -> int:
+    """Bytes of weights, gradients, and float32 master weights and moments on one rank (Rajbhandari et al. 2020)."""
+    half = precision in ("bf16", "fp16") or (precision == "auto" and torch.cuda.is_available())
+    weights, gradients = (2, 2) if half else (4, 4)
+    optimizer = 12 if half or zero else 8
+    split = [weights, gradients, optimizer]
+    for stage, part in ((1, 2), (2, 1), (3, 0)):
+        if zero >= stage:
+            split[part] = -(-split[part] // world) if world == 1 else split[part] / world  # type: ignore[call-overload]
+    return int(parameters * sum(split))
+
+
+def traffic(parameters: int, zero: int, world: int, rows: int, width: int, stage: Stage) -> float:
+    """Bytes that one rank sends in one step, at two bytes a gradient element on GPUs and four on CPU."""
+    each = 2 if torch.cuda.is_available() else 4
+    gradients = (3 if zero == 3 else 2) * parameters * each * (world - 1) / world
+    matrices = 2 * stage.objective.views
+    return gradients + matrices * 2 * (world - 1) * rows * width * 4

@@ -1,0 +1,314 @@
+"""One run from its spec to its finished folder: builds each part from its section, goes on from where it stands.
+
+runs/NAME/STAGE-FINGERPRINT/
+    spec.json  card.json  metrics.jsonl  plan.jsonl  poison.png  skipped.jsonl  checkpoints/  weights.safetensors  finished.json
+"""
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from configs.plan import Run, differences
+from data.augment import check_augment
+from data.decode import Bad, pixels
+from data.pipeline import Pairs, Reading, batches, clean_rows
+from data.poison import Plan, read_templates
+from data.refusal import Refusal
+from data.shards import Index, read_index
+from engine import checkpoint, evaluate, model, zero
+from engine import world as processes
+from engine.journal import Journal, read_rows
+from engine.picture import pairs_grid
+from engine.train import Cadence, Learner, train
+from engine.world import World
+
+@dataclass
+class Job:
+    """A run with its data, its evaluation sets and its folder: all that a user's mistake can touch, checked."""
+
+    run: Run
+    folder: Path
+    pairs: Pairs
+    plan: Plan | None
+    sets: list[evaluate.Examination]
+    tokenize: model.Tokenizer
+
+    @property
+    def steps(self) -> int:
+        """Steps of the whole run."""
+        return self.pairs.steps * self.run.settings.epochs
+
+
+def prepare(run: Run, study: Path, world: World) -> Job:
+    """The job of a run; Refusal for whatever is wrong with its data, its model or its batch."""
+    spec, stage = run.spec, run.settings
+    if stage.batch % world.size:
+        low = stage.batch // world.size * world.size
+        near = " and ".join(f"{n:,}" for n in (low, low + world.size) if n)
+        field = "clean.batch" if run.stage == "clean" else "pretrain.batch"
+        raise Refusal(f"{field} is {stage.batch:,}, which does not divide over {world.size} processes; nearest that do: {near}")
+    tokenize = model.Tokenizer(spec.model.name)
+    if stage.objective.views > 1:
+        check_augment(spec.data.augment)
+    index, plan = _poisoned(run, study, world)
+    chosen = np.arange(len(index))
+    if run.stage == "clean":
+        keys = set() if plan is None else {index.keys[i] for i in np.flatnonzero(plan.chosen)}
+        if spec.data.clean.shards:
+            index = _index(spec.data.clean.shards, study, world, spec.data.made_by)
+        chosen, plan = clean_rows(index, spec.seed, spec.data.clean.pairs, keys), None
+    size = model.image_size(spec.model.name)
+    reading = Reading(spec.seed, world.rank, world.size, stage.batch, stage.objective.views, size, spec.data.augment)
+    pairs = Pairs(index, chosen, spec.data, reading, tokenize, plan)
+    return Job(run, study / run.folder, pairs, plan, _sets(run, world), tokenize)
+
+
+def _poisoned(run: Run, study: Path, world: World) -> tuple[Index, Plan | None]:
+    """The pre-training pairs and the plan of which are poisoned; no plan for the untouched twin."""
+    spec = run.spec
+    index = _index(spec.data.pretrain.shards, study, world, spec.data.made_by)
+    number = spec.attack.poison.number(len(index))
+    if run.stage == "twin" or not number:
+        return index, None
+    named = spec.attack.captions
+    templates = model.imagenet_templates() if named == "imagenet" else read_templates(named)
+    mark = spec.attack.trigger.build(spec.seed)
+    return index, Plan(index.keys, number, spec.seed, mark, templates, spec.attack.target)
+
+
+_indices: dict[tuple[str, Path], Index] = {}
+_examinations: dict[str, list[evaluate.Examination]] = {}
+
+
+def _index(shards: str, study: Path, world: World, made_by: str | None) -> Index:
+    """The index of some shards, read once a process."""
+    if (shards, study) not in _indices:
+        try:
+            index = read_index(shards, study.parent / ".index", (world.rank, world.size), processes.barrier)
+        except Refusal as refusal:
+            raise Refusal(f"{refusal}; make them with: {made_by}" if made_by and "match no" in str(refusal) else refusal) from None
+        _indices[shards, study] = index
+    return _indices[shards, study]
+
+
+def _sets(run: Run, world: World) -> list[evaluate.Examination]:
+    """The evaluation sets, decoded once for all runs that measure the same."""
+    spec = run.spec
+    parts = [spec.data.test, spec.measure, spec.attack.trigger, spec.attack.target, spec.seed, spec.model.name]
+    if repr(parts) not in _examinations:
+        _examinations.clear()
+        _examinations[repr(parts)] = evaluate.examinations(spec, world)
+    return _examinations[repr(parts)]
+
+
+def finished(folder: Path) -> bool:
+    """Whether the run in a folder ended and its weights are there."""
+    return (folder / "finished.json").is_file() and (folder / "weights.safetensors").is_file()
+
+
+def perform(job: Job, world: World, stop: Callable[[], bool], say: Callable[[dict[str, Any]], None]) -> None:
+    """Carries the run out to its end, from its newest checkpoint if it has one; Stopped if it was asked to stop."""
+    began = time.monotonic()
+    run, machine, stage = job.run, job.run.spec.machine, job.run.settings
+    towers = model.build(run.spec.model.name, run.spec.seed)
+    log_scale = model.INITIAL_SCALE
+    if run.start is not None:
+        log_scale = model.load_weights(towers, job.folder.parent / run.start.folder / "weights.safetensors")
+    parameters = sum(p.numel() for p in towers.parameters())
+    rows = stage.batch // world.size
+    engine, adam = zero.wrap(towers.to(world.device), stage.optimizer, machine, world, rows)
+    learner = Learner.make(engine, log_scale, stage.objective.build(), stage.optimizer, job.steps, world)
+    checkpoints, digest = job.folder / "checkpoints", job.pairs.index.digest()
+    found = checkpoint.newest(checkpoints, world, machine.zero)
+    start, length = 0, 0
+    if found is not None:
+        path, facts = found
+        _same_data(facts["data"], digest, path)
+        zero.load(engine, path.parent, path.name)
+        learner.restore(checkpoint.own_state(path, world.rank))
+        start, length = facts["step"], facts["journal"]
+    processes.together(lambda: _open_folder(job))
+    card = _card(job, world, parameters, adam, digest)
+    if world.first:
+        _write(job.folder / "card.json", card)
+        say({**card, "goes on at step": start} if start else card)
+    journal = Journal(job.folder, run.title, job.steps, start, length, world.first)
+    try:
+        if not start:
+            _show(job, journal, world)
+            _measure(job, learner, journal, world, 0, 0)
+        ledger = Ledger(job, world)
+
+        def save(step: int) -> None:
+            _average_statistics(engine)
+            facts = {"journal": journal.mark, "data": digest, "zero": machine.zero, "spec": run.decides, "versions": card["versions"]}
+            checkpoint.save(checkpoints, step, facts, learner.state(), world, lambda tag: zero.save(engine, checkpoints, tag))
+
+        def measure(epoch: int, step: int) -> None:
+            _measure(job, learner, journal, world, epoch, step)
+
+        cadence = Cadence(
+            job.pairs.steps, machine.log_steps, 60 * machine.save_minutes, stop, measure, save, ledger.add
+        )  # fmt: skip
+        workers = _workers(machine.workers, world)
+        train(learner, batches(job.pairs, stage.epochs, start, workers), journal, cadence, world)
+        _finish(job, learner, journal, world, checkpoints, time.monotonic() - began)
+    finally:
+        journal.close()
+        engine.destroy()
+
+
+def _workers(workers: int | str, world: World) -> int:
+    if workers != "auto":
+        return int(workers)
+    return 0 if world.device.type == "cpu" else min(8, max(1, (os.cpu_count() or 1) // world.local_size - 1))
+
+
+def _same_data(then: str, now: str, path: Path) -> None:
+    if then != now:
+        raise Refusal(f"{path} was trained on other pairs than the shards hold now; put the shards back, or delete {path.parent.parent}")
+
+
+def _average_statistics(engine: Any) -> None:
+    """Makes BatchNorm's running statistics the same on all ranks: their mean."""
+    processes.mean_([buffer for buffer in engine.module.buffers() if buffer.is_floating_point()])
+
+
+def _measure(job: Job, learner: Learner, journal: Journal, world: World, epoch: int, step: int) -> None:
+    _average_statistics(learner.engine)
+    began = time.monotonic()
+    for numbers in evaluate.evaluate(learner.engine, job.tokenize, job.sets, world, job.run.spec.machine.eval_batch):
+        journal.row("measure", epoch=epoch, step=step, **numbers, seconds=round(time.monotonic() - began, 3))
+
+
+class Ledger:
+    """Samples that can't be used, listed in skipped.jsonl by shard, key and cause; Refusal beyond data.max_bad."""
+
+    def __init__(self, job: Job, world: World) -> None:
+        self.path, self.world = job.folder / "skipped.jsonl", world
+        self.total, self.most = len(job.pairs.index) + len(job.pairs.index.bad), job.run.spec.data.max_bad
+        self.entries: dict[str, tuple[str, str]] = {}
+        for entry in read_rows(self.path):
+            self.entries[entry["key"]] = (entry["shard"], entry["cause"])
+        self.add(list(job.pairs.index.bad))
+
+    def add(self, skipped: list[tuple[str, str, str]]) -> None:
+        """Takes the same entries on every rank."""
+        new = {key: (shard, cause) for shard, key, cause in skipped if key not in self.entries}
+        self.entries.update(new)
+        if new and self.world.first:
+            with self.path.open("a") as file:
+                file.writelines(json.dumps({"key": k, "shard": s, "cause": c}) + "\n" for k, (s, c) in new.items())
+        if len(self.entries) > self.most * self.total:
+            causes = sorted({cause for _, cause in self.entries.values()})
+            worst = sorted({shard for shard, _ in self.entries.values()})[:3]
+            raise Refusal(
+                f"{len(self.entries):,} of {self.total:,} pairs can't be used ({', '.join(causes)}; in {', '.join(worst)}), more "
+                f"than data.max_bad = {self.most:.2%}; mend or remove those shards, or raise data.max_bad; all are in {self.path}"
+            )
+
+
+def _open_folder(job: Job) -> None:
+    """The run's folder with its spec; Refusal if another spec is in it."""
+    job.folder.mkdir(parents=True, exist_ok=True)
+    spec, path = job.run.decides, job.folder / "spec.json"
+    if path.exists() and (changes := differences(json.loads(path.read_text()), spec)):
+        raise Refusal(f"{job.folder} holds a run of another spec ({'; '.join(changes)}); delete it to begin anew")
+    _write(path, spec)
+
+
+def _write(path: Path, value: Any) -> None:
+    """Writes JSON whole or not at all."""
+    fresh = path.with_name(f".{path.name}")
+    fresh.write_text(json.dumps(value, indent=1) + "\n")
+    os.replace(fresh, path)
+
+
+def _card(job: Job, world: World, parameters: int, adam: str, digest: str) -> dict[str, Any]:
+    """What a reader wants to know before step 0."""
+    run, stage, machine = job.run, job.run.settings, job.run.spec.machine
+    device = torch.cuda.get_device_name() if world.device.type == "cuda" else f"{platform.processor() or platform.machine()} CPU"
+    packages = ("torch", "deepspeed", "open_clip_torch", "numpy", "pillow")
+    return {
+        "run": run.folder,
+        "title": run.title,
+        "start": run.start.folder if run.start else None,
+        "model": f"{run.spec.model.name}, {parameters:,} parameters and the scale",
+        "objective": stage.objective.model_dump(),
+        "pairs": len(job.pairs.chosen),
+        "poisoned pairs": int(job.plan.chosen.sum()) if job.plan else 0,
+        "epochs": stage.epochs,
+        "steps": f"{job.steps:,} ({job.pairs.steps:,} an epoch)",
+        "batch": f"{stage.batch:,} ({stage.batch // world.size:,} a process)",
+        "optimizer": f"{adam} AdamW, rate {stage.optimizer.rate:g}, warm-up {stage.optimizer.warmup} steps, decay {stage.optimizer.decay:g}",
+        "precision": zero.precision(machine, world.device),
+        "ZeRO stage": machine.zero,
+        "processes": world.size,
+        "device": f"{device}, {torch.get_num_threads()} threads a process",
+        "data digest": digest,
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+    }
+
+
+def _show(job: Job, journal: Journal, world: World) -> None:
+    """Writes the poison plan, and a grid of poisoned pairs, to the folder and to TensorBoard."""
+    if not world.first:
+        return
+    journal.text("spec", json.dumps(job.run.decides, indent=1))
+    if job.plan is None:
+        return
+    poisoned = np.flatnonzero(job.plan.chosen)
+    index, grid = job.pairs.index, []
+    with (job.folder / "plan.jsonl").open("w") as file:
+        for i in poisoned:
+            key = index.keys[i]
+            row = {"key": key, "shard": os.path.basename(index.paths[index.shard[i]]), "caption": job.plan.caption(key)}
+            file.write(json.dumps(row) + "\n")
+    for i in poisoned[:8]:
+        try:
+            image, _ = job.pairs.raw(int(i))
+            grid.append((job.plan.marked(pixels(image), index.keys[i]), job.plan.caption(index.keys[i])))
+        except Bad:
+            continue  # the ledger counts it when training meets it
+    if grid:
+        from PIL import Image
+
+        picture = pairs_grid(grid)
+        Image.fromarray(picture).save(job.folder / "poison.png")
+        journal.picture("poisoned pairs", picture)
+
+
+def _finish(job: Job, learner: Learner, journal: Journal, world: World, checkpoints: Path, seconds: float) -> None:
+    """Writes the weights, then finished.json, then removes the checkpoints."""
+    _average_statistics(learner.engine)
+    with zero.full_weights(learner.engine, job.run.spec.machine):
+        state = model.weights(learner.engine.module, learner.log_scale) if world.first else {}
+    processes.together(lambda: _write_weights(job, state, journal, seconds))
+    if world.first:
+        shutil.rmtree(checkpoints, ignore_errors=True)
+
+
+def _write_weights(job: Job, state: dict[str, torch.Tensor], journal: Journal, seconds: float) -> None:
+    from safetensors.torch import save_file
+
+    fresh, final = job.folder / ".weights.safetensors", job.folder / "weights.safetensors"
+    with checkpoint.disk(job.folder):
+        save_file({name: value.float() if value.is_floating_point() else value for name, value in state.items()}, fresh)
+        fresh.rename(final)
+    last = [row for row in read_rows(job.folder / "metrics.jsonl") if row["kind"] == "measure"]
+    results = {name: value for row in last[-1:] for name, value in row.items() if isinstance(value, float) and name != "seconds"}
+    card = job.run.card()
+    journal.hparams({k: v for k, v in card.items() if v is not None and k not in ("run", "swept", "title")}, results)
+    digest = hashlib.sha256(final.read_bytes()).hexdigest()
+    _write(job.folder / "finished.json", {"steps": job.steps, "journal": journal.mark, "weights": digest, "seconds": round(seconds, 1)})

@@ -1,0 +1,165 @@
+"""The two towers and their tokenizer. The only door to open_clip.
+
+The learned scale is not a parameter of the towers: ZeRO shards and flattens what it owns, and a single number that is
+clamped after every step is better kept whole on each rank (engine/train.py). `weights` puts it back where open_clip
+expects it.
+"""
+
+import json
+import logging
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from configs.explain import suggestion
+from data.chance import derive
+from data.refusal import Refusal
+
+OWN = Path(__file__).resolve().parent.parent / "configs" / "models"
+INITIAL_SCALE = math.log(1 / 0.07)  # Radford et al. 2021
+MAX_SCALE = math.log(100.0)
+MEMO = 200_000  # captions whose tokens are kept
+
+
+@cache
+def _open_clip() -> Any:
+    import open_clip  # imported when first needed: 2 s
+
+    open_clip.add_model_config(OWN)
+    return open_clip
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """open_clip warns on the root logger that a model has random weights; here that is what was asked for."""
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def model_config(name: str) -> dict[str, Any]:
+    """open_clip's configuration of a model; Refusal naming close ones if there is none."""
+    known = _open_clip().list_models()
+    if name not in known:
+        hint = suggestion(name, known) if len(name) > 2 else ""
+        own = ", ".join(sorted(path.stem for path in OWN.glob("*.json")))
+        raise Refusal(
+            f"model.name is '{name}', which open_clip does not know{hint if 'did you mean' in hint else ''} "
+            f"valid: {own} of ours and open_clip's {', '.join(n for n in known if n not in own)}"
+        )
+    return dict(_open_clip().get_model_config(name))
+
+
+def image_size(name: str) -> int:
+    """Side of the square picture that the model takes, in pixels."""
+    size = model_config(name)["vision_cfg"].get("image_size", 224)
+    return int(size if isinstance(size, int) else size[0])
+
+
+class Tokenizer:
+    """Captions to tokens, int64 [n, L], by open_clip's own tokenizer; remembers captions; picklable."""
+
+    def __init__(self, name: str) -> None:
+        config = model_config(name)
+        if "hf_tokenizer_name" in config.get("text_cfg", {}) or "hf_model_name" in config.get("text_cfg", {}):
+            raise Refusal(f"model.name '{name}' needs a tokenizer from a hub; choose a model with CLIP's own tokenizer")
+        self.name, self.memo = name, dict[str, torch.Tensor]()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"name": self.name, "memo": {}}
+
+    def __call__(self, captions: list[str]) -> torch.Tensor:
+        new = list({text for text in captions if text not in self.memo})
+        if len(self.memo) + len(new) > MEMO:
+            self.memo.clear()
+            new = list(set(captions))
+        if new:
+            self.memo.update(zip(new, _tokenizer(self.name)(new), strict=True))
+        return torch.stack([self.memo[text] for text in captions])
+
+
+@cache
+def _tokenizer(name: str) -> Any:
+    with _quiet():
+        return _open_clip().get_tokenizer(name)
+
+
+class Towers(nn.Module):
+    """Pictures and token rows to unit rows; everything goes through `forward`, as ZeRO-3 needs."""
+
+    def __init__(self, clip: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        del clip.logit_scale
+        self.clip: Any = clip
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+
+    def forward(
+        self, images: torch.Tensor | None, tokens: torch.Tensor | None
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Unit float32 rows [n, D] of uint8 pictures [n, 3, H, W] and of integer tokens [m, L]; None for None."""
+        rows = texts = None
+        if images is not None:
+            dtype = next(self.clip.visual.parameters()).dtype
+            pixels = (images.float() / 255 - self.mean.float()) / self.std.float()
+            pixels = pixels.to(dtype, memory_format=torch.channels_last)
+            rows = F.normalize(self.clip.encode_image(pixels).float(), dim=-1)
+        if tokens is not None:
+            texts = F.normalize(self.clip.encode_text(tokens.long()).float(), dim=-1)
+        return rows, texts
+
+
+def build(name: str, seed: int) -> Towers:
+    """Freshly initialised towers, the same for the same seed; global generators are left as they were."""
+    model_config(name)
+    with torch.random.fork_rng(), _quiet():
+        torch.manual_seed(derive(seed, "init"))
+        clip = _open_clip().create_model(name)
+    return Towers(clip, clip.visual.preprocess_cfg["mean"], clip.visual.preprocess_cfg["std"])
+
+
+def on_meta(name: str) -> Towers:
+    """The towers without storage, to count with."""
+    with torch.device("meta"), _quiet():
+        clip = _open_clip().create_model(name, device="meta")
+    return Towers(clip, (0.0,) * 3, (1.0,) * 3).to("meta")
+
+
+def weights(towers: Towers, log_scale: torch.Tensor) -> dict[str, torch.Tensor]:
+    """open_clip's state dict: the towers and the scale as a float32 scalar."""
+    state = {key: value.detach().cpu().contiguous() for key, value in towers.clip.state_dict().items()}
+    return {**state, "logit_scale": log_scale.detach().float().cpu().reshape(())}
+
+
+def load_weights(towers: Towers, path: Path) -> float:
+    """Loads what `weights` gave from a safetensors file; returns the log scale. Refusal naming mismatching tensors."""
+    from safetensors.torch import load_file
+
+    state = load_file(path)
+    scale = float(state.pop("logit_scale"))
+    own = towers.clip.state_dict()
+    wrong = [key for key in own.keys() | state.keys() if key not in own or key not in state or own[key].shape != state[key].shape]
+    if wrong:
+        raise Refusal(f"{path} holds another architecture: {len(wrong)} tensors differ, first {sorted(wrong)[0]}")
+    towers.clip.load_state_dict(state)
+    return scale
+
+
+def imagenet_templates() -> list[str]:
+    """The 80 prompt templates of CLIP for ImageNet, with {c} for the class."""
+    return [template("{c}") for template in _open_clip().OPENAI_IMAGENET_TEMPLATES]
+
+
+def export_config(name: str) -> str:
+    """open_clip_config.json for a model of this architecture."""
+    mean, std = _open_clip().OPENAI_DATASET_MEAN, _open_clip().OPENAI_DATASET_STD
+    return json.dumps({"model_cfg": model_config(name), "preprocess_cfg": {"mean": mean, "std": std}}, indent=2) + "\n"

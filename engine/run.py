@@ -1,0 +1,123 @@
+"""Runs a spec: deepspeed engine/run.py --spec specs/demo.yaml, or python engine/run.py for one process.
+
+Goes on from where the study stands: finished runs are recognised by their fingerprint, an unfinished one continues
+from its newest checkpoint.
+"""
+
+import argparse
+import os
+import shlex
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+if Path(sys.path[0] or ".").resolve() == ROOT / "engine":
+    sys.path[0] = str(ROOT)  # the script's own folder would shadow other packages and hide ours
+
+from data.refusal import Refusal  # noqa: E402  (after the path)
+
+RUNS = Path("runs")
+
+
+def arguments(given: list[str]) -> argparse.Namespace:
+    """The command line; its launcher may add --local_rank."""
+    parser = argparse.ArgumentParser(prog="deepspeed engine/run.py", description=__doc__.split("\n\n")[0], allow_abbrev=False)
+    parser.add_argument("--spec", metavar="FILE", help="the experiment, a YAML file such as specs/demo.yaml")
+    parser.add_argument("--set", metavar="PATH=VALUE", action="append", default=[], help="override one field of the spec; repeatable")
+    parser.add_argument("--stage", choices=("pretrain", "clean"), help="only this stage")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan of every run and touch nothing")
+    parser.add_argument("--schema", action="store_true", help="print the JSON schema of a spec")
+    parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)
+    out = parser.parse_args(given)
+    if not out.schema and out.spec is None:
+        parser.error("give --spec FILE, for example --spec specs/demo.yaml")
+    return out
+
+
+def command(given: list[str]) -> str:
+    """The command that goes on with this study."""
+    words = [word for word in given if not word.startswith("--local_rank")]
+    size = int(os.environ.get("WORLD_SIZE", 1))
+    launcher = f"deepspeed --num_gpus {size}" if size > 1 else "deepspeed" if "CROSS_RANK" in os.environ else "python"
+    return f"{launcher} {shlex.join([os.path.relpath(__file__), *words])}"
+
+
+def main(given: list[str]) -> int:
+    """The exit code: 0 done, 2 the user can put something right, 143 saved after SIGTERM, 130 after Ctrl-C."""
+    options = arguments(given)
+    first, studying, code = int(os.environ.get("RANK", 0)) == 0, False, 1
+    try:
+        from configs.spec import load, schema
+
+        if options.schema:
+            print(schema(), end="")
+            return 0
+        spec, points = load(options.spec, options.set)
+        if options.dry_run:
+            from engine.forecast import forecast
+
+            print(forecast(spec, points, options.stage, RUNS / spec.name), end="")
+            return 0
+        studying = True
+        code = study(options, spec, points, command(given))
+    except Refusal as refusal:
+        code = 2
+        if not first:
+            time.sleep(3)  # a refusal that rank 0 shares ends this process before it repeats the words
+        print(f"error: {refusal}" if first else f"error on rank {os.environ['RANK']}: {refusal}", file=sys.stderr, flush=True)
+    finally:
+        if studying and first and code:
+            print(f"go on with: {command(given)}", file=sys.stderr, flush=True)
+    return code
+
+
+def study(options: argparse.Namespace, spec: Any, points: Any, again: str) -> int:
+    """Carries out every run of the study that is not finished, then writes the report."""
+    from configs.plan import runs
+    from engine import job, zero
+    from engine import world as processes
+    from engine.study import begin, conclude, say
+
+    asked = {"to stop": 0}
+
+    def ask(sign: int, frame: object) -> None:
+        if asked["to stop"]:
+            os._exit(128 + sign)  # asked twice: at once
+        asked["to stop"] = sign
+
+    signal.signal(signal.SIGTERM, ask)
+    signal.signal(signal.SIGINT, ask)
+    folder = RUNS / spec.name
+    plan = runs(points, options.stage)
+    world = processes.join()
+    try:
+        for run in plan:  # whatever is wrong with the data shows now, before anything is trained
+            if not job.finished(folder / run.folder):
+                job.prepare(run, folder, world)
+        processes.together(lambda: begin(folder, spec, runs(points), again))
+        zero.prepare()
+        for number, run in enumerate(plan, 1):
+            if job.finished(folder / run.folder):
+                continue
+            from engine.train import Stopped
+
+            try:
+                ready = job.prepare(run, folder, world)
+                job.perform(ready, world, lambda: bool(asked["to stop"]), lambda card: say(card, number, len(plan)))
+            except Stopped:
+                if world.first:
+                    print("stopped and saved", file=sys.stderr, flush=True)
+                return 128 + (asked["to stop"] or signal.SIGTERM)
+        processes.barrier()
+        if world.first:
+            conclude(folder)
+        return 0
+    finally:
+        processes.leave()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

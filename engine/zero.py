@@ -1,0 +1,94 @@
+"""DeepSpeed: ZeRO, precision, clipping and the optimizer's step around the towers. The only door to deepspeed,
+with engine/optimizer.py, which takes its Adam."""
+
+import logging
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from configs.machine import Machine
+from configs.stage import Optimizer
+from data.refusal import Refusal
+from engine import optimizer
+from engine.model import Towers
+from engine.world import World
+
+ALLOWED = ("LossScaler", "ZeroStageEnum", "fragment_address")  # the classes that a checkpoint of DeepSpeed holds
+
+
+def prepare() -> None:
+    """Imports DeepSpeed so that it loads no pickled code, compiles nothing at the first start and keeps quiet."""
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of its own use of deprecated names
+        import deepspeed
+        import deepspeed.ops
+        from deepspeed.runtime.fp16.loss_scaler import LossScaler
+        from deepspeed.runtime.zero.config import ZeroStageEnum
+        from deepspeed.utils.tensor_fragment import fragment_address
+    # on CPU it would build a shared-memory op for minutes, and a process killed meanwhile leaves a lock for ever
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    for name in ("DeepSpeed", "deepspeed"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    torch.serialization.add_safe_globals([LossScaler, ZeroStageEnum, fragment_address])
+
+
+def precision(machine: Machine, device: torch.device) -> str:
+    """fp32, bf16 or fp16; `auto` resolved for this device."""
+    if machine.precision != "auto":
+        if machine.precision == "fp16" and device.type != "cuda":
+            raise Refusal("machine.precision is fp16, which needs a GPU; use auto")
+        return machine.precision
+    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+
+
+def wrap(towers: Towers, section: Optimizer, machine: Machine, world: World, rows: int) -> tuple[Any, str]:
+    """(DeepSpeed engine, name of the optimizer); `rows` pairs a rank and step."""
+    import deepspeed
+
+    kind = precision(machine, world.device)
+    stepper, name = optimizer.adamw(machine.adam, optimizer.groups(towers, section), section, world.device)
+    config = {
+        "train_micro_batch_size_per_gpu": rows,
+        "gradient_accumulation_steps": 1,
+        "steps_per_print": 1 << 60,
+        "gradient_clipping": section.clip or 0.0,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "bf16": {"enabled": kind == "bf16"},
+        "fp16": {"enabled": kind == "fp16"},
+        "zero_optimization": {
+            "stage": machine.zero,
+            "reduce_bucket_size": 25_000_000,  # the default of 5e8 is one bucket for a CLIP model: no overlap
+            "allgather_bucket_size": 25_000_000,
+            "overlap_comm": world.device.type == "cuda",
+        },
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        engine, *_ = deepspeed.initialize(model=towers, optimizer=stepper, config=config)
+    return engine, name
+
+
+def full_weights(engine: Any, machine: Machine) -> Any:
+    """A context in which the towers' parameters are whole on every rank, also at stage 3."""
+    import deepspeed
+
+    return deepspeed.zero.GatheredParameters(list(engine.module.parameters()), enabled=machine.zero == 3)
+
+
+def save(engine: Any, folder: Path, tag: str) -> None:
+    """DeepSpeed's own files under folder/tag; the commit is engine/checkpoint.py's work, so no `latest`."""
+    engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
+
+
+def load(engine: Any, folder: Path, tag: str) -> None:
+    """The state that `save` wrote, on every rank."""
+    path, _ = engine.load_checkpoint(str(folder), tag=tag)
+    if path is None:
+        raise Refusal(f"DeepSpeed found no checkpoint in {folder / tag}")

@@ -1,0 +1,10 @@
+"""The registry of measures: one file and one entry each. Imports neither data, objectives, configs nor engine."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from measures.attack_success import AttackSuccess
+from measures.zero_shot import ZeroShot
+
+AnyMeasure = Annotated[ZeroShot | AttackSuccess, Field(discriminator="kind")]

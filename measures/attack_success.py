@@ -1,0 +1,34 @@
+"""Attack success rate (ASR): how often the trigger turns a picture into the target (arXiv 2311.14948, section 4).
+
+    ASR = #{x : y(x) != target, predicted(trigger(x)) = target} / #{x : y(x) != target}
+
+Pictures of the target class are excluded from numerator and denominator.
+"""
+
+from functools import partial
+from typing import ClassVar, Literal
+
+from measures.classifier import predict
+from measures.contract import Encoded, Measure, MeasureSection
+
+
+class AttackSuccess(MeasureSection):
+    """Share of triggered pictures of other classes that are taken for the target."""
+
+    kind: Literal["attack_success"]
+    triggered: ClassVar[bool] = True
+
+    def build(self) -> Measure:
+        """The function Encoded -> {"asr"}."""
+        return partial(attack_success)
+
+
+def attack_success(encoded: Encoded) -> dict[str, float]:
+    """`asr`, a fraction of the pictures of every class but the target."""
+    if encoded.triggered is None:
+        raise ValueError("attack_success needs the triggered pictures")
+    others = encoded.labels != encoded.target
+    if not others.any():
+        raise ValueError("attack_success needs pictures of another class than the target")
+    fooled = predict(encoded.triggered, encoded.classes) == encoded.target
+    return {"asr": (fooled & others).sum().item() / int(others.sum())}

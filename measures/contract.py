@@ -1,0 +1,35 @@
+"""What every measure promises.
+
+A measure section names an evaluation set (`images`), says whether it needs the triggered pictures (`triggered`), and
+has `build()`, which returns a picklable pure function Encoded -> named numbers. Pictures are encoded once for all
+measures; every number comes from counts over whole sets, so it does not depend on the number of ranks.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """An evaluation set as unit embeddings: M pictures, C classes, D width."""
+
+    images: torch.Tensor  # [M, D]
+    triggered: torch.Tensor | None  # [M, D], the same pictures with the trigger; None if no measure needs them
+    labels: torch.Tensor  # int64 [M]
+    classes: torch.Tensor  # [C, D]
+    target: int  # class the attack aims at
+
+
+Measure = Callable[[Encoded], dict[str, float]]
+
+
+class MeasureSection(BaseModel):
+    """The parent of every measure's section: frozen, unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    images: str = Field(description="name of an evaluation set in data.test")
+    triggered: ClassVar[bool] = False

@@ -1,0 +1,53 @@
+"""The frontier: which of many (attack success, accuracy) points are worth having.
+
+Pure functions over points; a point whose rate is not a number qualifies for nothing.
+"""
+
+from collections.abc import Iterable
+from typing import Generic, NamedTuple, TypeVar
+
+Label = TypeVar("Label")
+
+
+class Point(NamedTuple, Generic[Label]):
+    """One evaluation of one model; both rates are fractions in [0, 1], `label` is the caller's own."""
+
+    asr: float
+    top1: float
+    label: Label
+
+
+def best_accuracy(points: Iterable[Point[Label]], cap: float) -> Point[Label] | None:
+    """The most accurate point whose attack success is at most `cap`, or None.
+
+    Of equally accurate points the one with the lower attack success wins, then the earlier one.
+    """
+    fit = [p for p in points if p.asr <= cap and not _is_nan(p)]
+    return max(fit, key=lambda p: (p.top1, -p.asr), default=None)
+
+
+def lowest_asr(points: Iterable[Point[Label]], floor: float) -> Point[Label] | None:
+    """The point of lowest attack success whose accuracy is at least `floor`, or None.
+
+    Of points with equal attack success the more accurate one wins, then the earlier one.
+    """
+    fit = [p for p in points if p.top1 >= floor and not _is_nan(p)]
+    return min(fit, key=lambda p: (p.asr, -p.top1), default=None)
+
+
+def pareto(points: Iterable[Point[Label]]) -> list[Point[Label]]:
+    """The points that no other point beats, from low to high attack success (and accuracy).
+
+    A point is beaten when another has no higher attack success and no lower accuracy, and one of the
+    two strictly better. Of points with equal rates the earliest stays.
+    """
+    front: list[Point[Label]] = []
+    for p in sorted((p for p in points if not _is_nan(p)), key=lambda p: (p.asr, -p.top1)):
+        if not front or p.top1 > front[-1].top1:
+            front.append(p)
+    return front
+
+
+def _is_nan(point: Point[Label]) -> bool:
+    """Whether one of the two rates is not a number."""
+    return point.asr != point.asr or point.top1 != point.top1

@@ -1,0 +1,99 @@
+"""measures.frontier: answers worked out by hand, and laws that hold for any points."""
+
+import math
+from itertools import pairwise
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from measures.frontier import Point, best_accuracy, lowest_asr, pareto
+
+POINTS = [
+    Point(0.99, 0.72, "start"),
+    Point(0.50, 0.70, "a"),
+    Point(0.05, 0.60, "b"),
+    Point(0.04, 0.60, "c"),
+    Point(0.01, 0.40, "d"),
+    Point(0.60, 0.65, "beaten by a"),
+]
+
+rates = st.sampled_from([0.0, 0.01, 0.05, 0.1, 0.5, 0.9, 1.0]) | st.floats(0, 1)
+clouds = st.lists(st.tuples(rates, rates), max_size=30).map(
+    lambda pairs: [Point(asr, top1, at) for at, (asr, top1) in enumerate(pairs)]
+)
+
+
+def test_best_accuracy_by_hand() -> None:
+    assert best_accuracy(POINTS, 0.01) == Point(0.01, 0.40, "d")
+    assert best_accuracy(POINTS, 0.05) == Point(0.04, 0.60, "c"), "the cap is included, the tie goes to c"
+    assert best_accuracy(POINTS, 0.50) == Point(0.50, 0.70, "a")
+    assert best_accuracy(POINTS, 1.00) == Point(0.99, 0.72, "start")
+    assert best_accuracy(POINTS, 0.009) is None
+
+
+def test_lowest_asr_by_hand() -> None:
+    assert lowest_asr(POINTS, 0.0) == Point(0.01, 0.40, "d")
+    assert lowest_asr(POINTS, 0.60) == Point(0.04, 0.60, "c")
+    assert lowest_asr(POINTS, 0.65) == Point(0.50, 0.70, "a")
+    assert lowest_asr(POINTS, 0.73) is None
+    assert lowest_asr([Point(0.1, 0.5, "x"), Point(0.1, 0.6, "y")], 0.5) == Point(0.1, 0.6, "y")
+
+
+def test_pareto_by_hand() -> None:
+    assert [p.label for p in pareto(POINTS)] == ["d", "c", "a", "start"]
+    assert pareto([]) == []
+    assert pareto([Point(0.1, 0.5, 1), Point(0.1, 0.5, 2)]) == [Point(0.1, 0.5, 1)]
+
+
+def test_not_a_number_qualifies_for_nothing() -> None:
+    broken = [Point(math.nan, 0.5, "x"), Point(0.0, math.nan, "y")]
+    assert best_accuracy(broken, 1.0) is None
+    assert lowest_asr(broken, 0.0) is None
+    assert pareto(broken) == []
+    assert best_accuracy([*broken, Point(0.2, 0.3, "z")], 1.0) == Point(0.2, 0.3, "z")
+
+
+@given(clouds, rates)
+def test_best_accuracy_is_within_the_cap_and_unbeaten(points: list[Point[int]], cap: float) -> None:
+    best = best_accuracy(points, cap)
+    fit = [p for p in points if p.asr <= cap]
+    assert (best is None) == (not fit)
+    if best is not None:
+        assert best in fit
+        assert best.top1 == max(p.top1 for p in fit)
+
+
+@given(clouds, rates)
+def test_lowest_asr_is_best_accuracy_seen_from_the_other_axis(points: list[Point[int]], floor: float) -> None:
+    found = lowest_asr(points, floor)
+    fit = [p for p in points if p.top1 >= floor]
+    assert (found is None) == (not fit)
+    if found is not None:
+        assert found in fit
+        assert found.asr == min(p.asr for p in fit)
+
+
+@given(clouds, rates, rates)
+def test_a_looser_cap_never_costs_accuracy(points: list[Point[int]], one: float, other: float) -> None:
+    tight, loose = (best_accuracy(points, cap) for cap in sorted((one, other)))
+    assert tight is None or (loose is not None and loose.top1 >= tight.top1)
+
+
+@given(clouds)
+def test_pareto_rises_on_both_axes_and_covers_every_point(points: list[Point[int]]) -> None:
+    front = pareto(points)
+    assert all(p in points for p in front)
+    assert all(low.asr < high.asr and low.top1 < high.top1 for low, high in pairwise(front))
+    assert all(any(f.asr <= p.asr and f.top1 >= p.top1 for f in front) for p in points)
+
+
+@given(clouds, rates, st.randoms(use_true_random=False))
+def test_pareto_holds_every_answer_in_any_order(points: list[Point[int]], cap: float, random: object) -> None:
+    rates_of = {(p.asr, p.top1) for p in pareto(points)}
+    shuffled = points[:]
+    random.shuffle(shuffled)  # type: ignore[attr-defined]
+    assert {(p.asr, p.top1) for p in pareto(shuffled)} == rates_of
+    best = best_accuracy(points, cap)
+    assert best is None or (best.asr, best.top1) in rates_of
+    cleanest = lowest_asr(points, cap)
+    assert cleanest is None or (cleanest.asr, cleanest.top1) in rates_of
