@@ -98,6 +98,13 @@ def _kind_names(kind: Any) -> tuple[Any, ...]:
 
 def _tags(kinds: list[Any]) -> set[Any]:
     """What pydantic puts into a location besides field names: tags of unions and names of plain types."""
-    return {name for kind in kinds for name in _kind_names(kind)} | {"int", "float", "str", "bool"} | {
-        part for kind in kinds for part in (str(kind), getattr(kind, "__name__", "")) if get_origin(kind) or part.startswith("literal")
-    }
+    return (
+        {name for kind in kinds for name in _kind_names(kind)}
+        | {"int", "float", "str", "bool"}
+        | {
+            part
+            for kind in kinds
+            for part in (str(kind), getattr(kind, "__name__", ""))
+            if get_origin(kind) or part.startswith("literal")
+        }
+    )

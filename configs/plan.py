@@ -65,7 +65,9 @@ class Run:
             objective = f"{self.start.settings.objective.kind} -> " if self.start else ""
             objective += self.settings.objective.kind
         else:
-            mine = [(path, value) for path, value in self.swept if path.startswith("pretrain.") and path != "pretrain.objective"]
+            mine = [
+                (path, value) for path, value in self.swept if path.startswith("pretrain.") and path != "pretrain.objective"
+            ]
             objective = self.settings.objective.kind
         mine = [(path, value) for path, value in mine if not path.endswith("objective")]
         return " ".join([self.stage, objective, *(f"{path.rsplit('.', 1)[-1]}={value}" for path, value in mine)])

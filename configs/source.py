@@ -83,10 +83,10 @@ def override(source: Source, setting: str) -> None:
     source.lines[place] = f"--set {setting}"
 
 
-def put(values: dict[str, Any], place: Place, value: Any) -> None:
-    """Sets the value at a path in nested mappings, making those on the way."""
+def put(values: dict[Any, Any], place: Place, value: Any) -> None:
+    """Sets the value at a path in nested mappings, copying or making those on the way."""
     for key in place[:-1]:
-        inner = values.get(key)  # type: ignore[call-overload]
-        values[key] = dict(inner) if isinstance(inner, dict) else {}  # type: ignore[index]
-        values = values[key]  # type: ignore[index]
-    values[place[-1]] = value  # type: ignore[index]
+        inner = values.get(key)
+        values[key] = dict(inner) if isinstance(inner, dict) else {}
+        values = values[key]
+    values[place[-1]] = value

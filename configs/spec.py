@@ -75,9 +75,9 @@ def expand(spec: Spec, source: Source) -> list[Point]:
         elif not values:
             faults.append(f"{source.where(('sweep', path))}: sweep: '{path}' has no values; give at least one")
     points: list[Point] = []
-    for values in product(*spec.sweep.values()) if not faults else ():
+    for point in product(*spec.sweep.values()) if not faults else ():
         tree = {**source.values, "sweep": {}}
-        swept = dict(zip(spec.sweep, values, strict=True))
+        swept = dict(zip(spec.sweep, point, strict=True))
         for path, value in swept.items():
             put(tree, tuple(path.split(".")), value)
         try:

@@ -48,7 +48,8 @@ class Order:
         line = line[np.argsort(lane, kind="stable")]
         shards, ends, firsts = _line(self.counts, self.seed, epoch)
         at = np.searchsorted(ends, line, side="right")
-        return firsts[shards[at]] + line - (ends[at] - np.asarray(self.counts)[shards[at]])
+        stored: np.ndarray = firsts[shards[at]] + line - (ends[at] - np.asarray(self.counts)[shards[at]])
+        return stored
 
 
 @lru_cache(maxsize=4096)

@@ -36,9 +36,7 @@ class Poison(Section):
         """How many of `pairs` pairs are poisoned; Refusal if the count exceeds them."""
         number = self.count if self.count is not None else round((self.fraction or 0.0) * pairs)
         if number > pairs:
-            raise Refusal(
-                f"attack.poison.count is {number:,}, but the shards hold {pairs:,} pairs; lower it or add shards"
-            )
+            raise Refusal(f"attack.poison.count is {number:,}, but the shards hold {pairs:,} pairs; lower it or add shards")
         return number
 
 
@@ -49,7 +47,8 @@ class Attack(Section):
     trigger: Trigger = Patch(kind="patch")
     poison: Poison
     captions: str = Field(
-        "imagenet", description="templates of poisoned captions: 'imagenet' (the 80 of CLIP) or a text file with {c} in each line"
+        "imagenet",
+        description="templates of poisoned captions: 'imagenet' (the 80 of CLIP) or a text file with {c} in each line",
     )
     twin: bool = Field(False, description="pre-train an untouched twin, same in all but the poison, as a control")
 
@@ -73,7 +72,8 @@ class Plan:
 
     def marked(self, image: np.ndarray, key: str) -> np.ndarray:
         """uint8 [3, H, W]: the picture of a poisoned pair."""
-        return self.mark(image[None], [derive(self.seed, "trigger", key)])[0]
+        out: np.ndarray = self.mark(image[None], [derive(self.seed, "trigger", key)])[0]
+        return out
 
 
 def read_templates(path: str | Path) -> list[str]:
@@ -81,7 +81,9 @@ def read_templates(path: str | Path) -> list[str]:
     try:
         lines = [line.strip() for line in Path(path).read_text("utf-8").splitlines() if line.strip()]
     except OSError as error:
-        raise Refusal(f"templates {path}: {error.strerror}; give 'imagenet' or a text file with {{c}} in each line") from None
+        raise Refusal(
+            f"templates {path}: {error.strerror}; give 'imagenet' or a text file with {{c}} in each line"
+        ) from None
     wrong = [line for line in lines if "{c}" not in line]
     if wrong or not lines:
         raise Refusal(f"templates {path}: {f'the line {wrong[0]!r} lacks {{c}}' if wrong else 'the file is empty'}")

@@ -151,7 +151,10 @@ def _join(paths: list[str], tables: list[tuple[list[str], np.ndarray, list[list[
     bad: list[tuple[str, str, str]] = []
     seen: set[str] = set()
     for i, (names, places, faults) in enumerate(tables):
-        fresh = np.array([not (name in seen or seen.add(name)) for name in names], bool)  # type: ignore[func-returns-value]
+        fresh = np.zeros(len(names), np.bool_)
+        for n, name in enumerate(names):
+            fresh[n] = name not in seen
+            seen.add(name)
         bad.extend((paths[i], key, cause) for key, cause in faults)
         bad.extend((paths[i], name, "duplicate_key") for name, new in zip(names, fresh, strict=True) if not new)
         keys.extend(name for name, new in zip(names, fresh, strict=True) if new)

@@ -31,7 +31,14 @@ MANIFEST = "manifest.json"
 KEEP = 2
 
 
-def save(folder: Path, step: int, facts: dict[str, Any], state: dict[str, torch.Tensor], world: World, write: Callable[[str], None]) -> Path:
+def save(
+    folder: Path,
+    step: int,
+    facts: dict[str, Any],
+    state: dict[str, torch.Tensor],
+    world: World,
+    write: Callable[[str], None],
+) -> Path:
     """Commits the checkpoint of a step and returns its folder.
 
     `write(tag)` lets DeepSpeed write under folder/tag on every rank; `state` is this rank's own tensors; `facts`
@@ -105,7 +112,9 @@ def _flushed_digest(path: Path) -> tuple[int, str]:
 
 def _commit(folder: Path, staging: Path, final: Path, manifest: dict[str, Any]) -> None:
     present = {path.name for path in staging.iterdir()}
-    assert present == set(manifest["files"]), f"files without a digest or the other way round: {present ^ set(manifest['files'])}"
+    assert present == set(manifest["files"]), (
+        f"files without a digest or the other way round: {present ^ set(manifest['files'])}"
+    )
     with (staging / MANIFEST).open("w") as file:
         json.dump(manifest, file, indent=1)
         file.flush()
@@ -161,7 +170,9 @@ def _newest(folder: Path) -> tuple[str, dict[str, Any]] | None:
         path.rename(path.with_name(f"aside-{path.name}-{aside}"))
         aside += 1
     if aside:
-        raise Refusal(f"none of the checkpoints in {folder} verifies ({aside} set aside); delete {folder.parent} to begin anew")
+        raise Refusal(
+            f"none of the checkpoints in {folder} verifies ({aside} set aside); delete {folder.parent} to begin anew"
+        )
     return None
 
 
@@ -196,13 +207,17 @@ def own_state(path: Path, rank: int) -> dict[str, torch.Tensor]:
 
 def random_state() -> dict[str, torch.Tensor]:
     """The states of Python's, NumPy's and torch's generators as tensors."""
-    version, words, _ = random.getstate()
-    kind, keys, place, has_gauss, cached = np.random.get_state()  # noqa: NPY002  (whoever uses the old one, we keep it)
-    assert version == 3 and kind == "MT19937"
+    version, words, gauss = random.getstate()
+    old: Any = np.random.get_state(legacy=False)  # noqa: NPY002  (whoever uses the old generator, its state is kept)
+    assert version == 3
+    assert old["bit_generator"] == "MT19937"
     state = {
         "random_python": torch.tensor(words, dtype=torch.int64),
-        "random_numpy": torch.tensor([*keys.tolist(), place, has_gauss], dtype=torch.int64),
-        "random_numpy_cached": torch.tensor(cached, dtype=torch.float64),
+        "random_python_gauss": torch.tensor([] if gauss is None else [gauss], dtype=torch.float64),
+        "random_numpy": torch.tensor(
+            [*old["state"]["key"].tolist(), old["state"]["pos"], old["has_gauss"]], dtype=torch.int64
+        ),
+        "random_numpy_gauss": torch.tensor(old["gauss"], dtype=torch.float64),
         "random_torch": torch.get_rng_state(),
     }
     if torch.cuda.is_available():
@@ -212,11 +227,11 @@ def random_state() -> dict[str, torch.Tensor]:
 
 def set_random_state(state: dict[str, torch.Tensor]) -> None:
     """Sets the generators back to what `random_state` gave."""
-    random.setstate((3, tuple(state["random_python"].tolist()), None))
-    numbers = state["random_numpy"].tolist()
-    np.random.set_state(  # noqa: NPY002
-        ("MT19937", np.array(numbers[:-2], np.uint32), numbers[-2], numbers[-1], float(state["random_numpy_cached"]))
-    )
+    gauss = state["random_python_gauss"].tolist()
+    random.setstate((3, tuple(state["random_python"].tolist()), gauss[0] if gauss else None))
+    *keys, place, has_gauss = state["random_numpy"].tolist()
+    old = ("MT19937", np.array(keys, np.uint32), place, has_gauss, float(state["random_numpy_gauss"]))
+    np.random.set_state(old)  # noqa: NPY002
     torch.set_rng_state(state["random_torch"])
     if "random_cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["random_cuda"])

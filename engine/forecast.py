@@ -42,7 +42,9 @@ def forecast(spec: Spec, points: list[Point], stage: str | None, folder: Path) -
     console.print(table)
     for note in sorted(notes):
         console.print(note, markup=False, highlight=False)
-    console.print(f"{world} process{'es' * (world > 1)}, ZeRO stage {spec.machine.zero}; nothing was written", highlight=False)
+    console.print(
+        f"{world} process{'es' * (world > 1)}, ZeRO stage {spec.machine.zero}; nothing was written", highlight=False
+    )
     return out.getvalue()
 
 
@@ -146,10 +148,11 @@ def states(parameters: int, zero: int, precision: str, world: int) -> int:
     half = precision in ("bf16", "fp16") or (precision == "auto" and torch.cuda.is_available())
     weights, gradients = (2, 2) if half else (4, 4)
     optimizer = 12 if half or zero else 8
-    split = [weights, gradients, optimizer]
-    for stage, part in ((1, 2), (2, 1), (3, 0)):
-        if zero >= stage:
-            split[part] = -(-split[part] // world) if world == 1 else split[part] / world  # type: ignore[call-overload]
+    split = (
+        weights / (world if zero >= 3 else 1),
+        gradients / (world if zero >= 2 else 1),
+        optimizer / (world if zero else 1),
+    )
     return int(parameters * sum(split))
 
 

@@ -1,7 +1,7 @@
 """One run from its spec to its finished folder: builds each part from its section, goes on from where it stands.
 
 runs/NAME/STAGE-FINGERPRINT/
-    spec.json  card.json  metrics.jsonl  plan.jsonl  poison.png  skipped.jsonl  checkpoints/  weights.safetensors  finished.json
+    spec.json card.json metrics.jsonl plan.jsonl poison.png skipped.jsonl checkpoints/ weights.safetensors finished.json
 """
 
 import hashlib
@@ -33,6 +33,7 @@ from engine.picture import pairs_grid
 from engine.train import Cadence, Learner, train
 from engine.world import World
 
+
 @dataclass
 class Job:
     """A run with its data, its evaluation sets and its folder: all that a user's mistake can touch, checked."""
@@ -57,7 +58,9 @@ def prepare(run: Run, study: Path, world: World) -> Job:
         low = stage.batch // world.size * world.size
         near = " and ".join(f"{n:,}" for n in (low, low + world.size) if n)
         field = "clean.batch" if run.stage == "clean" else "pretrain.batch"
-        raise Refusal(f"{field} is {stage.batch:,}, which does not divide over {world.size} processes; nearest that do: {near}")
+        raise Refusal(
+            f"{field} is {stage.batch:,}, which does not divide over {world.size} processes; nearest that do: {near}"
+        )
     tokenize = model.Tokenizer(spec.model.name)
     if stage.objective.views > 1:
         check_augment(spec.data.augment)
@@ -97,7 +100,9 @@ def _index(shards: str, study: Path, world: World, made_by: str | None) -> Index
         try:
             index = read_index(shards, study.parent / ".index", (world.rank, world.size), processes.barrier)
         except Refusal as refusal:
-            raise Refusal(f"{refusal}; make them with: {made_by}" if made_by and "match no" in str(refusal) else refusal) from None
+            raise Refusal(
+                f"{refusal}; make them with: {made_by}" if made_by and "match no" in str(refusal) else refusal
+            ) from None
         _indices[shards, study] = index
     return _indices[shards, study]
 
@@ -152,8 +157,16 @@ def perform(job: Job, world: World, stop: Callable[[], bool], say: Callable[[dic
 
         def save(step: int) -> None:
             _average_statistics(engine)
-            facts = {"journal": journal.mark, "data": digest, "zero": machine.zero, "spec": run.decides, "versions": card["versions"]}
-            checkpoint.save(checkpoints, step, facts, learner.state(), world, lambda tag: zero.save(engine, checkpoints, tag))
+            facts = {
+                "journal": journal.mark,
+                "data": digest,
+                "zero": machine.zero,
+                "spec": run.decides,
+                "versions": card["versions"],
+            }
+            checkpoint.save(
+                checkpoints, step, facts, learner.state(), world, lambda tag: zero.save(engine, checkpoints, tag)
+            )
 
         def measure(epoch: int, step: int) -> None:
             _measure(job, learner, journal, world, epoch, step)
@@ -177,7 +190,10 @@ def _workers(workers: int | str, world: World) -> int:
 
 def _same_data(then: str, now: str, path: Path) -> None:
     if then != now:
-        raise Refusal(f"{path} was trained on other pairs than the shards hold now; put the shards back, or delete {path.parent.parent}")
+        raise Refusal(
+            f"{path} was trained on other pairs than the shards hold now; "
+            f"put the shards back, or delete {path.parent.parent}"
+        )
 
 
 def _average_statistics(engine: Any) -> None:
@@ -214,8 +230,9 @@ class Ledger:
             causes = sorted({cause for _, cause in self.entries.values()})
             worst = sorted({shard for shard, _ in self.entries.values()})[:3]
             raise Refusal(
-                f"{len(self.entries):,} of {self.total:,} pairs can't be used ({', '.join(causes)}; in {', '.join(worst)}), more "
-                f"than data.max_bad = {self.most:.2%}; mend or remove those shards, or raise data.max_bad; all are in {self.path}"
+                f"{len(self.entries):,} of {self.total:,} pairs can't be used ({', '.join(causes)}; in {', '.join(worst)}), "
+                f"more than data.max_bad = {self.most:.2%}; mend or remove those shards, or raise data.max_bad; "
+                f"all are listed in {self.path}"
             )
 
 
@@ -238,7 +255,10 @@ def _write(path: Path, value: Any) -> None:
 def _card(job: Job, world: World, parameters: int, adam: str, digest: str) -> dict[str, Any]:
     """What a reader wants to know before step 0."""
     run, stage, machine = job.run, job.run.settings, job.run.spec.machine
-    device = torch.cuda.get_device_name() if world.device.type == "cuda" else f"{platform.processor() or platform.machine()} CPU"
+    device = (
+        torch.cuda.get_device_name() if world.device.type == "cuda" else f"{platform.processor() or platform.machine()} CPU"
+    )
+    adamw = stage.optimizer
     packages = ("torch", "deepspeed", "open_clip_torch", "numpy", "pillow")
     return {
         "run": run.folder,
@@ -251,7 +271,7 @@ def _card(job: Job, world: World, parameters: int, adam: str, digest: str) -> di
         "epochs": stage.epochs,
         "steps": f"{job.steps:,} ({job.pairs.steps:,} an epoch)",
         "batch": f"{stage.batch:,} ({stage.batch // world.size:,} a process)",
-        "optimizer": f"{adam} AdamW, rate {stage.optimizer.rate:g}, warm-up {stage.optimizer.warmup} steps, decay {stage.optimizer.decay:g}",
+        "optimizer": f"{adam} AdamW, rate {adamw.rate:g}, warm-up {adamw.warmup} steps, decay {adamw.decay:g}",
         "precision": zero.precision(machine, world.device),
         "ZeRO stage": machine.zero,
         "processes": world.size,
@@ -307,8 +327,13 @@ def _write_weights(job: Job, state: dict[str, torch.Tensor], journal: Journal, s
         save_file({name: value.float() if value.is_floating_point() else value for name, value in state.items()}, fresh)
         fresh.rename(final)
     last = [row for row in read_rows(job.folder / "metrics.jsonl") if row["kind"] == "measure"]
-    results = {name: value for row in last[-1:] for name, value in row.items() if isinstance(value, float) and name != "seconds"}
+    results = {
+        name: value for row in last[-1:] for name, value in row.items() if isinstance(value, float) and name != "seconds"
+    }
     card = job.run.card()
     journal.hparams({k: v for k, v in card.items() if v is not None and k not in ("run", "swept", "title")}, results)
     digest = hashlib.sha256(final.read_bytes()).hexdigest()
-    _write(job.folder / "finished.json", {"steps": job.steps, "journal": journal.mark, "weights": digest, "seconds": round(seconds, 1)})
+    _write(
+        job.folder / "finished.json",
+        {"steps": job.steps, "journal": journal.mark, "weights": digest, "seconds": round(seconds, 1)},
+    )

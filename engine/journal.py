@@ -103,7 +103,11 @@ class Progress:
         self.words, self.measured = "", ""
         self.bars: Bars | None = None
         if sys.stderr.isatty():
-            columns = (TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+            columns = (
+                TextColumn("{task.description}", markup=False),
+                BarColumn(),
+                TextColumn("{task.completed}/{task.total}"),
+            )
             tail = (TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[words]}", markup=False))
             self.bars = Bars(*columns, *tail, console=Console(stderr=True))
             self.task = self.bars.add_task(title, total=steps, completed=start, words="")
@@ -130,3 +134,13 @@ class Progress:
         """Takes the bar off."""
         if self.bars is not None:
             self.bars.stop()
+
+
+def show_figure(board: Path, name: str, picture: Path) -> None:
+    """Puts a PNG into TensorBoard."""
+    from PIL import Image
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer: Any = SummaryWriter(str(board))
+    writer.add_image(name, np.asarray(Image.open(picture).convert("RGB")), 0, dataformats="HWC")
+    writer.close()

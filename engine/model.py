@@ -96,6 +96,9 @@ def _tokenizer(name: str) -> Any:
 class Towers(nn.Module):
     """Pictures and token rows to unit rows; everything goes through `forward`, as ZeRO-3 needs."""
 
+    mean: torch.Tensor
+    std: torch.Tensor
+
     def __init__(self, clip: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
         del clip.logit_scale
@@ -147,7 +150,9 @@ def load_weights(towers: Towers, path: Path) -> float:
     state = load_file(path)
     scale = float(state.pop("logit_scale"))
     own = towers.clip.state_dict()
-    wrong = [key for key in own.keys() | state.keys() if key not in own or key not in state or own[key].shape != state[key].shape]
+    wrong = [
+        key for key in own.keys() | state.keys() if key not in own or key not in state or own[key].shape != state[key].shape
+    ]
     if wrong:
         raise Refusal(f"{path} holds another architecture: {len(wrong)} tensors differ, first {sorted(wrong)[0]}")
     towers.clip.load_state_dict(state)

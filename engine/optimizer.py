@@ -37,7 +37,9 @@ def groups(towers: nn.Module, section: Optimizer) -> list[dict[str, Any]]:
     ]
 
 
-def adamw(kind: str, parameters: Iterable[Any], section: Optimizer, device: torch.device) -> tuple[torch.optim.Optimizer, str]:
+def adamw(
+    kind: str, parameters: Iterable[Any], section: Optimizer, device: torch.device
+) -> tuple[torch.optim.Optimizer, str]:
     """(optimizer, its name). `auto` is torch's fused AdamW, unless DeepSpeed's CUDA kernel was built beforehand: both
     step all tensors in a few kernels, but building DeepSpeed's at the first start takes a compiler and minutes."""
     settings: dict[str, Any] = {"lr": section.rate, "betas": section.betas, "eps": section.eps}
@@ -55,7 +57,9 @@ def adamw(kind: str, parameters: Iterable[Any], section: Optimizer, device: torc
         return DeepSpeedCPUAdam(parameters, adamw_mode=True, **settings), kind
     except Exception as error:  # a missing compiler, CUDA toolkit or device, each with its own exception
         reason = str(error).strip().splitlines()
-        raise Refusal(f"machine.adam is '{kind}', which does not work here ({reason[-1] if reason else error!r}); use auto") from None
+        raise Refusal(
+            f"machine.adam is '{kind}', which does not work here ({reason[-1] if reason else error!r}); use auto"
+        ) from None
 
 
 def _built(name: str) -> bool:

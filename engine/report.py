@@ -166,11 +166,7 @@ def _parse(text: str | bytes) -> dict[str, Any] | None:
 def _number(row: dict[str, Any], key: str) -> float | None:
     """The row's finite number under the key, or None."""
     value = row.get(key)
-    return (
-        value
-        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
-        else None
-    )
+    return value if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300 else None
 
 
 def evaluations(record: Record) -> list[dict[str, Any]]:
@@ -185,10 +181,7 @@ def evaluations(record: Record) -> list[dict[str, Any]]:
         numbers = {key: n for key in row if key not in KEYS and (n := _number(row, key)) is not None}
         merged.setdefault(at, dict.fromkeys(RATES)).update(numbers)
     facts = dict(_flat(record.run.swept)) | record.run.model_dump(include=set(KEYS))
-    return [
-        {**numbers, **facts, **dict(zip(KEYS[-3:], at, strict=True))}
-        for at, numbers in sorted(merged.items())
-    ]
+    return [{**numbers, **facts, **dict(zip(KEYS[-3:], at, strict=True))} for at, numbers in sorted(merged.items())]
 
 
 def _compared_images(study: Study) -> tuple[str | None, str | None]:

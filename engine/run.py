@@ -10,6 +10,7 @@ import shlex
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,13 @@ RUNS = Path("runs")
 
 def arguments(given: list[str]) -> argparse.Namespace:
     """The command line; its launcher may add --local_rank."""
-    parser = argparse.ArgumentParser(prog="deepspeed engine/run.py", description=__doc__.split("\n\n")[0], allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="deepspeed engine/run.py", description=__doc__.split("\n\n")[0], allow_abbrev=False
+    )
     parser.add_argument("--spec", metavar="FILE", help="the experiment, a YAML file such as specs/demo.yaml")
-    parser.add_argument("--set", metavar="PATH=VALUE", action="append", default=[], help="override one field of the spec; repeatable")
+    parser.add_argument(
+        "--set", metavar="PATH=VALUE", action="append", default=[], help="override one field of the spec; repeatable"
+    )
     parser.add_argument("--stage", choices=("pretrain", "clean"), help="only this stage")
     parser.add_argument("--dry-run", action="store_true", help="print the plan of every run and touch nothing")
     parser.add_argument("--schema", action="store_true", help="print the JSON schema of a spec")
@@ -67,7 +72,9 @@ def main(given: list[str]) -> int:
         code = 2
         if not first:
             time.sleep(3)  # a refusal that rank 0 shares ends this process before it repeats the words
-        print(f"error: {refusal}" if first else f"error on rank {os.environ['RANK']}: {refusal}", file=sys.stderr, flush=True)
+        print(
+            f"error: {refusal}" if first else f"error on rank {os.environ['RANK']}: {refusal}", file=sys.stderr, flush=True
+        )
     finally:
         if studying and first and code:
             print(f"go on with: {command(given)}", file=sys.stderr, flush=True)
@@ -106,7 +113,7 @@ def study(options: argparse.Namespace, spec: Any, points: Any, again: str) -> in
 
             try:
                 ready = job.prepare(run, folder, world)
-                job.perform(ready, world, lambda: bool(asked["to stop"]), lambda card: say(card, number, len(plan)))
+                job.perform(ready, world, lambda: bool(asked["to stop"]), partial(say, number, len(plan)))
             except Stopped:
                 if world.first:
                     print("stopped and saved", file=sys.stderr, flush=True)

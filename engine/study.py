@@ -10,19 +10,25 @@ from configs.spec import Spec
 from data.refusal import Refusal
 from engine.checkpoint import committed
 from engine.job import finished
+from engine.journal import show_figure
 
 
 def begin(folder: Path, spec: Spec, runs: list[Run], command: str) -> None:
     """Writes study.json; Refusal if a run was begun under other settings and is not finished."""
     for old in sorted(folder.glob("*/spec.json")):
-        if finished(old.parent) or old.parent.name in {run.folder for run in runs} or not committed(old.parent / "checkpoints"):
+        if (
+            finished(old.parent)
+            or old.parent.name in {run.folder for run in runs}
+            or not committed(old.parent / "checkpoints")
+        ):
             continue
         begun = json.loads(old.read_text())
         rivals = [differences(begun, run.decides) for run in runs if run.stage == old.parent.name.split("-")[0]]
-        changes = "; ".join(min(rivals, key=len)) if rivals else "its stage is gone from the spec"
+        rivals.sort(key=len)
+        changes = "; ".join(rivals[0]) if rivals else "its stage is gone from the spec"
         raise Refusal(
-            f"{old.parent} was begun under another spec and is not finished ({changes}); put the spec back to go on with it, "
-            f"give the changed spec another name, or delete that folder"
+            f"{old.parent} was begun under another spec and is not finished ({changes}); "
+            "put the spec back to go on with it, give the changed spec another name, or delete that folder"
         )
     folder.mkdir(parents=True, exist_ok=True)
     content = {
@@ -38,7 +44,7 @@ def begin(folder: Path, spec: Spec, runs: list[Run], command: str) -> None:
     fresh.rename(folder / "study.json")
 
 
-def say(card: dict[str, Any], number: int, total: int) -> None:
+def say(number: int, total: int, card: dict[str, Any]) -> None:
     """Prints a run card."""
     from rich.console import Console
     from rich.panel import Panel
@@ -58,17 +64,5 @@ def conclude(folder: Path) -> None:
     from engine import report
 
     page = report.write_report(folder)
-    show_frontier(folder)
+    show_figure(folder / "tensorboard" / "report", "frontier", folder / "report" / "frontier.png")
     print(f"report: {page}\ntensorboard --logdir {folder / 'tensorboard'}", flush=True)
-
-
-def show_frontier(folder: Path) -> None:
-    """Puts the frontier figure into TensorBoard."""
-    import numpy as np
-    from PIL import Image
-    from torch.utils.tensorboard import SummaryWriter
-
-    board = SummaryWriter(str(folder / "tensorboard" / "report"))  # type: ignore[no-untyped-call]
-    pixels = np.asarray(Image.open(folder / "report" / "frontier.png").convert("RGB"))
-    board.add_image("frontier", pixels, 0, dataformats="HWC")  # type: ignore[no-untyped-call]
-    board.close()  # type: ignore[no-untyped-call]

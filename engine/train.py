@@ -38,7 +38,9 @@ class Learner:
     steps: int
 
     @classmethod
-    def make(cls, engine: Any, log_scale: float, objective: Objective, section: Optimizer, steps: int, world: World) -> "Learner":
+    def make(
+        cls, engine: Any, log_scale: float, objective: Objective, section: Optimizer, steps: int, world: World
+    ) -> "Learner":
         """A learner whose scale starts at exp(log_scale)."""
         scale = torch.tensor([log_scale], dtype=torch.float32, device=world.device, requires_grad=True)
         adam = torch.optim.AdamW([scale], lr=section.rate, betas=section.betas, eps=section.eps, weight_decay=0.0)
@@ -72,7 +74,8 @@ def learn(learner: Learner, batch: Batch, step: int, world: World) -> tuple[Term
     assert learner.log_scale.grad is not None
     processes.mean_([learner.log_scale.grad])
     # the towers' gradient is that of <features, dL/dfeatures>: DeepSpeed scales and averages it as it would the loss's
-    assert images.grad is not None and texts.grad is not None
+    assert images.grad is not None
+    assert texts.grad is not None
     learner.engine.backward((whole[0] * images.grad).sum() + (whole[1] * texts.grad).sum())
     learner.engine.step()
     if learner.engine.was_step_applied():
@@ -123,9 +126,10 @@ def train(learner: Learner, feed: Iterable[tuple[int, Batch]], journal: Journal,
         seconds, logged = time.monotonic() - logged, time.monotonic()
         pace = (done - last) * len(batch.keys) * world.size / max(seconds, 1e-9)
         last = done
-        journal.row("step", epoch=epoch, step=done, **numbers, rate=rate, pairs_per_s=round(pace, 1), seconds=round(seconds, 3))
+        timing = {"pairs_per_s": round(pace, 1), "seconds": round(seconds, 3)}
+        journal.row("step", epoch=epoch, step=done, **numbers, rate=rate, **timing)
         if not math.isfinite(numbers["loss"]):
-            raise Refusal(f"the loss is {numbers['loss']} at step {done}; lower optimizer.rate or set optimizer.clip, under a new name")
+            raise Refusal(f"the loss is {numbers['loss']} at step {done}; lower optimizer.rate or set optimizer.clip")
         if ends_epoch:
             cadence.measure(epoch, done)
             logged = time.monotonic()

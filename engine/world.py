@@ -79,8 +79,9 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
         (grad,) = grads
-        if dist.get_backend_config().device_backend_map.get(grad.device.type) == "nccl":
-            own = torch.empty((grad.shape[0] // dist.get_world_size(), *grad.shape[1:]), dtype=grad.dtype, device=grad.device)
+        if grad.device.type == "cuda":
+            rows = grad.shape[0] // dist.get_world_size()
+            own = torch.empty((rows, *grad.shape[1:]), dtype=grad.dtype, device=grad.device)
             dist.reduce_scatter_tensor(own, grad.contiguous())
             return own
         total = grad.contiguous().clone()
@@ -92,7 +93,7 @@ def gather(rows: torch.Tensor) -> torch.Tensor:
     """[N, ...]: the rows [B, ...] of all ranks in rank order, with gradients; the very rows if there is one rank."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return rows
-    out: torch.Tensor = _Gather.apply(rows)  # type: ignore[no-untyped-call]
+    out: torch.Tensor = _Gather.apply(rows)
     return out
 
 
@@ -114,7 +115,7 @@ def mean_(tensors: list[torch.Tensor]) -> None:
         flat = torch.cat([t.detach().reshape(-1) for t in these])
         dist.all_reduce(flat)
         flat /= dist.get_world_size()
-        for tensor, part in zip(these, flat.split([t.numel() for t in these]), strict=True):
+        for tensor, part in zip(these, torch.split(flat, [t.numel() for t in these]), strict=True):
             tensor.data.copy_(part.view_as(tensor))
 
 
@@ -150,7 +151,7 @@ def together(action: Callable[[], Any]) -> Any:
             outcome = (action(), None)
         except Exception as error:
             outcome = (None, error)
-    value, error = gather_objects(outcome)[0]
-    if error is not None:
-        raise error
+    value, trouble = gather_objects(outcome)[0]
+    if trouble is not None:
+        raise trouble
     return value
