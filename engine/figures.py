@@ -91,7 +91,9 @@ def frontier(panels: Sequence[Panel], columns: int = 3) -> "Figure":
                 pad=0.02,
             )
             every = -(-len(rates) // (6 if narrow else 14))  # a label needs room
-            bar.set_ticks(list(range(0, len(rates), every)), labels=[rate_text(r) for r in rates[::every]], minor=False)
+            bar.set_ticks(
+                list(range(0, len(rates), every)), labels=[rate_text(r) for r in rates[::every]], minor=False
+            )
             bar.ax.tick_params(which="both", length=0)
         _legend(figure, panels, shapes)
     return figure
@@ -153,7 +155,7 @@ def _grid(count: int, columns: int, x: str, y: str, height: float = 3.7) -> "tup
 
     columns = min(columns, count)
     rows = -(-count // columns)
-    width = {1: 5.4, 2: 4.5}.get(columns, 3.9)
+    width = {1: 4.4, 2: 4.5}.get(columns, 3.9)
     figure = Figure(figsize=(width * columns, height * rows + 0.5), layout="constrained")
     axes = figure.subplots(rows, columns, sharex=True, sharey=bool(y), squeeze=False)
     for spare in axes.flat[count:]:
@@ -178,7 +180,9 @@ def _palette(rates: list[float]) -> "tuple[ListedColormap, BoundaryNorm]":
     return ListedColormap(shades), BoundaryNorm([at - 0.5 for at in range(count + 1)], count)
 
 
-def _draw_panel(ax: "Axes", panel: Panel, shapes: dict[str, str], rates: list[float], colours: "ListedColormap") -> None:
+def _draw_panel(
+    ax: "Axes", panel: Panel, shapes: dict[str, str], rates: list[float], colours: "ListedColormap"
+) -> None:
     """Draws one panel: the band, the start's accuracy, the frontier, every point, the ringed best one."""
     ax.set_title(f"pre-trained with {panel.title}")
     ax.axvspan(0, 100 * CAP, color=BAND, alpha=0.22, linewidth=0)
@@ -192,9 +196,13 @@ def _draw_panel(ax: "Axes", panel: Panel, shapes: dict[str, str], rates: list[fl
         x, y = _percents(mine)
         ax.scatter(x, y, s=26, c=paint, marker=shape, edgecolors="white", linewidths=0.4, zorder=2)
     x, y = _percents(panel.twins)
-    ax.scatter(x, y, s=58, marker="D", facecolors="none", edgecolors=TWIN, linewidths=1.5, clip_on=False, zorder=3)
+    ax.scatter(
+        x, y, s=58, marker="D", facecolors="none", edgecolors=TWIN, linewidths=1.5, clip_on=False, zorder=3
+    )
     x, y = _percents(panel.starts)
-    ax.scatter(x, y, s=190, marker="*", color=STAR, edgecolors="black", linewidths=0.6, clip_on=False, zorder=4)
+    ax.scatter(
+        x, y, s=190, marker="*", color=STAR, edgecolors="black", linewidths=0.6, clip_on=False, zorder=4
+    )
     _ring(ax, panel)
 
 
@@ -227,7 +235,9 @@ def _legend(figure: "Figure", panels: Sequence[Panel], shapes: dict[str, str]) -
 
     def sign(marker: str, colour: str, label: str, hollow: bool = False) -> Line2D:
         face = "none" if hollow else colour
-        return Line2D([], [], linestyle="", marker=marker, color=colour, markerfacecolor=face, markersize=8, label=label)
+        return Line2D(
+            [], [], linestyle="", marker=marker, color=colour, markerfacecolor=face, markersize=8, label=label
+        )
 
     signs: list[Line2D | Patch] = []
     if any(panel.starts for panel in panels):

@@ -29,7 +29,7 @@ from data.shards import Index, read_index
 from engine import checkpoint, evaluate, model, zero
 from engine import world as processes
 from engine.journal import Journal, read_rows
-from engine.picture import pairs_grid
+from data.sheet import pairs_grid
 from engine.train import Cadence, Learner, train
 from engine.world import World
 

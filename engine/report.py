@@ -166,7 +166,11 @@ def _parse(text: str | bytes) -> dict[str, Any] | None:
 def _number(row: dict[str, Any], key: str) -> float | None:
     """The row's finite number under the key, or None."""
     value = row.get(key)
-    return value if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300 else None
+    return (
+        value
+        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+        else None
+    )
 
 
 def evaluations(record: Record) -> list[dict[str, Any]]:
@@ -181,7 +185,10 @@ def evaluations(record: Record) -> list[dict[str, Any]]:
         numbers = {key: n for key in row if key not in KEYS and (n := _number(row, key)) is not None}
         merged.setdefault(at, dict.fromkeys(RATES)).update(numbers)
     facts = dict(_flat(record.run.swept)) | record.run.model_dump(include=set(KEYS))
-    return [{**numbers, **facts, **dict(zip(KEYS[-3:], at, strict=True))} for at, numbers in sorted(merged.items())]
+    return [
+        {**numbers, **facts, **dict(zip(KEYS[-3:], at, strict=True))}
+        for at, numbers in sorted(merged.items())
+    ]
 
 
 def _compared_images(study: Study) -> tuple[str | None, str | None]:
@@ -417,6 +424,10 @@ def _page(read: Study, wide: dict[str, bytes], narrow: dict[str, bytes]) -> str:
         if facts:
             text = json.dumps(facts, sort_keys=True)
             machines[text] = machines.get(text, 0) + 1
+    poisons: dict[bytes, list[str]] = {}
+    for record in read.records:
+        if record.poison:
+            poisons.setdefault(record.poison, []).append(record.run.run)
     found = panels(read)
     return page.get_template("report.html.j2").render(
         plan=read.plan,
@@ -427,7 +438,7 @@ def _page(read: Study, wide: dict[str, bytes], narrow: dict[str, bytes]) -> str:
         notes=notes(read),
         wide=wide,
         narrow=narrow,
-        poisons={record.poison: record.run.run for record in read.records if record.poison},
+        poisons=poisons,
         rows=[row for record in read.records for row in evaluations(record)],
         machines=[(json.loads(facts), count) for facts, count in machines.items()],
         spec=json.dumps(read.plan.spec, indent=2, ensure_ascii=False),
@@ -446,6 +457,23 @@ def _mean(points: list[Point[str]]) -> Point[str] | None:
     if not points:
         return None
     return Point(fmean(p.asr for p in points), fmean(p.top1 for p in points), "mean")
+
+
+def _where(point: Point[Mark]) -> str:
+    """Which evaluation a point is."""
+    rate = f", rate {rate_text(point.label.rate)}" if point.label.rate is not None else ""
+    return f"{point.label.objective}{rate}, epoch {point.label.epoch:g}"
+
+
+def _name(kind: str | None) -> str:
+    """An objective's name as people write it; an unlisted one stays as it is."""
+    return NAMES.get(kind or "", kind or "an unnamed objective")
+
+
+def _tied(sentence: str) -> str:
+    """The sentence with its numbers tied to their signs, so that no line breaks between them."""
+    whole = sentence.replace(" %", "\N{NO-BREAK SPACE}%").replace("≤ ", "≤\N{NO-BREAK SPACE}")
+    return whole.replace("top-1", "top-\N{WORD JOINER}1")
 
 
 def _where(point: Point[Mark]) -> str:

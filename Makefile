@@ -1,0 +1,42 @@
+# make demo    poison, pre-train, clean, report: minutes on two CPU cores
+# make test    every check and test, as CI runs them
+# make check   ruff, mypy, import contracts, tests
+# make clean   removes what the above made, but not runs/
+# Each makes or reuses one virtual environment, .venv, with the versions of constraints.txt.
+
+PYTHON ?= $(shell for p in python3.12 python3.11 python3; do $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$p && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+
+.PHONY: demo test check lint clean schema
+.DEFAULT_GOAL := demo
+
+$(READY): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Antidote needs Python 3.11 or 3.12 on the PATH; set PYTHON=/path/to/python3.11"; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt setuptools wheel
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch torchvision
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-build-isolation --editable '.[dev]'
+	touch $@
+
+demo: $(READY)
+	$(BIN)/python -m data.synthetic shards/demo
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/deepspeed engine/run.py --spec specs/demo.yaml
+
+test: check
+
+check: lint
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=90 -q
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+schema: $(READY)
+	$(BIN)/python engine/run.py --schema > configs/spec.schema.json
+
+clean:
+	rm -rf $(VENV) shards/demo .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage *.egg-info
