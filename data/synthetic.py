@@ -38,7 +38,7 @@ COLOURS = {
 }  # fmt: skip
 TEXTURES = ("plain", "striped", "dotted", "checked")
 BACKDROPS = ("plain", "shaded", "grainy", "lined")
-SIZES = {"tiny": 0.46, "small": 0.54, "medium": 0.64, "large": 0.74, "huge": 0.84}  # share of the frame's side
+SIZES = {"tiny": 0.6, "small": 0.66, "medium": 0.73, "large": 0.8, "huge": 0.88}  # share of the frame's side
 TEMPLATES = (
     "a {c}", "a picture of a {c}", "a drawing of a {c}", "there is a {c}", "an image of a {c}", "one {c}",
     "a {c} on a plain background", "look at this {c}",
@@ -191,7 +191,7 @@ def _mask(seen: Scene, pixels: int, draw: np.random.Generator) -> Image.Image:
     x, y = draw.uniform(-room, room, 2) * 0.8
     shift = {"left": (-1, 0), "right": (1, 0), "top": (0, -1), "bottom": (0, 1), "middle": (0, 0)}[seen.side]
     x, y = (room * s if s else v * 0.5 for s, v in zip(shift, (x, y), strict=True))
-    turn = math.radians(draw.uniform(-25, 25))
+    turn = math.radians(draw.uniform(-15, 15))
     cos, sin = math.cos(turn), math.sin(turn)
     matrix = np.array([[cos, sin], [-sin, cos]]) * half * 2 * pixels
     big = Image.new("L", (2 * pixels, 2 * pixels))
@@ -246,7 +246,7 @@ def _clutter(image: Image.Image, draw: np.random.Generator) -> None:
 
 def describe(seen: Scene, draw: np.random.Generator) -> str:
     """A caption that names the kind and a part of the rest."""
-    says = draw.random(5) < (0.45, 0.2, 0.3, 0.3, 0.3)
+    says = draw.random(5) < (0.25, 0.1, 0.12, 0.12, 0.12)
     size = {"tiny": ("tiny", "very small"), "small": ("small", "little"), "medium": ("", "mid-sized"),
             "large": ("large", "big"), "huge": ("huge", "very big")}[seen.size]  # fmt: skip
     words = [size[int(draw.integers(2))]] if says[2] else []

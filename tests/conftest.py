@@ -1,0 +1,95 @@
+"""A small world on disk, and a way to run a study as a user would."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from data.synthetic import World, write_world
+
+ROOT = Path(__file__).resolve().parent.parent
+SPEC = """\
+name: tiny
+seed: 3
+data:
+  pretrain: {{shards: "{world}/train/*.tar"}}
+  clean: {{pairs: 64}}
+  test: {{tiny: {world}/eval}}
+  augment: {{synonyms: none}}
+attack:
+  target: banana
+  poison: {{count: 12}}
+  captions: {world}/eval/zeroshot_classification_templates.txt
+model: {{name: test-vit}}
+pretrain:
+  objective: {{kind: mmcl}}
+  epochs: 2
+  batch: 16
+  optimizer: {{rate: 1.0e-3, warmup: 4}}
+clean:
+  objective: {{kind: cleanclip}}
+  epochs: 1
+  batch: 16
+  optimizer: {{rate: 1.0e-4, warmup: 1}}
+measure:
+  - {{kind: zero_shot, images: tiny}}
+  - {{kind: attack_success, images: tiny}}
+machine: {{log_steps: 1, save_minutes: 0, workers: 0}}
+"""
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """192 pairs in 4 shards and 64 labelled pictures of 32 x 32 pixels."""
+    folder = tmp_path_factory.mktemp("shards") / "world"
+    write_world(folder, World(pairs=192, tests=64, pixels=32, seed=1, pairs_per_shard=48))
+    return folder
+
+
+@pytest.fixture
+def spec(world: Path, tmp_path: Path) -> Path:
+    """A spec of that world that runs in seconds; its study goes to tmp_path/runs/tiny."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(SPEC.format(world=world))
+    return path
+
+
+def environment(**more: str) -> dict[str, str]:
+    """The environment of a child: this interpreter first on the PATH, no leftovers of a launcher."""
+    drop = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "CROSS_RANK", "LOCAL_SIZE")
+    kept = {name: value for name, value in os.environ.items() if name not in drop}
+    return {**kept, "PATH": f"{Path(sys.executable).parent}:{kept['PATH']}", "CUDA_VISIBLE_DEVICES": "", **more}
+
+
+def antidote(*words: str, cwd: Path, processes: int = 0, timeout: float = 200) -> subprocess.CompletedProcess[str]:
+    """engine/run.py with these words; through DeepSpeed's launcher if `processes` is given."""
+    script = str(ROOT / "engine" / "run.py")
+    start = [sys.executable, script]
+    if processes:
+        start = ["deepspeed", "--num_gpus", str(processes), "--master_port", str(20000 + os.getpid() % 20000), script]
+    return subprocess.run(
+        [*start, *words], cwd=cwd, env=environment(), capture_output=True, text=True, timeout=timeout, check=False
+    )
+
+
+def journals(study: Path) -> dict[str, list[dict[str, float | int | str]]]:
+    """The rows of every run of a study without their timing."""
+    from engine.journal import TIMING, read_rows
+
+    return {
+        path.parent.name: [{k: v for k, v in row.items() if k not in TIMING} for row in read_rows(path)]
+        for path in sorted(study.glob("*/metrics.jsonl"))
+    }
+
+
+def settings(*pairs: str) -> list[str]:
+    """--set for each pair."""
+    return [word for pair in pairs for word in ("--set", pair)]
+
+
+def plan(study: Path, run: str) -> list[dict[str, str]]:
+    """The poison plan of a run."""
+    return [json.loads(line) for line in (study / run / "plan.jsonl").read_text().splitlines()]
