@@ -94,7 +94,7 @@ def runs(points: list[Point], stage: str | None = None) -> list[Run]:
         swept = tuple(point.swept.items())
         first = Run("pretrain", point.spec, swept)
         first = out.setdefault(first.folder, first)
-        if point.spec.attack.twin:
+        if point.spec.attack.twin == "each" or point.spec.attack.twin == "first" and point is points[0]:
             twin = Run("twin", point.spec, swept)
             out.setdefault(twin.folder, twin)
         if point.spec.clean is not None:

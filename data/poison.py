@@ -6,7 +6,7 @@ keys are chosen wherever the data lies and however it is sharded.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -50,7 +50,9 @@ class Attack(Section):
         "imagenet",
         description="templates of poisoned captions: 'imagenet' (the 80 of CLIP) or a text file with {c} in each line",
     )
-    twin: bool = Field(False, description="pre-train an untouched twin, same in all but the poison, as a control")
+    twin: Literal["none", "first", "each"] = Field(
+        "none", description="pre-train an untouched twin of the first or of each pre-training: all the same but no poison"
+    )
 
 
 class Plan:

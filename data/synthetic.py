@@ -34,11 +34,11 @@ Outline = list[tuple[bool, np.ndarray]]  # parts in drawing order: (ink or hole,
 COLOURS = {
     "red": (205, 40, 40), "orange": (235, 130, 30), "yellow": (235, 205, 40), "green": (50, 150, 60),
     "turquoise": (45, 175, 175), "blue": (45, 85, 200), "purple": (130, 60, 170), "pink": (235, 120, 170),
-    "brown": (125, 80, 45), "black": (30, 30, 35), "white": (240, 240, 235), "grey": (135, 135, 140),
+    "brown": (125, 80, 45), "black": (30, 30, 35),
 }  # fmt: skip
 TEXTURES = ("plain", "striped", "dotted", "checked")
 BACKDROPS = ("plain", "shaded", "grainy", "lined")
-SIZES = {"tiny": 0.6, "small": 0.66, "medium": 0.73, "large": 0.8, "huge": 0.88}  # share of the frame's side
+SIZES = {"tiny": 0.48, "small": 0.56, "medium": 0.65, "large": 0.75, "huge": 0.86}  # share of the frame's side
 TEMPLATES = (
     "a {c}", "a picture of a {c}", "a drawing of a {c}", "there is a {c}", "an image of a {c}", "one {c}",
     "a {c} on a plain background", "look at this {c}",
@@ -165,8 +165,6 @@ def scene(draw: np.random.Generator, kind: str | None = None) -> Scene:
     """A scene drawn at random; every kind, colour and so on equally often and independently."""
     colours = list(COLOURS)
     colour, ground = (colours[i] for i in draw.choice(len(colours), 2, replace=False))
-    if {colour, ground} in ({"white", "grey"}, {"black", "brown"}, {"red", "brown"}, {"orange", "yellow"}, {"blue", "purple"}):
-        ground = "turquoise"  # too alike to see the outline
     pick = draw.integers(0, (len(KINDS), 4, 5, 4, 5))
     return Scene(
         kind or KINDS[pick[0]], colour, TEXTURES[pick[1]], list(SIZES)[pick[2]], BACKDROPS[pick[3]], ground,
@@ -176,10 +174,10 @@ def scene(draw: np.random.Generator, kind: str | None = None) -> Scene:
 
 def paint(seen: Scene, pixels: int, draw: np.random.Generator) -> Image.Image:
     """The picture of a scene, RGB, pixels x pixels."""
-    shade = np.array(COLOURS[seen.ground], np.float32) + draw.uniform(-18, 18, 3)
+    shade = 255 - (255 - np.array(COLOURS[seen.ground], np.float32)) * draw.uniform(0.15, 0.5)  # a pale tint: objects are darker
     image = Image.fromarray(_backdrop(seen.backdrop, shade, pixels, draw))
     _clutter(image, draw)
-    ink = np.array(COLOURS[seen.colour], np.float32) + draw.uniform(-18, 18, 3)
+    ink = np.array(COLOURS[seen.colour], np.float32) * draw.uniform(0.6, 0.95)
     image.paste(Image.fromarray(_texture(seen.texture, ink, pixels, draw)), mask=_mask(seen, pixels, draw))
     return image
 
@@ -191,7 +189,7 @@ def _mask(seen: Scene, pixels: int, draw: np.random.Generator) -> Image.Image:
     x, y = draw.uniform(-room, room, 2) * 0.8
     shift = {"left": (-1, 0), "right": (1, 0), "top": (0, -1), "bottom": (0, 1), "middle": (0, 0)}[seen.side]
     x, y = (room * s if s else v * 0.5 for s, v in zip(shift, (x, y), strict=True))
-    turn = math.radians(draw.uniform(-15, 15))
+    turn = math.radians(draw.uniform(-25, 25))
     cos, sin = math.cos(turn), math.sin(turn)
     matrix = np.array([[cos, sin], [-sin, cos]]) * half * 2 * pixels
     big = Image.new("L", (2 * pixels, 2 * pixels))
@@ -204,7 +202,7 @@ def _mask(seen: Scene, pixels: int, draw: np.random.Generator) -> Image.Image:
 
 def _texture(kind: str, ink: np.ndarray, pixels: int, draw: np.random.Generator) -> np.ndarray:
     """uint8 [pixels, pixels, 3]: the object's colour, with darker or lighter stripes, dots or checks."""
-    other = ink * 0.6 if ink.mean() > 110 else ink * 0.6 + 90
+    other = ink * 0.7 if ink.mean() > 80 else ink + 50
     period = int(draw.integers(6, 11)) * pixels // 64 or 2
     a, b = np.ogrid[:pixels, :pixels]
     if kind == "striped":
@@ -222,22 +220,22 @@ def _backdrop(kind: str, shade: np.ndarray, pixels: int, draw: np.random.Generat
     """uint8 [pixels, pixels, 3]."""
     field = np.broadcast_to(shade, (pixels, pixels, 3))
     if kind == "shaded":
-        ramp = np.linspace(-40, 40, pixels, dtype=np.float32)[:, None, None]
+        ramp = np.linspace(-25, 25, pixels, dtype=np.float32)[:, None, None]
         field = field + (ramp if draw.random() < 0.5 else ramp.transpose(1, 0, 2))
     elif kind == "grainy":
-        field = field + draw.standard_normal((pixels, pixels, 1), np.float32) * 16
+        field = field + draw.standard_normal((pixels, pixels, 1), np.float32) * 10
     elif kind == "lined":
-        field = field + np.where(np.arange(pixels)[:, None, None] % 8 < 2, -28, 0)
+        field = field + np.where(np.arange(pixels)[:, None, None] % 8 < 2, -18, 0)
     return field.clip(0, 255).astype(np.uint8)
 
 
 def _clutter(image: Image.Image, draw: np.random.Generator) -> None:
-    """Up to five small marks behind the object."""
+    """Up to eight small marks behind the object."""
     pen, side = ImageDraw.Draw(image), image.width
-    for _ in range(int(draw.integers(0, 6))):
+    for _ in range(int(draw.integers(0, 9))):
         x, y, length, turn, *colour = draw.uniform(0, 1, 7).tolist()
         x, y, length = x * side, y * side, side * (0.04 + 0.1 * length)
-        fill = tuple(int(255 * c) for c in colour)
+        fill = tuple(int(60 + 195 * c) for c in colour)
         end = (x + length * math.cos(6.3 * turn), y + length * math.sin(6.3 * turn))
         pen.line((x, y, *end), fill=fill, width=max(1, side // 40)) if turn < 0.6 else pen.ellipse(
             (x, y, x + length / 2, y + length / 2), fill=fill
@@ -246,7 +244,7 @@ def _clutter(image: Image.Image, draw: np.random.Generator) -> None:
 
 def describe(seen: Scene, draw: np.random.Generator) -> str:
     """A caption that names the kind and a part of the rest."""
-    says = draw.random(5) < (0.25, 0.1, 0.12, 0.12, 0.12)
+    says = draw.random(5) < (0.3, 0.15, 0.15, 0.15, 0.15)
     size = {"tiny": ("tiny", "very small"), "small": ("small", "little"), "medium": ("", "mid-sized"),
             "large": ("large", "big"), "huge": ("huge", "very big")}[seen.size]  # fmt: skip
     words = [size[int(draw.integers(2))]] if says[2] else []

@@ -1,0 +1,73 @@
+"""The demo world: same seed, same bytes; what it says is what it shows."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+import webdataset
+from PIL import Image
+
+from data.refusal import Refusal
+from data.synthetic import KINDS, World, main, write_world
+
+SMALL = World(pairs=60, tests=64, pixels=32, seed=5, pairs_per_shard=32)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_same_seed_same_bytes_for_any_number_of_workers(tmp_path: Path) -> None:
+    assert write_world(tmp_path / "a", SMALL)
+    assert write_world(tmp_path / "b", SMALL, workers=2)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    write_world(tmp_path / "c", World(**{**SMALL.__dict__, "seed": 6}))
+    assert contents(tmp_path / "c")["train/00000.tar"] != contents(tmp_path / "a")["train/00000.tar"]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset 1.0.2 leaves its file open
+def test_training_shards_are_webdataset_and_img2dataset(tmp_path: Path) -> None:
+    write_world(tmp_path / "w", SMALL)
+    rows = list(webdataset.WebDataset(str(tmp_path / "w/train/00000.tar"), shardshuffle=False))
+    assert len(rows) == 32
+    assert {"jpg", "txt", "json", "__key__"} <= rows[0].keys()
+    for row in rows:
+        facts = json.loads(row["json"])
+        assert facts["kind"] in row["txt"].decode()
+        assert facts["caption"] == row["txt"].decode()
+        assert facts["key"] == row["__key__"]
+        assert Image.open(io.BytesIO(row["jpg"])).size == (32, 32)
+
+
+def test_labelled_set_is_balanced_and_in_clip_benchmarks_layout(tmp_path: Path) -> None:
+    write_world(tmp_path / "w", SMALL)
+    folder = tmp_path / "w/eval"
+    assert folder.joinpath("classnames.txt").read_text().split() == list(KINDS)
+    assert all("{c}" in line for line in (folder / "zeroshot_classification_templates.txt").read_text().splitlines())
+    assert int((folder / "test/nshards.txt").read_text()) == 2
+    labels = []
+    for shard in (0, 1):
+        with tarfile.open(folder / f"test/{shard}.tar") as tar:
+            labels += [int(tar.extractfile(m).read()) for m in tar if m.name.endswith(".cls")]  # type: ignore[union-attr]
+    assert sorted(labels) == sorted([*range(len(KINDS))] * 2)
+
+
+def test_kinds() -> None:
+    assert len(KINDS) >= 24
+    assert "banana" in KINDS
+    assert len(set(KINDS)) == len(KINDS)
+
+
+def test_an_existing_world_is_reused_and_another_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [str(tmp_path / "w"), "--pairs", "20", "--tests", "32", "--pixels", "32"]
+    assert main(words) == 0
+    before = contents(tmp_path / "w")
+    assert main(words) == 0
+    assert "already there" in capsys.readouterr().out
+    assert contents(tmp_path / "w") == before
+    assert main([*words, "--seed", "9"]) == 2
+    assert "delete it or name another folder" in capsys.readouterr().err
+    with pytest.raises(Refusal, match="at least 1 pair"):
+        write_world(tmp_path / "v", World(pairs=0))
