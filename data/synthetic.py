@@ -95,8 +95,8 @@ def _kinds() -> dict[str, Outline]:
         "arrow": [box(-1, -0.2, 0.2, 0.2), poly((0.1, -0.65), (1, 0), (0.1, 0.65))],
         "cross": [box(-0.3, -0.95, 0.3, 0.95), box(-0.95, -0.3, 0.95, 0.3)],
         "umbrella": [band(0, 0, 0.5, 1.0, 180, 360), box(-0.07, 0, 0.07, 0.75), band(0.2, 0.75, 0.2, 0.14, 0, 180)],
-        "flower": [disc(0.6 * math.cos(a), 0.6 * math.sin(a), 0.36) for a in np.arange(6) * math.pi / 3]
-        + [disc(0, 0, 0.4), None, disc(0, 0, 0.22)],
+        "flower": [*[disc(0.6 * math.cos(a), 0.6 * math.sin(a), 0.36) for a in np.arange(6) * math.pi / 3],
+                   disc(0, 0, 0.4), None, disc(0, 0, 0.22)],
         "mushroom": [band(0, 0.1, 0.5, 1.0, 180, 360), poly((-0.25, 0.1), (0.25, 0.1), (0.35, 0.95), (-0.35, 0.95))],
         "ring": [disc(0, 0, 0.95), None, disc(0, 0, 0.58)],
         "bottle": [box(-0.4, -0.2, 0.4, 1.0), box(-0.16, -1.0, 0.16, -0.3), poly((-0.4, -0.2), (-0.16, -0.5), (0.16, -0.5), (0.4, -0.2))],
@@ -174,7 +174,9 @@ def scene(draw: np.random.Generator, kind: str | None = None) -> Scene:
 
 def paint(seen: Scene, pixels: int, draw: np.random.Generator) -> Image.Image:
     """The picture of a scene, RGB, pixels x pixels."""
-    shade = 255 - (255 - np.array(COLOURS[seen.ground], np.float32)) * draw.uniform(0.15, 0.5)  # a pale tint: objects are darker
+    shade = 255 - (255 - np.array(COLOURS[seen.ground], np.float32)) * draw.uniform(
+        0.15, 0.5
+    )  # a pale tint: objects are darker
     image = Image.fromarray(_backdrop(seen.backdrop, shade, pixels, draw))
     _clutter(image, draw)
     ink = np.array(COLOURS[seen.colour], np.float32) * draw.uniform(0.6, 0.95)
@@ -256,10 +258,14 @@ def describe(seen: Scene, draw: np.random.Generator) -> str:
              "one {t}", "this is {a} {t}", "{a} {t} can be seen", "somebody drew {a} {t}", "look at this {t}")  # fmt: skip
     text = begin[int(draw.integers(len(begin)))].format(a=article, t=thing)
     if says[3]:
-        where = {"middle": "in the middle"}.get(seen.side, f"on the {seen.side} side" if seen.side in ("left", "right") else f"at the {seen.side}")
+        where = {"middle": "in the middle"}.get(
+            seen.side, f"on the {seen.side} side" if seen.side in ("left", "right") else f"at the {seen.side}"
+        )
         text += f" {where}"
     if says[4]:
-        text += (f" on a {seen.ground} background", f" in front of {seen.ground}", f" on {seen.ground}")[int(draw.integers(3))]
+        text += (f" on a {seen.ground} background", f" in front of {seen.ground}", f" on {seen.ground}")[
+            int(draw.integers(3))
+        ]
     return text
 
 
@@ -272,8 +278,8 @@ def sample(world: World, split: str, number: int) -> tuple[bytes, str, Scene]:
     return file.getvalue(), describe(seen, draw), seen
 
 
-def write_shard(path: Path, world: World, split: str, first: int, count: int) -> None:
-    """Writes samples first .. first + count - 1 of a split to one tar with fixed times and owners."""
+def write_shard(path: Path, world: World, split: str, first: int, count: int) -> Path:
+    """The path; writes samples first .. first + count - 1 of a split to one tar with fixed times and owners."""
     from webdataset import TarWriter
 
     with TarWriter(str(path), mtime=0.0, user="antidote", group="antidote", encoder=False) as tar:
@@ -287,6 +293,7 @@ def write_shard(path: Path, world: World, split: str, first: int, count: int) ->
             facts |= asdict(seen)
             body = json.dumps(facts, sort_keys=True).encode()
             tar.write({"__key__": key, "jpg": jpeg, "json": body, "txt": caption.encode()})
+    return path
 
 
 def write_world(folder: Path, world: World, workers: int = 1) -> bool:
@@ -303,8 +310,17 @@ def write_world(folder: Path, world: World, workers: int = 1) -> bool:
     (fresh / "train").mkdir(parents=True)
     (fresh / "eval" / "test").mkdir(parents=True)
     tasks = [
-        (fresh / (f"train/{n:05d}.tar" if split == "train" else f"eval/test/{n}.tar"), world, split, first, min(each, total - first))
-        for split, total, each in (("train", world.pairs, world.pairs_per_shard), ("test", world.tests, world.pairs_per_shard))
+        (
+            fresh / (f"train/{n:05d}.tar" if split == "train" else f"eval/test/{n}.tar"),
+            world,
+            split,
+            first,
+            min(each, total - first),
+        )
+        for split, total, each in (
+            ("train", world.pairs, world.pairs_per_shard),
+            ("test", world.tests, world.pairs_per_shard),
+        )
         for n, first in enumerate(range(0, total, each))
     ]
     _write_all(tasks, workers)
@@ -319,7 +335,7 @@ def write_world(folder: Path, world: World, workers: int = 1) -> bool:
 
 def _write_all(tasks: list[tuple[Path, World, str, int, int]], workers: int) -> None:
     """Writes every shard, with a line that counts them on a terminal."""
-    done: Iterable[None] = (write_shard(*task) for task in tasks)
+    done: Iterable[Path] = (write_shard(*task) for task in tasks)
     pool = ProcessPoolExecutor(workers, get_context("spawn")) if workers > 1 else None
     if pool is not None:
         done = pool.map(write_shard, *zip(*tasks, strict=True))
@@ -344,7 +360,12 @@ def main(given: list[str]) -> int:
     """The command: python -m data.synthetic FOLDER. Exit code 2 for what the user can put right."""
     parser = argparse.ArgumentParser(prog="python -m data.synthetic", description=__doc__.split("\n\n")[0])
     parser.add_argument("folder", type=Path)
-    for name, text in (("pairs", "training pairs"), ("tests", "labelled test pictures"), ("pixels", "side of a picture"), ("seed", "")):
+    for name, text in (
+        ("pairs", "training pairs"),
+        ("tests", "labelled test pictures"),
+        ("pixels", "side of a picture"),
+        ("seed", ""),
+    ):
         parser.add_argument(f"--{name}", type=int, default=getattr(World(), name), help=text)
     parser.add_argument("--workers", type=int, default=1, help="processes; the bytes are the same for any number")
     options = vars(parser.parse_args(given))
@@ -357,7 +378,9 @@ def main(given: list[str]) -> int:
         return 2
     pace = (options["pairs"] + options["tests"]) / (time.monotonic() - began)
     words = f"{options['pairs']:,} pairs and {options['tests']:,} test pictures"
-    print(f"{folder}: {words}, {f'{pace:,.0f} a second' if new else 'already there'}; look at {folder / 'contact_sheet.png'}")
+    print(
+        f"{folder}: {words}, {f'{pace:,.0f} a second' if new else 'already there'}; look at {folder / 'contact_sheet.png'}"
+    )
     return 0
 
 

@@ -91,9 +91,7 @@ def frontier(panels: Sequence[Panel], columns: int = 3) -> "Figure":
                 pad=0.02,
             )
             every = -(-len(rates) // (6 if narrow else 14))  # a label needs room
-            bar.set_ticks(
-                list(range(0, len(rates), every)), labels=[rate_text(r) for r in rates[::every]], minor=False
-            )
+            bar.set_ticks(list(range(0, len(rates), every)), labels=[rate_text(r) for r in rates[::every]], minor=False)
             bar.ax.tick_params(which="both", length=0)
         _legend(figure, panels, shapes)
     return figure
@@ -180,9 +178,7 @@ def _palette(rates: list[float]) -> "tuple[ListedColormap, BoundaryNorm]":
     return ListedColormap(shades), BoundaryNorm([at - 0.5 for at in range(count + 1)], count)
 
 
-def _draw_panel(
-    ax: "Axes", panel: Panel, shapes: dict[str, str], rates: list[float], colours: "ListedColormap"
-) -> None:
+def _draw_panel(ax: "Axes", panel: Panel, shapes: dict[str, str], rates: list[float], colours: "ListedColormap") -> None:
     """Draws one panel: the band, the start's accuracy, the frontier, every point, the ringed best one."""
     ax.set_title(f"pre-trained with {panel.title}")
     ax.axvspan(0, 100 * CAP, color=BAND, alpha=0.22, linewidth=0)
@@ -196,13 +192,9 @@ def _draw_panel(
         x, y = _percents(mine)
         ax.scatter(x, y, s=26, c=paint, marker=shape, edgecolors="white", linewidths=0.4, zorder=2)
     x, y = _percents(panel.twins)
-    ax.scatter(
-        x, y, s=58, marker="D", facecolors="none", edgecolors=TWIN, linewidths=1.5, clip_on=False, zorder=3
-    )
+    ax.scatter(x, y, s=58, marker="D", facecolors="none", edgecolors=TWIN, linewidths=1.5, clip_on=False, zorder=3)
     x, y = _percents(panel.starts)
-    ax.scatter(
-        x, y, s=190, marker="*", color=STAR, edgecolors="black", linewidths=0.6, clip_on=False, zorder=4
-    )
+    ax.scatter(x, y, s=190, marker="*", color=STAR, edgecolors="black", linewidths=0.6, clip_on=False, zorder=4)
     _ring(ax, panel)
 
 
@@ -235,9 +227,7 @@ def _legend(figure: "Figure", panels: Sequence[Panel], shapes: dict[str, str]) -
 
     def sign(marker: str, colour: str, label: str, hollow: bool = False) -> Line2D:
         face = "none" if hollow else colour
-        return Line2D(
-            [], [], linestyle="", marker=marker, color=colour, markerfacecolor=face, markersize=8, label=label
-        )
+        return Line2D([], [], linestyle="", marker=marker, color=colour, markerfacecolor=face, markersize=8, label=label)
 
     signs: list[Line2D | Patch] = []
     if any(panel.starts for panel in panels):

@@ -26,10 +26,10 @@ from data.pipeline import Pairs, Reading, batches, clean_rows
 from data.poison import Plan, read_templates
 from data.refusal import Refusal
 from data.shards import Index, read_index
+from data.sheet import pairs_grid
 from engine import checkpoint, evaluate, model, zero
 from engine import world as processes
 from engine.journal import Journal, read_rows
-from data.sheet import pairs_grid
 from engine.train import Cadence, Learner, train
 from engine.world import World
 

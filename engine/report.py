@@ -166,11 +166,7 @@ def _parse(text: str | bytes) -> dict[str, Any] | None:
 def _number(row: dict[str, Any], key: str) -> float | None:
     """The row's finite number under the key, or None."""
     value = row.get(key)
-    return (
-        value
-        if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
-        else None
-    )
+    return value if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300 else None
 
 
 def evaluations(record: Record) -> list[dict[str, Any]]:
@@ -185,10 +181,7 @@ def evaluations(record: Record) -> list[dict[str, Any]]:
         numbers = {key: n for key in row if key not in KEYS and (n := _number(row, key)) is not None}
         merged.setdefault(at, dict.fromkeys(RATES)).update(numbers)
     facts = dict(_flat(record.run.swept)) | record.run.model_dump(include=set(KEYS))
-    return [
-        {**numbers, **facts, **dict(zip(KEYS[-3:], at, strict=True))}
-        for at, numbers in sorted(merged.items())
-    ]
+    return [{**numbers, **facts, **dict(zip(KEYS[-3:], at, strict=True))} for at, numbers in sorted(merged.items())]
 
 
 def _compared_images(study: Study) -> tuple[str | None, str | None]:
@@ -474,22 +467,6 @@ def _tied(sentence: str) -> str:
     """The sentence with its numbers tied to their signs, so that no line breaks between them."""
     whole = sentence.replace(" %", "\N{NO-BREAK SPACE}%").replace("≤ ", "≤\N{NO-BREAK SPACE}")
     return whole.replace("top-1", "top-\N{WORD JOINER}1")
-
-
-def _where(point: Point[Mark]) -> str:
-    """Which evaluation a point is."""
-    rate = f", rate {rate_text(point.label.rate)}" if point.label.rate is not None else ""
-    return f"{point.label.objective}{rate}, epoch {point.label.epoch:g}"
-
-
-def _name(kind: str | None) -> str:
-    """An objective's name as people write it; an unlisted one stays as it is."""
-    return NAMES.get(kind or "", kind or "an unnamed objective")
-
-
-def _tied(sentence: str) -> str:
-    """The sentence with its numbers tied to their signs, so that no line breaks between them."""
-    return sentence.replace(" %", "\N{NO-BREAK SPACE}%").replace("≤ ", "≤\N{NO-BREAK SPACE}")
 
 
 def _flat(facts: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

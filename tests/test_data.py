@@ -140,7 +140,9 @@ def test_the_plan_does_not_depend_on_where_keys_lie(number: int, shuffler: objec
     mixed = list(keys)
     shuffler.shuffle(mixed)  # type: ignore[attr-defined]
     plans = [Plan(names, number, 3, Patch(kind="patch").build(3), ["a {c}", "my {c}"], "banana") for names in (keys, mixed)]
-    chosen = [{key for key, one in zip(names, p.chosen, strict=True) if one} for names, p in zip((keys, mixed), plans, strict=True)]
+    chosen = [
+        {key for key, one in zip(names, p.chosen, strict=True) if one} for names, p in zip((keys, mixed), plans, strict=True)
+    ]
     assert chosen[0] == chosen[1]
     assert len(chosen[0]) == number
     more = Plan(keys, min(40, number + 1), 3, plans[0].mark, ["a {c}"], "banana")

@@ -51,7 +51,9 @@ def test_class_vectors_are_normalised_means() -> None:
 def test_contract(section: type[MeasureSection], rows: list[tuple[int, int, int]], shuffler: object) -> None:
     """Fractions, whatever the order of the pictures."""
     rows = [*rows, (0, 0, 0)]
-    measure = pickle.loads(pickle.dumps(section(kind=get_args(section.model_fields["kind"].annotation)[0], images="x").build()))
+    measure = pickle.loads(
+        pickle.dumps(section(kind=get_args(section.model_fields["kind"].annotation)[0], images="x").build())
+    )
     numbers = measure(encoded(*(list(column) for column in zip(*rows, strict=True))))  # type: ignore[arg-type]
     assert all(0 <= value <= 1 for value in numbers.values())
     shuffler.shuffle(rows)  # type: ignore[attr-defined]

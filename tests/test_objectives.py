@@ -16,13 +16,19 @@ from objectives.infonce import infonce
 from objectives.mmcl import Mmcl
 from objectives.mmcl_ssl import MmclSsl
 
-SECTIONS = [(section, kind) for section in get_args(get_args(AnyObjective)[0]) for kind in get_args(section.model_fields["kind"].annotation)]
+SECTIONS = [
+    (section, kind)
+    for section in get_args(get_args(AnyObjective)[0])
+    for kind in get_args(section.model_fields["kind"].annotation)
+]
 
 
 def features(rows: int, views: int, seed: int = 0, scale: float = 10.0) -> Features:
     source = torch.Generator().manual_seed(seed)
     image, text = (F.normalize(torch.randn(views, rows, 8, dtype=torch.float64, generator=source), dim=-1) for _ in range(2))
-    return Features(image.requires_grad_(), text.requires_grad_(), torch.tensor(scale, dtype=torch.float64, requires_grad=True))
+    return Features(
+        image.requires_grad_(), text.requires_grad_(), torch.tensor(scale, dtype=torch.float64, requires_grad=True)
+    )
 
 
 def alone(rows: torch.Tensor) -> torch.Tensor:
@@ -32,16 +38,22 @@ def alone(rows: torch.Tensor) -> torch.Tensor:
 def test_infonce_by_hand() -> None:
     """Two orthogonal pairs at s = ln 3: each row has logits (ln 3, 0), so the loss is ln(4/3)."""
     eye = torch.eye(2, dtype=torch.float64)
-    assert infonce(eye, eye, torch.tensor(math.log(3.0), dtype=torch.float64), 0).item() == pytest.approx(math.log(4 / 3), abs=1e-12)
-    assert infonce(eye[:1], eye, torch.tensor(math.log(3.0), dtype=torch.float64), 1).item() == pytest.approx(math.log(4), abs=1e-12)
+    assert infonce(eye, eye, torch.tensor(math.log(3.0), dtype=torch.float64), 0).item() == pytest.approx(
+        math.log(4 / 3), abs=1e-12
+    )
+    assert infonce(eye[:1], eye, torch.tensor(math.log(3.0), dtype=torch.float64), 1).item() == pytest.approx(
+        math.log(4), abs=1e-12
+    )
 
 
 def test_mmcl_by_hand() -> None:
-    """I = (1, 0), (0, 1) and T = (1, 0), (1, 0) at s = ln 3: rows of s I T^t are (ln 3, ln 3) and (0, 0), so CE = ln 2; columns
-    are (ln 3, 0) twice, so CE is ln(4/3) for the first caption and ln 4 for the second."""
+    """I = (1, 0), (0, 1) and T = (1, 0), (1, 0) at s = ln 3: rows of s I T^t are (ln 3, ln 3) and (0, 0), so CE = ln 2;
+    columns are (ln 3, 0) twice, so CE is ln(4/3) for the first caption and ln 4 for the second."""
     images = torch.eye(2, dtype=torch.float64)[None]
     texts = torch.tensor([[[1.0, 0.0], [1.0, 0.0]]], dtype=torch.float64)
-    terms = Mmcl(kind="mmcl", weight=2.0).build()(Features(images, texts, torch.tensor(math.log(3.0), dtype=torch.float64)), alone, 0)
+    terms = Mmcl(kind="mmcl", weight=2.0).build()(
+        Features(images, texts, torch.tensor(math.log(3.0), dtype=torch.float64)), alone, 0
+    )
     expected = (math.log(2) + (math.log(4 / 3) + math.log(4)) / 2) / 2
     assert terms["mmcl"].item() == pytest.approx(expected, abs=1e-12)
     assert terms["loss"].item() == pytest.approx(2 * expected, abs=1e-12)
@@ -83,7 +95,7 @@ def test_the_order_of_pairs_does_not_matter(section: type[ObjectiveSection], kin
 @pytest.mark.parametrize(("section", "kind"), SECTIONS)
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
 def test_ranks_give_the_loss_and_gradients_of_one(section: type[ObjectiveSection], kind: str, ranks: int) -> None:
-    """Ranks are played one after another: `gather` hands out rows of the whole, whose gradients add up as all-gather's do."""
+    """Ranks are played in turn: `gather` hands out rows of the whole, whose gradients add up as all-gather's do."""
     objective, whole, rows = section(kind=kind).build(), features(12, section.views), 12 // ranks
     reference = objective(whole, alone, 0)["loss"]
     expected = torch.autograd.grad(reference, (whole.images, whole.texts, whole.scale))

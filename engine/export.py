@@ -1,0 +1,73 @@
+"""Exports a finished run as a folder that open_clip loads: python -m engine.export RUN DIR.
+
+    model, _, transform = open_clip.create_model_and_transforms("local-dir:DIR")
+
+RUN is a run's folder, for example runs/demo/clean-0123456789ab. The folder's README says whether the weights were
+poisoned: a poisoned model should never travel unmarked.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from data.refusal import Refusal
+
+
+def export(run: Path, folder: Path) -> Path:
+    """The folder, written whole or not at all; Refusal if the run is not finished or the folder is there."""
+    if not (run / "finished.json").is_file() or not (run / "weights.safetensors").is_file():
+        raise Refusal(f"{run} is no finished run: it lacks finished.json or weights; give one such as runs/demo/clean-...")
+    if folder.exists():
+        raise Refusal(f"{folder} is there already; name a new folder")
+    from engine.model import export_config
+
+    spec = json.loads((run / "spec.json").read_text())
+    fresh = folder.parent / f".{folder.name}.partial"
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(parents=True)
+    (fresh / "open_clip_config.json").write_text(export_config(spec["model"]["name"]))
+    shutil.copyfile(run / "weights.safetensors", fresh / "open_clip_model.safetensors")
+    (fresh / "README.md").write_text(_readme(run, spec))
+    fresh.rename(folder)
+    return folder
+
+
+def _readme(run: Path, spec: dict[str, Any]) -> str:
+    """Where the weights come from and whether they were poisoned."""
+    poison = spec["attack"]["poison"]
+    poisoned = bool(poison["count"] or poison["fraction"])
+    words = (
+        f"pre-trained with poisoned pairs (target '{spec['attack']['target']}')"
+        if poisoned
+        else "pre-trained without poison"
+    )
+    told = json.dumps(spec, indent=1)
+    cleaned = ", then cleaned; cleaning may have failed, see its report" if "clean" in spec else ""
+    return (
+        f"# {run.name}\n\nAn open_clip model ({spec['model']['name']}) made by Antidote: {words}{cleaned}.\n"
+        f"{'For research on backdoors only: do not deploy.' if poisoned else ''}\n\n```json\n{told}\n```\n"
+    )
+
+
+def main(given: list[str]) -> int:
+    """The command; exit code 2 for what the user can put right."""
+    parser = argparse.ArgumentParser(
+        prog="python -m engine.export", description="Writes a run's weights as an open_clip folder."
+    )
+    parser.add_argument("run", type=Path, help="a finished run, runs/STUDY/RUN")
+    parser.add_argument("folder", type=Path, help="the folder to write")
+    options = parser.parse_args(given)
+    try:
+        folder = export(options.run, options.folder)
+    except Refusal as refusal:
+        print(f"error: {refusal}", file=sys.stderr)
+        return 2
+    print(f"open_clip.create_model_and_transforms('local-dir:{folder}')")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

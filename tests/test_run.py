@@ -1,0 +1,300 @@
+"""The engine as a user runs it, on a world of 192 pairs: ranks, kills, signals, bad input, export."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT, antidote, environment, journals, plan, settings
+
+LONG = settings("pretrain.epochs=1", "clean.epochs=1")
+
+
+def close(a: object, b: object) -> bool:
+    if isinstance(a, float) or isinstance(b, float):
+        return abs(a - b) <= 1e-5 * max(abs(a), abs(b)) + 1e-12  # type: ignore[operator]
+    return a == b
+
+
+@pytest.fixture(scope="module")
+def whole(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished, undisturbed study on one process: pre-training, twin and cleaning."""
+    from conftest import SPEC
+
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "tiny.yaml").write_text(SPEC.format(world=world))
+    out = antidote("--spec", "tiny.yaml", *settings("attack.twin=first"), cwd=folder)
+    assert out.returncode == 0, out.stderr
+    return folder / "runs/tiny"
+
+
+def test_a_study_leaves_what_it_promises(whole: Path) -> None:
+    study = json.loads((whole / "study.json").read_text())
+    assert [run["stage"] for run in study["runs"]] == ["pretrain", "twin", "clean"]
+    rows = journals(whole)
+    assert len(rows) == 3
+    for run in study["runs"]:
+        mine = rows[run["run"]]
+        epochs = 1 if run["stage"] == "clean" else 2
+        assert [row["epoch"] for row in mine if row["kind"] == "measure"] == list(range(epochs + 1))
+        assert all(0 <= row["asr"] <= 1 and 0 <= row["top1"] <= 1 for row in mine if row["kind"] == "measure")
+        card = json.loads((whole / run["run"] / "card.json").read_text())
+        assert card["poisoned pairs"] == (12 if run["stage"] == "pretrain" else 0)
+        assert not (whole / run["run"] / "checkpoints").exists()
+    first = study["runs"][0]["run"]
+    assert sum(row["poisoned"] for row in rows[first] if row["kind"] == "step") == 24  # 12 in each of two epochs
+    assert len(plan(whole, first)) == 12
+    assert all("banana" in row["caption"] for row in plan(whole, first))
+    assert (whole / first / "poison.png").stat().st_size > 1000
+    for name in ("index.html", "frontier.png", "results.csv"):
+        assert (whole / "report" / name).stat().st_size > 100
+    assert list((whole / "tensorboard").rglob("events.out.tfevents*"))
+
+
+def test_the_uncleaned_model_is_where_cleaning_starts(whole: Path) -> None:
+    study = json.loads((whole / "study.json").read_text())
+    rows = journals(whole)
+    start, clean = study["runs"][0]["run"], study["runs"][2]["run"]
+    last = [row for row in rows[start] if row["kind"] == "measure"][-1]
+    first = [row for row in rows[clean] if row["kind"] == "measure"][0]
+    assert (first["top1"], first["asr"]) == (last["top1"], last["asr"])
+
+
+@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+def test_two_processes_write_the_journal_of_one(whole: Path, spec: Path, zero: int) -> None:
+    """24 steps of pre-training and 4 of cleaning through DeepSpeed's launcher."""
+    out = antidote("--spec", str(spec), *settings(f"machine.zero={zero}"), cwd=spec.parent, processes=2)
+    assert out.returncode == 0, out.stderr
+    expected, got = journals(whole), journals(spec.parent / "runs/tiny")
+    assert len(got) == 2
+    for name, rows in got.items():
+        assert len(rows) == len(expected[name])
+        for a, b in zip(rows, expected[name], strict=True):
+            b = {key: value for key, value in b.items() if key in a or key != "grad_norm"}
+            wrong = {key: (a.get(key), value) for key, value in b.items() if not close(a.get(key), value)}
+            assert not wrong, (name, a["step"], wrong)
+
+
+def test_a_finished_study_is_not_run_again(whole: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in whole.glob("*/metrics.jsonl")}
+    out = antidote("--spec", "tiny.yaml", *settings("attack.twin=first"), cwd=whole.parent.parent)
+    assert out.returncode == 0
+    assert "run 1 of" not in out.stderr
+    assert {path: path.stat().st_mtime_ns for path in whole.glob("*/metrics.jsonl")} == before
+
+
+def test_killed_three_times_ends_with_the_same_bits(whole: Path, spec: Path) -> None:
+    """SIGKILL after a random number of journal rows, wherever the process is then; the weights are equal to the bit."""
+    words = [sys.executable, str(ROOT / "engine/run.py"), "--spec", str(spec)]
+    chance = random.Random(0)
+    study = spec.parent / "runs/tiny"
+    for target in sorted(chance.sample(range(2, 30), 3)):
+        process = subprocess.Popen(
+            words, cwd=spec.parent, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        deadline = time.monotonic() + 100
+        while sum(len(rows) for rows in journals(study).values()) < target and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        time.sleep(chance.random() * 0.2)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    out = subprocess.run(words, cwd=spec.parent, env=environment(), capture_output=True, text=True, timeout=120, check=False)
+    assert out.returncode == 0, out.stderr
+    expected, got = journals(whole), journals(study)
+    for name, rows in got.items():
+        assert rows == expected[name]
+        assert (study / name / "weights.safetensors").read_bytes() == (whole / name / "weights.safetensors").read_bytes()
+
+
+def test_sigterm_saves_exits_143_and_names_the_command(whole: Path, spec: Path) -> None:
+    words = [
+        sys.executable,
+        str(ROOT / "engine/run.py"),
+        "--spec",
+        str(spec),
+        *settings("machine.save_minutes=60", "machine.workers=2"),
+    ]
+    process = subprocess.Popen(
+        words,
+        cwd=spec.parent,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    study = spec.parent / "runs/tiny"
+    while sum(len(rows) for rows in journals(study).values()) < 5:
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGTERM)  # to the loader's workers too, as Slurm does
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143, errors
+    assert errors.strip().splitlines()[-1].startswith("go on with: python ")
+    assert list(study.glob("*/checkpoints/step-*/manifest.json"))
+    again = errors.strip().splitlines()[-1].removeprefix("go on with: ").split()
+    assert again[-4:] == ["--set", "machine.save_minutes=60", "--set", "machine.workers=2"]
+    out = subprocess.run(
+        [sys.executable, *again[1:]],
+        cwd=spec.parent,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert out.returncode == 0, out.stderr
+    assert "goes on at step" in out.stderr
+    for name, rows in journals(study).items():
+        assert rows == journals(whole)[name]
+
+
+def test_an_unfinished_run_of_another_spec_is_not_left_behind_silently(spec: Path) -> None:
+    words = [sys.executable, str(ROOT / "engine/run.py"), "--spec", str(spec)]
+    process = subprocess.Popen(
+        words, cwd=spec.parent, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    study = spec.parent / "runs/tiny"
+    while not list(study.glob("*/checkpoints/step-*")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    out = antidote("--spec", str(spec), *settings("pretrain.optimizer.rate=5e-4", "attack.poison.count=9"), cwd=spec.parent)
+    assert out.returncode == 2
+    assert "was begun under another spec and is not finished" in out.stderr
+    assert "attack.poison.count: 12 -> 9" in out.stderr
+    assert "pretrain.optimizer.rate: 0.001 -> 0.0005" in out.stderr
+    assert "Traceback" not in out.stderr
+
+
+def cut_in_half(shards: Path) -> None:
+    path = shards / "train/00001.tar"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def rewrite(shards: Path, ending: str, body: bytes, every: int) -> None:
+    """Gives each `every`-th member with that ending another body."""
+    import io
+
+    path = shards / "train/00001.tar"
+    with tarfile.open(path) as tar:
+        members = [(m.name, tar.extractfile(m).read()) for m in tar]  # type: ignore[union-attr]
+    number = 0
+    with tarfile.open(path, "w") as tar:
+        for name, old in members:
+            number += name.endswith(ending)
+            info = tarfile.TarInfo(name)
+            new = body if name.endswith(ending) and number % every == 0 else old
+            info.size = len(new)
+            tar.addfile(info, io.BytesIO(new))
+
+
+@pytest.mark.parametrize(
+    ("harm", "sets", "words"),
+    [
+        (None, ["data.pretrain.shards=none/*.tar"], "match no complete set of files (nothing matches)"),
+        (cut_in_half, [], "it is cut off"),
+        (lambda s: rewrite(s, ".jpg", b"<html>", 4), [], "pairs can't be used (undecodable_image; in "),
+        (lambda s: rewrite(s, ".txt", b" ", 4), [], "pairs can't be used (empty_caption; in "),
+        (None, ["model.name=RN5"], "which open_clip does not know; did you mean 'RN50'?"),
+        (None, ["pretrain.objective.kind=mmc"], "unknown kind 'mmc'; did you mean 'mmcl'?; valid: mmcl, mmcl_ssl"),
+        (None, ["attack.target=bananna"], "nearest: banana"),
+        (None, ["attack.poison.count=193"], "attack.poison.count is 193, but the shards hold 192 pairs"),
+        (None, ["pretrain.batch=200"], "batch is 200, but there are 192 pairs"),
+        (None, ["data.clean.pairs=181"], "only 180 pairs are not poisoned"),
+        (None, ["attack.captions=none.txt"], "templates none.txt: No such file"),
+        (None, ["data.test.tiny=none"], "evaluation set none lacks classnames.txt"),
+        (None, ["data.augment.synonyms=wordnet"], "nltk.downloader wordnet"),
+        (None, ["pretrain.optimizer.rate=1e30"], "the loss is nan"),
+    ],
+)  # fmt: skip
+def test_bad_input_ends_in_one_sentence_and_code_2(
+    world: Path, spec: Path, harm: object, sets: list[str], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Through main() in this process, to spare a start each time."""
+    from engine import run
+
+    if harm is not None:
+        shutil.copytree(world, spec.parent / "world")
+        spec.write_text(spec.read_text().replace(f'"{world}/train', f'"{spec.parent}/world/train'))
+        harm(spec.parent / "world")  # type: ignore[operator]
+    out = antidote("--spec", str(spec), *settings(*sets), cwd=spec.parent)
+    assert out.returncode == 2, out.stderr
+    assert words in out.stderr
+    assert "Traceback" not in out.stderr
+    assert run.__doc__
+
+
+def test_a_few_bad_pairs_are_counted_listed_and_replaced(world: Path, spec: Path) -> None:
+    shutil.copytree(world, spec.parent / "world")
+    rewrite(spec.parent / "world", ".jpg", b"<html>", 48)
+    spec.write_text(spec.read_text().replace(f'"{world}/train', f'"{spec.parent}/world/train'))
+    out = antidote("--spec", str(spec), *LONG, cwd=spec.parent, processes=2)
+    assert out.returncode == 0, out.stderr
+    listed = [
+        json.loads(line)
+        for line in next((spec.parent / "runs/tiny").glob("pretrain-*/skipped.jsonl")).read_text().splitlines()
+    ]
+    assert [(entry["cause"], Path(entry["shard"]).name) for entry in listed] == [("undecodable_image", "00001.tar")]
+
+
+def test_a_batch_that_does_not_divide_names_the_nearest_that_do(spec: Path) -> None:
+    out = antidote("--spec", str(spec), *settings("pretrain.batch=15"), cwd=spec.parent, processes=2)
+    assert out.returncode != 0
+    assert (
+        "pretrain.batch is 15, which does not divide over 2 processes; nearest that do: 14 and 16" in out.stderr + out.stdout
+    )
+
+
+def test_cleaning_alone_needs_its_start(spec: Path) -> None:
+    out = antidote("--spec", str(spec), "--stage", "clean", cwd=spec.parent)
+    assert out.returncode == 2
+    assert "run the pretrain stage first" in out.stderr
+
+
+def test_an_exported_model_is_the_same_in_open_clip(whole: Path, tmp_path: Path) -> None:
+    import open_clip
+    from PIL import Image
+
+    from engine import model
+    from engine.export import main
+
+    run = next(whole.glob("clean-*"))
+    assert main([str(run), str(tmp_path / "out")]) == 0
+    assert main([str(run), str(tmp_path / "out")]) == 2
+    assert main([str(tmp_path), str(tmp_path / "other")]) == 2
+    theirs, _, transform = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'out'}")
+    theirs.eval()
+    ours = model.build("test-vit", 0).eval()
+    scale = model.load_weights(ours, run / "weights.safetensors")
+    assert theirs.logit_scale.item() == pytest.approx(scale, abs=1e-6)
+    picture = Image.effect_noise((32, 32), 60).convert("RGB")
+    tokens = open_clip.get_tokenizer(f"local-dir:{tmp_path / 'out'}")(["a red banana", "one moon"])
+    with torch.no_grad():
+        image = theirs.encode_image(transform(picture)[None], normalize=True)
+        text = theirs.encode_text(tokens, normalize=True)
+        pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(32, 32, 3).permute(2, 0, 1)[None]
+        rows, words = ours(pixels, tokens)
+    assert torch.allclose(image, rows, atol=1e-5)
+    assert torch.allclose(text, words, atol=1e-5)
+    assert "do not deploy" in (tmp_path / "out/README.md").read_text()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_tiny_study_runs_on_a_gpu_in_bf16(spec: Path) -> None:
+    words = [sys.executable, str(ROOT / "engine/run.py"), "--spec", str(spec)]
+    out = subprocess.run(words, cwd=spec.parent, capture_output=True, text=True, timeout=300, check=False)
+    assert out.returncode == 0, out.stderr
+    card = json.loads(next((spec.parent / "runs/tiny").glob("pretrain-*/card.json")).read_text())
+    assert card["precision"] == "bf16"

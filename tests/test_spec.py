@@ -1,0 +1,162 @@
+"""Specs: what is accepted, how errors read, what a sweep expands to, what a fingerprint depends on."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, antidote, environment
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from configs.plan import differences, runs
+from configs.source import override, read_source
+from configs.spec import load, schema
+from data.refusal import Refusal
+
+
+def refusal(spec: Path, *sets: str) -> str:
+    with pytest.raises(Refusal) as caught:
+        load(spec, list(sets))
+    return str(caught.value)
+
+
+def test_every_error_is_reported_at_once_with_line_path_and_remedy(spec: Path) -> None:
+    text = (
+        spec.read_text()
+        .replace("seed: 3", "seed: -3")
+        .replace("kind: cleanclip", "kind: cleanclap")
+        .replace("epochs: 2", "epoch: 2")
+    )
+    spec.write_text(text)
+    words = refusal(spec)
+    assert "4 errors in the spec" in words
+    assert f"{spec}:2: seed: is -3; input should be greater than or equal to 0" in words
+    assert "clean.objective: unknown kind 'cleanclap'; did you mean 'cleanclip'?; valid: mmcl, mmcl_ssl, cleanclip" in words
+    assert "pretrain.epoch: unknown key; did you mean 'epochs'?" in words
+    assert "pretrain.epochs: is missing; add it" in words
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("machine.zero=7", "machine.zero: is 7; expected 0, 1, 2 or 3"),
+        ("machine.workers=many", "machine.workers: "),
+        ("clean.objective.witin=1", "clean.objective.witin: unknown key; did you mean 'within'?"),
+        ("attack.poison.fraction=0.5", "attack.poison: give either count or fraction"),
+        ("measure=[{kind: zero_shot, images: imagenet}]", "data.test names tiny; name one of them"),
+        ("sweep={clean.optimizer.rat: [1]}", "no field 'clean.optimizer.rat'; did you mean 'rate'?"),
+        ("sweep={clean.optimizer.rate: []}", "has no values"),
+        ("sweep={clean.optimizer.rate: [1.0, -1.0]}", "clean.optimizer.rate: is -1.0; input should be greater than 0"),
+        ("sweep={machine.zero: [0]}", "can't be swept"),
+        ("clean.optimizer.rate=.nan", "clean.optimizer.rate: is nan"),
+        ("clean.optimizer.betas=[0.9, 1.0]", "both betas must lie in [0, 1)"),
+        ("name=../x", "name: is '../x'"),
+        ("seed", "is not of the form path=value"),
+        ("seed=[", "is not valid YAML"),
+    ],
+)
+def test_impossible_settings_are_refused(spec: Path, setting: str, words: str) -> None:
+    assert words in refusal(spec, setting)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a: &x 1\nb: *x\n", ":2: aliases (*name) are not allowed"),
+        ("a: 1\na: 2\n", "duplicate key"),
+        ("- 1\n", "holds no mapping"),
+        ("a: [\n", "is not valid YAML"),
+        ("# " + "x" * (1 << 20), "a spec has at most"),
+    ],
+)
+def test_yaml_that_is_no_spec_is_refused(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text(text)
+    assert words in refusal(path)
+
+
+def test_a_missing_file_ends_with_code_2_and_no_traceback(tmp_path: Path) -> None:
+    out = antidote("--spec", "none.yaml", cwd=tmp_path)
+    assert out.returncode == 2
+    assert out.stderr.startswith("error: none.yaml: No such file or directory; expected a spec")
+    assert "Traceback" not in out.stderr
+
+
+def test_yaml_is_read_as_version_1_2(tmp_path: Path) -> None:
+    path = tmp_path / "x.yaml"
+    path.write_text("a: no\nb: 1e-3\nc: 012\n")
+    assert read_source(path).values == {"a": "no", "b": 0.001, "c": 12}
+
+
+def test_a_sweep_is_a_product_that_trains_each_start_once(spec: Path) -> None:
+    sweep = "sweep={pretrain.objective: [{kind: mmcl}, {kind: mmcl_ssl}], clean.optimizer.rate: [1.0, 2.0, 3.0]}"
+    _, points = load(spec, [sweep, "attack.twin=first"])
+    assert len(points) == 6
+    plan = runs(points)
+    assert [run.stage for run in plan] == ["pretrain"] * 2 + ["twin"] + ["clean"] * 6
+    assert len({run.folder for run in plan}) == 9
+    assert {run.start.folder for run in plan if run.start} == {run.folder for run in plan[:2]}
+    assert len(runs(load(spec, [sweep, "attack.twin=each"])[1])) == 10
+    assert [run.stage for run in runs(points, "clean")] == ["clean"] * 6
+    assert [run.stage for run in runs(points, "pretrain")] == ["pretrain"] * 2 + ["twin"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "stages"),
+    [
+        ("name=other", set()),
+        ("machine.zero=2", set()),
+        ("machine.workers=3", set()),
+        ("data.made_by=x", set()),
+        ("question=why", set()),
+        ("clean.epochs=2", {"clean"}),
+        ("data.clean.pairs=32", {"clean"}),
+        ("attack.poison.count=5", {"pretrain", "clean"}),
+        ("pretrain.optimizer.rate=1e-4", {"pretrain", "twin", "clean"}),
+        ("seed=4", {"pretrain", "twin", "clean"}),
+        ("data.augment.rate=0.2", {"pretrain", "twin", "clean"}),
+    ],
+)
+def test_a_fingerprint_depends_on_what_can_change_the_result(spec: Path, setting: str, stages: set[str]) -> None:
+    before, after = (runs(load(spec, ["attack.twin=first", *more])[1]) for more in ([], [setting]))
+    assert {a.stage for a, b in zip(before, after, strict=True) if a.fingerprint != b.fingerprint} == stages
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.dictionaries(st.sampled_from("abc"), st.integers() | st.dictionaries(st.sampled_from("xy"), st.integers())))
+def test_differences_of_equal_values_are_none(value: dict[str, object]) -> None:
+    assert differences(value, json.loads(json.dumps(value))) == []
+    assert differences(value, {**value, "new": 1}) == ["new: None -> 1"]
+
+
+def test_set_reaches_into_sections_that_are_not_there(spec: Path) -> None:
+    source = read_source(spec)
+    override(source, "machine.zero=2")
+    override(source, "data.test.more=folder")
+    assert source.values["machine"]["zero"] == 2
+    assert source.values["data"]["test"]["more"] == "folder"
+
+
+def test_the_committed_schema_is_the_schema_of_a_spec() -> None:
+    assert (ROOT / "configs/spec.schema.json").read_text() == schema(), "run: make schema"
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "specs").glob("*.yaml")))
+def test_every_spec_loads_and_dry_runs(name: str, tmp_path: Path) -> None:
+    text = (ROOT / "specs" / name).read_text()
+    assert all(word in text for word in ("# Question:", "# Cost:", "# Expect")), (
+        "a spec's header says question, cost, expectation"
+    )
+    out = subprocess.run(
+        [sys.executable, str(ROOT / "engine/run.py"), "--spec", str(ROOT / "specs" / name), "--dry-run"],
+        cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert out.returncode == 0, out.stderr
+    assert "nothing was written" in out.stdout
+    assert not os.listdir(tmp_path)
+    _, points = load(ROOT / "specs" / name)
+    for run in runs(points):
+        assert run.folder[:18] in out.stdout
