@@ -83,7 +83,7 @@ class Run:
             "clean_objective": self.settings.objective.kind if self.stage == "clean" else None,
             "rate": self.settings.optimizer.rate,
             "seed": self.spec.seed,
-            "swept": dict(self.swept),
+            "swept": {k: v for k, v in self.swept if self.stage == "clean" or not k.startswith(("clean.", "data.clean."))},
         }
 
 

@@ -77,6 +77,8 @@ def frontier(panels: Sequence[Panel], columns: int = 3) -> "Figure":
         colours, norm = _palette(rates)
         for ax, panel in zip(axes, panels, strict=False):
             _draw_panel(ax, panel, shapes, rates, colours)
+        for ax, panel in zip(axes, panels, strict=False):
+            _ring(ax, panel)  # now that the shared scale is known
         if not panels:
             axes[0].text(50, 0.5, "nothing measured yet", ha="center", color=INK)
         axes[0].set_xlim(-3, 103)
@@ -112,17 +114,17 @@ def dynamics(curves: Sequence[Curve], columns: int = 2) -> "Figure":
                 "marker": SHAPES[at % len(SHAPES)],
                 "markerfacecolor": "white" if curve.twin else None,
                 "markersize": 4.5,
-                "clip_on": False,
             }
             for ax, line in ((left, curve.top1), (right, curve.asr)):
-                ax.plot([e for e, _ in line], [100 * r for _, r in line], label=curve.label, **look)
+                ax.plot([e for e, _ in line], [100 * r for _, r in line], label=_brief(curve.label), **look)
         left.set_title("zero-shot top-1 (%)")
         right.set_title("ASR, attack success (%)")
         right.set_ylim(-3, 103)
         right.xaxis.set_major_locator(MaxNLocator(integer=True))
         if curves:
             handles, labels = left.get_legend_handles_labels()
-            figure.legend(handles, labels, loc="outside lower center", ncols=min(columns, 2), frameon=False)
+            figure.set_figheight(figure.get_figheight() + 0.2 * -(-len(curves) // columns))
+            figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
     return figure
 
 
@@ -179,8 +181,8 @@ def _palette(rates: list[float]) -> "tuple[ListedColormap, BoundaryNorm]":
 
 
 def _draw_panel(ax: "Axes", panel: Panel, shapes: dict[str, str], rates: list[float], colours: "ListedColormap") -> None:
-    """Draws one panel: the band, the start's accuracy, the frontier, every point, the ringed best one."""
-    ax.set_title(f"pre-trained with {panel.title}")
+    """Draws one panel: the band, the start's accuracy, the frontier, and every point."""
+    ax.set_title(_brief(f"pre-trained with {panel.title}"))
     ax.axvspan(0, 100 * CAP, color=BAND, alpha=0.22, linewidth=0)
     for start in panel.starts:
         ax.axhline(100 * start.top1, color=INK, linestyle="--", linewidth=0.9, zorder=1)
@@ -195,7 +197,6 @@ def _draw_panel(ax: "Axes", panel: Panel, shapes: dict[str, str], rates: list[fl
     ax.scatter(x, y, s=58, marker="D", facecolors="none", edgecolors=TWIN, linewidths=1.5, clip_on=False, zorder=3)
     x, y = _percents(panel.starts)
     ax.scatter(x, y, s=190, marker="*", color=STAR, edgecolors="black", linewidths=0.6, clip_on=False, zorder=4)
-    _ring(ax, panel)
 
 
 def _ring(ax: "Axes", panel: Panel) -> None:
@@ -207,11 +208,13 @@ def _ring(ax: "Axes", panel: Panel) -> None:
             ax.text(0.09, 0.04, text, transform=ax.transAxes, color=INK, style="italic")
         return
     at = (100 * best.asr, 100 * best.top1)
+    bottom, top = ax.get_ylim()
+    low = at[1] < bottom + 0.3 * (top - bottom)
     ax.scatter(*at, s=120, facecolors="none", edgecolors="black", linewidths=1.4, zorder=5)
     ax.annotate(
         f"{percent(best.top1)}\nat ASR {percent(best.asr)}",
         at,
-        xytext=(30, -34),
+        xytext=(30, 26 if low else -34),
         textcoords="offset points",
         fontsize=9,
         arrowprops={"arrowstyle": "-", "color": "black", "linewidth": 0.8, "shrinkB": 6},
@@ -242,6 +245,11 @@ def _legend(figure: "Figure", panels: Sequence[Panel], shapes: dict[str, str]) -
     signs.append(Patch(color=BAND, alpha=0.3, label=f"ASR ≤ {100 * CAP:g} %"))
     columns = 2 if figure.get_figwidth() < 6 else 4
     figure.legend(handles=signs, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
+
+
+def _brief(text: str) -> str:
+    """The text, cut where it would not fit a drawing."""
+    return text if len(text) <= 60 else f"{text[:59]}…"
 
 
 def _percents(points: Iterable[Point[Mark]] | Iterable[Point[str]]) -> tuple[list[float], list[float]]:

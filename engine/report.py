@@ -512,12 +512,12 @@ def _write_whole(path: Path, content: bytes) -> None:
         staged.unlink(missing_ok=True)
 
 
-def main() -> int:
+def main(given: list[str]) -> int:
     """Runs the command line; the exit code is 2 when the folder is no study."""
     parser = argparse.ArgumentParser(prog="python -m engine.report", description="Report on a study.")
     parser.add_argument("study", type=Path, help="the folder that engine/run.py wrote, such as runs/demo")
     try:
-        read = read_study(parser.parse_args().study)
+        read = read_study(parser.parse_args(given).study)
     except NotAStudy as error:
         print(error, file=sys.stderr)
         return 2
@@ -531,4 +531,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

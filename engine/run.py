@@ -101,6 +101,9 @@ def study(options: argparse.Namespace, spec: Any, points: Any, again: str) -> in
     plan = runs(points, options.stage)
     world = processes.join()
     try:
+        for run in plan:
+            if run.start is not None and run.start not in plan and not job.finished(folder / run.start.folder):
+                raise Refusal(f"{folder / run.start.folder} is not finished; run the pretrain stage first, or both at once")
         for run in plan:  # whatever is wrong with the data shows now, before anything is trained
             if not job.finished(folder / run.folder):
                 job.prepare(run, folder, world)

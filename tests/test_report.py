@@ -1,0 +1,88 @@
+"""The report: verdict, table and page from journals alone."""
+
+import csv
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.report import main, write_report
+
+
+def study(folder: Path, name: str = "s") -> Path:
+    """Two pre-trainings and three cleanings with made-up numbers; one cleaning is cut short."""
+    table = [
+        ("pretrain-a", None, "mmcl", 1e-3),
+        ("pretrain-b", None, "mmcl_ssl", 1e-3),
+        ("clean-a", "pretrain-a", "mmcl", 1e-4),
+        ("clean-b", "pretrain-b", "mmcl_ssl", 1e-4),
+        ("clean-c", "pretrain-b", "mmcl_ssl", 1e-3),
+    ]
+    cards: list[dict[str, Any]] = [
+        {"run": run, "stage": run.split("-")[0], "start": start, "pretrain_objective": objective, "rate": rate}
+        for run, start, objective, rate in table
+    ]
+    points = {
+        "pretrain-a": [(0.03, 0.01), (0.80, 0.99)],
+        "pretrain-b": [(0.03, 0.01), (0.82, 0.97)],
+        "clean-a": [(0.80, 0.99), (0.70, 0.20), (0.79, 0.03)],
+        "clean-b": [(0.82, 0.97), (0.81, 0.60)],
+        "clean-c": [(0.82, 0.97)],
+    }
+    for card in cards:
+        card |= {"seed": 0, "clean_objective": "cleanclip" if card["start"] else None, "swept": {}}
+        run = folder / str(card["run"])
+        run.mkdir(parents=True)
+        rows = [
+            {"kind": "measure", "images": "demo", "epoch": i, "step": 10 * i, "top1": top1, "asr": asr, "seconds": 1.0}
+            for i, (top1, asr) in enumerate(points[str(card["run"])])
+        ]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (run / "metrics.jsonl").write_text(text + ('{"kind": "mea' if card["run"] == "clean-c" else ""))
+        (run / "card.json").write_text(json.dumps({"versions": {"torch": "1"}, "steps": 20}))
+        if card["run"] != "clean-c":
+            (run / "finished.json").write_text("{}")
+    content = {
+        "name": name,
+        "command": "c",
+        "question": "<script>alert(1)</script>?",
+        "target": "=cmd()",
+        "spec": {},
+        "runs": cards,
+    }
+    (folder / "study.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_verdict_table_and_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(study(tmp_path / "s"))]) == 0
+    said = capsys.readouterr().out.replace("\N{NO-BREAK SPACE}", " ").replace("\N{WORD JOINER}", "")
+    assert re.search(r"MMCL .*99\.0 %.*3\.0 %.*79\.0 %", said)
+    assert "60.0 %" in said
+    rows = list(csv.DictReader((tmp_path / "s/report/results.csv").read_text().splitlines()))
+    assert len(rows) == 10
+    best = [row for row in rows if row["run"] == "clean-a" and row["epoch"] == "2"][0]
+    assert (best["top1"], best["asr"], best["stage"], best["clean_objective"]) == ("0.79", "0.03", "clean", "cleanclip")
+    page = (tmp_path / "s/report/index.html").read_text()
+    assert "<script>alert" not in page
+    assert not re.search(r"""(?:src|href)=["']https?:""", page)
+    assert "4 of 5" in re.sub(r"<[^>]+>", "", page)
+    assert (tmp_path / "s/report/frontier.png").read_bytes().startswith(b"\x89PNG")
+    assert f"python -m engine.report {tmp_path / 's'}" in page
+
+
+def test_the_report_is_made_again_from_the_journals_alone(tmp_path: Path) -> None:
+    folder = study(tmp_path / "s")
+    write_report(folder)
+    first = (folder / "report/results.csv").read_bytes()
+    for path in (folder / "report").iterdir():
+        path.unlink()
+    write_report(folder)
+    assert (folder / "report/results.csv").read_bytes() == first
+
+
+def test_a_folder_that_is_no_study_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path)]) == 2
+    assert "study.json" in capsys.readouterr().err
