@@ -48,6 +48,12 @@ class Run:
         return out
 
     @property
+    def measured(self) -> dict[str, Any]:
+        """What is measured and on what, as plain values; a finished run is measured again when it changes."""
+        spec = self.spec.model_dump(mode="json")
+        return {"measure": spec["measure"], "test": spec["data"]["test"]}
+
+    @property
     def fingerprint(self) -> str:
         """12 hex digits."""
         return blake2b(json.dumps(self.decides, sort_keys=True).encode(), digest_size=6).hexdigest()

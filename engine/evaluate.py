@@ -66,25 +66,26 @@ def examinations(spec: Spec, world: World) -> list[Examination]:
     return out
 
 
-def evaluate(engine: Any, tokenize: Any, sets: list[Examination], world: World, rows: int) -> list[dict[str, Any]]:
-    """One dict of numbers for each set, `images` its name; the towers are left in the mode they were in."""
-    training = engine.module.training
-    engine.eval()
+def evaluate(towers: Any, tokenize: Any, sets: list[Examination], world: World, rows: int) -> list[dict[str, Any]]:
+    """One dict of numbers for each set, `images` its name; the towers (or DeepSpeed's engine around them) are left in
+    the mode they were in."""
+    training = towers.training
+    towers.eval()
     try:
         with torch.no_grad():
             out = []
             for one in sets:
-                encoded = _encode(engine, tokenize, one, world, rows)
+                encoded = _encode(towers, tokenize, one, world, rows)
                 numbers = {name: value for measure in one.measures for name, value in measure(encoded).items()}
                 out.append({"images": one.name, **numbers})
             return out
     finally:
-        engine.train(training)
+        towers.train(training)
 
 
-def _encode(engine: Any, tokenize: Any, one: Examination, world: World, rows: int) -> Encoded:
+def _encode(towers: Any, tokenize: Any, one: Examination, world: World, rows: int) -> Encoded:
     prompts = [t.replace("{c}", c) for c in one.labelled.classes for t in one.labelled.templates]
-    texts = _prompts(engine, tokenize, prompts, world, rows).view(len(one.labelled.classes), len(one.labelled.templates), -1)
+    texts = _prompts(towers, tokenize, prompts, world, rows).view(len(one.labelled.classes), len(one.labelled.templates), -1)
     clean: list[torch.Tensor] = []
     marked: list[torch.Tensor] = []
     for begin in range(0, len(one.mine), rows):
@@ -93,9 +94,9 @@ def _encode(engine: Any, tokenize: Any, one: Examination, world: World, rows: in
             if one.held
             else one.pictures(one.mine[begin : begin + rows])
         )
-        clean.append(engine(first.to(world.device), None)[0])  # type: ignore[union-attr]
+        clean.append(towers(first.to(world.device), None)[0])  # type: ignore[union-attr]
         if second is not None:
-            marked.append(engine(second.to(world.device), None)[0])
+            marked.append(towers(second.to(world.device), None)[0])
     count = len(one.labelled)
     return Encoded(
         gather_rows(torch.cat(clean))[:count].cpu(),
@@ -106,10 +107,10 @@ def _encode(engine: Any, tokenize: Any, one: Examination, world: World, rows: in
     )
 
 
-def _prompts(engine: Any, tokenize: Any, prompts: list[str], world: World, rows: int) -> torch.Tensor:
+def _prompts(towers: Any, tokenize: Any, prompts: list[str], world: World, rows: int) -> torch.Tensor:
     """Unit [P, D] of all prompts, shared over ranks."""
     share = -(-len(prompts) // world.size)
     mine = [prompts[min(i, len(prompts) - 1)] for i in range(world.rank * share, (world.rank + 1) * share)]
     tokens = tokenize(mine).to(torch.int32)
-    parts = [engine(None, tokens[i : i + rows].to(world.device))[1] for i in range(0, share, rows)]
+    parts = [towers(None, tokens[i : i + rows].to(world.device))[1] for i in range(0, share, rows)]
     return gather_rows(torch.cat(parts))[: len(prompts)]

@@ -70,7 +70,8 @@ def prepare(run: Run, study: Path, world: World) -> Job:
         keys = set() if plan is None else {index.keys[i] for i in np.flatnonzero(plan.chosen)}
         if spec.data.clean.shards:
             index = _index(spec.data.clean.shards, study, world, spec.data.made_by)
-        chosen, plan = clean_rows(index, spec.seed, spec.data.clean.pairs, keys), None
+        named = ("clean", spec.data, spec.attack, spec.seed, study)
+        chosen, plan = _once(named, lambda: clean_rows(index, spec.seed, spec.data.clean.pairs, keys)), None
     size = model.image_size(spec.model.name)
     reading = Reading(spec.seed, world.rank, world.size, stage.batch, stage.objective.views, size, spec.data.augment)
     pairs = Pairs(index, chosen, spec.data, reading, tokenize, plan)
@@ -87,24 +88,34 @@ def _poisoned(run: Run, study: Path, world: World) -> tuple[Index, Plan | None]:
     named = spec.attack.captions
     templates = model.imagenet_templates() if named == "imagenet" else read_templates(named)
     mark = spec.attack.trigger.build(spec.seed)
-    return index, Plan(index.keys, number, spec.seed, mark, templates, spec.attack.target)
+    named_all = ("plan", spec.data.pretrain, spec.attack, spec.seed, study)
+    return index, _once(named_all, lambda: Plan(index.keys, number, spec.seed, mark, templates, spec.attack.target))
 
 
-_indices: dict[tuple[str, Path], Index] = {}
+_made: dict[str, Any] = {}
 _examinations: dict[str, list[evaluate.Examination]] = {}
 
 
+def _once(named: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+    """What `make` gives, made once a process: the runs of a study share their data, and millions of keys take a while."""
+    if repr(named) not in _made:
+        _made[repr(named)] = make()
+    return _made[repr(named)]
+
+
 def _index(shards: str, study: Path, world: World, made_by: str | None) -> Index:
-    """The index of some shards, read once a process."""
-    if (shards, study) not in _indices:
+    """The index of some shards."""
+
+    def read() -> Index:
         try:
-            index = read_index(shards, study.parent / ".index", (world.rank, world.size), processes.barrier)
+            return read_index(shards, study.parent / ".index", (world.rank, world.size), processes.barrier)
         except Refusal as refusal:
             raise Refusal(
                 f"{refusal}; make them with: {made_by}" if made_by and "match no" in str(refusal) else refusal
             ) from None
-        _indices[shards, study] = index
-    return _indices[shards, study]
+
+    index: Index = _once(("index", shards, study), read)
+    return index
 
 
 def _sets(run: Run, world: World) -> list[evaluate.Examination]:
@@ -120,6 +131,30 @@ def _sets(run: Run, world: World) -> list[evaluate.Examination]:
 def finished(folder: Path) -> bool:
     """Whether the run in a folder ended and its weights are there."""
     return (folder / "finished.json").is_file() and (folder / "weights.safetensors").is_file()
+
+
+def current(folder: Path, run: Run) -> bool:
+    """Whether the run in a folder is finished and was measured as the spec says now."""
+    if not finished(folder):
+        return False
+    told: dict[str, Any] = json.loads((folder / "finished.json").read_text())
+    return bool(told["measured"] == run.measured)
+
+
+def remeasure(job: Job, world: World) -> None:
+    """Measures a finished run again, since the spec now measures something else: new rows at its last step."""
+    told = json.loads((job.folder / "finished.json").read_text())
+    towers = model.build(job.run.spec.model.name, job.run.spec.seed)
+    model.load_weights(towers, job.folder / "weights.safetensors")
+    length = (job.folder / "metrics.jsonl").stat().st_size
+    journal = Journal(job.folder, job.run.title, told["steps"], told["steps"], length, world.first)
+    batch = job.run.spec.machine.eval_batch
+    for numbers in evaluate.evaluate(towers.to(world.device), job.tokenize, job.sets, world, batch):
+        journal.row("measure", epoch=job.run.settings.epochs, step=told["steps"], **numbers)
+    if world.first:
+        _write(job.folder / "finished.json", {**told, "measured": job.run.measured, "journal": journal.mark})
+    journal.close()
+    processes.barrier()
 
 
 def perform(job: Job, world: World, stop: Callable[[], bool], say: Callable[[dict[str, Any]], None]) -> None:
@@ -335,5 +370,11 @@ def _write_weights(job: Job, state: dict[str, torch.Tensor], journal: Journal, s
     digest = hashlib.sha256(final.read_bytes()).hexdigest()
     _write(
         job.folder / "finished.json",
-        {"steps": job.steps, "journal": journal.mark, "weights": digest, "seconds": round(seconds, 1)},
+        {
+            "steps": job.steps,
+            "journal": journal.mark,
+            "weights": digest,
+            "measured": job.run.measured,
+            "seconds": round(seconds, 1),
+        },
     )

@@ -128,7 +128,8 @@ class Progress:
         if now - self.said >= self.EVERY or kind == "measure" and step == self.steps:
             self.said = now
             left = (now - self.begun) / max(1, step - self.start) * (self.steps - step)
-            print(f"{self.title}: step {step}/{self.steps}, {words}, {left:,.0f} s left", file=sys.stderr, flush=True)
+            words += f", {left:,.0f} s left" if step > self.start else ""
+            print(f"{self.title}: step {step}/{self.steps}, {words}", file=sys.stderr, flush=True)
 
     def end(self) -> None:
         """Takes the bar off."""

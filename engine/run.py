@@ -87,6 +87,7 @@ def study(options: argparse.Namespace, spec: Any, points: Any, again: str) -> in
     from engine import job, zero
     from engine import world as processes
     from engine.study import begin, conclude, say
+    from engine.train import Stopped
 
     asked = {"to stop": 0}
 
@@ -105,17 +106,18 @@ def study(options: argparse.Namespace, spec: Any, points: Any, again: str) -> in
             if run.start is not None and run.start not in plan and not job.finished(folder / run.start.folder):
                 raise Refusal(f"{folder / run.start.folder} is not finished; run the pretrain stage first, or both at once")
         for run in plan:  # whatever is wrong with the data shows now, before anything is trained
-            if not job.finished(folder / run.folder):
+            if not job.current(folder / run.folder, run):
                 job.prepare(run, folder, world)
         processes.together(lambda: begin(folder, spec, runs(points), again))
         zero.prepare()
         for number, run in enumerate(plan, 1):
-            if job.finished(folder / run.folder):
+            if job.current(folder / run.folder, run):
                 continue
-            from engine.train import Stopped
-
+            ready = job.prepare(run, folder, world)
+            if job.finished(folder / run.folder):
+                job.remeasure(ready, world)
+                continue
             try:
-                ready = job.prepare(run, folder, world)
                 job.perform(ready, world, lambda: bool(asked["to stop"]), partial(say, number, len(plan)))
             except Stopped:
                 if world.first:

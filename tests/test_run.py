@@ -91,6 +91,23 @@ def test_a_finished_study_is_not_run_again(whole: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in whole.glob("*/metrics.jsonl")} == before
 
 
+def test_a_finished_run_is_measured_again_when_the_spec_measures_something_else(
+    whole: Path, world: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(whole.parent, tmp_path / "runs")
+    shutil.copy(whole.parent.parent / "tiny.yaml", tmp_path)
+    more = settings("attack.twin=first", f"data.test={{tiny: {world}/eval, again: {world}/eval}}")
+    more += settings("measure=[{kind: zero_shot, images: again}]")
+    for _ in range(2):  # the second time there is nothing left to do
+        out = antidote("--spec", "tiny.yaml", *more, cwd=tmp_path)
+        assert out.returncode == 0, out.stderr
+    before, after = journals(whole), journals(tmp_path / "runs/tiny")
+    for name, rows in before.items():
+        last = [row for row in rows if row["kind"] == "measure"][-1]
+        wanted = {"kind": "measure", "epoch": last["epoch"], "step": last["step"], "images": "again", "top1": last["top1"]}
+        assert after[name] == [*rows, wanted]
+
+
 def test_killed_three_times_ends_with_the_same_bits(whole: Path, spec: Path) -> None:
     """SIGKILL after a random number of journal rows, wherever the process is then; the weights are equal to the bit."""
     words = [sys.executable, str(ROOT / "engine/run.py"), "--spec", str(spec)]
