@@ -68,14 +68,27 @@ def prepare(run: Run, study: Path, world: World) -> Job:
     chosen = np.arange(len(index))
     if run.stage == "clean":
         keys = set() if plan is None else {index.keys[i] for i in np.flatnonzero(plan.chosen)}
+        pretrained = index
         if spec.data.clean.shards:
             index = _index(spec.data.clean.shards, study, world, spec.data.made_by)
+        _same_start(run, study, pretrained)
         named = ("clean", spec.data, spec.attack, spec.seed, study)
         chosen, plan = _once(named, lambda: clean_rows(index, spec.seed, spec.data.clean.pairs, keys)), None
     size = model.image_size(spec.model.name)
     reading = Reading(spec.seed, world.rank, world.size, stage.batch, stage.objective.views, size, spec.data.augment)
     pairs = Pairs(index, chosen, spec.data, reading, tokenize, plan)
     return Job(run, study / run.folder, pairs, plan, _sets(run, world), tokenize)
+
+
+def _same_start(run: Run, study: Path, index: Index) -> None:
+    """Refusal if the start was trained on other pairs than the shards hold now: which were poisoned would be unknown."""
+    assert run.start is not None
+    folder = study / run.start.folder
+    if finished(folder) and json.loads((folder / "card.json").read_text())["data digest"] != index.digest():
+        raise Refusal(
+            f"{folder} was trained on other pairs than {run.spec.data.pretrain.shards} holds now; put the shards back, "
+            "give the spec another name, or delete that folder"
+        )
 
 
 def _poisoned(run: Run, study: Path, world: World) -> tuple[Index, Plan | None]:

@@ -96,15 +96,12 @@ def _tokenizer(name: str) -> Any:
 class Towers(nn.Module):
     """Pictures and token rows to unit rows; everything goes through `forward`, as ZeRO-3 needs."""
 
-    mean: torch.Tensor
-    std: torch.Tensor
-
     def __init__(self, clip: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
         del clip.logit_scale
         self.clip: Any = clip
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+        # no buffers: DeepSpeed would round them to the towers' precision
+        self.mean, self.std = (torch.tensor(values).view(1, 3, 1, 1) for values in (mean, std))
 
     def forward(
         self, images: torch.Tensor | None, tokens: torch.Tensor | None
@@ -113,7 +110,9 @@ class Towers(nn.Module):
         rows = texts = None
         if images is not None:
             dtype = next(self.clip.visual.parameters()).dtype
-            pixels = (images.float() / 255 - self.mean.float()) / self.std.float()
+            if self.mean.device != images.device:
+                self.mean, self.std = self.mean.to(images.device), self.std.to(images.device)
+            pixels = (images.float() / 255 - self.mean) / self.std
             pixels = pixels.to(dtype, memory_format=torch.channels_last)
             rows = F.normalize(self.clip.encode_image(pixels).float(), dim=-1)
         if tokens is not None:
@@ -134,7 +133,7 @@ def on_meta(name: str) -> Towers:
     """The towers without storage, to count with."""
     with torch.device("meta"), _quiet():
         clip = _open_clip().create_model(name, device="meta")
-    return Towers(clip, (0.0,) * 3, (1.0,) * 3).to("meta")
+    return Towers(clip, (0.0,) * 3, (1.0,) * 3)
 
 
 def weights(towers: Towers, log_scale: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -2,8 +2,11 @@
 
 import io
 import json
+import os
 import pickle
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import get_args
 
@@ -319,3 +322,26 @@ def test_a_shard_that_shrinks_while_it_is_read_is_refused(world: Path, tmp_path:
 def test_attack_section_round_trips_as_json() -> None:
     attack = Attack(target="banana", poison=Poison(count=3))
     assert Attack.model_validate(json.loads(attack.model_dump_json(exclude={"poison": {"fraction"}}))) == attack
+
+
+WORDNET = {  # one synset of two lemmas, in WordNet's own files
+    "lexnames": "00\tnoun.all\t1\n",
+    "data.noun": "00000000 00 n 02 car 0 motor_vehicle 0 000 | it has wheels  \n",
+    "index.noun": "car n 1 0 1 0 00000000  \nmotor_vehicle n 1 0 1 0 00000000  \n",
+    "index.sense": "",
+    **{f"{kind}.{pos}": "" for kind in ("data", "index") for pos in ("verb", "adj", "adv")},
+    **{f"{pos}.exc": "" for pos in ("noun", "verb", "adj", "adv")},
+}
+
+
+def test_synonyms_come_from_wordnets_files(tmp_path: Path) -> None:
+    """In a process of its own: NLTK keeps the corpus, or the news that it is missing, for good."""
+    folder = tmp_path / "corpora/wordnet"
+    folder.mkdir(parents=True)
+    for name, text in WORDNET.items():
+        (folder / name).write_text(text)
+    code = "from data.augment import Augment, _synonyms, check_augment; check_augment(Augment()); print(_synonyms('car'))"
+    environ = {**os.environ, "NLTK_DATA": str(tmp_path)}
+    root = Path(__file__).resolve().parent.parent
+    out = subprocess.run([sys.executable, "-c", code], cwd=root, env=environ, capture_output=True, text=True, check=False)
+    assert out.stdout == "('motor vehicle',)\n", out.stderr
