@@ -50,9 +50,9 @@ class Labelled:
             try:
                 out[i] = pixels(picture(body, size))
             except Bad as bad:
-                raise Refusal(
-                    f"evaluation picture {key} in {path}: {bad}; an accuracy can't skip pictures, mend it"
-                ) from None
+                refusal = Refusal(f"evaluation picture {key} in {path}: {bad}; an accuracy can't skip pictures, mend it")
+                refusal.alone = True
+                raise refusal from None
         return out
 
 

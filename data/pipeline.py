@@ -103,6 +103,7 @@ class Pairs(Dataset[Batch]):
         return {**self.__dict__, "files": {}}
 
     def __getitem__(self, at: tuple[int, int]) -> Batch:
+        """This rank's part of global batch (epoch from 1, step from 0); Refusal if the shards can't be read."""
         epoch, step = at
         here = self.reading
         rows = self.order.batch(epoch, step, here.batch)
@@ -171,13 +172,27 @@ def clean_rows(index: Index, seed: int, pairs: int | None, excluded: set[str]) -
     return np.sort(free[by_hash[:pairs]])
 
 
+class Told(Dataset[Batch | Refusal]):
+    """Pairs, with a Refusal handed over as an item: a loader's worker would wrap what it raises in a traceback."""
+
+    def __init__(self, pairs: Pairs) -> None:
+        self.pairs = pairs
+
+    def __getitem__(self, at: tuple[int, int]) -> Batch | Refusal:
+        try:
+            return self.pairs[at]
+        except Refusal as refusal:
+            refusal.alone = True
+            return refusal
+
+
 def batches(pairs: Pairs, epochs: int, start: int, workers: int) -> Iterator[tuple[int, Batch]]:
     """(step, batch) from step `start` (from 0) to the end of the last epoch; workers shut out the signals that stop a
     run, so that the run itself can save before it ends."""
     steps = pairs.steps
     places = [(step // steps + 1, step % steps) for step in range(start, epochs * steps)]
     loader = DataLoader(
-        pairs,
+        Told(pairs),
         batch_size=None,
         sampler=places,
         num_workers=workers,
@@ -186,7 +201,10 @@ def batches(pairs: Pairs, epochs: int, start: int, workers: int) -> Iterator[tup
         worker_init_fn=_shield,
         multiprocessing_context="fork" if workers else None,
     )
-    yield from enumerate(loader, start)
+    for step, batch in enumerate(loader, start):
+        if isinstance(batch, Refusal):
+            raise batch
+        yield step, batch
 
 
 def _shield(worker: int) -> None:

@@ -2,4 +2,9 @@
 
 
 class Refusal(ValueError):
-    """What was given, what was expected and what to do, in one sentence; ends the program with exit code 2."""
+    """What was given, what was expected and what to do, in one sentence; ends the program with exit code 2.
+
+    `alone` says that one rank may have met it without the others, so that this rank must speak for itself.
+    """
+
+    alone = False

@@ -9,7 +9,6 @@ import os
 import shlex
 import signal
 import sys
-import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -70,11 +69,8 @@ def main(given: list[str]) -> int:
         code = study(options, spec, points, command(given))
     except Refusal as refusal:
         code = 2
-        if not first:
-            time.sleep(3)  # a refusal that rank 0 shares ends this process before it repeats the words
-        print(
-            f"error: {refusal}" if first else f"error on rank {os.environ['RANK']}: {refusal}", file=sys.stderr, flush=True
-        )
+        if first or refusal.alone:
+            print(f"error{'' if first else ' on rank ' + os.environ['RANK']}: {refusal}", file=sys.stderr, flush=True)
     finally:
         if studying and first and code:
             print(f"go on with: {command(given)}", file=sys.stderr, flush=True)

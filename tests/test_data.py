@@ -311,12 +311,15 @@ def test_a_batch_beyond_the_data_is_refused(world: Path, index: Index) -> None:
         Pairs(index, np.arange(10), Data(pretrain={"shards": "x"}, test={}), pairs.reading, words_to_tokens, None)  # type: ignore[arg-type]
 
 
-def test_a_shard_that_shrinks_while_it_is_read_is_refused(world: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_shard_that_shrinks_while_it_is_read_is_refused(world: Path, tmp_path: Path, workers: int) -> None:
     shutil.copytree(world / "train", tmp_path / "train")
     index = read_index(f"{tmp_path}/train/*.tar", tmp_path / "cache")
     Path(index.paths[0]).write_bytes(b"")
-    with pytest.raises(Refusal, match="became shorter"):
-        list(batches(pairs_of(world, index), 1, 0, 0))
+    with pytest.raises(Refusal, match="^shard .* became shorter") as caught:
+        list(batches(pairs_of(world, index), 1, 0, workers))
+    assert caught.value.alone
+    assert "Traceback" not in str(caught.value)
 
 
 def test_attack_section_round_trips_as_json() -> None:
@@ -345,3 +348,12 @@ def test_synonyms_come_from_wordnets_files(tmp_path: Path) -> None:
     root = Path(__file__).resolve().parent.parent
     out = subprocess.run([sys.executable, "-c", code], cwd=root, env=environ, capture_output=True, text=True, check=False)
     assert out.stdout == "('motor vehicle',)\n", out.stderr
+
+
+def test_an_evaluation_picture_that_does_not_decode_is_named(world: Path, tmp_path: Path) -> None:
+    labelled = read_labelled(f"{world}/eval")
+    path, key, _, _ = labelled.where[5]
+    labelled.where[5] = (path, key, 0, 100)
+    with pytest.raises(Refusal, match=f"evaluation picture {key} in .*undecodable_image") as caught:
+        labelled.pictures([4, 5], 32)
+    assert caught.value.alone
