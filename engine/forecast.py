@@ -8,7 +8,7 @@ gathered matrix, forward and backward.
 
 import io
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
 
 import torch
 
@@ -16,7 +16,7 @@ from configs.plan import Run, runs
 from configs.spec import Point, Spec
 from configs.stage import Stage
 from data.refusal import Refusal
-from data.shards import expand, read_index
+from data.shards import read_index
 from engine import model
 from engine.checkpoint import committed
 from engine.job import finished
@@ -50,7 +50,7 @@ def forecast(spec: Spec, points: list[Point], stage: str | None, folder: Path) -
 
 def _row(run: Run, folder: Path, world: int, notes: set[str]) -> list[str]:
     spec, stage = run.spec, run.settings
-    total, poisoned = _pairs(run, folder, notes)
+    total, poisoned = _pairs(run, notes)
     pairs = total
     if run.stage == "clean" and total is not None:
         pairs = min(spec.data.clean.pairs or total, total - (0 if spec.data.clean.shards else poisoned or 0))
@@ -73,39 +73,30 @@ def _row(run: Run, folder: Path, world: int, notes: set[str]) -> list[str]:
     ]
 
 
-def _pairs(run: Run, folder: Path, notes: set[str]) -> tuple[int | None, int | None]:
+def _pairs(run: Run, notes: set[str]) -> tuple[int | None, int | None]:
     """(pairs that the run draws from, poisoned pairs); from the shards, or as the spec expects, or None."""
-    source = run.spec.data.pretrain
-    expected = source.expect
-    try:
-        expand(source.shards)
-        import tempfile
-
-        with tempfile.TemporaryDirectory() as cache:
-            held: int | None = len(_read(source.shards, Path(cache)))
-    except Refusal as refusal:
-        made = f"; make them with: {run.spec.data.made_by}" if run.spec.data.made_by else ""
-        notes.add(f"{str(refusal).split(';')[0]}: counting on data.pretrain.expect = {expected}{made}")
-        held = expected
+    data = run.spec.data
+    made = f"; make them with: {data.made_by}" if data.made_by else ""
+    held = _held(data.pretrain.shards, data.pretrain.expect, "data.pretrain.expect", made, notes)
     poisoned = None if held is None else run.spec.attack.poison.number(held)
-    if run.stage == "clean" and (shards := run.spec.data.clean.shards):
-        try:
-            expand(shards)
-            with tempfile.TemporaryDirectory() as cache:
-                held = len(_read(shards, Path(cache)))
-        except Refusal as refusal:
-            notes.add(f"{str(refusal).split(';')[0]}: counting on data.clean.pairs = {run.spec.data.clean.pairs}")
-            held = run.spec.data.clean.pairs
+    if run.stage == "clean" and data.clean.shards:
+        held = _held(data.clean.shards, data.clean.pairs, "data.clean.pairs", "", notes)
     return held, poisoned
 
 
-_held: dict[str, Any] = {}
+_counts: dict[str, int] = {}
 
 
-def _read(shards: str, cache: Path) -> Any:
-    if shards not in _held:
-        _held[shards] = read_index(shards, cache)
-    return _held[shards]
+def _held(shards: str, expected: int | None, field: str, hint: str, notes: set[str]) -> int | None:
+    """The pairs in some shards, read once; what the spec expects, with a note, where they can't be read."""
+    try:
+        if shards not in _counts:
+            with TemporaryDirectory() as cache:
+                _counts[shards] = len(read_index(shards, Path(cache)))
+        return _counts[shards]
+    except Refusal as refusal:
+        notes.add(f"{str(refusal).split(';')[0]}: counting on {field} = {expected}{hint}")
+        return expected
 
 
 def _state(folder: Path) -> str:
