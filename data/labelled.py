@@ -50,9 +50,8 @@ class Labelled:
             try:
                 out[i] = pixels(picture(body, size))
             except Bad as bad:
-                refusal = Refusal(f"evaluation picture {key} in {path}: {bad}; an accuracy can't skip pictures, mend it")
-                refusal.alone = True
-                raise refusal from None
+                words = f"evaluation picture {key} in {path}: {bad}; an accuracy can't skip pictures, mend it"
+                raise Refusal(words, alone=True) from None
         return out
 
 

@@ -7,4 +7,6 @@ class Refusal(ValueError):
     `alone` says that one rank may have met it without the others, so that this rank must speak for itself.
     """
 
-    alone = False
+    def __init__(self, words: object, alone: bool = False) -> None:
+        super().__init__(words)
+        self.alone = alone

@@ -14,6 +14,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
 
@@ -41,6 +42,7 @@ class Index:
     def __len__(self) -> int:
         return len(self.keys)
 
+    @cached_property
     def digest(self) -> str:
         """Hex digest of all keys and sizes: equal exactly if the same samples are there."""
         hasher = blake2b(self.where[:, (1, 3)].tobytes(), digest_size=16)

@@ -174,9 +174,8 @@ def scene(draw: np.random.Generator, kind: str | None = None) -> Scene:
 
 def paint(seen: Scene, pixels: int, draw: np.random.Generator) -> Image.Image:
     """The picture of a scene, RGB, pixels x pixels."""
-    shade = 255 - (255 - np.array(COLOURS[seen.ground], np.float32)) * draw.uniform(
-        0.15, 0.5
-    )  # a pale tint: objects are darker
+    pale = draw.uniform(0.15, 0.5)  # a tint: objects are darker
+    shade = 255 - (255 - np.array(COLOURS[seen.ground], np.float32)) * pale
     image = Image.fromarray(_backdrop(seen.backdrop, shade, pixels, draw))
     _clutter(image, draw)
     ink = np.array(COLOURS[seen.colour], np.float32) * draw.uniform(0.6, 0.95)
@@ -238,10 +237,11 @@ def _clutter(image: Image.Image, draw: np.random.Generator) -> None:
         x, y, length, turn, *colour = draw.uniform(0, 1, 7).tolist()
         x, y, length = x * side, y * side, side * (0.04 + 0.1 * length)
         fill = tuple(int(60 + 195 * c) for c in colour)
-        end = (x + length * math.cos(6.3 * turn), y + length * math.sin(6.3 * turn))
-        pen.line((x, y, *end), fill=fill, width=max(1, side // 40)) if turn < 0.6 else pen.ellipse(
-            (x, y, x + length / 2, y + length / 2), fill=fill
-        )
+        if turn < 0.6:
+            end = (x + length * math.cos(6.3 * turn), y + length * math.sin(6.3 * turn))
+            pen.line((x, y, *end), fill=fill, width=max(1, side // 40))
+        else:
+            pen.ellipse((x, y, x + length / 2, y + length / 2), fill=fill)
 
 
 def describe(seen: Scene, draw: np.random.Generator) -> str:
@@ -309,20 +309,10 @@ def write_world(folder: Path, world: World, workers: int = 1) -> bool:
     shutil.rmtree(fresh, ignore_errors=True)
     (fresh / "train").mkdir(parents=True)
     (fresh / "eval" / "test").mkdir(parents=True)
-    tasks = [
-        (
-            fresh / (f"train/{n:05d}.tar" if split == "train" else f"eval/test/{n}.tar"),
-            world,
-            split,
-            first,
-            min(each, total - first),
-        )
-        for split, total, each in (
-            ("train", world.pairs, world.pairs_per_shard),
-            ("test", world.tests, world.pairs_per_shard),
-        )
-        for n, first in enumerate(range(0, total, each))
-    ]
+    tasks = []
+    for split, total, place in (("train", world.pairs, "train/{:05d}.tar"), ("test", world.tests, "eval/test/{}.tar")):
+        for n, first in enumerate(range(0, total, world.pairs_per_shard)):
+            tasks.append((fresh / place.format(n), world, split, first, min(world.pairs_per_shard, total - first)))
     _write_all(tasks, workers)
     (fresh / "eval/classnames.txt").write_text("".join(f"{kind}\n" for kind in KINDS))
     (fresh / "eval/zeroshot_classification_templates.txt").write_text("".join(f"{line}\n" for line in TEMPLATES))

@@ -187,12 +187,13 @@ def verify(path: Path) -> tuple[str, dict[str, Any]]:
         if not (path / name).is_file() or (path / name).stat().st_size != size:
             return f"{name} is missing or of another size", manifest
     with ThreadPoolExecutor() as pool:
-        digests = dict(zip(files, pool.map(lambda name: _digest(path / name), files), strict=True))
-    wrong = [name for name, (_, digest) in files.items() if digests[name] != digest]
+        digests = dict(zip(files, pool.map(lambda name: digest(path / name), files), strict=True))
+    wrong = [name for name, (_, promised) in files.items() if digests[name] != promised]
     return (f"{wrong[0]} has another digest" if wrong else ""), manifest
 
 
-def _digest(path: Path) -> str:
+def digest(path: Path) -> str:
+    """The SHA-256 of a file, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

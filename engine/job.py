@@ -4,7 +4,6 @@ runs/NAME/STAGE-FINGERPRINT/
     spec.json card.json metrics.jsonl plan.jsonl poison.png skipped.jsonl checkpoints/ weights.safetensors finished.json
 """
 
-import hashlib
 import json
 import os
 import platform
@@ -84,7 +83,7 @@ def _same_start(run: Run, study: Path, index: Index) -> None:
     """Refusal if the start was trained on other pairs than the shards hold now: which were poisoned would be unknown."""
     assert run.start is not None
     folder = study / run.start.folder
-    if finished(folder) and json.loads((folder / "card.json").read_text())["data digest"] != index.digest():
+    if finished(folder) and json.loads((folder / "card.json").read_text())["data digest"] != index.digest:
         raise Refusal(
             f"{folder} was trained on other pairs than {run.spec.data.pretrain.shards} holds now; put the shards back, "
             "give the spec another name, or delete that folder"
@@ -165,7 +164,7 @@ def remeasure(job: Job, world: World) -> None:
     for numbers in evaluate.evaluate(towers.to(world.device), job.tokenize, job.sets, world, batch):
         journal.row("measure", epoch=job.run.settings.epochs, step=told["steps"], **numbers)
     if world.first:
-        _write(job.folder / "finished.json", {**told, "measured": job.run.measured, "journal": journal.mark})
+        write_json(job.folder / "finished.json", {**told, "measured": job.run.measured, "journal": journal.mark})
     journal.close()
     processes.barrier()
 
@@ -182,7 +181,7 @@ def perform(job: Job, world: World, stop: Callable[[], bool], say: Callable[[dic
     rows = stage.batch // world.size
     engine, adam = zero.wrap(towers.to(world.device), stage.optimizer, machine, world, rows)
     learner = Learner.make(engine, log_scale, stage.objective.build(), stage.optimizer, job.steps, world)
-    checkpoints, digest = job.folder / "checkpoints", job.pairs.index.digest()
+    checkpoints, digest = job.folder / "checkpoints", job.pairs.index.digest
     found = checkpoint.newest(checkpoints, world, machine.zero)
     start, length = 0, 0
     if found is not None:
@@ -194,7 +193,7 @@ def perform(job: Job, world: World, stop: Callable[[], bool], say: Callable[[dic
     processes.together(lambda: _open_folder(job))
     card = _card(job, world, parameters, adam, digest)
     if world.first:
-        _write(job.folder / "card.json", card)
+        write_json(job.folder / "card.json", card)
         say({**card, "goes on at step": start} if start else card)
     journal = Journal(job.folder, run.title, job.steps, start, length, world.first)
     try:
@@ -290,10 +289,10 @@ def _open_folder(job: Job) -> None:
     spec, path = job.run.decides, job.folder / "spec.json"
     if path.exists() and (changes := differences(json.loads(path.read_text()), spec)):
         raise Refusal(f"{job.folder} holds a run of another spec ({'; '.join(changes)}); delete it to begin anew")
-    _write(path, spec)
+    write_json(path, spec)
 
 
-def _write(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any) -> None:
     """Writes JSON whole or not at all."""
     fresh = path.with_name(f".{path.name}")
     fresh.write_text(json.dumps(value, indent=1) + "\n")
@@ -380,13 +379,12 @@ def _write_weights(job: Job, state: dict[str, torch.Tensor], journal: Journal, s
     }
     card = job.run.card()
     journal.hparams({k: v for k, v in card.items() if v is not None and k not in ("run", "swept", "title")}, results)
-    digest = hashlib.sha256(final.read_bytes()).hexdigest()
-    _write(
+    write_json(
         job.folder / "finished.json",
         {
             "steps": job.steps,
             "journal": journal.mark,
-            "weights": digest,
+            "weights": checkpoint.digest(final),
             "measured": job.run.measured,
             "seconds": round(seconds, 1),
         },

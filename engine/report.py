@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ValidationError
 
+from data.refusal import Refusal
 from engine import figures
 from engine.figures import CAP, Curve, Mark, Panel, percent, rate_text
 from measures.frontier import Point, best_accuracy, lowest_asr
@@ -44,10 +45,6 @@ KEYS = ("run", "stage", "pretrain_objective", "clean_objective", "rate", "seed",
 RATES = ("top1", "asr")
 LARGEST_PICTURE = 16 * 2**20  # bytes of a poison.png that the page takes in
 ROOT = Path(__file__).resolve().parents[1]
-
-
-class NotAStudy(ValueError):
-    """The folder cannot be reported on; the message says what was given, expected, and what to do."""
 
 
 class Run(BaseModel, frozen=True):
@@ -113,20 +110,20 @@ class Verdict(NamedTuple):
 
 
 def read_study(folder: Path) -> Study:
-    """The study in the folder. Raises NotAStudy for anything that is not one."""
+    """The study in the folder. Raises Refusal for anything that is not one."""
     path = folder / "study.json"
     hint = "Give the folder that engine/run.py wrote, such as runs/demo."
     if not path.is_file():
-        raise NotAStudy(f"{folder} is not a study: expected a folder with study.json in it. {hint}")
+        raise Refusal(f"{folder} is not a study: expected a folder with study.json in it. {hint}")
     try:
         plan = Plan.model_validate_json(path.read_bytes())
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise NotAStudy(f"{path} cannot be read: {where}: {first['msg']}. {hint}") from error
+        raise Refusal(f"{path} cannot be read: {where}: {first['msg']}. {hint}") from error
     for run in plan.runs:
         if run.run in ("", ".", "..") or Path(run.run).name != run.run:
-            raise NotAStudy(f"{path} names the run {run.run!r}, expected the plain name of a folder. {hint}")
+            raise Refusal(f"{path} names the run {run.run!r}, expected the plain name of a folder. {hint}")
     return Study(folder, plan, [_read_run(folder / run.run, run) for run in plan.runs])
 
 
@@ -378,7 +375,7 @@ def results_csv(study: Study) -> str:
 
 
 def write_report(study: Path) -> Path:
-    """Writes `report/` inside the study folder and returns the path of its page. Raises NotAStudy."""
+    """Writes `report/` inside the study folder and returns the path of its page. Raises Refusal."""
     return _write(read_study(study))
 
 
@@ -518,7 +515,7 @@ def main(given: list[str]) -> int:
     parser.add_argument("study", type=Path, help="the folder that engine/run.py wrote, such as runs/demo")
     try:
         read = read_study(parser.parse_args(given).study)
-    except NotAStudy as error:
+    except Refusal as error:
         print(error, file=sys.stderr)
         return 2
     page = _write(read)

@@ -9,7 +9,7 @@ from configs.plan import Run, differences
 from configs.spec import Spec
 from data.refusal import Refusal
 from engine.checkpoint import committed
-from engine.job import finished
+from engine.job import finished, write_json
 from engine.journal import show_figure
 
 
@@ -39,9 +39,7 @@ def begin(folder: Path, spec: Spec, runs: list[Run], command: str) -> None:
         "spec": spec.model_dump(mode="json"),
         "runs": [run.card() for run in runs],
     }
-    fresh = folder / ".study.json"
-    fresh.write_text(json.dumps(content, indent=1) + "\n")
-    fresh.rename(folder / "study.json")
+    write_json(folder / "study.json", content)
 
 
 def say(number: int, total: int, card: dict[str, Any]) -> None:

@@ -252,9 +252,8 @@ def rewrite(shards: Path, ending: str, body: bytes, every: int) -> None:
     ],
 )  # fmt: skip
 def test_bad_input_ends_in_one_sentence_and_code_2(
-    world: Path, spec: Path, harm: object, sets: list[str], words: str, monkeypatch: pytest.MonkeyPatch
+    world: Path, spec: Path, harm: object, sets: list[str], words: str
 ) -> None:
-    """Through main() in this process, to spare a start each time."""
     from engine import run
 
     if harm is not None:

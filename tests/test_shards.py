@@ -105,10 +105,10 @@ def test_index_is_cached_and_renewed_when_a_shard_changes(tmp_path: Path) -> Non
     entries = list((tmp_path / "cache").iterdir())
     again = read_index(str(path), tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == entries
-    assert first.digest() == again.digest()
+    assert first.digest == again.digest
     assert np.array_equal(first.where, again.where)
     entries[0].write_bytes(b"half")  # a process killed while it wrote
-    assert read_index(str(path), tmp_path / "cache").digest() == first.digest()
+    assert read_index(str(path), tmp_path / "cache").digest == first.digest
     write_tar(path, pairs(5))
     assert len(read_index(str(path), tmp_path / "cache")) == 5
 

@@ -15,6 +15,7 @@ from configs.plan import differences, runs
 from configs.source import override, read_source
 from configs.spec import load, schema
 from data.refusal import Refusal
+from engine.forecast import forecast
 
 
 def refusal(spec: Path, *sets: str) -> str:
@@ -142,6 +143,15 @@ def test_set_reaches_into_sections_that_are_not_there(spec: Path) -> None:
 
 def test_the_committed_schema_is_the_schema_of_a_spec() -> None:
     assert (ROOT / "configs/spec.schema.json").read_text() == schema(), "run: make schema"
+
+
+def test_a_dry_run_counts_clean_shards_that_are_there_when_the_others_are_not(world: Path, spec: Path) -> None:
+    sets = ["data.pretrain.shards=none/*.tar", "data.pretrain.expect=1000", f"data.clean.shards={world}/train/*.tar"]
+    loaded, points = load(spec, sets)
+    text = forecast(loaded, points, None, spec.parent / "runs")
+    assert "counting on data.pretrain.expect = 1000" in text
+    steps, pairs = next(line for line in text.splitlines() if "clean mmcl" in line).split("│")[3:5]
+    assert (steps.strip(), pairs.strip()) == ("4", "64")
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "specs").glob("*.yaml")))
