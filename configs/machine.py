@@ -17,7 +17,21 @@ class Machine(Section):
     adam: Literal["auto", "torch", "torch_fused", "deepspeed_fused", "deepspeed_cpu"] = Field(
         "auto", description="which AdamW steps; auto: the fastest that works here"
     )
+    micro_batch: int | None = Field(
+        None,
+        ge=1,
+        description="pairs a rank takes through the towers at once; each step then encodes twice (gradient caching)",
+    )
+    recompute: bool = Field(False, description="activation checkpointing: towers keep their blocks' inputs only")
+    compile: bool = Field(False, description="torch.compile the towers' blocks; needs a C++ compiler or a GPU with Triton")
+    trim_text: Literal["auto", "always", "never"] = Field(
+        "auto", description="run captions up to their last end token only; auto: where that is exact"
+    )
     workers: int | Literal["auto"] = Field("auto", description="loader processes a rank; auto: 0 on CPU, up to 8 on GPUs")
     log_steps: int = Field(10, ge=1, description="a row of the journal every so many steps; also when signals are heeded")
     save_minutes: float = Field(10.0, ge=0, description="a checkpoint at least this often; 0: at every row of the journal")
+    max_bad_steps: int = Field(10, ge=1, description="steps in a row without a finite loss after which the run stops")
+    timeout_minutes: float = Field(
+        30.0, gt=0, description="without progress for so long, a rank names the ranks that it waits for, and ends"
+    )
     eval_batch: int = Field(256, ge=1, description="pictures a rank encodes at once in evaluation")

@@ -9,3 +9,8 @@ class Model(Section):
     """open_clip's own configuration names, for example RN50 or ViT-B-32, and demo-resnet, demo-vit."""
 
     name: str = Field(min_length=1)
+    norm_group: int = Field(
+        256,
+        ge=1,
+        description="pairs, all their views included, that BatchNorm's statistics are over; at most the batch",
+    )

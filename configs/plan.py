@@ -8,7 +8,7 @@ from typing import Any
 from configs.spec import Point, Spec
 from configs.stage import Stage
 
-FORMAT = 1  # raised when the same spec comes to mean another computation
+FORMAT = 2  # raised when the same spec comes to mean another computation
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,15 @@ class Spec(Section):
     machine: Machine = Machine()
 
     @model_validator(mode="after")
+    def _pretraining_has_no_start(self) -> "Spec":
+        if "start" in self.pretrain.objective.needs:
+            raise ValueError(
+                f"pretrain.objective is {self.pretrain.objective.kind}, which compares with the model that it starts from; "
+                "use it in clean, which has one"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _sets_are_named(self) -> "Spec":
         for measure in self.measure:
             if measure.images not in self.data.test:

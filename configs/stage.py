@@ -1,5 +1,7 @@
 """The two stages, pre-training and cleaning, and their optimizer."""
 
+from typing import Literal
+
 from pydantic import Field, model_validator
 
 from configs.section import Section
@@ -16,10 +18,26 @@ class Optimizer(Section):
     eps: float = Field(1e-8, gt=0)
     clip: float | None = Field(None, gt=0, description="largest norm of the gradient of the towers")
 
+    spikes: Literal["none", "zclip"] = Field(
+        "none", description="zclip: clip a gradient whose norm stands out from those before (arXiv 2504.02507)"
+    )
+    decay_rule: Literal["matrices", "published"] = Field(
+        "matrices", description="published: all but names with bn, ln or bias, as the code of arXiv 2311.14948 has it"
+    )
+    offset: Literal["none", "published"] = Field(
+        "none", description="published: the schedule starts one epoch late, as in the code of arXiv 2311.14948"
+    )
+
     @model_validator(mode="after")
     def _betas_below_one(self) -> "Optimizer":
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError("both betas must lie in [0, 1)")
+        return self
+
+    @model_validator(mode="after")
+    def _one_way_to_clip(self) -> "Optimizer":
+        if self.clip is not None and self.spikes != "none":
+            raise ValueError("clip and spikes both limit the gradient's norm; give one of them")
         return self
 
 
@@ -30,3 +48,8 @@ class Stage(Section):
     epochs: int = Field(ge=0)
     batch: int = Field(ge=2, description="pairs contrasted together, over all ranks")
     optimizer: Optimizer
+    gather: Literal["exact", "published"] = Field(
+        "exact",
+        description="published: the towers' gradient divided by the number of processes, as where gathered rows carry none; "
+        "the one setting by which the machine changes a result",
+    )

@@ -1,8 +1,10 @@
-"""The second view of a pair: AutoAugment for the picture, easy data augmentation (EDA) for the caption.
+"""The further views of a pair: AutoAugment or SimCLR's for the picture, easy data augmentation (EDA) for the caption.
 
-AutoAugment: Cubuk et al. 2019, the ImageNet policy, from torchvision. EDA: Wei & Zou 2019 (arXiv 1901.11196): one of
-synonym replacement, random insertion, random swap, random deletion, each touching `rate` of the words. Both as in
-CleanCLIP (arXiv 2303.03323), but drawn afresh each epoch, where the published code draws the caption once.
+AutoAugment: Cubuk et al. 2019, the ImageNet policy, from torchvision. SimCLR's (Chen et al. 2020, arXiv 2002.05709, as in
+SLIP): a crop of 8-100 % of the area, flip, colour jitter (0.4, 0.4, 0.4, 0.1) in 80 %, grey in 20 %, blur in half. EDA:
+Wei & Zou 2019 (arXiv 1901.11196): one of synonym replacement, random insertion, random swap, random deletion, each
+touching `rate` of the words. Both as in CleanCLIP (arXiv 2303.03323), but drawn afresh each epoch, where the published
+code draws the caption once.
 """
 
 from functools import cache
@@ -18,9 +20,9 @@ from data.section import Section
 
 
 class Augment(Section):
-    """How the second view differs from the first."""
+    """How the further views differ from the first."""
 
-    image: Literal["autoaugment", "none"] = "autoaugment"
+    image: Literal["autoaugment", "simclr", "none"] = "autoaugment"
     text: Literal["eda", "none"] = "eda"
     rate: float = Field(0.1, gt=0, le=1, description="share of the words that EDA touches, at least one word")
     synonyms: Literal["wordnet", "none"] = Field(
@@ -36,8 +38,8 @@ def augmented_picture(kind: str, image: Image.Image, *names: int | str) -> Image
 
     state = torch.get_rng_state()
     try:
-        torch.default_generator.manual_seed(derive("autoaugment", *names))
-        out: Image.Image = _autoaugment()(image)
+        torch.default_generator.manual_seed(derive(kind, *names))
+        out: Image.Image = (_autoaugment() if kind == "autoaugment" else _simclr(image.width))(image)
         return out
     finally:
         torch.set_rng_state(state)
@@ -48,6 +50,17 @@ def _autoaugment() -> Any:
     from torchvision.transforms import AutoAugment, AutoAugmentPolicy  # imported when first needed: 1 s
 
     return AutoAugment(AutoAugmentPolicy.IMAGENET)
+
+
+@cache
+def _simclr(size: int) -> Any:
+    from torchvision import transforms as t
+
+    jitter = t.RandomApply([t.ColorJitter(0.4, 0.4, 0.4, 0.1)], 0.8)
+    blur = t.RandomApply([t.GaussianBlur(max(3, size // 10 | 1), (0.1, 2.0))], 0.5)
+    return t.Compose(
+        [t.RandomResizedCrop(size, (0.08, 1.0)), t.RandomHorizontalFlip(), jitter, t.RandomGrayscale(0.2), blur]
+    )
 
 
 def augmented_caption(section: Augment, text: str, *names: int | str) -> str:

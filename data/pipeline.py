@@ -59,10 +59,12 @@ class Data(Section):
 
 @dataclass
 class Batch:
-    """This rank's B pairs of one global batch, V views each; `poisoned` is for the journal, never for the model."""
+    """This rank's B pairs of one global batch, V views of the picture and U of the caption; `poisoned` is for the journal,
+    never for the model."""
 
     images: torch.Tensor  # uint8 [B, V, 3, H, W]
-    tokens: torch.Tensor  # int32 [B, V, L]
+    tokens: torch.Tensor  # int32 [B, U, L]
+    samples: torch.Tensor  # int64 [B], places in the index
     keys: list[str]
     poisoned: torch.Tensor  # bool [B]
     skipped: list[tuple[str, str, str]]  # (shard path, key, cause) of samples that were replaced
@@ -76,7 +78,7 @@ class Reading:
     rank: int
     world: int
     batch: int
-    views: int
+    views: tuple[int, int]  # of the picture, of the caption
     size: int
     augment: Augment
 
@@ -112,19 +114,21 @@ class Pairs(Dataset[Batch]):
         captions: list[str] = []
         keys: list[str] = []
         poisoned: list[bool] = []
+        samples: list[int] = []
         skipped: list[tuple[str, str, str]] = []
         for row in rows[here.rank * share : (here.rank + 1) * share]:
             sample, views, texts = self._good(int(row), epoch, skipped)
             pictures.extend(views)
             captions.extend(texts)
             keys.append(self.index.keys[sample])
+            samples.append(sample)
             poisoned.append(bool(self.plan is not None and self.plan.chosen[sample]))
-        images = torch.from_numpy(np.stack(pictures)).view(share, here.views, 3, here.size, here.size)
-        tokens = self.tokenize(captions).to(torch.int32).view(share, here.views, -1)
-        return Batch(images, tokens, keys, torch.tensor(poisoned), skipped)
+        images = torch.from_numpy(np.stack(pictures)).view(share, here.views[0], 3, here.size, here.size)
+        tokens = self.tokenize(captions).to(torch.int32).view(share, here.views[1], -1)
+        return Batch(images, tokens, torch.tensor(samples), keys, torch.tensor(poisoned), skipped)
 
     def _good(self, row: int, epoch: int, skipped: list[tuple[str, str, str]]) -> tuple[int, list[np.ndarray], list[str]]:
-        """The sample at a row of `chosen`, or the next good one: (its number, V pictures, V captions)."""
+        """The sample at a row of `chosen`, or the next good one: (its number, V pictures, U captions)."""
         for turn in range(len(self.chosen)):
             sample = int(self.chosen[(row + turn) % len(self.chosen)])
             try:
@@ -133,17 +137,28 @@ class Pairs(Dataset[Batch]):
                 skipped.append((self.index.paths[self.index.shard[sample]], self.index.keys[sample], str(bad)))
         raise Refusal("none of the pairs can be decoded; check the shards")
 
+    def first(self, sample: int) -> tuple[np.ndarray, str]:
+        """The first view of a sample, uint8 [3, H, W], and its caption, with the attack on it if it is poisoned; Bad if it
+        can't be used."""
+        key = self.index.keys[sample]
+        image, text = self.raw(sample)
+        if self.plan is not None and self.plan.chosen[sample]:
+            return self.plan.marked(pixels(image), key), self.plan.caption(key)
+        return pixels(image), text
+
     def _views(self, sample: int, epoch: int) -> tuple[list[np.ndarray], list[str]]:
         here, key = self.reading, self.index.keys[sample]
-        image, text = self.raw(sample)
-        first = pixels(image)
-        if self.plan is not None and self.plan.chosen[sample]:
-            first, text = self.plan.marked(first, key), self.plan.caption(key)
-        if here.views == 1:
-            return [first], [text]
+        first, text = self.first(sample)
         names = (here.seed, key, epoch)
-        second = augmented_picture(here.augment.image, Image.fromarray(first.transpose(1, 2, 0)), *names)
-        return [first, pixels(second)], [text, augmented_caption(here.augment, text, *names)]
+        pictures, captions = [first], [text]
+        whole = Image.fromarray(first.transpose(1, 2, 0)) if here.views[0] > 1 else None
+        for view in range(1, here.views[0]):
+            assert whole is not None
+            further = (view,) * (view > 1)
+            pictures.append(pixels(augmented_picture(here.augment.image, whole, *names, *further)))
+        for view in range(1, here.views[1]):
+            captions.append(augmented_caption(here.augment, text, *names, *(view,) * (view > 1)))
+        return pictures, captions
 
     def raw(self, sample: int) -> tuple[Image.Image, str]:
         """The stored picture, cut to the model's size, and the stored caption; Bad if one can't be used."""

@@ -15,7 +15,8 @@ from data.chance import derive
 from data.labelled import Labelled, read_labelled
 from data.triggers.contract import Mark
 from engine.model import image_size
-from engine.world import World, gather_rows
+from engine.towers import Piece, length_of
+from engine.world import World, beat, gather_rows
 from measures.classifier import class_vectors
 from measures.contract import Encoded, Measure
 
@@ -94,6 +95,7 @@ def _encode(towers: Any, tokenize: Any, one: Examination, world: World, rows: in
             if one.held
             else one.pictures(one.mine[begin : begin + rows])
         )
+        beat()
         clean.append(towers(first.to(world.device), None)[0])  # type: ignore[union-attr]
         if second is not None:
             marked.append(towers(second.to(world.device), None)[0])
@@ -112,5 +114,10 @@ def _prompts(towers: Any, tokenize: Any, prompts: list[str], world: World, rows:
     share = -(-len(prompts) // world.size)
     mine = [prompts[min(i, len(prompts) - 1)] for i in range(world.rank * share, (world.rank + 1) * share)]
     tokens = tokenize(mine).to(torch.int32)
-    parts = [towers(None, tokens[i : i + rows].to(world.device))[1] for i in range(0, share, rows)]
+    parts = []
+    for begin in range(0, share, rows):
+        beat()
+        part = tokens[begin : begin + rows]
+        piece = [Piece(0, len(part), length_of(part))]
+        parts.append(towers(None, part.to(world.device), piece)[1])
     return gather_rows(torch.cat(parts))[: len(prompts)]

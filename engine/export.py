@@ -28,7 +28,7 @@ def export(run: Path, folder: Path) -> Path:
     fresh = folder.parent / f".{folder.name}.partial"
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
-    (fresh / "open_clip_config.json").write_text(export_config(spec["model"]["name"]))
+    (fresh / "open_clip_config.json").write_text(export_config(spec["model"]["name"], run / "weights.safetensors"))
     shutil.copyfile(run / "weights.safetensors", fresh / "open_clip_model.safetensors")
     (fresh / "README.md").write_text(_readme(run, spec))
     fresh.rename(folder)

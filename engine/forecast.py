@@ -1,9 +1,10 @@
 """What a study would do, before it does it: --dry-run touches nothing and needs no data.
 
 Memory of a rank = weights, gradients and AdamW's states as ZeRO splits them + what the towers keep for backward
-(counted on the meta device, so exact for eager mode) + the rows of the similarity matrices. Bytes of a step, per rank
-and ring: gradients 2 P (W-1)/W, at stage 3 also the weights, plus 2 (W-1) B D floats of features for each
-gathered matrix, forward and backward.
+(counted on the meta device, so exact for eager mode) of one micro-batch + features, their gradients and blocks of
+similarities. Bytes of a step, per rank
+and ring: gradients 2 P (W-1)/W, at stage 3 also the weights, plus the features of the other ranks in a row and a column
+of the grid (objectives/exchange.py), forward and backward.
 """
 
 import io
@@ -21,6 +22,8 @@ from engine import model
 from engine.checkpoint import committed
 from engine.job import finished
 from engine.world import place
+from objectives.exchange import grid
+from objectives.tiles import BLOCK
 
 GIB = 1 << 30
 
@@ -58,7 +61,10 @@ def _row(run: Run, folder: Path, world: int, notes: set[str]) -> list[str]:
     parameters, kept, width = size(spec.model.name, stage.objective.views)
     memory = states(parameters, spec.machine.zero, spec.machine.precision, world)
     rows = stage.batch // world
-    memory += rows * kept + 4 * 2 * (stage.objective.views + 1) * rows * stage.batch
+    views = sum(stage.objective.views)
+    gathered = max(grid(world)) * rows * width * 4
+    # activations of a micro-batch; features, their gradients and gathered blocks of both; a few blocks of similarities
+    memory += min(rows, spec.machine.micro_batch or rows) * kept + 2 * views * (rows * width * 4 + gathered) + 16 * BLOCK**2
     shown = "" if run.stage == "clean" or poisoned is None else f"{0 if run.stage == 'twin' else poisoned:,}"
     return [
         run.folder,
@@ -106,15 +112,15 @@ def _state(folder: Path) -> str:
     return f"at step {int(done[-1].name.removeprefix('step-')):,}" if done else "to do"
 
 
-_sizes: dict[tuple[str, int], tuple[int, int, int]] = {}
+_sizes: dict[tuple[str, tuple[int, int]], tuple[int, int, int]] = {}
 
 
-def size(name: str, views: int) -> tuple[int, int, int]:
+def size(name: str, views: tuple[int, int]) -> tuple[int, int, int]:
     """(parameters, bytes kept for backward a pair, width of the embedding) of a model, without allocating it."""
     if (name, views) not in _sizes:
         towers = model.on_meta(name)
         side, length = model.image_size(name), model.model_config(name)["text_cfg"].get("context_length", 77)
-        rows = 2 * views  # two pairs: BatchNorm refuses one
+        rows, captions = (2 * n for n in views)  # two pairs: BatchNorm refuses one
         own = {p.untyped_storage()._cdata for p in towers.parameters()}
         kept: dict[int, torch.UntypedStorage] = {}
 
@@ -127,7 +133,7 @@ def size(name: str, views: int) -> tuple[int, int, int]:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             images, texts = towers(
                 torch.empty(rows, 3, side, side, dtype=torch.uint8, device="meta"),
-                torch.empty(rows, length, dtype=torch.int32, device="meta"),
+                torch.empty(captions, length, dtype=torch.int32, device="meta"),
             )
         each = sum(storage.nbytes() for storage in kept.values()) // 2
         _sizes[name, views] = sum(p.numel() for p in towers.parameters()), each, images.shape[-1]
@@ -151,5 +157,6 @@ def traffic(parameters: int, zero: int, world: int, rows: int, width: int, stage
     """Bytes that one rank sends in one step, at two bytes a gradient element on GPUs and four on CPU."""
     each = 2 if torch.cuda.is_available() else 4
     gradients = (3 if zero == 3 else 2) * parameters * each * (world - 1) / world
-    matrices = 2 * stage.objective.views
-    return gradients + matrices * 2 * (world - 1) * rows * width * 4
+    lines, piles = grid(world)
+    # each view of one side crosses a row or a column of the grid, forward and backward
+    return gradients + sum(stage.objective.views) / 2 * 2 * (lines + piles - 2) * rows * width * 4

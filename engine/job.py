@@ -4,6 +4,7 @@ runs/NAME/STAGE-FINGERPRINT/
     spec.json card.json metrics.jsonl plan.jsonl poison.png skipped.jsonl checkpoints/ weights.safetensors finished.json
 """
 
+import copy
 import json
 import os
 import platform
@@ -11,6 +12,7 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ import torch
 
 from configs.plan import Run, differences
 from data.augment import check_augment
+from data.chance import derive
 from data.decode import Bad, pixels
 from data.pipeline import Pairs, Reading, batches, clean_rows
 from data.poison import Plan, read_templates
@@ -28,9 +31,15 @@ from data.shards import Index, read_index
 from data.sheet import pairs_grid
 from engine import checkpoint, evaluate, model, zero
 from engine import world as processes
+from engine.cluster import clustered, read_flags, read_labels
 from engine.journal import Journal, read_rows
-from engine.train import Cadence, Learner, train
+from engine.learner import Learner
+from engine.towers import Towers
+from engine.train import Cadence, train
 from engine.world import World
+from objectives.deep_cluster import DeepCluster
+from objectives.sum import objectives_of
+from objectives.unlearn import Unlearn
 
 
 @dataclass
@@ -43,6 +52,8 @@ class Job:
     plan: Plan | None
     sets: list[evaluate.Examination]
     tokenize: model.Tokenizer
+    labels: np.ndarray | None = None  # int64 by sample, -1 for none, where an objective reads them from a file
+    flags: np.ndarray | None = None  # bool by sample
 
     @property
     def steps(self) -> int:
@@ -61,7 +72,8 @@ def prepare(run: Run, study: Path, world: World) -> Job:
             f"{field} is {stage.batch:,}, which does not divide over {world.size} processes; nearest that do: {near}"
         )
     tokenize = model.Tokenizer(spec.model.name)
-    if stage.objective.views > 1:
+    _divides(run, world)
+    if stage.objective.views[1] > 1:
         check_augment(spec.data.augment)
     index, plan = _poisoned(run, study, world)
     chosen = np.arange(len(index))
@@ -76,7 +88,39 @@ def prepare(run: Run, study: Path, world: World) -> Job:
     size = model.image_size(spec.model.name)
     reading = Reading(spec.seed, world.rank, world.size, stage.batch, stage.objective.views, size, spec.data.augment)
     pairs = Pairs(index, chosen, spec.data, reading, tokenize, plan)
-    return Job(run, study / run.folder, pairs, plan, _sets(run, world), tokenize)
+    labels = flags = None
+    if (section := _clusterer(run)) is not None and section.labels is not None:
+        labels = read_labels(section.labels, index, section.classes)
+    if (forgets := _forgetter(run)) is not None:
+        flags = read_flags(forgets.flags, index)
+    return Job(run, study / run.folder, pairs, plan, _sets(run, world), tokenize, labels, flags)
+
+
+def _divides(run: Run, world: World) -> None:
+    """Refusal if a process's pairs, or a micro-batch, are no whole number of BatchNorm's groups."""
+    if not model.has_norms(run.spec.model.name):
+        return
+    batch, micro = run.settings.batch, run.spec.machine.micro_batch
+    group = min(run.spec.model.norm_group, batch)
+    field = "clean.batch" if run.stage == "clean" else "pretrain.batch"
+    rows = batch // world.size
+    if rows % group:
+        step = group * world.size
+        near = " and ".join(f"{n:,}" for n in (batch // step * step, batch // step * step + step) if n)
+        parts = [n for n in range(1, rows + 1) if rows % n == 0 and n <= group][-2:]
+        raise Refusal(
+            f"model.norm_group is {run.spec.model.norm_group:,}, but with {field} {batch:,} each of {world.size} "
+            f"processes holds "
+            f"{rows:,} pairs, which is no multiple of {group:,}; nearest {field} that is: {near}; or nearest "
+            f"model.norm_group: "
+            f"{' and '.join(f'{n:,}' for n in parts)}"
+        )
+    if micro is not None and micro < rows and micro % group:
+        near = " and ".join(f"{n:,}" for n in (micro // group * group, micro // group * group + group) if n)
+        raise Refusal(
+            f"machine.micro_batch is {micro:,}, which is no multiple of BatchNorm's groups of {group:,} pairs "
+            f"(model.norm_group); nearest that are: {near}"
+        )
 
 
 def _same_start(run: Run, study: Path, index: Index) -> None:
@@ -173,25 +217,19 @@ def perform(job: Job, world: World, stop: Callable[[], bool], say: Callable[[dic
     """Carries the run out to its end, from its newest checkpoint if it has one; Stopped if it was asked to stop."""
     began = time.monotonic()
     run, machine, stage = job.run, job.run.spec.machine, job.run.settings
-    towers = model.build(run.spec.model.name, run.spec.seed)
-    log_scale = model.INITIAL_SCALE
-    if run.start is not None:
-        log_scale = model.load_weights(towers, job.folder.parent / run.start.folder / "weights.safetensors")
-    parameters = sum(p.numel() for p in towers.parameters())
-    rows = stage.batch // world.size
-    engine, adam = zero.wrap(towers.to(world.device), stage.optimizer, machine, world, rows)
-    learner = Learner.make(engine, log_scale, stage.objective.build(), stage.optimizer, job.steps, world)
+    learner, facts = _learner(job, world)
+    engine = learner.engine
     checkpoints, digest = job.folder / "checkpoints", job.pairs.index.digest
     found = checkpoint.newest(checkpoints, world, machine.zero)
     start, length = 0, 0
     if found is not None:
-        path, facts = found
-        _same_data(facts["data"], digest, path)
+        path, saved = found
+        _same_data(saved["data"], digest, path)
         zero.load(engine, path.parent, path.name)
         learner.restore(checkpoint.own_state(path, world.rank))
-        start, length = facts["step"], facts["journal"]
+        start, length = saved["step"], saved["journal"]
     processes.together(lambda: _open_folder(job))
-    card = _card(job, world, parameters, adam, digest)
+    card = _card(job, world, facts, digest)
     if world.first:
         write_json(job.folder / "card.json", card)
         say({**card, "goes on at step": start} if start else card)
@@ -218,8 +256,14 @@ def perform(job: Job, world: World, stop: Callable[[], bool], say: Callable[[dic
         def measure(epoch: int, step: int) -> None:
             _measure(job, learner, journal, world, epoch, step)
 
+        def lament(step: int, keys: list[str]) -> None:
+            if world.first:
+                with (job.folder / "bad_batches.jsonl").open("a") as file:
+                    file.write(json.dumps({"step": step, "keys": keys}) + "\n")
+
         cadence = Cadence(
-            job.pairs.steps, machine.log_steps, 60 * machine.save_minutes, stop, measure, save, ledger.add
+            job.pairs.steps, machine.log_steps, 60 * machine.save_minutes, machine.max_bad_steps, stop,
+            lambda epoch: _begin(job, learner, epoch), measure, save, ledger.add, lament,
         )  # fmt: skip
         workers = _workers(machine.workers, world)
         train(learner, batches(job.pairs, stage.epochs, start, workers), journal, cadence, world)
@@ -227,6 +271,76 @@ def perform(job: Job, world: World, stop: Callable[[], bool], say: Callable[[dic
     finally:
         journal.close()
         engine.destroy()
+
+
+def _learner(job: Job, world: World) -> tuple[Learner, dict[str, Any]]:
+    """(the learner as it is before its first step, facts for the run's card)."""
+    run, machine, stage = job.run, job.run.spec.machine, job.run.settings
+    towers = model.build(run.spec.model.name, run.spec.seed)
+    found: dict[str, torch.Tensor] = {}
+    origin: Towers | None = None
+    if run.start is not None:
+        weights = job.folder.parent / run.start.folder / "weights.safetensors"
+        found = model.load_weights(towers, weights)
+        if "start" in stage.objective.needs:
+            origin = copy.deepcopy(towers).requires_grad_(False).eval().to(world.device)
+    towers.cuts = _cuts(towers, machine.trim_text, run.spec.model.name)
+    rows, views = stage.batch // world.size, stage.objective.views
+    group = min(run.spec.model.norm_group, stage.batch)
+    for norm in towers.norms:
+        norm.rows = group * views[0]
+    facts = {
+        "parameters": sum(p.numel() for p in towers.parameters()),
+        "precision": zero.precision(machine, world.device),
+        "groups": group if towers.norms else None,
+        "shapes": sha256(repr([(n, tuple(p.shape)) for n, p in towers.named_parameters()]).encode()).hexdigest()[:12],
+        "pairs a process": rows,
+        "views": views,
+        "data digest": job.pairs.index.digest,
+    }
+    processes.agree(facts)
+    engine, stepper, adam, clip = zero.wrap(towers.to(world.device), stage.optimizer, machine, world, rows)
+    if origin is not None and facts["precision"] != "fp32":
+        origin.to(next(engine.module.parameters()).dtype)
+    width = model.model_config(run.spec.model.name)["embed_dim"]
+    learner = Learner.make(
+        engine, stepper, stage, width, found, derive(run.spec.seed, "head"), (world, processes.ranks()),
+        (job.steps, job.pairs.steps), micro=machine.micro_batch, start=origin,
+        labels=job.labels, flags=job.flags, notes={} if clip is None else {"zclip": clip.state},
+    )  # fmt: skip
+    return learner, {**facts, "adam": adam, "cuts": towers.cuts}
+
+
+def _cuts(towers: Towers, asked: str, name: str) -> bool:
+    if asked == "always" and not towers.trims:
+        raise Refusal(
+            f"machine.trim_text is always, but the text tower of {name} has no causal mask with end-token pooling, so "
+            f"it would "
+            "give other embeddings; use auto"
+        )
+    return towers.trims and asked != "never"
+
+
+def _begin(job: Job, learner: Learner, epoch: int) -> None:
+    """What an epoch needs before its first step: new clusters and a fresh head, for deep clustering without a file."""
+    section = _clusterer(job.run)
+    if section is None or section.labels is not None:
+        return
+    spec = job.run.spec
+    _average_statistics(learner.engine)
+    learner.labels = clustered(
+        learner.engine, job.pairs, section.classes, section.rounds, derive(spec.seed, "cluster", epoch) % 2**32,
+        learner.world, spec.machine.eval_batch,
+    )  # fmt: skip
+    learner.renew("cluster.", derive(spec.seed, "head", epoch))
+
+
+def _clusterer(run: Run) -> DeepCluster | None:
+    return next((one for one in objectives_of(run.settings.objective) if isinstance(one, DeepCluster)), None)
+
+
+def _forgetter(run: Run) -> Unlearn | None:
+    return next((one for one in objectives_of(run.settings.objective) if isinstance(one, Unlearn)), None)
 
 
 def _workers(workers: int | str, world: World) -> int:
@@ -244,7 +358,7 @@ def _same_data(then: str, now: str, path: Path) -> None:
 
 
 def _average_statistics(engine: Any) -> None:
-    """Makes BatchNorm's running statistics the same on all ranks: their mean."""
+    """Makes BatchNorm's running statistics the same on all ranks: their mean, as all of them move linearly."""
     processes.mean_([buffer for buffer in engine.module.buffers() if buffer.is_floating_point()])
 
 
@@ -299,7 +413,7 @@ def write_json(path: Path, value: Any) -> None:
     os.replace(fresh, path)
 
 
-def _card(job: Job, world: World, parameters: int, adam: str, digest: str) -> dict[str, Any]:
+def _card(job: Job, world: World, facts: dict[str, Any], digest: str) -> dict[str, Any]:
     """What a reader wants to know before step 0."""
     run, stage, machine = job.run, job.run.settings, job.run.spec.machine
     device = (
@@ -311,15 +425,18 @@ def _card(job: Job, world: World, parameters: int, adam: str, digest: str) -> di
         "run": run.folder,
         "title": run.title,
         "start": run.start.folder if run.start else None,
-        "model": f"{run.spec.model.name}, {parameters:,} parameters and the scale",
+        "model": f"{run.spec.model.name}, {facts['parameters']:,} parameters and the scale",
         "objective": stage.objective.model_dump(),
         "pairs": len(job.pairs.chosen),
         "poisoned pairs": int(job.plan.chosen.sum()) if job.plan else 0,
         "epochs": stage.epochs,
         "steps": f"{job.steps:,} ({job.pairs.steps:,} an epoch)",
         "batch": f"{stage.batch:,} ({stage.batch // world.size:,} a process)",
-        "optimizer": f"{adam} AdamW, rate {adamw.rate:g}, warm-up {adamw.warmup} steps, decay {adamw.decay:g}",
-        "precision": zero.precision(machine, world.device),
+        "optimizer": f"{facts['adam']} AdamW, rate {adamw.rate:g}, warm-up {adamw.warmup} steps, decay {adamw.decay:g}",
+        "micro-batch": f"{machine.micro_batch:,} pairs" if machine.micro_batch else None,
+        "BatchNorm groups": f"{facts['groups']:,} pairs" if facts["groups"] else None,
+        "captions": "up to their last end token" if facts["cuts"] else "at full length",
+        "precision": facts["precision"],
         "ZeRO stage": machine.zero,
         "processes": world.size,
         "device": f"{device}, {torch.get_num_threads()} threads a process",
@@ -360,7 +477,7 @@ def _finish(job: Job, learner: Learner, journal: Journal, world: World, checkpoi
     """Writes the weights, then finished.json, then removes the checkpoints."""
     _average_statistics(learner.engine)
     with zero.full_weights(learner.engine, job.run.spec.machine):
-        state = model.weights(learner.engine.module, learner.log_scale) if world.first else {}
+        state = model.weights(learner.engine.module, learner.learned) if world.first else {}
     processes.together(lambda: _write_weights(job, state, journal, seconds))
     if world.first:
         shutil.rmtree(checkpoints, ignore_errors=True)

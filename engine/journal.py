@@ -118,6 +118,8 @@ class Progress:
         step = int(numbers["step"])
         if kind == "measure":
             self.measured = " ".join(f"{k} {100 * numbers[k]:.1f} %" for k in ("top1", "asr") if k in numbers)
+        elif kind == "bad":
+            self.words = f"{numbers['bad_steps']} steps without a finite loss"
         else:
             self.words = f"loss {numbers['loss']:.3f}, {numbers.get('pairs_per_s', 0):,.0f} pairs/s"
         words = ", ".join(text for text in (self.words, self.measured) if text)

@@ -7,7 +7,6 @@ expects it.
 
 import json
 import logging
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -15,16 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from configs.explain import suggestion
 from data.chance import derive
 from data.refusal import Refusal
+from engine.towers import Towers
 
 OWN = Path(__file__).resolve().parent.parent / "configs" / "models"
-INITIAL_SCALE = math.log(1 / 0.07)  # Radford et al. 2021
-MAX_SCALE = math.log(100.0)
+SCALARS = {"scale": "logit_scale", "bias": "logit_bias"}  # our names and open_clip's
 MEMO = 200_000  # captions whose tokens are kept
 
 
@@ -65,6 +63,11 @@ def image_size(name: str) -> int:
     return int(size if isinstance(size, int) else size[0])
 
 
+def has_norms(name: str) -> bool:
+    """Whether the picture tower is one of CLIP's ResNets, whose BatchNorm has groups."""
+    return isinstance(model_config(name)["vision_cfg"].get("layers"), list)
+
+
 class Tokenizer:
     """Captions to tokens, int64 [n, L], by open_clip's own tokenizer; remembers captions; picklable."""
 
@@ -93,39 +96,21 @@ def _tokenizer(name: str) -> Any:
         return _open_clip().get_tokenizer(name)
 
 
-class Towers(nn.Module):
-    """Pictures and token rows to unit rows; everything goes through `forward`, as ZeRO-3 needs."""
-
-    def __init__(self, clip: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-        super().__init__()
-        del clip.logit_scale
-        self.clip: Any = clip
-        # no buffers: DeepSpeed would round them to the towers' precision
-        self.mean, self.std = (torch.tensor(values).view(1, 3, 1, 1) for values in (mean, std))
-
-    def forward(
-        self, images: torch.Tensor | None, tokens: torch.Tensor | None
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """Unit float32 rows [n, D] of uint8 pictures [n, 3, H, W] and of integer tokens [m, L]; None for None."""
-        rows = texts = None
-        if images is not None:
-            dtype = next(self.clip.visual.parameters()).dtype
-            if self.mean.device != images.device:
-                self.mean, self.std = self.mean.to(images.device), self.std.to(images.device)
-            pixels = (images.float() / 255 - self.mean) / self.std
-            pixels = pixels.to(dtype, memory_format=torch.channels_last)
-            rows = F.normalize(self.clip.encode_image(pixels).float(), dim=-1)
-        if tokens is not None:
-            texts = F.normalize(self.clip.encode_text(tokens.long()).float(), dim=-1)
-        return rows, texts
-
-
 def build(name: str, seed: int) -> Towers:
     """Freshly initialised towers, the same for the same seed; global generators are left as they were."""
     model_config(name)
     with torch.random.fork_rng(), _quiet():
         torch.manual_seed(derive(seed, "init"))
         clip = _open_clip().create_model(name)
+    strange = [
+        n
+        for n, m in clip.named_modules()
+        if isinstance(m, nn.modules.batchnorm._BatchNorm) and type(m) is not nn.BatchNorm2d
+    ]
+    if strange:
+        raise Refusal(
+            f"model.name '{name}' has a BatchNorm of its own kind ({strange[0]}), whose groups can't be fixed; use another"
+        )
     return Towers(clip, clip.visual.preprocess_cfg["mean"], clip.visual.preprocess_cfg["std"])
 
 
@@ -136,18 +121,22 @@ def on_meta(name: str) -> Towers:
     return Towers(clip, (0.0,) * 3, (1.0,) * 3)
 
 
-def weights(towers: Towers, log_scale: torch.Tensor) -> dict[str, torch.Tensor]:
-    """open_clip's state dict: the towers and the scale as a float32 scalar."""
+def weights(towers: Towers, learned: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """open_clip's state dict: the towers, and the scale and the bias (if one is learned) as float32 scalars."""
     state = {key: value.detach().cpu().contiguous() for key, value in towers.clip.state_dict().items()}
-    return {**state, "logit_scale": log_scale.detach().float().cpu().reshape(())}
+    for ours, theirs in SCALARS.items():
+        if ours in learned:
+            state[theirs] = learned[ours].detach().float().cpu().reshape(())
+    return state
 
 
-def load_weights(towers: Towers, path: Path) -> float:
-    """Loads what `weights` gave from a safetensors file; returns the log scale. Refusal naming mismatching tensors."""
+def load_weights(towers: Towers, path: Path) -> dict[str, torch.Tensor]:
+    """Loads what `weights` gave from a safetensors file; returns the scale and the bias, [1] each. Refusal naming
+    mismatching tensors."""
     from safetensors.torch import load_file
 
     state = load_file(path)
-    scale = float(state.pop("logit_scale"))
+    learned = {ours: state.pop(theirs).reshape(1) for ours, theirs in SCALARS.items() if theirs in state}
     own = towers.clip.state_dict()
     wrong = [
         key for key in own.keys() | state.keys() if key not in own or key not in state or own[key].shape != state[key].shape
@@ -155,7 +144,7 @@ def load_weights(towers: Towers, path: Path) -> float:
     if wrong:
         raise Refusal(f"{path} holds another architecture: {len(wrong)} tensors differ, first {sorted(wrong)[0]}")
     towers.clip.load_state_dict(state)
-    return scale
+    return learned
 
 
 def imagenet_templates() -> list[str]:
@@ -163,7 +152,13 @@ def imagenet_templates() -> list[str]:
     return [template("{c}") for template in _open_clip().OPENAI_IMAGENET_TEMPLATES]
 
 
-def export_config(name: str) -> str:
-    """open_clip_config.json for a model of this architecture."""
+def export_config(name: str, weights: Path) -> str:
+    """open_clip_config.json for these weights of this architecture."""
+    from safetensors import safe_open
+
     mean, std = _open_clip().OPENAI_DATASET_MEAN, _open_clip().OPENAI_DATASET_STD
-    return json.dumps({"model_cfg": model_config(name), "preprocess_cfg": {"mean": mean, "std": std}}, indent=2) + "\n"
+    config = model_config(name)
+    with safe_open(weights, "pt") as file:
+        if SCALARS["bias"] in file.keys():  # noqa: SIM118  (no mapping)
+            config["init_logit_bias"] = -10.0
+    return json.dumps({"model_cfg": config, "preprocess_cfg": {"mean": mean, "std": std}}, indent=2) + "\n"

@@ -11,20 +11,30 @@ from configs.stage import Optimizer
 from data.refusal import Refusal
 
 
-def rate_at(step: int, steps: int, section: Optimizer) -> float:
+def rate_at(step: int, steps: int, section: Optimizer, epoch_steps: int = 0) -> float:
     """The rate of step `step` (from 0) of `steps`: linear warm-up, then a cosine to zero that never rises.
 
-    rate (t + 1) / W for t < W, then rate/2 (1 + cos(pi (t - W) / (S - W))).
+    rate (t + 1) / W for t < W, then rate/2 (1 + cos(pi (t - W) / (S - W))), 0 from S on. With `offset: published`, t
+    counts from one epoch (`epoch_steps`) on, as in the code of arXiv 2311.14948, and the cosine rises again in the last
+    epoch.
     """
+    if section.offset == "published":
+        step += epoch_steps
     if step < section.warmup:
         return section.rate * (step + 1) / section.warmup
-    if step >= steps:
+    if step >= steps and section.offset == "none":
         return 0.0
-    return section.rate * 0.5 * (1 + math.cos(math.pi * (step - section.warmup) / (steps - section.warmup)))
+    return section.rate * 0.5 * (1 + math.cos(math.pi * (step - section.warmup) / max(1, steps - section.warmup)))
 
 
-def decays(name: str, parameter: torch.Tensor) -> bool:
-    """Whether a parameter decays: matrices and filters do; gains, biases and embeddings of position or class do not."""
+def decays(name: str, parameter: torch.Tensor, rule: str = "matrices") -> bool:
+    """Whether a parameter decays: matrices and filters do; gains, biases and embeddings of position or class do not.
+
+    `published` is the list of the code of arXiv 2311.14948: all but names with bn, ln, bias or logit_scale in them, so that
+    embeddings of position and class and the gains of a ResNet's shortcuts decay.
+    """
+    if rule == "published":
+        return not any(part in name for part in ("bn", "ln", "bias", "logit_scale"))
     return parameter.ndim >= 2 and not name.endswith(("positional_embedding", "class_embedding"))
 
 
@@ -32,9 +42,44 @@ def groups(towers: nn.Module, section: Optimizer) -> list[dict[str, Any]]:
     """Two parameter groups, with and without decay."""
     named = [(name, parameter) for name, parameter in towers.named_parameters() if parameter.requires_grad]
     return [
-        {"params": [p for n, p in named if decays(n, p) == decaying], "weight_decay": section.decay * decaying}
+        {
+            "params": [p for n, p in named if decays(n, p, section.decay_rule) == decaying],
+            "weight_decay": section.decay * decaying,
+        }
         for decaying in (True, False)
     ]
+
+
+class ZClip:
+    """Adaptive clipping (Kumar et al. 2025, arXiv 2504.02507): a norm whose z-score is above 2.5 is clipped.
+
+    Mean and variance of the norms are exponential averages (0.97), from the first 25 steps on, which are not clipped; a
+    norm g with z = (g - mean) / deviation > 2.5 becomes mean + 2.5^2 / z * deviation, and counts as that in the averages.
+    """
+
+    ALPHA, LIMIT, FIRST = 0.97, 2.5, 25
+
+    def __init__(self) -> None:
+        self.state = torch.zeros(3, dtype=torch.float64)  # norms seen, their mean, their variance
+
+    def limit(self, norm: float) -> float:
+        """What a norm is clipped to: itself, if it does not stand out."""
+        seen, mean, variance = self.state.tolist()
+        if not math.isfinite(norm):
+            return norm
+        if seen < self.FIRST:
+            further = norm - mean
+            mean += further / (seen + 1)
+            variance += (further * (norm - mean) - variance) / (seen + 1)
+            self.state.copy_(torch.tensor([seen + 1, mean, variance]))
+            return norm
+        deviation = math.sqrt(variance) + 1e-12
+        z = (norm - mean) / deviation
+        kept = mean + self.LIMIT**2 / z * deviation if z > self.LIMIT else norm
+        after = self.ALPHA * mean + (1 - self.ALPHA) * kept
+        spread = self.ALPHA * variance + (1 - self.ALPHA) * (kept - after) ** 2
+        self.state.copy_(torch.tensor([seen + 1, after, spread]))
+        return kept
 
 
 def adamw(

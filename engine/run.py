@@ -10,6 +10,8 @@ import shlex
 import signal
 import sys
 from functools import partial
+from hashlib import blake2b
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -96,8 +98,11 @@ def study(options: argparse.Namespace, spec: Any, points: Any, again: str) -> in
     signal.signal(signal.SIGINT, ask)
     folder = RUNS / spec.name
     plan = runs(points, options.stage)
-    world = processes.join()
+    world = processes.join(60 * spec.machine.timeout_minutes)
     try:
+        processes.agree(
+            {"spec": digest_of(spec), **{name: version(name) for name in ("torch", "deepspeed", "open_clip_torch")}}
+        )
         for run in plan:
             if run.start is not None and run.start not in plan and not job.finished(folder / run.start.folder):
                 raise Refusal(f"{folder / run.start.folder} is not finished; run the pretrain stage first, or both at once")
@@ -123,8 +128,17 @@ def study(options: argparse.Namespace, spec: Any, points: Any, again: str) -> in
         if world.first:
             conclude(folder)
         return 0
+    except RuntimeError as error:
+        if processes.lost(error):
+            raise Refusal(processes.farewell(error), alone=True) from error
+        raise
     finally:
         processes.leave()
+
+
+def digest_of(spec: Any) -> str:
+    """12 hex digits of all that a spec says."""
+    return blake2b(spec.model_dump_json().encode(), digest_size=6).hexdigest()
 
 
 if __name__ == "__main__":

@@ -5,7 +5,11 @@ is one process. Gloo on CPU, NCCL on GPUs.
 """
 
 import os
+import re
 import socket
+import sys
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -13,6 +17,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from data.refusal import Refusal
+from objectives.exchange import ALONE, Alone, Group, Ranks, grid
 
 
 @dataclass(frozen=True)
@@ -33,13 +40,29 @@ class World:
 
 def place() -> tuple[int, int, int, int]:
     """(rank, ranks, rank on this machine, ranks on this machine) from the environment; 0, 1, 0, 1 without a launcher."""
+    if "RANK" not in os.environ and "SLURM_STEP_NUM_TASKS" in os.environ:  # srun
+        size = int(os.environ["SLURM_STEP_NUM_TASKS"])
+        here = os.environ.get("SLURM_STEP_TASKS_PER_NODE", str(size)).split("(")[0].split(",")[0]
+        return int(os.environ["SLURM_PROCID"]), size, int(os.environ["SLURM_LOCALID"]), int(here)
     size = int(os.environ.get("WORLD_SIZE", 1))
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", size)))
     return int(os.environ.get("RANK", 0)), size, int(os.environ.get("LOCAL_RANK", 0)), local_size
 
 
-def join() -> World:
-    """Joins the other processes; each gets its share of this machine's cores."""
+def meeting(size: int) -> tuple[str, int]:
+    """(address, port) where ranks meet that no launcher has told: of srun the step's first host; else this machine."""
+    if size > 1 and "SLURM_STEP_NODELIST" in os.environ:
+        # node[03-07,11],other -> node03
+        first = re.match(r"([^,\[]+)(?:\[([^,\-\]]+))?", os.environ["SLURM_STEP_NODELIST"])
+        assert first is not None
+        port = 20_000 + int(os.environ.get("SLURM_JOB_ID", 0)) % 20_000
+        return first.group(1) + (first.group(2) or ""), port
+    return "127.0.0.1", _free_port() if size == 1 else 29500
+
+
+def join(limit: float = 1800.0) -> World:
+    """Joins the other processes; each gets its share of this machine's cores. After `limit` seconds without a `beat` a rank
+    says for which others it waits, and ends."""
     rank, size, local_rank, local_size = place()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     torch.set_num_threads(max(1, cores // local_size))
@@ -48,18 +71,119 @@ def join() -> World:
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        free = _free_port() if size == 1 else 29500
-        for name, value in (("RANK", rank), ("WORLD_SIZE", size), ("LOCAL_RANK", local_rank), ("MASTER_PORT", free)):
+        address, port = meeting(size)
+        named = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": local_rank, "MASTER_ADDR": address, "MASTER_PORT": port}
+        for name, value in named.items():
             os.environ.setdefault(name, str(value))
-        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(minutes=30))
+        dist.init_process_group(backend, timeout=timedelta(seconds=limit + 60))  # the watch speaks before
+        if size > 1:
+            global _watch
+            _watch = Watch(rank, size, limit)
     return World(rank, size, local_rank, local_size, device)
+
+
+class Watch:
+    """Tells every rank, through the store that they met at, how far each has come, and ends one that waits too long."""
+
+    def __init__(self, rank: int, size: int, limit: float) -> None:
+        self.rank, self.size, self.limit = rank, size, limit
+        self.beats, self.last = 0, time.monotonic()
+        self.store = dist.distributed_c10d._get_default_store().clone()
+        self.done = threading.Event()
+        self._publish()
+        self.thread = threading.Thread(target=self._look, daemon=True)
+        self.thread.start()
+
+    def end(self) -> None:
+        """Stops watching, before the store goes."""
+        self.done.set()
+        self.thread.join(10)
+
+    def _publish(self) -> None:
+        self.store.set(f"antidote/{self.rank}", f"{self.beats} {socket.gethostname()}")
+
+    def _look(self) -> None:
+        told = 0
+        while not self.done.wait(min(1.0, self.limit / 4)):
+            try:
+                if told != self.beats:
+                    told = self.beats
+                    self._publish()
+                if time.monotonic() - self.last > self.limit:
+                    print(f"error on rank {self.rank}: {self.waiting()}", file=sys.stderr, flush=True)
+                    os._exit(2)
+            except RuntimeError as error:  # rank 0, which keeps the store, is gone
+                if time.monotonic() - self.last > self.limit:
+                    print(f"error on rank {self.rank}: rank 0 is gone ({error})", file=sys.stderr, flush=True)
+                    os._exit(2)
+
+    def waiting(self) -> str:
+        """What this rank waits for, in words."""
+        who = self.behind() or "no rank that is behind it: all stand at the same step"
+        return (
+            f"no progress for {self.limit:,.0f} s; waiting for {who}; look at their machines, or raise "
+            "machine.timeout_minutes"
+        )
+
+    def behind(self) -> str:
+        """The ranks that are behind this one; empty if none is."""
+        behind = []
+        for other in range(self.size):
+            key = f"antidote/{other}"
+            beats, host = (
+                self.store.get(key).decode().split(" ", 1) if self.store.check([key]) else ("-1", "an unknown host")
+            )
+            if other != self.rank and int(beats) < self.beats:
+                behind.append(f"rank {other} on {host}")
+        return ", ".join(behind)
+
+
+_watch: Watch | None = None
+
+
+def beat() -> None:
+    """Says that this rank has come further; called at each step, and in whatever else may take long."""
+    if _watch is not None:
+        _watch.beats += 1
+        _watch.last = time.monotonic()
+
+
+def agree(facts: dict[str, Any]) -> None:
+    """Refusal, naming ranks, if the facts are not the same on all of them."""
+    told = gather_objects((socket.gethostname(), facts))
+    (_, first), *others = told
+    faults = []
+    for rank, (host, theirs) in enumerate(others, 1):
+        for name in first:
+            if theirs.get(name) != first[name]:
+                faults.append(
+                    f"rank {rank} on {host} has {name} {theirs.get(name)}, rank 0 on {told[0][0]} has {first[name]}"
+                )
+    if faults:
+        raise Refusal(f"ranks disagree: {'; '.join(faults[:8])}; start all with the same spec and the same installation")
+
+
+def farewell(error: BaseException) -> str:
+    """Which rank went away, as far as this one can tell."""
+    who = _watch.behind() if _watch is not None else ""
+    return f"lost contact with {who or 'another rank'} ({str(error).splitlines()[0]}); look at its messages and start again"
+
+
+def lost(error: BaseException) -> bool:
+    """Whether an exception says that another rank went away."""
+    words = ("Connection closed by peer", "Connection reset", "Timed out waiting", "Broken pipe", "NCCL", "DistBackendError")
+    return dist.is_initialized() and any(word in f"{type(error).__name__} {error}" for word in words)
 
 
 def leave() -> None:
     """Ends the process group, if there is one."""
+    global _watch
+    if _watch is not None:
+        _watch.end()
+        _watch = None
     if dist.is_initialized():
+        _groups.clear()
         dist.destroy_process_group()
 
 
@@ -69,32 +193,77 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-class _Gather(torch.autograd.Function):
-    """[B, ...] of each rank to [N, ...] on all; the gradient of a row is summed over ranks and goes to its holder."""
+@dataclass
+class Received:
+    """Bytes that this rank has received of others' features and statistics, counted as rings move them."""
 
-    @staticmethod
-    def forward(ctx: Any, rows: torch.Tensor) -> torch.Tensor:
-        return gather_rows(rows)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
-        (grad,) = grads
-        if grad.device.type == "cuda":
-            rows = grad.shape[0] // dist.get_world_size()
-            own = torch.empty((rows, *grad.shape[1:]), dtype=grad.dtype, device=grad.device)
-            dist.reduce_scatter_tensor(own, grad.contiguous())
-            return own
-        total = grad.contiguous().clone()
-        dist.all_reduce(total)  # gloo has no reduce-scatter of its own
-        return total.chunk(dist.get_world_size())[dist.get_rank()].contiguous()
+    bytes: int = 0
+    calls: int = 0
 
 
-def gather(rows: torch.Tensor) -> torch.Tensor:
-    """[N, ...]: the rows [B, ...] of all ranks in rank order, with gradients; the very rows if there is one rank."""
+received = Received()
+
+
+@dataclass(frozen=True)
+class Members:
+    """Some ranks of a process group: the collectives that objectives/exchange.py asks for, each counted."""
+
+    rank: int
+    size: int
+    group: Any
+
+    def gather(self, part: torch.Tensor) -> torch.Tensor:
+        """[size * B, ...]: the [B, ...] of all members in order."""
+        part = part.detach().contiguous()
+        sent = part.to(torch.uint8) if part.dtype == torch.bool else part
+        out = sent.new_empty((self.size * len(sent), *sent.shape[1:]))
+        dist.all_gather_into_tensor(out, sent, group=self.group)
+        self._count((self.size - 1) * sent.nbytes)
+        return out.to(part.dtype)
+
+    def scatter(self, whole: torch.Tensor) -> torch.Tensor:
+        """[B, ...]: this rank's part of the members' sum of [size * B, ...]."""
+        out = whole.new_empty((len(whole) // self.size, *whole.shape[1:]))
+        dist.reduce_scatter_tensor(out, whole.contiguous(), group=self.group)
+        self._count((self.size - 1) * out.nbytes)
+        return out
+
+    def total(self, value: torch.Tensor) -> torch.Tensor:
+        """The sum over members."""
+        out = value.detach().clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(out, group=self.group)
+        self._count(2 * out.nbytes * (self.size - 1) // self.size)
+        return out
+
+    def _count(self, number: int) -> None:
+        received.bytes += number
+        received.calls += 1
+
+
+def ranks() -> Ranks:
+    """This rank's groups: everyone, its row and its column of the grid. Every rank calls it at the same moment."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
-        return rows
-    out: torch.Tensor = _Gather.apply(rows)
-    return out
+        return ALONE
+    size, rank = dist.get_world_size(), dist.get_rank()
+    if size not in _groups:
+        rows, columns = grid(size)
+        lines = [list(range(i * columns, (i + 1) * columns)) for i in range(rows)]
+        piles = [list(range(j, size, columns)) for j in range(columns)]
+        line, pile = (_mine(sets, rank) for sets in (lines, piles))
+        _groups[size] = Ranks(Members(rank, size, None), line, pile)
+    return _groups[size]
+
+
+_groups: dict[int, Ranks] = {}
+
+
+def _mine(sets: list[list[int]], rank: int) -> Group:
+    """The group of the set that holds this rank; every set's group is made, as torch asks."""
+    if len(sets[0]) == 1:
+        return Alone()
+    made = [dist.new_group(members) if len(sets) > 1 else None for members in sets]
+    at = next(i for i, members in enumerate(sets) if rank in members)
+    return Members(sets[at].index(rank), len(sets[at]), made[at])
 
 
 def gather_rows(rows: torch.Tensor) -> torch.Tensor:
@@ -110,7 +279,7 @@ def mean_(tensors: list[torch.Tensor]) -> None:
     """Replaces each floating-point tensor by its mean over ranks, in one collective a dtype."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return
-    for dtype in {t.dtype for t in tensors if t.is_floating_point()}:
+    for dtype in dict.fromkeys(t.dtype for t in tensors if t.is_floating_point()):  # in the same order on every rank
         these = [t for t in tensors if t.dtype == dtype]
         flat = torch.cat([t.detach().reshape(-1) for t in these])
         dist.all_reduce(flat)

@@ -13,7 +13,7 @@ from configs.machine import Machine
 from configs.stage import Optimizer
 from data.refusal import Refusal
 from engine import optimizer
-from engine.model import Towers
+from engine.towers import Towers
 from engine.world import World
 
 ALLOWED = ("LossScaler", "ZeroStageEnum", "fragment_address")  # the classes that a checkpoint of DeepSpeed holds
@@ -47,17 +47,23 @@ def precision(machine: Machine, device: torch.device) -> str:
     return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
 
 
-def wrap(towers: Towers, section: Optimizer, machine: Machine, world: World, rows: int) -> tuple[Any, str]:
-    """(DeepSpeed engine, name of the optimizer); `rows` pairs a rank and step."""
+def wrap(
+    towers: Towers, section: Optimizer, machine: Machine, world: World, rows: int
+) -> tuple[Any, torch.optim.Optimizer, str, optimizer.ZClip | None]:
+    """(DeepSpeed engine, the AdamW inside, its name, what clips adaptively if asked for); `rows` pairs a rank and step."""
     import deepspeed
 
     kind = precision(machine, world.device)
+    if machine.recompute:
+        towers.recompute()
+    if machine.compile:
+        towers.compile_blocks()
     stepper, name = optimizer.adamw(machine.adam, optimizer.groups(towers, section), section, world.device)
     config = {
         "train_micro_batch_size_per_gpu": rows,
         "gradient_accumulation_steps": 1,
         "steps_per_print": 1 << 60,
-        "gradient_clipping": section.clip or 0.0,
+        "gradient_clipping": section.clip or float(section.spikes != "none"),
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": kind == "bf16"},
@@ -72,7 +78,36 @@ def wrap(towers: Towers, section: Optimizer, machine: Machine, world: World, row
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         engine, *_ = deepspeed.initialize(model=towers, optimizer=stepper, config=config)
-    return engine, name
+    for norm in towers.norms:  # running statistics stay in float32, whatever the towers' precision
+        for name_of in ("running_mean", "running_var"):
+            setattr(norm, name_of, getattr(norm, name_of).float())
+    return engine, stepper, name, _adaptive(engine, machine, kind) if section.spikes == "zclip" else None
+
+
+def _adaptive(engine: Any, machine: Machine, kind: str) -> optimizer.ZClip:
+    """Makes the engine clip by ZClip: DeepSpeed asks for the norm of the gradient in its step, and clips to a limit that it
+    looks up after that."""
+    clip = optimizer.ZClip()
+    if machine.zero:
+        norm_of = engine.optimizer.scaled_global_norm
+
+        def measured(*given: Any, **named: Any) -> Any:
+            norm = norm_of(*given, **named)
+            engine.optimizer.clip_grad = clip.limit(float(norm) / float(engine.optimizer.loss_scale)) + 1e-6
+            return norm
+
+        engine.optimizer.scaled_global_norm = measured
+        return clip
+    if kind != "fp32":
+        raise Refusal(f"optimizer.spikes is zclip, which at ZeRO stage 0 works in fp32, not in {kind}; set machine.zero=1")
+
+    def clipped() -> None:
+        grads = [p.grad for p in engine.module.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(grads)
+        torch.nn.utils.clip_grads_with_norm_(engine.module.parameters(), clip.limit(float(norm)) + 1e-6, norm)
+
+    engine.clip_fp32_gradients = clipped
+    return clip
 
 
 def full_weights(engine: Any, machine: Machine) -> Any:

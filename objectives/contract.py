@@ -1,40 +1,80 @@
 """What every objective promises.
 
-An objective section names the views it needs (`views`) and has `build()`, which returns a picklable function
+An objective section says what it needs (`views`, `needs`, `learned`, `memory`) and has `build()`, which returns a
+picklable function
 
-    objective(features, gather, rank) -> Terms
+    objective(features, exchange) -> Terms
 
-of this rank's B pairs out of N = B * ranks. `gather` turns [B, ...] into [N, ...] with gradients: the gradient of a
-gathered row flows back to the rank that holds it. `Terms["loss"]` is this rank's share of the loss: **its mean over
-ranks is the loss of the global batch, and so is the mean of its gradients**, which is how DeepSpeed and DDP combine
-them. Objectives are pure: no input or output, no process group, no random number.
+of this rank's B pairs out of N = B * ranks. `Terms["loss"]` is this rank's share of the loss: **its mean over ranks is the
+loss of the global batch, and so is the mean of its gradients**, which is how DeepSpeed and DDP combine them. What ranks
+must tell each other goes through `exchange` (objectives/exchange.py). Objectives are pure: no input or output, no process
+group, no random number.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict
 
-Gather = Callable[[torch.Tensor], torch.Tensor]
+from objectives.exchange import Exchange
+
 Terms = dict[str, torch.Tensor]  # "loss" and its named parts, each a 0-d tensor, unweighted
+Need = Literal["start", "labels", "flags"]
+
+
+@dataclass(frozen=True)
+class Learned:
+    """A tensor that an objective learns beside the towers: a scale, a bias, the weights of a head."""
+
+    initial: torch.Tensor
+    low: float | None = None  # clamped to [low, high] after every step
+    high: float | None = None
+    decays: bool = False
 
 
 @dataclass(frozen=True)
 class Features:
-    """Unit rows of this rank and the learned scale; B pairs, V views, D width."""
+    """What an objective sees of this rank's pairs: B rows, D width; the first view is the stored (or poisoned) pair."""
 
-    images: torch.Tensor  # [V, B, D]
-    texts: torch.Tensor  # [V, B, D]
-    scale: torch.Tensor  # s = exp(logit scale), 0-d, at most 100
+    images: tuple[torch.Tensor, ...]  # one [B, D] of unit rows for each view
+    texts: tuple[torch.Tensor, ...]
+    learned: Mapping[str, torch.Tensor]  # "scale" (log s, [1]) and whatever the section's `learned` names
+    start: tuple[torch.Tensor, torch.Tensor] | None = None  # the frozen start's unit rows of the first view
+    labels: torch.Tensor | None = None  # int64 [B], -1 where there is none
+    flags: torch.Tensor | None = None  # bool [B]
+    memory: dict[str, torch.Tensor] = field(default_factory=dict)  # the same on every rank
+    epoch: int = 1  # from 1
+
+    @property
+    def scale(self) -> torch.Tensor:
+        """s = exp(log scale), 0-d, at most 100."""
+        return self.learned["scale"].exp().squeeze()
 
 
-Objective = Callable[[Features, Gather, int], Terms]
+Objective = Callable[[Features, Exchange], Terms]
 
 
 class ObjectiveSection(BaseModel):
     """The parent of every objective's section: frozen, unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-    views: ClassVar[int] = 1
+    needs: ClassVar[frozenset[Need]] = frozenset()
+
+    @property
+    def views(self) -> tuple[int, int]:
+        """(views of the picture, views of the caption)."""
+        return 1, 1
+
+    def learned(self, width: int, draw: torch.Generator) -> dict[str, Learned]:
+        """What is learned beside the towers and the scale, by name; `width` is D."""
+        return {}
+
+    def memory(self, width: int) -> dict[str, torch.Tensor]:
+        """What is remembered from step to step, as it is before the first."""
+        return {}
+
+    def remember(self, features: Features, exchange: Exchange) -> dict[str, torch.Tensor]:
+        """The memory after a step that was taken on these features."""
+        return features.memory

@@ -1,13 +1,46 @@
-"""InfoNCE (van den Oord et al. 2018, arXiv 1807.03748): the cross-entropy that all contrastive terms are made of."""
+"""InfoNCE (van den Oord et al. 2018, arXiv 1807.03748): the cross-entropy that all contrastive terms are made of.
+
+    forth = mean_i [log sum_j exp(s l_i . r_j) - s l_i . r_i]        rows: each left row finds its right row
+    back  = mean_j [log sum_i exp(s l_i . r_j) - s l_j . r_j]        columns: each right row finds its left row
+
+over the N pairs of the global batch. The similarities are one tile a rank (objectives/tiles.py), never a matrix.
+"""
+
+from typing import Literal
 
 import torch
-import torch.nn.functional as F
+
+from objectives.exchange import Exchange, merged
+from objectives.tiles import log_sum_exps
 
 
-def infonce(queries: torch.Tensor, keys: torch.Tensor, scale: torch.Tensor, first: int) -> torch.Tensor:
-    """Mean over rows i of -log softmax_j(s q_i . k_j) at j = first + i; queries [B, D], keys [N, D], unit rows.
+def infonce(
+    left: torch.Tensor,
+    right: torch.Tensor,
+    scale: torch.Tensor,
+    exchange: Exchange,
+    kept: torch.Tensor | None = None,
+    want: Literal["both", "forth", "back"] = "both",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(forth, back), 0-d, each this rank's share; left and right [B, D], unit rows, row i of one belongs to row i of the
+    other.
 
-    Row i's own key is keys[first + i], so `first` is B * rank for gathered keys.
+    `kept` (bool [B]) leaves pairs out, as if the batch held only the kept ones; 0 if it keeps none. What is not wanted is 0
+    and not computed.
     """
-    own = torch.arange(first, first + len(queries), device=queries.device)
-    return F.cross_entropy(scale * queries @ keys.T, own)
+    ranks, both = exchange.ranks, want == "both"
+    rows, columns = exchange.gathered(left, ranks.row), exchange.gathered(right, ranks.column)
+    counts = None if kept is None else (ranks.row.gather(kept), ranks.column.gather(kept))
+    if want == "back":
+        counts = None if counts is None else counts[::-1]
+        sums = {"back": (log_sum_exps(columns, rows, scale, counts=counts, columns_too=False)[0], ranks.column)}
+    else:
+        across, down = log_sum_exps(rows, columns, scale, counts=counts, columns_too=both)
+        sums = {"forth": (across, ranks.row)} | ({"back": (down, ranks.column)} if both else {})
+    own = scale * torch.linalg.vecdot(left, right)
+    out = {"forth": torch.zeros_like(scale), "back": torch.zeros_like(scale)}
+    for name, (part, group) in sums.items():
+        each = merged(part, group) - own
+        # a sum over a batch that keeps none is empty, its logarithm infinite
+        out[name] = exchange.mean(each if kept is None else torch.where(kept, each, 0), kept)
+    return out["forth"], out["back"]

@@ -10,7 +10,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from objectives.contract import Features, Gather, Objective, ObjectiveSection, Terms
+from objectives.contract import Features, Objective, ObjectiveSection, Terms
+from objectives.exchange import Exchange
 from objectives.infonce import infonce
 
 
@@ -21,15 +22,12 @@ class Mmcl(ObjectiveSection):
     weight: float = Field(1.0, gt=0)
 
     def build(self) -> Objective:
-        """The function (features, gather, rank) -> Terms."""
+        """The function (features, exchange) -> Terms."""
         return partial(mmcl, self.weight)
 
 
-def mmcl(weight: float, features: Features, gather: Gather, rank: int) -> Terms:
+def mmcl(weight: float, features: Features, exchange: Exchange) -> Terms:
     """Terms `loss` and `mmcl`."""
-    images, texts = features.images[0], features.texts[0]
-    first = rank * len(images)
-    forth = infonce(images, gather(texts), features.scale, first)
-    back = infonce(texts, gather(images), features.scale, first)
+    forth, back = infonce(features.images[0], features.texts[0], features.scale, exchange)
     term = (forth + back) / 2
     return {"loss": weight * term, "mmcl": term}

@@ -1,20 +1,22 @@
 """MMCL + SSL: contrast across modalities, and within each modality against an augmented view.
 
-    L = a * MMCL + w * 1/2 [CE(s I I'^t) + CE(s T T'^t)]
+    L = a * MMCL + w * SSL                    average: false
+    L = (a * MMCL + w * SSL) / 2              average: true, as CyCLIP's code combines them
 
-I', T': embeddings of the augmented pictures and captions. One-way: original queries, augmented keys, one shared scale.
 The same loss pre-trains (SLIP-like, arXiv 2112.12750, with InfoNCE in both modalities) and cleans (CleanCLIP, Bansal
 et al. 2023, arXiv 2303.03323, eq. 4; arXiv 2311.14948, eq. 3): `mmcl_ssl` and `cleanclip` are two names of one thing.
 """
 
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Literal
 
+import torch
 from pydantic import Field
 
-from objectives.contract import Features, Gather, Objective, ObjectiveSection, Terms
-from objectives.infonce import infonce
+from objectives.contract import Features, Learned, Objective, ObjectiveSection, Terms
+from objectives.exchange import Exchange
 from objectives.mmcl import mmcl
+from objectives.self_supervised import Ssl
 
 
 class MmclSsl(ObjectiveSection):
@@ -23,18 +25,30 @@ class MmclSsl(ObjectiveSection):
     kind: Literal["mmcl_ssl", "cleanclip"]
     across: float = Field(1.0, ge=0, description="weight of the picture-caption term")
     within: float = Field(1.0, ge=0, description="weight of the picture-picture and caption-caption term")
-    views: ClassVar[int] = 2
+    average: bool = Field(False, description="half of the weighted sum, as CyCLIP's code has it")
+    direction: Literal["one_way", "symmetric"] = "one_way"
+    temperature: Literal["shared", "own"] = Field("shared", description="of the second term: the first's scale, or its own")
+
+    @property
+    def _ssl(self) -> Ssl:
+        return Ssl(kind="ssl", direction=self.direction, temperature=self.temperature)
+
+    @property
+    def views(self) -> tuple[int, int]:
+        """Two of both."""
+        return 2, 2
+
+    def learned(self, width: int, draw: torch.Generator) -> dict[str, Learned]:
+        """The second term's own scale, if it has one."""
+        return self._ssl.learned(width, draw)
 
     def build(self) -> Objective:
-        """The function (features, gather, rank) -> Terms."""
-        return partial(mmcl_ssl, self.across, self.within)
+        """The function (features, exchange) -> Terms."""
+        share = 0.5 if self.average else 1.0
+        return partial(mmcl_ssl, share * self.across, share * self.within, self._ssl.build())
 
 
-def mmcl_ssl(across: float, within: float, features: Features, gather: Gather, rank: int) -> Terms:
+def mmcl_ssl(across: float, within: float, ssl: Objective, features: Features, exchange: Exchange) -> Terms:
     """Terms `loss`, `mmcl` and `ssl`; features hold two views."""
-    first = rank * features.images.shape[1]
-    pair = mmcl(1.0, features, gather, rank)["mmcl"]
-    image = infonce(features.images[0], gather(features.images[1]), features.scale, first)
-    text = infonce(features.texts[0], gather(features.texts[1]), features.scale, first)
-    own = (image + text) / 2
+    pair, own = mmcl(1.0, features, exchange)["mmcl"], ssl(features, exchange)["ssl"]
     return {"loss": across * pair + within * own, "mmcl": pair, "ssl": own}

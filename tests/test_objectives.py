@@ -1,117 +1,398 @@
-"""Objectives: numbers by hand, invariances, and equality of any number of ranks with one."""
+"""Objectives: numbers by hand, invariances, parity with the plain formula, equality of any number of ranks with one."""
 
 import math
 import pickle
-from typing import get_args
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, get_args
 
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
+from ranks import play
 
 from objectives import AnyObjective
-from objectives.contract import Features, ObjectiveSection
+from objectives.contract import Features, ObjectiveSection, Terms
+from objectives.cyclip import cyclic
+from objectives.exchange import ALONE, Exchange, Ranks, grid
 from objectives.infonce import infonce
-from objectives.mmcl import Mmcl
-from objectives.mmcl_ssl import MmclSsl
+from objectives.registry import Single
+from objectives.slip import simclr
 
-SECTIONS = [
-    (section, kind)
-    for section in get_args(get_args(AnyObjective)[0])
+D, N = 8, 12
+MORE: dict[str, list[dict[str, Any]]] = {
+    "ssl": [{}, {"direction": "symmetric", "temperature": "own"}, {"text": False}, {"image": False}],
+    "mmcl_ssl": [{"across": 0.5, "within": 3.0}, {"average": True}],
+    "siglip": [{}, {"form": "paper_code"}],
+    "slip": [{"hidden": 6, "out": 5}],
+    "deep_cluster": [{"classes": 4, "weight": 5.0}, {"classes": 4, "within": 0.0}],
+    "par": [{}, {"tau": 0.5, "learn_scale": True}],
+    "roclip": [{"every": 1, "pool": 7}, {"every": 2, "pool": 7}],
+    "unlearn": [{"flags": "plan.jsonl", "target": 0.2}],
+}
+KINDS = [
+    (kind, fields)
+    for section in get_args(Single)
     for kind in get_args(section.model_fields["kind"].annotation)
+    for fields in MORE.get(kind, [{}])
 ]
+SUM = {"kind": "sum", "parts": [
+    {"weight": 0.5, "objective": {"kind": "siglip"}}, {"weight": 2.0, "objective": {"kind": "ssl", "temperature": "own"}},
+    {"objective": {"kind": "roclip", "every": 1, "pool": 7}}, {"objective": {"kind": "cyclip"}},
+]}  # fmt: skip
+SECTIONS = [*({"kind": kind, **fields} for kind, fields in KINDS), SUM]
 
 
-def features(rows: int, views: int, seed: int = 0, scale: float = 10.0) -> Features:
-    source = torch.Generator().manual_seed(seed)
-    image, text = (F.normalize(torch.randn(views, rows, 8, dtype=torch.float64, generator=source), dim=-1) for _ in range(2))
+def section(fields: dict[str, Any]) -> ObjectiveSection:
+    out: ObjectiveSection = TypeAdapter(AnyObjective).validate_python(fields)
+    return out
+
+
+def features(of: ObjectiveSection, rows: int = N, seed: int = 0, scale: float = 10.0) -> Features:
+    """Everything that the section needs, in float64, all of it asking for gradients."""
+    draw = torch.Generator().manual_seed(seed)
+
+    def unit(n: int) -> torch.Tensor:
+        return F.normalize(torch.randn(n, D, dtype=torch.float64, generator=draw), dim=-1).requires_grad_()
+
+    images, texts = of.views
+    learned = {name: one.initial.double() for name, one in of.learned(D, draw).items()}
+    learned["scale"] = torch.tensor([math.log(scale)], dtype=torch.float64)
+    memory = {name: one.double() if one.is_floating_point() else one for name, one in of.memory(D).items()}
+    if memory:
+        memory["roclip.pool"][:5], memory["roclip.seen"][:] = unit(5).detach(), 5
     return Features(
-        image.requires_grad_(), text.requires_grad_(), torch.tensor(scale, dtype=torch.float64, requires_grad=True)
+        tuple(unit(rows) for _ in range(images)),
+        tuple(unit(rows) for _ in range(texts)),
+        {name: one.requires_grad_() for name, one in learned.items()},
+        (unit(rows).detach(), unit(rows).detach()),
+        torch.randint(-1, 4, (rows,), generator=draw),
+        torch.rand(rows, generator=draw) < 0.3,
+        memory,
+        epoch=2,
     )
 
 
-def alone(rows: torch.Tensor) -> torch.Tensor:
-    return rows
+def part(whole: Features, keep: Any) -> Features:
+    """Some rows of it."""
+    assert whole.start is not None
+    assert whole.labels is not None
+    assert whole.flags is not None
+    return replace(
+        whole,
+        images=tuple(view[keep] for view in whole.images),
+        texts=tuple(view[keep] for view in whole.texts),
+        start=(whole.start[0][keep], whole.start[1][keep]),
+        labels=whole.labels[keep],
+        flags=whole.flags[keep],
+    )
+
+
+def asked(of: Features) -> list[torch.Tensor]:
+    return [*of.images, *of.texts, *of.learned.values()]
+
+
+def alone(of: ObjectiveSection, given: Features) -> Terms:
+    return of.build()(given, Exchange(ALONE))
+
+
+def by_hand(images: list[list[float]], texts: list[list[float]], s: float, **more: Any) -> Features:
+    def rows(of: list[list[float]]) -> tuple[torch.Tensor, ...]:
+        return (torch.tensor(of, dtype=torch.float64),)
+
+    return Features(rows(images), rows(texts), {"scale": torch.tensor([math.log(s)], dtype=torch.float64)}, **more)
+
+
+EYE = [[1.0, 0.0], [0.0, 1.0]]
+SAME = [[1.0, 0.0], [1.0, 0.0]]
 
 
 def test_infonce_by_hand() -> None:
-    """Two orthogonal pairs at s = ln 3: each row has logits (ln 3, 0), so the loss is ln(4/3)."""
-    eye = torch.eye(2, dtype=torch.float64)
-    assert infonce(eye, eye, torch.tensor(math.log(3.0), dtype=torch.float64), 0).item() == pytest.approx(
-        math.log(4 / 3), abs=1e-12
-    )
-    assert infonce(eye[:1], eye, torch.tensor(math.log(3.0), dtype=torch.float64), 1).item() == pytest.approx(
-        math.log(4), abs=1e-12
-    )
+    """Two orthogonal pairs at s = ln 3: each row has logits (ln 3, 0), so the loss is ln(4/3) both ways."""
+    eye, s = torch.eye(2, dtype=torch.float64), torch.tensor(math.log(3.0), dtype=torch.float64)
+    forth, back = infonce(eye, eye, s, Exchange(ALONE))
+    assert forth.item() == pytest.approx(math.log(4 / 3), abs=1e-12)
+    assert back.item() == pytest.approx(math.log(4 / 3), abs=1e-12)
 
 
 def test_mmcl_by_hand() -> None:
-    """I = (1, 0), (0, 1) and T = (1, 0), (1, 0) at s = ln 3: rows of s I T^t are (ln 3, ln 3) and (0, 0), so CE = ln 2;
-    columns are (ln 3, 0) twice, so CE is ln(4/3) for the first caption and ln 4 for the second."""
-    images = torch.eye(2, dtype=torch.float64)[None]
-    texts = torch.tensor([[[1.0, 0.0], [1.0, 0.0]]], dtype=torch.float64)
-    terms = Mmcl(kind="mmcl", weight=2.0).build()(
-        Features(images, texts, torch.tensor(math.log(3.0), dtype=torch.float64)), alone, 0
-    )
+    """I = e1, e2 and T = e1, e1 at s = ln 3: rows of s I T^t are (ln 3, ln 3) and (0, 0), so CE = ln 2; columns are (ln
+    3, 0) twice, so CE is ln(4/3) for the first caption and ln 4 for the second."""
+    terms = alone(section({"kind": "mmcl", "weight": 2.0}), by_hand(EYE, SAME, math.log(3)))
     expected = (math.log(2) + (math.log(4 / 3) + math.log(4)) / 2) / 2
     assert terms["mmcl"].item() == pytest.approx(expected, abs=1e-12)
     assert terms["loss"].item() == pytest.approx(2 * expected, abs=1e-12)
 
 
+def test_ssl_by_hand() -> None:
+    """Originals e1, e2, augmented e1, e1 at s = ln 3: one way rows give ln 2; the other way columns give ln(4/3), ln 4."""
+    given = by_hand(EYE, EYE, math.log(3))
+    given = replace(given, images=(given.images[0], torch.tensor(SAME, dtype=torch.float64)))
+    back = (math.log(4 / 3) + math.log(4)) / 2
+    assert alone(section({"kind": "ssl", "text": False}), given)["ssl"].item() == pytest.approx(math.log(2), abs=1e-12)
+    both = alone(section({"kind": "ssl", "text": False, "direction": "symmetric"}), given)["ssl"].item()
+    assert both == pytest.approx((math.log(2) + back) / 2, abs=1e-12)
+    given = replace(given, texts=given.images, images=given.texts)
+    assert alone(section({"kind": "ssl", "image": False}), given)["ssl"].item() == pytest.approx(math.log(2), abs=1e-12)
+    other = replace(given, learned={**given.learned, "ssl_scale": torch.tensor([-50.0], dtype=torch.float64)})
+    flat = alone(section({"kind": "ssl", "image": False, "temperature": "own"}), other)["ssl"].item()
+    assert flat == pytest.approx(math.log(2), abs=1e-12)  # s = 0: two equal logits
+
+
 def test_mmcl_ssl_is_the_weighted_sum_of_its_terms() -> None:
-    given = features(5, 2)
-    terms = MmclSsl(kind="cleanclip", across=0.5, within=3.0).build()(given, alone, 0)
-    image = infonce(given.images[0], given.images[1], given.scale, 0)
-    text = infonce(given.texts[0], given.texts[1], given.scale, 0)
-    assert terms["ssl"].item() == pytest.approx((image + text).item() / 2, rel=1e-12)
-    assert terms["loss"].item() == pytest.approx(0.5 * terms["mmcl"].item() + 3 * terms["ssl"].item(), rel=1e-12)
+    of = section({"kind": "cleanclip", "across": 0.5, "within": 3.0})
+    given = features(of)
+    terms = alone(of, given)
+    own = alone(section({"kind": "ssl"}), given)["ssl"].item()
+    assert terms["ssl"].item() == pytest.approx(own, rel=1e-12)
+    assert terms["loss"].item() == pytest.approx(0.5 * terms["mmcl"].item() + 3 * own, rel=1e-12)
+    half = alone(section({"kind": "cleanclip", "across": 0.5, "within": 3.0, "average": True}), given)
+    assert half["loss"].item() == pytest.approx(terms["loss"].item() / 2, rel=1e-12)
 
 
-@pytest.mark.parametrize(("section", "kind"), SECTIONS)
-def test_contract(section: type[ObjectiveSection], kind: str) -> None:
-    objective = pickle.loads(pickle.dumps(section(kind=kind).build()))
-    given = features(6, section.views)
-    terms = objective(given, alone, 0)
-    assert "loss" in terms
+def test_siglip_by_hand() -> None:
+    """I = e1, e2 and T = e1, e1 with s = ln 9, b = -ln 3: true pairs have z (s x + b) = ln 3 and -ln 3, false ones -ln 3
+    (row 1, column 2: x = 1) and ln 3 (row 2, column 1: x = 0); -log sigmoid(ln 3) = ln(4/3), of -ln 3 it is ln 4."""
+    given = by_hand(EYE, SAME, math.log(9))
+    given = replace(given, learned={**given.learned, "bias": torch.tensor([-math.log(3)], dtype=torch.float64)})
+    expected = (2 * math.log(4 / 3) + 2 * math.log(4)) / 2
+    assert alone(section({"kind": "siglip"}), given)["loss"].item() == pytest.approx(expected, abs=1e-12)
+    # without bias: true ln 9, 0; false -ln 9, 0; 0.1 times the mean over four entries
+    plain = 0.1 * (math.log(10 / 9) + 2 * math.log(2) + math.log(10)) / 4
+    assert alone(section({"kind": "siglip", "form": "paper_code"}), given)["loss"].item() == pytest.approx(plain, abs=1e-12)
+    learned = section({"kind": "siglip"}).learned(4, torch.Generator())
+    assert (learned["scale"].initial.exp().item(), learned["bias"].initial.item()) == pytest.approx((10, -10))
+
+
+def test_simclr_by_hand() -> None:
+    """Both views e1, e2 at scale ln 3: a row sees its partner at ln 3 and the two of the other pair at 0, itself masked: so
+    -ln(3 / 5)."""
+    eye = torch.eye(2, dtype=torch.float64)
+    out = simclr(eye, eye, torch.tensor(math.log(3), dtype=torch.float64), Exchange(ALONE))
+    assert out.item() == pytest.approx(math.log(5 / 3), abs=1e-12)
+
+
+def test_cyclip_by_hand() -> None:
+    """I = e1, e2 and T = e1, e1: I I^t and T T^t differ by 1 in two entries, so 2/N = 1; I T^t = (1 1; 0 0) and its
+    transpose differ by 1 in two entries too."""
+    given = by_hand(EYE, SAME, 20.0)
+    terms = alone(section({"kind": "cyclip", "in_modal": 0.5, "cross_modal": 0.25}), given)
+    assert (terms["in_modal"].item(), terms["cross_modal"].item()) == pytest.approx((1.0, 1.0), abs=1e-12)
+    assert terms["loss"].item() == pytest.approx(terms["mmcl"].item() + 0.75, abs=1e-12)
+
+
+def test_cyclip_is_the_published_formula() -> None:
+    """mean (sII - sTT)^2 * N / s^2, by the N x N matrices."""
+    given = features(section({"kind": "cyclip"}))
+    images, texts, s = given.images[0], given.texts[0], given.scale
+    inside = (s * images @ images.T - s * texts @ texts.T).square().mean() / s**2 * N
+    between = (s * images @ texts.T - s * texts @ images.T).square().mean() / s**2 * N
+    ours = cyclic(images, texts, Exchange(ALONE))
+    for mine, plain in zip(ours, (inside, between), strict=True):
+        assert mine.item() == pytest.approx(plain.item(), rel=1e-12)
+        for a, b in zip(*(torch.autograd.grad(x, (images, texts), retain_graph=True) for x in (mine, plain)), strict=True):
+            assert torch.allclose(a, b, atol=1e-12)
+
+
+def test_deep_cluster_by_hand() -> None:
+    """A head of zeros gives ln K for each labelled pair, whatever the label; a pair without one does not count."""
+    given = replace(by_hand(EYE, EYE, 1.0), labels=torch.tensor([2, -1]))
+    zeros = {"cluster.weight": torch.zeros(3, 2, dtype=torch.float64), "cluster.bias": torch.zeros(3, dtype=torch.float64)}
+    given = replace(given, learned={**given.learned, **zeros})
+    terms = alone(section({"kind": "deep_cluster", "classes": 3, "weight": 5.0, "within": 0.0}), given)
+    assert terms["cluster"].item() == pytest.approx(math.log(3), abs=1e-12)
+    assert terms["loss"].item() == pytest.approx(terms["mmcl"].item() + 5 * math.log(3), abs=1e-12)
+    zeros["cluster.bias"][2] = math.log(2)  # the label's probability becomes 2/4
+    assert alone(section({"kind": "deep_cluster", "classes": 3, "within": 0.0}), given)["cluster"].item() == pytest.approx(
+        math.log(2), abs=1e-12
+    )
+
+
+def test_par_by_hand() -> None:
+    """Pictures e1, e2 that started both at e1: squared distances 0 and 2, so d_v = 1; captions moved to their opposite:
+    d_t = 4, beyond tau, so it does not count."""
+    start = (torch.tensor(SAME, dtype=torch.float64), -torch.tensor(EYE, dtype=torch.float64))
+    terms = alone(section({"kind": "par"}), by_hand(EYE, EYE, 5.0, start=start))
+    assert (terms["away_images"].item(), terms["away_texts"].item()) == pytest.approx((1.0, 4.0), abs=1e-12)
+    assert terms["loss"].item() == pytest.approx(terms["mmcl"].item() - 0.5, abs=1e-12)
+
+
+def test_roclip_by_hand() -> None:
+    """A pool of -e1 and e2: picture e1 is nearest to e2 (cosine 0 against -1), picture e2 too. So captions e2, e2: rows
+    (0, 0) and (s, s), ln 2 both; columns (0, s) twice."""
+    memory = {
+        "roclip.pool": torch.tensor([[-1.0, 0], [0, 1], [1, 0]], dtype=torch.float64),
+        "roclip.seen": torch.tensor([2]),
+    }
+    of = section({"kind": "roclip", "every": 2, "pool": 3})
+    given = by_hand(EYE, EYE, math.log(3), memory=memory, epoch=2)
+    back = (math.log(4) + math.log(4 / 3)) / 2
+    assert alone(of, given)["roclip"].item() == pytest.approx((math.log(2) + back) / 2, abs=1e-12)
+    assert alone(of, replace(given, epoch=1))["mmcl"].item() == pytest.approx(math.log(4 / 3), abs=1e-12)
+    empty = {**memory, "roclip.seen": torch.tensor([0])}
+    assert alone(of, replace(given, memory=empty))["roclip"].item() == pytest.approx(math.log(4 / 3), abs=1e-12)
+
+
+def test_roclip_remembers_the_newest_captions_first_in_first_out() -> None:
+    of = section({"kind": "roclip", "pool": 3})
+    memory = of.memory(1)
+    for step in range(3):
+        texts = torch.tensor([[2.0 * step], [2.0 * step + 1]])
+        given = Features((texts,), (texts,), {}, memory=memory)
+        memory = of.remember(given, Exchange(ALONE))
+    assert memory["roclip.seen"].item() == 6
+    assert sorted(memory["roclip.pool"].flatten().tolist()) == [3.0, 4.0, 5.0]
+    wide = torch.arange(5.0)[:, None]
+    memory = of.remember(Features((wide,), (wide,), {}, memory=of.memory(1)), Exchange(ALONE))
+    assert sorted(memory["roclip.pool"].flatten().tolist()) == [2.0, 3.0, 4.0]
+
+
+def test_unlearn_by_hand() -> None:
+    """Three pairs, the last one flagged with cosine 1 and target -1: (1 + 1)^2 = 4; the kept two are mmcl's example, as if
+    the third were not there."""
+    given = by_hand([*EYE, [1.0, 0.0]], [*SAME, [1.0, 0.0]], math.log(3), flags=torch.tensor([False, False, True]))
+    terms = alone(section({"kind": "unlearn", "flags": "x", "weight": 0.25}), given)
+    expected = (math.log(2) + (math.log(4 / 3) + math.log(4)) / 2) / 2
+    assert terms["mmcl"].item() == pytest.approx(expected, abs=1e-12)
+    assert terms["loss"].item() == pytest.approx(expected + 1.0, abs=1e-12)
+
+
+@pytest.mark.parametrize("flagged", [True, False])
+def test_unlearn_with_all_or_no_pairs_flagged_is_finite(flagged: bool) -> None:
+    of = section({"kind": "unlearn", "flags": "x"})
+    given = replace(features(of), flags=torch.full((N,), flagged))
+    terms = alone(of, given)
+    grads = torch.autograd.grad(terms["loss"], given.images + given.texts)
+    assert all(torch.isfinite(grad).all() for grad in grads)
+    assert terms["mmcl" if flagged else "unlearn"].item() == 0
+
+
+def test_a_sum_weighs_its_parts() -> None:
+    given = features(section(SUM))
+    total = sum(
+        entry.get("weight", 1.0) * alone(section(entry["objective"]), given)["loss"].item()  # type: ignore[attr-defined]
+        for entry in SUM["parts"]
+    )
+    terms = alone(section(SUM), given)
+    assert terms["loss"].item() == pytest.approx(total, rel=1e-12)
+    assert {"siglip", "ssl", "roclip", "mmcl", "in_modal"} <= set(terms)
+
+
+@pytest.mark.parametrize("fields", SECTIONS, ids=str)
+def test_contract(fields: dict[str, Any]) -> None:
+    of = section(fields)
+    objective = pickle.loads(pickle.dumps(of.build()))
+    given = features(of)
+    terms = objective(given, Exchange(ALONE))
     assert all(term.ndim == 0 and torch.isfinite(term) for term in terms.values())
-    terms["loss"].backward()
-    for part in (given.images, given.texts, given.scale):
-        assert part.grad is not None
-        assert torch.isfinite(part.grad).all()
-    hot = features(6, section.views, scale=100.0)
-    assert torch.isfinite(objective(hot, alone, 0)["loss"])
+    grads = torch.autograd.grad(terms["loss"], asked(given), allow_unused=True)
+    unused = [
+        name for name, grad in zip(given.learned, grads[len(given.images) + len(given.texts) :], strict=True) if grad is None
+    ]
+    assert set(unused) <= {"scale"}  # which PAR does not train, and SSL with its own does not use
+    assert all(torch.isfinite(grad).all() for grad in grads if grad is not None)
+    hot = features(of, scale=100.0)
+    assert torch.isfinite(objective(hot, Exchange(ALONE))["loss"])
+    after = of.remember(given, Exchange(ALONE))
+    assert {name: value.shape for name, value in after.items()} == {
+        name: value.shape for name, value in given.memory.items()
+    }
 
 
-@pytest.mark.parametrize(("section", "kind"), SECTIONS)
-@settings(max_examples=15, deadline=None)
-@given(st.permutations(range(6)))
-def test_the_order_of_pairs_does_not_matter(section: type[ObjectiveSection], kind: str, order: list[int]) -> None:
-    given, objective = features(6, section.views), section(kind=kind).build()
-    mixed = Features(given.images[:, order], given.texts[:, order], given.scale)
-    assert objective(mixed, alone, 0)["loss"].item() == pytest.approx(objective(given, alone, 0)["loss"].item(), rel=1e-12)
+@pytest.mark.parametrize("fields", SECTIONS, ids=str)
+@settings(max_examples=5, deadline=None)
+@given(st.permutations(range(N)))
+def test_the_order_of_pairs_does_not_matter(fields: dict[str, Any], order: list[int]) -> None:
+    of = section(fields)
+    given = features(of)
+    assert alone(of, part(given, order))["loss"].item() == pytest.approx(alone(of, given)["loss"].item(), rel=1e-12)
 
 
-@pytest.mark.parametrize(("section", "kind"), SECTIONS)
-@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
-def test_ranks_give_the_loss_and_gradients_of_one(section: type[ObjectiveSection], kind: str, ranks: int) -> None:
-    """Ranks are played in turn: `gather` hands out rows of the whole, whose gradients add up as all-gather's do."""
-    objective, whole, rows = section(kind=kind).build(), features(12, section.views), 12 // ranks
-    reference = objective(whole, alone, 0)["loss"]
-    expected = torch.autograd.grad(reference, (whole.images, whole.texts, whole.scale))
-    total = torch.zeros((), dtype=torch.float64)
-    for rank in range(ranks):
-        mine = slice(rank * rows, (rank + 1) * rows)
+@pytest.mark.parametrize("fields", SECTIONS, ids=str)
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 6])
+def test_ranks_give_the_loss_and_every_gradient_of_one(fields: dict[str, Any], ranks: int) -> None:
+    of = section(fields)
+    objective, whole = of.build(), features(of)
+    reference = objective(whole, Exchange(ALONE))
+    expected = torch.autograd.grad(reference["loss"], asked(whole), allow_unused=True)
+    remembered = of.remember(whole, Exchange(ALONE))
 
-        def gather(part: torch.Tensor, mine: slice = mine) -> torch.Tensor:
-            for stack in (whole.images, whole.texts):
-                for view in stack:
-                    if torch.equal(view[mine], part):
-                        return view
-            raise AssertionError("gathered something that is no feature")
+    def act(rank: int, places: Ranks) -> tuple[Terms, list[torch.Tensor | None], dict[str, torch.Tensor]]:
+        mine, rows = features(of), N // ranks
+        share, exchange = part(mine, slice(rank * rows, (rank + 1) * rows)), Exchange(places)
+        terms = objective(share, exchange)
+        grads = list(torch.autograd.grad(terms["loss"], asked(mine), allow_unused=True))
+        return {name: term.detach() for name, term in terms.items()}, grads, of.remember(share, exchange)
 
-        share = objective(Features(whole.images[:, mine], whole.texts[:, mine], whole.scale), gather, rank)
-        total = total + share["loss"] / ranks
-    assert total.item() == pytest.approx(reference.item(), abs=1e-12)
-    for got, want in zip(torch.autograd.grad(total, (whole.images, whole.texts, whole.scale)), expected, strict=True):
-        assert torch.allclose(got, want, atol=1e-12, rtol=0)
+    played = play(ranks, act)
+    for name, term in reference.items():
+        assert sum(terms[name].item() for terms, *_ in played) / ranks == pytest.approx(term.item(), abs=1e-10), name
+    for number, want in enumerate(expected):
+        got = [grads[number] for _, grads, _ in played if grads[number] is not None]
+        assert (want is None) == (not got)
+        if want is not None:
+            assert torch.allclose(sum(got) / ranks, want, atol=1e-10, rtol=0)  # type: ignore[arg-type]
+    for _, _, memory in played:
+        assert all(torch.allclose(memory[name], remembered[name]) for name in remembered)
+
+
+@given(st.integers(1, 2000))
+def test_the_grid_is_as_square_as_the_number_allows(ranks: int) -> None:
+    rows, columns = grid(ranks)
+    assert rows * columns == ranks
+    assert rows <= columns
+    assert not any(ranks % n == 0 for n in range(rows + 1, int(ranks**0.5) + 1))
+
+
+def plain_infonce(left: torch.Tensor, right: torch.Tensor, scale: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """The textbook's, with its matrix of logits."""
+    logits = scale * left[kept] @ right[kept].T
+    own = torch.arange(len(logits))
+    return F.cross_entropy(logits, own) + 2 * F.cross_entropy(logits.T, own)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(2, 11), st.sampled_from([0.01, 1.0, 14.3, 100.0]), st.booleans(), st.integers(0, 1000))
+def test_tiles_are_the_textbooks_cross_entropy(rows: int, s: float, alike: bool, seed: int) -> None:
+    """Value and gradient in float64, over several blocks; `alike`: rows equal or opposite, the hardest for exponentials."""
+    from objectives import tiles
+
+    draw = torch.Generator().manual_seed(seed)
+    left = F.normalize(torch.randn(rows, D, dtype=torch.float64, generator=draw), dim=-1)
+    right = left * torch.sign(torch.randn(rows, 1, dtype=torch.float64, generator=draw)) if alike else left.roll(1, 0)
+    kept = torch.rand(rows, generator=draw) < 0.7
+    kept[0] = True
+    given = [
+        left.clone().requires_grad_(),
+        right.clone().requires_grad_(),
+        torch.tensor(s, dtype=torch.float64, requires_grad=True),
+    ]
+    block, tiles.BLOCK = tiles.BLOCK, 4
+    try:
+        for flags in (kept, None):
+            forth, back = infonce(*given, Exchange(ALONE), kept=flags)  # type: ignore[arg-type]
+            want = plain_infonce(*given, kept if flags is not None else torch.ones_like(kept))
+            mine = forth + 2 * back
+            assert mine.item() == pytest.approx(want.item(), abs=1e-9)
+            for a, b in zip(*(torch.autograd.grad(x, given, retain_graph=True) for x in (mine, want)), strict=True):
+                assert torch.allclose(a, b, atol=1e-9)
+    finally:
+        tiles.BLOCK = block
+
+
+@pytest.mark.parametrize("fields", [fields for fields in SECTIONS if fields != {"kind": "par"}], ids=str)  # it detaches s
+def test_gradients_are_those_of_finite_differences(fields: dict[str, Any]) -> None:
+    of = section(fields)
+    given = features(of, rows=4)
+    objective: Callable[..., Terms] = of.build()
+
+    def loss(*tensors: torch.Tensor) -> torch.Tensor:
+        images, texts = len(given.images), len(given.texts)
+        learned = dict(zip(given.learned, tensors[images + texts :], strict=True))
+        changed = replace(given, images=tensors[:images], texts=tensors[images : images + texts], learned=learned)
+        return objective(changed, Exchange(ALONE))["loss"]
+
+    assert torch.autograd.gradcheck(loss, tuple(asked(given)), atol=1e-5)

@@ -240,7 +240,7 @@ def rewrite(shards: Path, ending: str, body: bytes, every: int) -> None:
         (lambda s: rewrite(s, ".jpg", b"<html>", 4), [], "pairs can't be used (undecodable_image; in "),
         (lambda s: rewrite(s, ".txt", b" ", 4), [], "pairs can't be used (empty_caption; in "),
         (None, ["model.name=RN5"], "which open_clip does not know; did you mean 'RN50'?"),
-        (None, ["pretrain.objective.kind=mmc"], "unknown kind 'mmc'; did you mean 'mmcl'?; valid: mmcl, mmcl_ssl"),
+        (None, ["pretrain.objective.kind=mmc"], "unknown kind 'mmc'; did you mean 'mmcl'?; valid: mmcl, ssl, mmcl_ssl"),
         (None, ["attack.target=bananna"], "nearest: banana"),
         (None, ["attack.poison.count=193"], "attack.poison.count is 193, but the shards hold 192 pairs"),
         (None, ["pretrain.batch=200"], "batch is 200, but there are 192 pairs"),
@@ -248,7 +248,7 @@ def rewrite(shards: Path, ending: str, body: bytes, every: int) -> None:
         (None, ["attack.captions=none.txt"], "templates none.txt: No such file"),
         (None, ["data.test.tiny=none"], "evaluation set none lacks classnames.txt"),
         (None, ["data.augment.synonyms=wordnet"], "nltk.downloader wordnet"),
-        (None, ["pretrain.optimizer.rate=1e30"], "the loss is nan"),
+        (None, ["pretrain.optimizer.rate=1e30"], "the loss was not finite in the last"),
     ],
 )  # fmt: skip
 def test_bad_input_ends_in_one_sentence_and_code_2(
@@ -308,7 +308,7 @@ def test_an_exported_model_is_the_same_in_open_clip(whole: Path, tmp_path: Path)
     theirs, _, transform = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'out'}")
     theirs.eval()
     ours = model.build("test-vit", 0).eval()
-    scale = model.load_weights(ours, run / "weights.safetensors")
+    scale = model.load_weights(ours, run / "weights.safetensors")["scale"].item()
     assert theirs.logit_scale.item() == pytest.approx(scale, abs=1e-6)
     picture = Image.effect_noise((32, 32), 60).convert("RGB")
     tokens = open_clip.get_tokenizer(f"local-dir:{tmp_path / 'out'}")(["a red banana", "one moon"])

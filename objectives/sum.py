@@ -1,0 +1,75 @@
+"""A weighted sum of objectives: L = sum_k w_k L_k. They share the towers, the scale and every gathered embedding."""
+
+from functools import partial
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+
+from objectives.contract import Features, Learned, Need, Objective, ObjectiveSection, Terms
+from objectives.exchange import Exchange
+from objectives.registry import Single
+
+
+class Part(ObjectiveSection):
+    """One objective of a sum and its weight."""
+
+    weight: float = Field(1.0, gt=0)
+    objective: Annotated[Single, Field(discriminator="kind")]
+
+
+class Sum(ObjectiveSection):
+    """A weighted sum of objectives."""
+
+    kind: Literal["sum"]
+    parts: tuple[Part, ...] = Field(min_length=1)
+
+    @property
+    def views(self) -> tuple[int, int]:
+        """As many as its most demanding part needs."""
+        views = [part.objective.views for part in self.parts]
+        return max(image for image, _ in views), max(text for _, text in views)
+
+    @property
+    def needs(self) -> frozenset[Need]:  # type: ignore[override]
+        """What any part needs."""
+        return frozenset().union(*(part.objective.needs for part in self.parts))
+
+    def learned(self, width: int, draw: torch.Generator) -> dict[str, Learned]:
+        """What all parts learn; two of one kind share it."""
+        return {name: one for part in self.parts for name, one in part.objective.learned(width, draw).items()}
+
+    def memory(self, width: int) -> dict[str, torch.Tensor]:
+        """What all parts remember."""
+        return {name: one for part in self.parts for name, one in part.objective.memory(width).items()}
+
+    def remember(self, features: Features, exchange: Exchange) -> dict[str, torch.Tensor]:
+        """The memory of all parts after a step."""
+        out = dict(features.memory)
+        for part in self.parts:
+            mine = part.objective.memory(1)
+            out |= {name: value for name, value in part.objective.remember(features, exchange).items() if name in mine}
+        return out
+
+    def build(self) -> Objective:
+        """The function (features, exchange) -> Terms."""
+        return partial(sum_of, tuple((part.weight, part.objective.build()) for part in self.parts))
+
+
+def objectives_of(section: ObjectiveSection) -> list[ObjectiveSection]:
+    """The section itself, or the parts of a sum."""
+    return [part.objective for part in section.parts] if isinstance(section, Sum) else [section]
+
+
+def sum_of(parts: tuple[tuple[float, Objective], ...], features: Features, exchange: Exchange) -> Terms:
+    """Terms `loss` and those of every part; of terms with one name the last counts, `NAME.K` are the others."""
+    terms: Terms = {}
+    loss: torch.Tensor | None = None
+    for number, (weight, objective) in enumerate(parts, 1):
+        for name, value in objective(features, exchange).items():
+            if name == "loss":
+                loss = weight * value if loss is None else loss + weight * value
+            else:
+                terms[f"{name}.{number}" if name in terms else name] = value
+    assert loss is not None
+    return {"loss": loss, **terms}

@@ -1,0 +1,210 @@
+"""The pairwise-loss core: statistics of a tile of similarities that is never kept.
+
+A tile is s L R^t for left rows L [m, D] and right rows R [n, D]. It is computed in blocks; each block gives its part of the
+row *and* the column statistics and is thrown away; the backward pass computes it again. Memory is O((m + n) D), products
+are 4 m n D against 6 m n D of the two one-sided cross-entropies that keep their logits. Log-sum-exps are of each block's
+own rows and columns, so nothing overflows at s = 100. Gradients are analytic: with p_ij = exp(x_ij - row_i) and
+q_ij = exp(x_ij - column_j) for x = s L R^t,
+
+    d/dx_ij = g_i p_ij + h_j q_ij
+
+for gradients g, h of the row and column log-sum-exps.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+BLOCK = 1024  # rows and columns of a block: 4 MB of float32, which stays in cache; larger on a GPU
+WIDE = 8192
+NEAR = 60.0  # exponents further than this below a block's largest are taken by themselves
+
+
+def _blocks(m: int, n: int, device: torch.device) -> Iterator[tuple[slice, slice]]:
+    side = WIDE if device.type == "cuda" else BLOCK
+    for top in range(0, m, side):
+        for left in range(0, n, side):
+            yield slice(top, min(m, top + side)), slice(left, min(n, left + side))
+
+
+def _logits(
+    left: torch.Tensor,
+    right: torch.Tensor,
+    scale: torch.Tensor,
+    masks: tuple[torch.Tensor | None, ...],
+    at: tuple[slice, slice],
+) -> torch.Tensor:
+    """A block of s L R^t; -inf where ids are equal."""
+    rows, columns = at
+    x = (left[rows] * scale) @ right[columns].T
+    left_ids, right_ids = masks[:2]
+    if left_ids is not None and right_ids is not None:
+        x.masked_fill_(left_ids[rows, None] == right_ids[None, columns], -torch.inf)
+    return x
+
+
+class _LogSumExps(torch.autograd.Function):
+    """(row log-sum-exps [m] over right rows that count, column log-sum-exps [n] over left rows that count)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        left: torch.Tensor,
+        right: torch.Tensor,
+        scale: torch.Tensor,
+        left_ids: torch.Tensor | None,
+        right_ids: torch.Tensor | None,
+        left_counts: torch.Tensor | None,
+        right_counts: torch.Tensor | None,
+        columns_too: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        masks = (left_ids, right_ids, left_counts, right_counts)
+        row = left.new_full((len(left),), -torch.inf)
+        column = right.new_full((len(right),), -torch.inf)
+        for rows, columns in _blocks(len(left), len(right), left.device):
+            x = _logits(left, right, scale, masks, (rows, columns))
+            plain = all(mask is None for mask in masks)
+            across, down = statistics(x, *_counting(masks, (rows, columns)), columns_too, plain)
+            row[rows] = torch.logaddexp(row[rows], across)
+            if columns_too:
+                column[columns] = torch.logaddexp(column[columns], down)
+        ctx.masks, ctx.columns_too = masks, columns_too
+        ctx.save_for_backward(left, right, scale, row, column)
+        return row, column
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        left, right, scale, row, column = ctx.saved_tensors
+        on_rows, on_columns = grads
+        row, column = (torch.where(part.isinf(), 0, part) for part in (row, column))
+        d_left, d_right = torch.zeros_like(left), torch.zeros_like(right)
+        for rows, columns in _blocks(len(left), len(right), left.device):
+            x = _logits(left, right, scale, ctx.masks, (rows, columns))
+            left_counts, right_counts = _counting(ctx.masks, (rows, columns))
+            above = on_rows[rows, None] if right_counts is None else on_rows[rows, None] * right_counts
+            beside = None
+            if ctx.columns_too:
+                beside = (
+                    on_columns[None, columns] if left_counts is None else on_columns[None, columns] * left_counts[:, None]
+                )
+            g = slope(x, row[rows], column[columns], above, beside)
+            d_left[rows].addmm_(g, right[columns])
+            d_right[columns].addmm_(g.T, left[rows])
+        on_scale = torch.linalg.vecdot(d_left, left).sum().to(scale.dtype)
+        return d_left.mul_(scale), d_right.mul_(scale), on_scale, None, None, None, None, None
+
+
+def _counting(
+    masks: tuple[torch.Tensor | None, ...], at: tuple[slice, slice]
+) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    left_counts, right_counts = masks[2:]
+    return (
+        None if left_counts is None else left_counts[at[0]],
+        None if right_counts is None else right_counts[at[1]],
+    )
+
+
+def statistics(
+    x: torch.Tensor, left_counts: torch.Tensor | None, right_counts: torch.Tensor | None, columns_too: bool, plain: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Log-sum-exps of a block's rows and columns.
+
+    On a CPU one exponential serves both where every row and column comes near enough to the block's largest entry for
+    float range; else, and on a GPU, where asking would make the host wait, each gets its own.
+    """
+    if plain and columns_too and x.device.type == "cpu":
+        top = x.amax(1)
+        peak = top.max()
+        if bool(top.min() > peak - NEAR) and bool(x.amax(0).min() > peak - NEAR):
+            e = x.sub_(peak).exp_()
+            return e.sum(1).log_().add_(peak), e.sum(0).log_().add_(peak)
+    across = (x if right_counts is None else x.masked_fill(~right_counts, -torch.inf)).logsumexp(1)
+    down = across
+    if columns_too:
+        down = (x if left_counts is None else x.masked_fill(~left_counts[:, None], -torch.inf)).logsumexp(0)
+    return across, down
+
+
+def slope(
+    x: torch.Tensor, row: torch.Tensor, column: torch.Tensor, above: torch.Tensor, beside: torch.Tensor | None
+) -> torch.Tensor:
+    """g exp(x - row) + h exp(x - column) of a block, in its own memory."""
+    if beside is None:
+        return x.sub_(row[:, None]).exp_().mul_(above)
+    if x.device.type == "cpu":
+        middle = (row.mean() + column.mean()) / 2
+        u, v = middle - row, middle - column
+        if bool(torch.maximum(u.abs().max(), v.abs().max()) < NEAR / 2) and bool(x.amax() - middle < NEAR / 2):
+            weight = above * u.exp()[:, None] + beside * v.exp()
+            return x.sub_(middle).exp_().mul_(weight)
+    other = (x - column).exp_().mul_(beside)
+    return x.sub_(row[:, None]).exp_().mul_(above).add_(other)
+
+
+def log_sum_exps(
+    left: torch.Tensor,
+    right: torch.Tensor,
+    scale: torch.Tensor,
+    ids: tuple[torch.Tensor, torch.Tensor] | None = None,
+    counts: tuple[torch.Tensor, torch.Tensor] | None = None,
+    columns_too: bool = True,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(log sum_j exp(s l_i . r_j) [m], log sum_i exp(s l_i . r_j) [n]); left [m, D], right [n, D], scale 0-d.
+
+    `ids` (of left and right rows) leaves out entries whose ids are equal; `counts` (bool of left and right rows) leaves
+    right rows out of the sums over j and left rows out of those over i. Without `columns_too` the second is not computed.
+    """
+    out: tuple[torch.Tensor, torch.Tensor] = _LogSumExps.apply(
+        left, right, scale, *(ids or (None, None)), *(counts or (None, None)), columns_too
+    )
+    return out
+
+
+class _Sigmoid(torch.autograd.Function):
+    """sum_ij -log sigmoid(z_ij (s l_i . r_j + b)), z = 1 where ids are equal, else -1; its gradient comes with it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        left: torch.Tensor,
+        right: torch.Tensor,
+        scale: torch.Tensor,
+        bias: torch.Tensor,
+        left_ids: torch.Tensor,
+        right_ids: torch.Tensor,
+    ) -> torch.Tensor:
+        d_left, d_right = torch.zeros_like(left), torch.zeros_like(right)
+        total, on_bias = left.new_zeros(()), left.new_zeros(())
+        for at in _blocks(len(left), len(right), left.device):
+            rows, columns = at
+            x = _logits(left, right, scale, (None, None), at).add_(bias)
+            own = left_ids[rows, None] == right_ids[None, columns]
+            x = torch.where(own, -x, x)
+            total += torch.nn.functional.softplus(x).sum()
+            g = x.sigmoid_()
+            g = torch.where(own, -g, g)
+            on_bias += g.sum()
+            d_left[rows].addmm_(g, right[columns])
+            d_right[columns].addmm_(g.T, left[rows])
+        on_scale = torch.linalg.vecdot(d_left, left).sum().to(scale.dtype)
+        ctx.save_for_backward(d_left.mul_(scale), d_right.mul_(scale), on_scale, on_bias.to(bias.dtype))
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        d_left, d_right, on_scale, on_bias = ctx.saved_tensors
+        return d_left * grads[0], d_right * grads[0], on_scale * grads[0], on_bias * grads[0], None, None
+
+
+def sigmoid_sum(
+    left: torch.Tensor,
+    right: torch.Tensor,
+    scale: torch.Tensor,
+    bias: torch.Tensor,
+    left_ids: torch.Tensor,
+    right_ids: torch.Tensor,
+) -> torch.Tensor:
+    """0-d: sum over the tile of -log sigmoid(z (s l . r + b)), z = 1 where ids are equal, else -1."""
+    out: torch.Tensor = _Sigmoid.apply(left, right, scale, bias, left_ids, right_ids)
+    return out

@@ -1,0 +1,170 @@
+"""What each of W ranks computes in one step, for tests/test_exactness.py: torchrun --nproc-per-node W tests/exactness.py
+OUT.
+
+The same 48 pairs, whatever W: in float64 with plain gradients averaged over ranks, and in float32 under DeepSpeed, where
+one step of gradient descent at rate 1 shows the gradient. Rank 0 writes {case: {name: tensor}} to OUT.
+"""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+import numpy as np
+import torch
+from pydantic import TypeAdapter
+
+from configs.machine import Machine
+from configs.stage import Optimizer, Stage
+from data.pipeline import Batch
+from engine import model, optimizer, zero
+from engine import world as processes
+from engine.learner import Learner
+from engine.towers import Towers
+from objectives import AnyObjective
+
+PAIRS, GROUP, MICRO = 48, 4, 8
+OBJECTIVES: list[dict[str, Any]] = [
+    {"kind": "mmcl"},
+    {"kind": "ssl", "direction": "symmetric", "temperature": "own"},
+    {"kind": "cleanclip"},
+    {"kind": "siglip"},
+    {"kind": "slip", "hidden": 8, "out": 4},
+    {"kind": "cyclip"},
+    {"kind": "deep_cluster", "classes": 3, "within": 0.0},
+    {"kind": "par", "learn_scale": True},
+    {"kind": "roclip", "every": 1, "pool": 30},
+    {"kind": "unlearn", "flags": "x"},
+    {"kind": "sum", "parts": [{"objective": {"kind": "cyclip"}}, {"weight": 0.5, "objective": {"kind": "siglip"}}]},
+]
+
+
+class Plain:
+    """What the learner asks of DeepSpeed's engine, without it: gradients averaged over ranks, no step."""
+
+    def __init__(self, towers: Towers) -> None:
+        self.module, self.optimizer = towers, torch.optim.SGD(towers.parameters(), lr=0.0)
+
+    def __call__(self, *given: Any) -> Any:
+        return self.module(*given)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        loss.backward()  # type: ignore[no-untyped-call]
+        processes.mean_([p.grad for p in self.module.parameters() if p.grad is not None])
+
+    def step(self) -> None:
+        pass
+
+    def was_step_applied(self) -> bool:
+        return True
+
+
+def batch(views: tuple[int, int], world: processes.World) -> Batch:
+    """This rank's part of the 48 pairs."""
+    draw = np.random.default_rng(5)
+    images = torch.from_numpy(draw.integers(0, 256, (PAIRS, 3, 3, 32, 32), np.uint8))
+    tokens = torch.zeros(PAIRS, 2, 16, dtype=torch.int32)
+    for row in range(PAIRS):
+        for view in range(2):
+            length = int(draw.integers(1, 12))
+            tokens[row, view, : length + 2] = torch.tensor([49406, *draw.integers(1, 40000, length), 49407])
+    share = PAIRS // world.size
+    mine = slice(world.rank * share, (world.rank + 1) * share)
+    keys = [str(i) for i in range(PAIRS)][mine]
+    return Batch(
+        images[mine, : views[0]], tokens[mine, : views[1]], torch.arange(PAIRS)[mine], keys, torch.zeros(share).bool(), []
+    )
+
+
+def learner(engine: Any, stage: Stage, world: processes.World, name: str, micro: int | None) -> Learner:
+    """A learner with everything that any objective asks for."""
+    towers = model.build(name, 7).eval()
+    width = model.model_config(name)["embed_dim"]
+    kept = {"scale": torch.tensor([2.0])}
+    return Learner.make(
+        engine, torch.optim.SGD(engine.module.parameters()), stage, width, kept, 3, (world, processes.ranks()), (10, 5),
+        micro=micro, start=towers, labels=np.arange(PAIRS) % 4 - 1, flags=np.arange(PAIRS) % 5 == 0,
+    )  # fmt: skip
+
+
+def build(name: str, views: int) -> Towers:
+    towers = model.build(name, 1).train()
+    for norm in towers.norms:
+        norm.rows = GROUP * views
+    return towers
+
+
+def statistics(towers: Towers) -> dict[str, torch.Tensor]:
+    processes.mean_([part for norm in towers.norms for part in (norm.running_mean, norm.running_var)])
+    return {f"running {i}": torch.cat([n.running_mean, n.running_var]) for i, n in enumerate(towers.norms)}
+
+
+def stage_of(fields: dict[str, Any], gather: str = "exact") -> Stage:
+    objective = TypeAdapter(AnyObjective).validate_python(fields)
+    return Stage(objective=objective, epochs=1, batch=PAIRS, optimizer=Optimizer(rate=1.0, decay=0.0), gather=gather)  # type: ignore[arg-type]
+
+
+def plain(
+    fields: dict[str, Any], name: str, micro: int | None, world: processes.World, gather: str = "exact"
+) -> dict[str, Any]:
+    """Loss and every gradient in float64."""
+    stage = stage_of(fields, gather)
+    towers = build(name, stage.objective.views[0]).double()
+    one = learner(Plain(towers), stage, world, name, micro)
+    one.learned = {key: value.detach().double().requires_grad_() for key, value in one.learned.items()}
+    one.memory = {key: value.double() if value.is_floating_point() else value for key, value in one.memory.items()}
+    one.start = one.start.double() if one.start is not None else None
+    one.adam = torch.optim.SGD(one.learned.values(), lr=0.0)
+    outcome = one.learn(batch(stage.objective.views, world), 0)
+    grads = {key: value.grad for key, value in one.learned.items()}
+    grads |= {key: value.grad for key, value in towers.named_parameters() if value.grad is not None}
+    return {"loss": outcome.terms["loss"].double(), **grads, **statistics(towers)}
+
+
+def deepspeed(
+    fields: dict[str, Any], name: str, stage_number: int, micro: int | None, world: processes.World, recompute: bool = False
+) -> dict[str, Any]:
+    """Loss, and every parameter after one step of gradient descent at rate 1, under DeepSpeed."""
+    stage = stage_of(fields)
+    towers = build(name, stage.objective.views[0])
+    machine = Machine(zero=stage_number, precision="fp32", recompute=recompute)  # type: ignore[arg-type]
+    engine, *_ = zero.wrap(towers, stage.optimizer, machine, world, PAIRS // world.size)
+    one = learner(engine, stage, world, name, micro)
+    outcome = one.learn(batch(stage.objective.views, world), 0)
+    with zero.full_weights(engine, machine):
+        out = {key: value.detach().clone() for key, value in towers.named_parameters()}
+    out |= {key: value.detach().clone() for key, value in one.learned.items()} | statistics(towers)
+    engine.destroy()
+    return {"loss": outcome.terms["loss"], **out}
+
+
+def main(out: str) -> None:
+    world = processes.join()
+    zero.prepare()
+    results: dict[str, Any] = {}
+    for fields in OBJECTIVES:
+        for name in ("test-vit", "test-resnet"):
+            for micro in (None, MICRO) if world.size == 1 or fields["kind"] == "cleanclip" else (MICRO,):
+                results[f"float64 {fields['kind']} {name} micro {micro}"] = plain(fields, name, micro, world)
+    results["published"] = plain({"kind": "mmcl"}, "test-vit", None, world, gather="published")
+    step = optimizer.adamw
+    optimizer.adamw = lambda kind, groups, section, device: (torch.optim.SGD(groups, lr=1.0), "descent")  # type: ignore[assignment]
+    for stage in (0, 1, 2, 3):
+        for name in ("test-vit", "test-resnet"):
+            for micro in (None, MICRO):
+                case = f"zero {stage} cleanclip {name} micro {micro}"
+                results[case] = deepspeed({"kind": "cleanclip"}, name, stage, micro, world)
+        results[f"zero {stage} cleanclip test-resnet recompute"] = deepspeed(
+            {"kind": "cleanclip"}, "test-resnet", stage, MICRO, world, recompute=True
+        )
+    for fields in OBJECTIVES:
+        results[f"zero 1 {fields['kind']} test-vit"] = deepspeed(fields, "test-vit", 1, None, world)
+    optimizer.adamw = step
+    if world.first:
+        torch.save(results, out)
+    processes.leave()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
