@@ -254,8 +254,6 @@ def rewrite(shards: Path, ending: str, body: bytes, every: int) -> None:
 def test_bad_input_ends_in_one_sentence_and_code_2(
     world: Path, spec: Path, harm: object, sets: list[str], words: str
 ) -> None:
-    from engine import run
-
     if harm is not None:
         shutil.copytree(world, spec.parent / "world")
         spec.write_text(spec.read_text().replace(f'"{world}/train', f'"{spec.parent}/world/train'))
@@ -264,7 +262,194 @@ def test_bad_input_ends_in_one_sentence_and_code_2(
     assert out.returncode == 2, out.stderr
     assert words in out.stderr
     assert "Traceback" not in out.stderr
-    assert run.__doc__
+
+
+def test_steps_without_a_finite_loss_are_listed_and_stop_the_run_before_harm(spec: Path) -> None:
+    """A rate of 1e30 makes the second step's loss infinite: that step and the next are not taken, and the run ends with a
+    checkpoint of the weights before them."""
+    sets = settings("pretrain.optimizer.rate=1e30", "pretrain.optimizer.warmup=0", "machine.max_bad_steps=2")
+    out = antidote("--spec", str(spec), *sets, cwd=spec.parent)
+    assert out.returncode == 2
+    assert "the loss was not finite in the last 2 steps, to step 3; none of them was taken" in out.stderr
+    run = next((spec.parent / "runs/tiny").glob("pretrain-*"))
+    lines = [json.loads(line) for line in (run / "bad_batches.jsonl").read_text().splitlines()]
+    assert [(line["step"], len(set(line["keys"]))) for line in lines] == [(2, 16), (3, 16)]
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["kind"] for row in rows if row["kind"] != "measure"] == ["step", "bad", "bad"]
+    assert (run / "checkpoints/step-000000003/manifest.json").exists()
+
+
+MICRO = settings(
+    "model={name: test-resnet, norm_group: 4}", "pretrain.objective={kind: mmcl_ssl}", "pretrain.epochs=1", "clean=null"
+)
+
+
+def test_a_resnet_in_micro_batches_on_two_processes_writes_the_journal_of_one(spec: Path, world: Path) -> None:
+    """BatchNorm's groups are part of the spec; processes, micro-batches and recomputing are not."""
+    found = []
+    for number, (processes, sets) in enumerate([(0, []), (2, ["machine.micro_batch=4", "machine.recompute=true"])]):
+        folder = spec.parent / str(number)
+        folder.mkdir()
+        out = antidote("--spec", str(spec), *MICRO, *settings(*sets), cwd=folder, processes=processes)
+        assert out.returncode == 0, out.stderr
+        found.append(next(iter(journals(folder / "runs/tiny").values())))
+    assert len(found[0]) == len(found[1]) == 14
+    for a, b in zip(*found, strict=True):
+        wrong = {key: (a.get(key), value) for key, value in b.items() if not close(a.get(key), value)}
+        assert not wrong, (a["step"], wrong)
+
+
+@pytest.mark.parametrize(
+    ("sets", "words"),
+    [
+        (["machine.micro_batch=6"], "machine.micro_batch is 6, which is no multiple of BatchNorm's groups of 4 pairs"),
+        (["model.norm_group=5"], "nearest pretrain.batch that is: 15 and 20; or nearest model.norm_group: 2 and 4"),
+        (["pretrain.objective={kind: par}"], "compares with the model that it starts from"),
+        (["pretrain.objective={kind: unlearn, flags: none}"], "none can't be read"),
+    ],
+)
+def test_what_does_not_fit_the_groups_or_the_objective_is_refused(spec: Path, sets: list[str], words: str) -> None:
+    out = antidote("--spec", str(spec), *MICRO, *settings(*sets), cwd=spec.parent)
+    assert out.returncode == 2
+    assert words in out.stderr
+    assert "Traceback" not in out.stderr
+
+
+def test_every_objective_runs_from_a_spec_and_goes_on_after_a_kill(spec: Path) -> None:
+    """One study of eight cleanings; killed once in their midst, it ends with the journals of the undisturbed one."""
+    flags = spec.parent / "flags.jsonl"
+    flags.write_text("".join(json.dumps({"key": f"train{n:08d}"}) + "\n" for n in range(0, 192, 3)))
+    labels = spec.parent / "labels.jsonl"
+    labels.write_text("".join(json.dumps({"key": f"train{n:08d}", "label": n % 5}) + "\n" for n in range(192)))
+    kinds = [
+        "{kind: roclip, every: 1, pool: 40}", "{kind: deep_cluster, classes: 4}", "{kind: par}", "{kind: siglip}",
+        "{kind: slip, hidden: 8, out: 4}", f"{{kind: unlearn, flags: {flags}}}",
+        f"{{kind: deep_cluster, classes: 5, within: 0, labels: {labels}}}",
+        "{kind: sum, parts: [{weight: 0.5, objective: {kind: cyclip}}, {objective: {kind: ssl, text: false}}]}",
+    ]  # fmt: skip
+    words = settings(
+        f"sweep={{clean.objective: [{', '.join(kinds)}]}}",
+        "pretrain.epochs=1",
+        "clean.epochs=2",
+        "data.augment.image=simclr",
+    )
+    for name in ("whole", "killed"):
+        (spec.parent / name).mkdir()
+    whole = antidote("--spec", str(spec), *words, cwd=spec.parent / "whole")
+    assert whole.returncode == 0, whole.stderr
+    expected = journals(spec.parent / "whole/runs/tiny")
+    assert len(expected) == 9
+    command = [sys.executable, str(ROOT / "engine/run.py"), "--spec", str(spec), *words]
+    process = subprocess.Popen(
+        command, cwd=spec.parent / "killed", env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    study = spec.parent / "killed/runs/tiny"
+    while sum(len(rows) for rows in journals(study).values()) < 14 + 11 + 7:  # in the second cleaning's second epoch
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    again = antidote("--spec", str(spec), *words, cwd=spec.parent / "killed")
+    assert again.returncode == 0, again.stderr
+    assert "goes on at step" in again.stderr
+    for name, rows in journals(study).items():
+        assert rows == expected[name]
+    siglip = next(
+        path.parent
+        for path in study.glob("clean-*/card.json")
+        if json.loads(path.read_text())["objective"]["kind"] == "siglip"
+    )
+    assert load_file(siglip / "weights.safetensors")["logit_bias"].item() == pytest.approx(-10, abs=0.1)
+    import open_clip
+
+    from engine.export import main
+
+    assert main([str(siglip), str(spec.parent / "out")]) == 0
+    model = open_clip.create_model(f"local-dir:{spec.parent / 'out'}")
+    assert model.logit_bias.item() == load_file(siglip / "weights.safetensors")["logit_bias"].item()
+
+
+def test_bf16_and_adaptive_clipping_train_as_fp32_does(whole: Path, spec: Path) -> None:
+    """bf16 with float32 master weights and loss, at ZeRO 1: the losses of fp32 to two digits. With zclip nothing in so
+    short a run stands out, so at stages 0 and 1 the journal is that without."""
+    found = {}
+    runs = {
+        "bf16": ["machine.precision=bf16", "machine.zero=1"],
+        "zclip 0": ["pretrain.optimizer.spikes=zclip"],
+        "zclip 1": ["pretrain.optimizer.spikes=zclip", "machine.zero=1"],
+    }
+    for name, sets in runs.items():
+        folder = spec.parent / name
+        folder.mkdir()
+        out = antidote("--spec", str(spec), "--stage", "pretrain", *settings(*sets), cwd=folder)
+        assert out.returncode == 0, out.stderr
+        found[name] = [row for row in next(iter(journals(folder / "runs/tiny").values())) if row["kind"] == "step"]
+    first = next(rows for name, rows in journals(whole).items() if name.startswith("pretrain"))
+    losses = [row["loss"] for row in first if row["kind"] == "step"]
+    assert [row["loss"] for row in found["bf16"]] == pytest.approx(losses, rel=0.05)
+    assert [row["loss"] for row in found["bf16"]] != losses
+    for name in ("zclip 0", "zclip 1"):
+        assert [row["loss"] for row in found[name]] == pytest.approx(losses, rel=1e-5)
+
+
+def ranks_of(spec: Path, *words: list[str], hosts: str = "127.0.0.1") -> list[subprocess.Popen[str]]:
+    """One process for each list of words, as a launcher would start them."""
+    port = str(20000 + os.getpid() % 20000)
+    out = []
+    for rank, more in enumerate(words):
+        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(len(words)), "MASTER_ADDR": hosts}
+        out.append(
+            subprocess.Popen(
+                [sys.executable, str(ROOT / "engine/run.py"), "--spec", str(spec), *more], cwd=spec.parent,
+                env=environment(**place, MASTER_PORT=port), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            )
+        )  # fmt: skip
+    return out
+
+
+def test_ranks_that_disagree_are_named_before_the_first_step(spec: Path) -> None:
+    started = ranks_of(spec, [], settings("pretrain.optimizer.rate=2e-3"))
+    said = [process.communicate(timeout=100)[1] for process in started]
+    assert [process.returncode for process in started] == [2, 2]
+    assert "ranks disagree: rank 1 on" in said[0]
+    assert "has spec" in said[0]
+    assert "Traceback" not in said[0] + said[1]
+
+
+def test_a_rank_that_hangs_is_named_and_the_others_end(spec: Path) -> None:
+    more = settings("machine.timeout_minutes=0.15", "pretrain.epochs=500")
+    started = ranks_of(spec, more, more)
+    study = spec.parent / "runs/tiny"
+    try:
+        while sum(len(rows) for rows in journals(study).values()) < 5:
+            assert all(process.poll() is None for process in started)
+            time.sleep(0.05)
+        started[1].send_signal(signal.SIGSTOP)
+        _, said = started[0].communicate(timeout=100)
+    finally:
+        for process in started:
+            process.kill()
+            process.communicate()
+    assert started[0].returncode == 2
+    assert "no progress for 9 s; waiting for rank 1 on" in said
+
+
+def test_a_rank_that_dies_is_named(spec: Path) -> None:
+    started = ranks_of(spec, *[settings("pretrain.epochs=500")] * 2)
+    study = spec.parent / "runs/tiny"
+    try:
+        while sum(len(rows) for rows in journals(study).values()) < 5:
+            assert all(process.poll() is None for process in started)
+            time.sleep(0.05)
+        started[1].kill()
+        _, said = started[0].communicate(timeout=100)
+    finally:
+        for process in started:
+            process.kill()
+            process.communicate()
+    assert started[0].returncode == 2, said
+    assert "error: lost contact with" in said
+    assert "Traceback" not in said
 
 
 def test_a_few_bad_pairs_are_counted_listed_and_replaced(world: Path, spec: Path) -> None:

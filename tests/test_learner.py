@@ -1,0 +1,165 @@
+"""The learner alone, without DeepSpeed: what is learned beside the towers, steps that are not taken, state."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from exactness import PAIRS, Plain, batch, build, stage_of
+
+from engine import model
+from engine import world as processes
+from engine.cluster import spherical
+from engine.learner import Learner
+from engine.optimizer import ZClip, decays, rate_at
+from engine.towers import Towers
+
+ONE = processes.World(0, 1, 0, 1, torch.device("cpu"))
+
+
+class Stepping(Plain):
+    """With AdamW's steps, the fused kernel's as in a real run."""
+
+    def __init__(self, towers: Towers) -> None:
+        super().__init__(towers)
+        self.optimizer = torch.optim.AdamW(towers.parameters(), lr=1.0, fused=True)  # type: ignore[assignment]
+
+    def step(self) -> None:
+        self.optimizer.step()
+
+
+def learner(fields: dict[str, Any], name: str = "test-vit", **more: Any) -> Learner:
+    stage = stage_of(fields)
+    towers = build(name, stage.objective.views[0])
+    engine = Stepping(towers)
+    width = model.model_config(name)["embed_dim"]
+    return Learner.make(
+        engine, engine.optimizer, stage, width, {}, 3, (ONE, processes.ranks()), (10, 5), labels=np.arange(PAIRS) % 3, **more
+    )  # fmt: skip
+
+
+def everything(of: Learner) -> dict[str, torch.Tensor]:
+    parts = {
+        **dict(of.engine.module.named_parameters()),
+        **dict(of.engine.module.named_buffers()),
+        **of.learned,
+        **of.memory,
+    }
+    return {name: value.detach().clone() for name, value in parts.items()}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> list[str]:
+    return [name for name, value in a.items() if not torch.equal(b[name], value)]
+
+
+@pytest.mark.parametrize("waits", [True, False])
+@pytest.mark.parametrize("name", ["test-vit", "test-resnet"])
+def test_a_step_without_a_finite_loss_is_not_taken(waits: bool, name: str) -> None:
+    """Whether the host asks, or the optimizer is told on the device: weights, scale, statistics and pool stay as they
+    were."""
+    one = learner({"kind": "roclip", "pool": 60}, name)
+    one.waits = waits
+    pairs = batch((1, 1), ONE)
+    assert bool(one.learn(pairs, 0).taken)
+    before = everything(one)
+    whole = one.engine.module.mean
+    one.engine.module.mean = whole * math.nan
+    outcome = one.learn(pairs, 1)
+    assert not bool(outcome.taken)
+    assert not math.isfinite(outcome.terms["loss"].item())
+    assert not same(before, everything(one))
+    one.engine.module.mean = whole
+    for parameter in one.engine.module.parameters():
+        parameter.grad = None
+    assert bool(one.learn(pairs, 2).taken)
+    assert same(before, everything(one))
+
+
+def test_scale_and_bias_are_clamped_after_the_step() -> None:
+    one = learner({"kind": "siglip"})
+    assert one.learned["scale"].exp().item() == pytest.approx(10)
+    for step, (scale, bias) in enumerate([(4.6, -99.9), (0.001, 99.9)]):
+        one.learned["scale"].data.fill_(scale)
+        one.learned["bias"].data.fill_(bias)
+        one.learn(batch((1, 1), ONE), step)  # at rate 1, so that each moves by about 1
+        assert 1.0 <= one.learned["scale"].exp().item() <= 100.0 + 1e-4
+        assert -100.0 <= one.learned["bias"].item() <= 100.0
+
+
+def test_state_goes_round_through_a_checkpoint() -> None:
+    fields = {"kind": "sum", "parts": [{"objective": {"kind": "roclip", "pool": 60}},
+              {"objective": {"kind": "deep_cluster", "classes": 3, "within": 0.0}}]}  # fmt: skip
+    clip = ZClip()
+    one, two = learner(fields, notes={"zclip": clip.state}), learner(fields, notes={"zclip": ZClip().state})
+    clip.limit(3.0)
+    for step in range(2):
+        one.learn(batch((1, 1), ONE), step)
+    state = {name: value.clone() for name, value in one.state().items()}
+    two.labels = None
+    two.restore(state)
+    assert all(torch.equal(value, state[name]) for name, value in two.state().items())
+    assert two.state().keys() == state.keys()
+    assert two.labels is not None
+    assert "memory/roclip.pool" in state
+    assert state["note/zclip"].tolist() == [1.0, 3.0, 0.0]
+
+
+def test_a_new_head_forgets_its_moments_and_leaves_the_rest() -> None:
+    one = learner({"kind": "deep_cluster", "classes": 3, "within": 0.0})
+    one.learn(batch((1, 1), ONE), 0)
+    scale, head = one.learned["scale"].item(), one.learned["cluster.weight"].detach().clone()
+    one.renew("cluster.", 11)
+    assert one.learned["cluster.weight"] not in one.adam.state
+    assert one.learned["scale"] in one.adam.state
+    assert one.learned["scale"].item() == scale
+    assert not torch.equal(one.learned["cluster.weight"], head)
+    assert one.learned["cluster.bias"].abs().max() == 0
+    one.learn(batch((1, 1), ONE), 1)
+
+
+def test_spherical_k_means_finds_separated_clusters_whatever_their_length() -> None:
+    draw = np.random.default_rng(0)
+    centres = np.eye(4, 6)
+    truth = draw.integers(0, 4, 200)
+    rows = (centres[truth] + 0.05 * draw.normal(size=(200, 6))).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    labels = min((spherical(rows, 4, 20, seed) for seed in range(5)), key=lambda found: -len(set(found.tolist())))
+    pairs = {(int(a), int(b)) for a, b in zip(truth, labels, strict=True)}
+    assert len(pairs) == 4
+    assert (spherical(rows, 4, 20, 1) == spherical(rows, 4, 20, 1)).all()
+
+
+def test_the_published_offset_starts_one_epoch_late() -> None:
+    """4 epochs of 10 steps, 10 of warm-up: the published schedule has no warm-up, and rises again at the end."""
+    plain = stage_of({"kind": "mmcl"}).optimizer.model_copy(update={"rate": 1.0, "warmup": 10})
+    late = plain.model_copy(update={"offset": "published"})
+    assert rate_at(0, 40, plain, 10) == pytest.approx(0.1)
+    assert [rate_at(t, 40, late, 10) for t in range(30)] == [rate_at(t + 10, 40, plain, 10) for t in range(30)]
+    assert rate_at(0, 40, late, 10) == 1.0
+    assert rate_at(39, 40, late, 10) == pytest.approx(0.5 * (1 + math.cos(math.pi * 39 / 30)))
+    assert rate_at(39, 40, late, 10) > rate_at(31, 40, late, 10)
+
+
+def test_the_published_rule_decays_what_the_paper_decayed() -> None:
+    named = dict(model.build("test-resnet", 0).named_parameters())
+    ours, published = ({n for n, p in named.items() if decays(n, p, rule)} for rule in ("matrices", "published"))
+    assert published - ours >= {"clip.positional_embedding", "clip.visual.attnpool.positional_embedding"}
+    assert "clip.visual.layer1.0.downsample.1.weight" in published - ours  # a BatchNorm's gain
+    assert not any("bias" in n or ".bn" in n or "ln_" in n for n in published)
+    assert {"clip.token_embedding.weight", "clip.visual.conv1.weight"} <= ours
+
+
+def test_zclip_by_hand() -> None:
+    """25 norms 1 and 3 in turn: mean 1.96, deviation sqrt(0.9984) = 0.9992. A norm of 12 has z = 10.0480 > 2.5, so it
+    becomes 1.96 + 6.25 / 10.0480 * 0.9992 = 2.5815; 2 is left as it is."""
+    clip = ZClip()
+    assert [clip.limit(1.0 + 2 * (i % 2)) for i in range(25)] == [1.0 + 2 * (i % 2) for i in range(25)]
+    seen, mean, variance = clip.state.tolist()
+    assert (seen, mean, variance) == pytest.approx((25, 1.96, 0.9984))
+    assert clip.limit(12.0) == pytest.approx(2.5815, abs=1e-4)
+    kept = clip.state.clone()
+    assert clip.state[1].item() == pytest.approx(0.97 * 1.96 + 0.03 * 2.5815, abs=1e-5)
+    assert clip.limit(2.0) == 2.0
+    assert not torch.equal(kept, clip.state)
+    assert math.isinf(clip.limit(math.inf))

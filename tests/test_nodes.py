@@ -1,0 +1,122 @@
+"""Several machines: two hosts made of network namespaces, each with an address of its own; what Slurm tells; launch
+files."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, antidote, environment, journals, settings
+
+from engine import world
+
+HOSTS = {"antidote-a": "10.213.77.1", "antidote-b": "10.213.77.2"}
+
+
+def _ip(*words: str) -> bool:
+    return subprocess.run(["ip", *words], capture_output=True, check=False).returncode == 0
+
+
+@pytest.fixture
+def hosts() -> Iterator[dict[str, str]]:
+    """Two namespaces joined by a cable, and their addresses; skips where that is not permitted."""
+    if shutil.which("ip") is None or os.geteuid() != 0:
+        pytest.skip("network namespaces need iproute2 and root")
+    names = list(HOSTS)
+    try:
+        made = all(_ip("netns", "add", name) for name in names)
+        cable = ["link", "add", "antidote0", "netns", names[0], "type", "veth", "peer", "antidote0", "netns", names[1]]
+        made = made and _ip(*cable)
+        for name, address in HOSTS.items():
+            made = made and _ip("-n", name, "address", "add", f"{address}/24", "dev", "antidote0")
+            made = made and all(_ip("-n", name, "link", "set", device, "up") for device in ("lo", "antidote0"))
+        if not made:
+            pytest.skip("network namespaces are not permitted here")
+        yield HOSTS
+    finally:
+        for name in names:
+            _ip("netns", "delete", name)
+
+
+def inside(host: str, words: list[str], folder: Path, **more: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        ["ip", "netns", "exec", host, *words], cwd=folder, env=environment(GLOO_SOCKET_IFNAME="antidote0", **more),
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+SETS = settings("pretrain.epochs=1", "clean=null")
+
+
+@pytest.mark.parametrize("launcher", ["deepspeed", "torchrun", "srun"])
+def test_two_hosts_write_the_journal_of_one(hosts: dict[str, str], spec: Path, launcher: str) -> None:
+    """DeepSpeed's --no_ssh, torchrun, and the environment that srun gives; the other address is the only way between
+    them."""
+    one = antidote("--spec", str(spec), *SETS, cwd=spec.parent)
+    assert one.returncode == 0, one.stderr
+    expected = next(iter(journals(spec.parent / "runs/tiny").values()))
+    shutil.rmtree(spec.parent / "runs/tiny")
+    (spec.parent / "hosts").write_text("".join(f"{address} slots=1\n" for address in hosts.values()))
+    first, script = next(iter(hosts.values())), str(ROOT / "engine/run.py")
+    meet = ["--master_addr", first, "--master_port", "29517"]
+    started = []
+    for number, host in enumerate(hosts):
+        more: dict[str, str] = {}
+        if launcher == "deepspeed":
+            words = ["deepspeed", "--hostfile", "hosts", "--no_ssh", "--node_rank", str(number), *meet, script]
+        elif launcher == "torchrun":
+            node = ["--nnodes", "2", "--nproc-per-node", "1", "--node-rank", str(number), "--master-addr", first]
+            words = [sys.executable, "-m", "torch.distributed.run", *node, "--master-port", "29517", script]
+        else:
+            words = [sys.executable, script]
+            more = {"SLURM_PROCID": str(number), "SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": "0", "SLURM_JOB_ID": "4711"}
+            more |= {"SLURM_STEP_TASKS_PER_NODE": "1(x2)", "SLURM_STEP_NODELIST": ",".join(hosts.values())}
+        started.append(inside(host, [*words, "--spec", str(spec), *SETS], spec.parent, **more))
+    said = [process.communicate(timeout=200) for process in started]
+    assert [process.returncode for process in started] == [0, 0], said
+    got = next(iter(journals(spec.parent / "runs/tiny").values()))
+    assert len(got) == len(expected)
+    for a, b in zip(got, expected, strict=True):
+        assert a.keys() - {"grad_norm"} == b.keys() - {"grad_norm"}
+        for name, value in b.items():
+            assert a[name] == (pytest.approx(value, rel=1e-5, abs=1e-12) if isinstance(value, float) else value), (
+                name,
+                a,
+                b,
+            )
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [("node[03-07,11],other", "node03"), ("gpu-1,gpu-2", "gpu-1"), ("a100", "a100"), ("rack2n[5,7]", "rack2n5")],
+)
+def test_ranks_under_srun_meet_at_the_first_host(monkeypatch: pytest.MonkeyPatch, nodes: str, first: str) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    told = {"SLURM_STEP_NODELIST": nodes, "SLURM_STEP_NUM_TASKS": "16", "SLURM_PROCID": "9", "SLURM_LOCALID": "1"}
+    for name, value in {**told, "SLURM_STEP_TASKS_PER_NODE": "8(x2)", "SLURM_JOB_ID": "123456"}.items():
+        monkeypatch.setenv(name, value)
+    assert world.place() == (9, 16, 1, 8)
+    assert world.meeting(16) == (first, 20_000 + 123456 % 20_000)
+
+
+def test_a_batch_step_without_srun_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_STEP_NUM_TASKS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    monkeypatch.setenv("SLURM_NTASKS", "16")
+    assert world.place() == (0, 1, 0, 1)
+
+
+def test_the_slurm_script_is_valid_shell_and_the_job_valid_yaml() -> None:
+    from ruamel.yaml import YAML
+
+    folder = ROOT / "configs/cluster"
+    assert subprocess.run(["bash", "-n", str(folder / "slurm.sh")], check=False).returncode == 0
+    assert "--requeue" in (folder / "slurm.sh").read_text()
+    kinds = [part["kind"] for part in YAML(typ="safe").load_all((folder / "kubernetes.yaml").read_text())]
+    assert kinds == ["Service", "Job"]
+    lines = [line for line in (folder / "hostfile").read_text().splitlines() if not line.startswith("#")]
+    assert all(line.split()[1].startswith("slots=") for line in lines)

@@ -1,0 +1,180 @@
+"""The towers against open_clip's own forward; captions cut, micro-batches replayed, BatchNorm in groups."""
+
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from data.refusal import Refusal
+from engine import model
+from engine.job import _cuts
+from engine.towers import GroupedNorm, Piece, Towers, length_of
+
+MODELS = ("test-vit", "test-resnet")
+
+
+def inputs(pairs: int = 8, longest: int = 6) -> tuple[torch.Tensor, torch.Tensor]:
+    """uint8 pictures and token rows of different lengths."""
+    draw = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (pairs, 3, 32, 32), dtype=torch.uint8, generator=draw)
+    tokens = torch.zeros(pairs, 16, dtype=torch.int32)
+    for row in range(pairs):
+        length = 1 + row % longest
+        tokens[row, : length + 2] = torch.tensor(
+            [49406, *torch.randint(1, 40000, (length,), generator=draw).tolist(), 49407]
+        )
+    return images, tokens
+
+
+def theirs(name: str, ours: Towers) -> Any:
+    """open_clip's model with the same weights."""
+    clip = open_clip.create_model(name)
+    clip.load_state_dict({**ours.clip.state_dict(), "logit_scale": clip.logit_scale})
+    return clip
+
+
+@pytest.mark.filterwarnings("ignore:.*:UserWarning")
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("training", [True, False])
+def test_embeddings_and_gradients_are_open_clips(name: str, training: bool) -> None:
+    ours = model.build(name, 0).double().train(training)
+    clip = theirs(name, ours).double().train(training)
+    images, tokens = inputs()
+    pixels = (images.double() / 255 - ours.mean) / ours.std
+    want = (clip.encode_image(pixels, normalize=True), clip.encode_text(tokens.long(), normalize=True))
+    length = length_of(tokens)
+    assert length == 8
+    got = ours(images, tokens, [Piece(8, 8, length)])
+    for a, b in zip(got, want, strict=True):
+        assert torch.allclose(a, b, atol=1e-10)
+    for rows in (got, want):
+        weight = torch.linspace(-1, 1, rows[0].numel(), dtype=torch.float64).view_as(rows[0])
+        ((rows[0] + rows[1]) * weight).sum().backward()
+    named = dict(ours.clip.named_parameters())
+    for key, value in clip.named_parameters():
+        if key != "logit_scale":
+            assert torch.allclose(named[key].grad, value.grad, atol=1e-9), key
+
+
+def test_lengths_are_few_and_never_cut_an_end_token() -> None:
+    tokens = torch.zeros(2, 77, dtype=torch.int32)
+    found = set()
+    for end in range(1, 77):
+        tokens[:, :] = 0
+        tokens[0, end] = 49407
+        length = length_of(tokens)
+        assert end < length <= 77
+        found.add(length)
+    assert found == {8, 16, 24, 32, 48, 64, 77}
+
+
+def test_a_caption_cut_at_the_context_length_keeps_its_end_token() -> None:
+    tokens = model.Tokenizer("test-vit")(["a red banana " * 30, "a"])
+    assert tokens.shape == (2, 16)
+    assert tokens[0, -1] == 49407
+    assert length_of(tokens[:1]) == 16
+
+
+def test_cutting_is_refused_where_it_is_not_exact() -> None:
+    towers = model.build("test-vit", 0)
+    assert _cuts(towers, "auto", "test-vit")
+    assert not _cuts(towers, "never", "test-vit")
+    towers.clip.text_pool_type = "last"
+    assert not _cuts(towers, "auto", "test-vit")
+    with pytest.raises(Refusal, match="has no causal mask with end-token pooling"):
+        _cuts(towers, "always", "test-vit")
+    images, tokens = inputs()
+    whole, short = (towers.eval()(images, tokens, [Piece(8, 8, length)])[1] for length in (16, 8))
+    assert torch.equal(whole, short)  # the length is not heeded
+
+
+def test_grouped_norm_is_batch_norm_on_each_group() -> None:
+    x = torch.randn(12, 3, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    plain, grouped = nn.BatchNorm2d(3).double(), nn.BatchNorm2d(3).double()
+    grouped.__class__ = GroupedNorm
+    grouped.prepare()  # type: ignore[operator]
+    grouped.rows = 4  # type: ignore[assignment]
+    out = grouped(x)
+    means, spreads = [], []
+    for part, got in zip(x.split(4), out.split(4), strict=True):
+        assert torch.allclose(F.batch_norm(part, None, None, training=True), got, atol=1e-12)
+        means.append(part.mean((0, 2, 3)))
+        spreads.append(part.var((0, 2, 3)))  # unbiased, as torch's running variance
+    assert grouped.running_mean.abs().max() == 0  # not before the step is settled
+    grouped.settle()  # type: ignore[operator]
+    assert torch.allclose(grouped.running_mean, 0.1 * torch.stack(means).mean(0), atol=1e-12)
+    assert torch.allclose(grouped.running_var, 0.9 + 0.1 * torch.stack(spreads).mean(0), atol=1e-12)
+    plain.running_mean.copy_(grouped.running_mean)
+    plain.running_var.copy_(grouped.running_var)
+    assert torch.allclose(plain.eval()(x), grouped.eval()(x), atol=1e-12)
+
+
+def test_a_step_that_is_not_taken_leaves_the_running_statistics() -> None:
+    towers = model.build("test-resnet", 0).train()
+    images, _ = inputs()
+    before = {name: value.clone() for name, value in towers.named_buffers()}
+    towers(images, None)
+    towers.settle(torch.tensor(False))
+    assert all(torch.equal(value, before[name]) for name, value in towers.named_buffers())
+    towers(images, None)
+    towers.settle(torch.tensor(True))
+    assert not torch.equal(towers.norms[0].running_mean, before["clip.visual.bn1.running_mean"])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_micro_batches_give_the_gradient_of_one_and_reach_each_parameter_once(name: str) -> None:
+    images, tokens = inputs()
+    found = []
+    for pieces in ([Piece(8, 8, 16)], [Piece(4, 4, 16), Piece(4, 4, 8)], [Piece(2, 2, 16)] * 4):
+        towers = model.build(name, 0).double().train()
+        for norm in towers.norms:
+            norm.rows = 2
+        calls: dict[str, int] = {}
+        for key, parameter in towers.named_parameters():
+            parameter.register_post_accumulate_grad_hook(
+                lambda _, key=key, calls=calls: calls.update({key: calls.get(key, 0) + 1})
+            )
+        rows, texts = towers(images, tokens, pieces)
+        (rows * torch.linspace(-1, 1, rows.numel()).view_as(rows) + texts.square() * 0.1 + texts.cumsum(1)).sum().backward()
+        towers.settle()
+        assert set(calls.values()) == {1}
+        found.append(
+            {**{k: p.grad for k, p in towers.named_parameters()}, **{k: b.double() for k, b in towers.named_buffers()}}
+        )
+    for other in found[1:]:
+        assert all(torch.allclose(other[key], value, atol=1e-10) for key, value in found[0].items())
+
+
+def test_replayed_micro_batches_draw_the_same_random_numbers() -> None:
+    """With dropout in the picture tower, the gradient is that of the features that were given."""
+    images, tokens = inputs()
+    pieces = [Piece(4, 4, 16), Piece(4, 4, 16)]
+    grads = []
+    for replayed in (True, False):
+        towers = model.build("test-vit", 0).train()
+        towers.clip.visual.ln_post = nn.Sequential(towers.clip.visual.ln_post, nn.Dropout(0.5))
+        torch.manual_seed(3)
+        if replayed:
+            rows, _ = towers(images, tokens, pieces)
+        else:
+            parts = [towers(images[begin : begin + 4], tokens[begin : begin + 4])[0] for begin in (0, 4)]
+            rows = torch.cat(parts)
+        (rows * torch.linspace(-1, 1, rows.numel()).view_as(rows)).sum().backward()
+        grads.append({key: p.grad for key, p in towers.named_parameters() if p.grad is not None and "visual" in key})
+    assert all(torch.allclose(grads[0][key], value, atol=1e-6) for key, value in grads[1].items())
+
+
+def test_a_foreign_batch_norm_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    clip = open_clip.create_model("test-resnet", pretrained=None)
+    clip.visual.bn1 = nn.SyncBatchNorm(clip.visual.bn1.num_features)
+
+    class Fake:
+        create_model = staticmethod(lambda *_, **__: clip)
+
+    monkeypatch.setattr(model, "_open_clip", lambda: Fake)
+    monkeypatch.setattr(model, "model_config", lambda name: {})
+    with pytest.raises(Refusal, match="BatchNorm of its own kind"):
+        model.build("test-resnet", 0)
