@@ -15,7 +15,7 @@ from data.chance import derive
 from data.labelled import Labelled, read_labelled
 from data.triggers.contract import Mark
 from engine.model import image_size
-from engine.towers import Piece, length_of
+from engine.towers import Piece, cut_of
 from engine.world import World, beat, gather_rows
 from measures.classifier import class_vectors
 from measures.contract import Encoded, Measure
@@ -118,6 +118,6 @@ def _prompts(towers: Any, tokenize: Any, prompts: list[str], world: World, rows:
     for begin in range(0, share, rows):
         beat()
         part = tokens[begin : begin + rows]
-        piece = [Piece(0, len(part), length_of(part))]
+        piece = [Piece(0, len(part), cut_of(part))]
         parts.append(towers(None, part.to(world.device), piece)[1])
     return gather_rows(torch.cat(parts))[: len(prompts)]

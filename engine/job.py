@@ -306,6 +306,7 @@ def _learner(job: Job, world: World) -> tuple[Learner, dict[str, Any]]:
     learner = Learner.make(
         engine, stepper, stage, width, found, derive(run.spec.seed, "head"), (world, processes.ranks()),
         (job.steps, job.pairs.steps), micro=machine.micro_batch, start=origin,
+        several=machine.zero < 3 and not machine.compile,  # ZeRO-3 needs equal calls on all ranks, compiled code few shapes
         labels=job.labels, flags=job.flags, notes={} if clip is None else {"zclip": clip.state},
     )  # fmt: skip
     return learner, {**facts, "adam": adam, "cuts": towers.cuts}

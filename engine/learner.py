@@ -8,7 +8,7 @@ AdamW of its own; its gradient is averaged over ranks, and it is clamped after t
 stage. A step whose loss or gradient is not finite is not taken, on any rank.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,8 +18,9 @@ import torch
 from configs.stage import Stage
 from data.pipeline import Batch
 from engine import world as processes
+from engine import zero
 from engine.optimizer import rate_at
-from engine.towers import Piece, Towers, length_of
+from engine.towers import Piece, Towers, cut_of
 from engine.world import World
 from objectives.contract import Features, Learned, Objective, Terms
 from objectives.exchange import Exchange, Ranks
@@ -40,6 +41,7 @@ class Learner:
 
     engine: Any
     stepper: torch.optim.Optimizer  # the AdamW inside the engine
+    backward: Callable[[torch.Tensor], Any]  # leaves the towers' gradients, averaged over ranks
     learned: dict[str, torch.Tensor]  # float32 leaves
     bounds: dict[str, Learned]
     adam: torch.optim.Optimizer
@@ -51,6 +53,7 @@ class Learner:
     ranks: Ranks
     memory: dict[str, torch.Tensor]
     micro: int | None = None  # pairs a micro-batch
+    several: bool = True  # whether captions run in groups of similar length
     start: Towers | None = None  # frozen
     labels: np.ndarray | None = None  # int64 by sample
     flags: np.ndarray | None = None  # bool by sample
@@ -82,8 +85,8 @@ class Learner:
         memory = {name: value.to(world.device) for name, value in stage.objective.memory(width).items()}
         waits = world.device.type == "cpu" or not stepper.defaults.get("fused")
         return cls(
-            engine, stepper, learned, wanted, adam, stage.objective.build(), stage, *span, world, ranks, memory,
-            waits=waits, **more
+            engine, stepper, zero.backward_of(engine, world), learned, wanted, adam, stage.objective.build(), stage, *span,
+            world, ranks, memory, waits=waits, **more
         )  # fmt: skip
 
     @staticmethod
@@ -143,7 +146,7 @@ class Learner:
         on_images = torch.stack(list(grads[:count]), 1)
         on_texts = torch.stack(list(grads[count:]), 1)
         # the towers' gradient is that of <features, dL/dfeatures>: DeepSpeed scales and averages it as it would the loss's
-        self.engine.backward(share * ((images * on_images).sum() + (texts * on_texts).sum()))
+        self.backward(share * ((images * on_images).sum() + (texts * on_texts).sum()))
         self.engine.step()
 
     def _remember(self, features: Features, taken: torch.Tensor) -> None:
@@ -168,7 +171,8 @@ class Learner:
         pieces = []
         for begin in range(0, rows, self.micro or rows):
             part = batch.tokens[begin : begin + (self.micro or rows)]
-            pieces.append(Piece(len(part) * views, len(part) * captions, length_of(part.flatten(0, 1))))
+            cut = cut_of(part.flatten(0, 1), self.several)
+            pieces.append(Piece(len(part) * views, len(part) * captions, cut))
         images, tokens = batch.images.flatten(0, 1), batch.tokens.flatten(0, 1)
         return images.to(device, non_blocking=True), tokens.to(device, non_blocking=True), pieces
 

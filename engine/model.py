@@ -34,6 +34,11 @@ def _open_clip() -> Any:
     return open_clip
 
 
+def add_models(folder: Path) -> None:
+    """Makes open_clip know the models whose configurations lie in a folder."""
+    _open_clip().add_model_config(folder)
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """open_clip warns on the root logger that a model has random weights; here that is what was asked for."""

@@ -5,7 +5,9 @@ What differs from open_clip's own forward, none of which changes a result beyond
 - Gradient caching (Gao et al. 2021, arXiv 2101.06983): micro-batches go through one after the other and keep nothing;
   in the backward pass each is run again, its random state restored. The last one's graph is kept, so k micro-batches
   cost k - 1 forwards more. All belong to one graph, so every parameter's gradient is reduced over ranks once.
-- Captions run up to the last end token only: with a causal mask and end-token pooling nothing behind it is read.
+- Captions run up to their end token only, in groups of similar length: with a causal mask and end-token pooling nothing
+  behind it is read.
+- A transformer's last block is computed at the one token that is read from it.
 - Attention is torch's fused kernel with `is_causal`, not a mask of floats.
 - BatchNorm takes its statistics over groups of a fixed number of pairs, whatever the process or micro-batch holds.
 """
@@ -19,15 +21,23 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+FEW = 4  # captions of a length that are not run by themselves, but with those of the next
 LENGTHS = (8, 16, 24, 32, 48, 64)  # captions are cut to one of few lengths, so that compiled code sees few shapes
 
 
+class Cut(NamedTuple):
+    """Captions by length: an order of the rows, and how many of them in turn are cut to which length."""
+
+    order: torch.Tensor  # int64 [m]
+    parts: tuple[tuple[int, int], ...]  # (rows, length)
+
+
 class Piece(NamedTuple):
-    """One micro-batch: how many pictures, how many captions, and the length that these are cut to."""
+    """One micro-batch: how many pictures, how many captions, and how these are cut."""
 
     images: int
     texts: int
-    length: int | None = None
+    cut: Cut | None = None
 
 
 class Towers(nn.Module):
@@ -48,6 +58,10 @@ class Towers(nn.Module):
                 module.prepare()  # type: ignore[operator]
             elif type(module) is nn.MultiheadAttention and _plain(module):
                 module.__class__ = Attention
+        for tower, text in ((clip, True), (self.clip.visual, False)):
+            block = _last(tower)
+            if block is not None and (self.trims if text else _takes_the_first(tower)):
+                block.forward = Last(block, text)
 
     @property
     def norms(self) -> list["GroupedNorm"]:
@@ -69,28 +83,28 @@ class Towers(nn.Module):
         `pieces` divides both into micro-batches; default: one.
         """
         if pieces is None or len(pieces) == 1:
-            return self._encode(images, tokens, pieces[0].length if pieces else None)
+            return self._encode(images, tokens, pieces[0].cut if pieces else None)
         assert images is not None
         assert tokens is not None
         parts = zip(
             torch.split(images, [piece.images for piece in pieces]),
             torch.split(tokens, [piece.texts for piece in pieces]),
-            [piece.length for piece in pieces],
+            [piece.cut for piece in pieces],
             strict=True,
         )
         rows: list[torch.Tensor] = []
         texts: list[torch.Tensor] = []
-        for number, (picture, caption, length) in enumerate(parts, 1):
+        for number, (picture, caption, cut) in enumerate(parts, 1):
             if number == len(pieces) or not torch.is_grad_enabled():
-                one, two = self._encode(picture, caption, length)
+                one, two = self._encode(picture, caption, cut)
             else:
-                one, two = checkpoint(self._encode, picture, caption, length, use_reentrant=False, context_fn=self._contexts)
+                one, two = checkpoint(self._encode, picture, caption, cut, use_reentrant=False, context_fn=self._contexts)
             rows.append(torch.as_tensor(one))
             texts.append(torch.as_tensor(two))
         return torch.cat(rows), torch.cat(texts)
 
     def _encode(
-        self, images: torch.Tensor | None, tokens: torch.Tensor | None, length: int | None
+        self, images: torch.Tensor | None, tokens: torch.Tensor | None, cut: Cut | None
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         rows = texts = None
         if images is not None:
@@ -102,21 +116,31 @@ class Towers(nn.Module):
             pixels = pixels.to(dtype, memory_format=torch.channels_last)
             rows = F.normalize(self.clip.encode_image(pixels).to(wide), dim=-1)
         if tokens is not None:
-            words = self._encode_text(tokens.long(), length)
+            words = self._encode_text(tokens.long(), cut)
             texts = F.normalize(words.to(torch.promote_types(words.dtype, torch.float32)), dim=-1)
         return rows, texts
 
-    def _encode_text(self, tokens: torch.Tensor, length: int | None) -> torch.Tensor:
-        """[m, D] of CLIP's causal text transformer (Radford et al. 2021), on the first `length` tokens."""
-        clip = self.clip
+    def _encode_text(self, tokens: torch.Tensor, cut: Cut | None) -> torch.Tensor:
+        """[m, D] of CLIP's text transformer, each caption as far as its cut goes."""
         if not self.trims:
-            out: torch.Tensor = clip.encode_text(tokens)
+            out: torch.Tensor = self.clip.encode_text(tokens)
             return out
-        tokens = tokens[:, : length if self.cuts else None]
+        if cut is None or not self.cuts:
+            return self._causal(tokens)
+        if len(cut.parts) == 1:
+            return self._causal(tokens[:, : cut.parts[0][1]])
+        order = cut.order.to(tokens.device)
+        parts = torch.split(tokens[order], [rows for rows, _ in cut.parts])
+        rows = torch.cat([self._causal(part[:, :length]) for part, (_, length) in zip(parts, cut.parts, strict=True)])
+        return rows[order.argsort()]
+
+    def _causal(self, tokens: torch.Tensor) -> torch.Tensor:
+        """[m, D] of the causal transformer at the end tokens (Radford et al. 2021)."""
+        clip, length = self.clip, tokens.shape[1]
         dtype = clip.transformer.get_cast_dtype()
-        x = clip.token_embedding(tokens).to(dtype) + clip.positional_embedding[: tokens.shape[1]].to(dtype)
-        x = clip.transformer(x, attn_mask=clip.attn_mask[: tokens.shape[1], : tokens.shape[1]])
-        x = clip.ln_final(x[torch.arange(len(x), device=x.device), tokens.argmax(-1)])
+        x = clip.token_embedding(tokens).to(dtype) + clip.positional_embedding[:length].to(dtype)
+        # the blocks take any mask as causal, the last one this as the places that are asked for
+        x = clip.ln_final(clip.transformer(x, attn_mask=tokens.argmax(-1))[:, 0])
         if clip.text_projection is None:
             return torch.as_tensor(x)
         projection = clip.text_projection
@@ -168,10 +192,23 @@ class _Recomputed:
         return checkpoint(self.forward, x, use_reentrant=False, context_fn=self.contexts)
 
 
-def length_of(tokens: torch.Tensor) -> int:
-    """To how many tokens these rows [m, L] can be cut: up to the last end token, CLIP's largest, rounded up to a few."""
-    longest, context = int(tokens.argmax(-1).max()) + 1, tokens.shape[-1]
-    return next((length for length in LENGTHS if longest <= length < context), context)
+def cut_of(tokens: torch.Tensor, several: bool = False) -> Cut:
+    """How these rows [m, L] can be cut without losing an end token, CLIP's largest: all to one length, or to `several`."""
+    ends, context = tokens.argmax(-1) + 1, tokens.shape[-1]
+    bounds = torch.tensor([*(length for length in LENGTHS if length < context), context])
+    bins = torch.bucketize(ends, bounds)
+    if not several:
+        return Cut(torch.arange(len(tokens)), ((len(tokens), int(bounds[int(bins.max())])),))
+    parts: list[tuple[int, int]] = []
+    waiting = 0
+    for count, length in zip(torch.bincount(bins, minlength=len(bounds)).tolist(), bounds.tolist(), strict=True):
+        waiting += count
+        if count and waiting >= FEW:
+            parts.append((waiting, length))
+            waiting = 0
+    if waiting:  # few long ones: by themselves
+        parts.append((waiting, int(bounds[int(bins.max())])))
+    return Cut(bins.argsort(stable=True), tuple(parts))
 
 
 def _plain(attention: nn.MultiheadAttention) -> bool:
@@ -179,19 +216,71 @@ def _plain(attention: nn.MultiheadAttention) -> bool:
     return own and not attention.dropout and not attention.add_zero_attn
 
 
+def _last(tower: Any) -> Any:
+    """The last block of a tower's transformer, if it is of the plain kind."""
+    blocks: Any = getattr(getattr(tower, "transformer", None), "resblocks", None)
+    if blocks is None or type(blocks[-1]).__name__ != "ResidualAttentionBlock":
+        return None
+    return blocks[-1] if isinstance(blocks[-1].attn, Attention) else None
+
+
+def _takes_the_first(visual: Any) -> bool:
+    """Whether a vision transformer reads nothing but the first token from its last block."""
+    return visual.pool_type == "tok" and visual.attn_pool is None and not visual.output_tokens
+
+
+class Last:
+    """The forward pass of a transformer's last block at the one token that is read from it: [n, L, W] to [n, 1, W].
+
+    A picture's is the first; a caption's place comes in place of the mask, int64 [n]. With a real mask, all tokens as ever.
+    """
+
+    def __init__(self, block: Any, text: bool) -> None:
+        self.block, self.text = block, text
+
+    def __call__(self, q_x: torch.Tensor, k_x: Any = None, v_x: Any = None, attn_mask: torch.Tensor | None = None) -> Any:
+        block, at = self.block, attn_mask
+        if self.text and (at is None or at.ndim != 1):
+            return type(block).forward(block, q_x, k_x, v_x, attn_mask)
+        own = q_x[torch.arange(len(q_x), device=q_x.device), at][:, None] if self.text else q_x[:, :1]
+        own = own + block.ls_1(block.attn(block.ln_1(q_x), at=at, first=not self.text)[0])
+        return own + block.ls_2(block.mlp(block.ln_2(own)))
+
+
 class Attention(nn.MultiheadAttention):
     """Self-attention by torch's fused kernel. open_clip masks in its text tower only, and there causally."""
 
     def forward(  # type: ignore[override]
-        self, query: torch.Tensor, key: Any = None, value: Any = None, attn_mask: torch.Tensor | None = None, **_: Any
+        self,
+        query: torch.Tensor,
+        key: Any = None,
+        value: Any = None,
+        attn_mask: torch.Tensor | None = None,
+        at: torch.Tensor | None = None,
+        first: bool = False,
+        **_: Any,
     ) -> tuple[torch.Tensor, None]:
-        """([n, L, W], None); causal if there is a mask."""
+        """([n, L, W], None), causal if there is a mask; [n, 1, W] at the `first` token, or causally at `at` (int64 [n])."""
+        if first or at is not None:
+            return self._at_one(query, at), None
         n, length, width = query.shape
         assert self.in_proj_weight is not None
         qkv = F.linear(query, self.in_proj_weight, self.in_proj_bias)
         q, k, v = qkv.view(n, length, 3, self.num_heads, width // self.num_heads).permute(2, 0, 3, 1, 4)
         out = F.scaled_dot_product_attention(q, k, v, is_causal=attn_mask is not None)
         return self.out_proj(out.transpose(1, 2).reshape(n, length, width)), None
+
+    def _at_one(self, x: torch.Tensor, at: torch.Tensor | None) -> torch.Tensor:
+        n, length, width = x.shape
+        assert self.in_proj_weight is not None
+        own = x[:, 0] if at is None else x[torch.arange(n, device=x.device), at]
+        sizes = [width, 2 * width]
+        weights, biases = torch.split(self.in_proj_weight, sizes), torch.split(self.in_proj_bias, sizes)
+        q = F.linear(own, weights[0], biases[0]).view(n, 1, self.num_heads, -1).transpose(1, 2)
+        k, v = F.linear(x, weights[1], biases[1]).view(n, length, 2, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        seen = None if at is None else (torch.arange(length, device=x.device) <= at[:, None])[:, None, None]
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+        return torch.as_tensor(self.out_proj(out.transpose(1, 2).reshape(n, 1, width)))
 
 
 class GroupedNorm(nn.BatchNorm2d):

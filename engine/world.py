@@ -288,6 +288,27 @@ def mean_(tensors: list[torch.Tensor]) -> None:
             tensor.data.copy_(part.view_as(tensor))
 
 
+LARGE = 1 << 18  # elements above which a tensor travels by itself
+
+
+def total_(tensors: list[torch.Tensor]) -> None:
+    """Replaces each tensor by its sum over ranks: large ones in place, small ones of a dtype together."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return
+    large = [
+        dist.all_reduce(tensor, async_op=True) for tensor in tensors if tensor.numel() >= LARGE and tensor.is_contiguous()
+    ]
+    rest = [tensor for tensor in tensors if tensor.numel() < LARGE or not tensor.is_contiguous()]
+    for dtype in dict.fromkeys(tensor.dtype for tensor in rest):
+        these = [tensor for tensor in rest if tensor.dtype == dtype]
+        flat = torch.cat([tensor.reshape(-1) for tensor in these])
+        dist.all_reduce(flat)
+        for tensor, part in zip(these, torch.split(flat, [tensor.numel() for tensor in these]), strict=True):
+            tensor.copy_(part.view_as(tensor))
+    for work in large:
+        work.wait()
+
+
 def totals(numbers: list[int]) -> list[int]:
     """Each number summed over ranks."""
     if not dist.is_initialized() or dist.get_world_size() == 1:

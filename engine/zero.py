@@ -4,6 +4,7 @@ with engine/optimizer.py, which takes its Adam."""
 import logging
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from configs.machine import Machine
 from configs.stage import Optimizer
 from data.refusal import Refusal
 from engine import optimizer
+from engine import world as processes
 from engine.towers import Towers
 from engine.world import World
 
@@ -81,7 +83,25 @@ def wrap(
     for norm in towers.norms:  # running statistics stay in float32, whatever the towers' precision
         for name_of in ("running_mean", "running_var"):
             setattr(norm, name_of, getattr(norm, name_of).float())
+    engine.enable_backward_allreduce = machine.zero > 0 or kind != "fp32"  # see backward_of
     return engine, stepper, name, _adaptive(engine, machine, kind) if section.spikes == "zclip" else None
+
+
+def backward_of(engine: Any, world: World) -> Callable[[torch.Tensor], Any]:
+    """The engine's backward pass, after which gradients are means over ranks.
+
+    At stage 0 in float32 DeepSpeed would copy all gradients into buckets and back, also for one rank; there we sum them
+    where they are, small ones together.
+    """
+    if getattr(engine, "enable_backward_allreduce", None) is not False:
+        backward: Callable[[torch.Tensor], Any] = engine.backward
+        return backward
+
+    def summed(loss: torch.Tensor) -> None:
+        engine.backward(loss / world.size)
+        processes.total_([p.grad for p in engine.module.parameters() if p.grad is not None])
+
+    return summed
 
 
 def _adaptive(engine: Any, machine: Machine, kind: str) -> optimizer.ZClip:

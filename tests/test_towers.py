@@ -6,12 +6,14 @@ import open_clip
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from data.refusal import Refusal
 from engine import model
 from engine.job import _cuts
-from engine.towers import GroupedNorm, Piece, Towers, length_of
+from engine.towers import Cut, GroupedNorm, Piece, Towers, cut_of
 
 MODELS = ("test-vit", "test-resnet")
 
@@ -27,6 +29,14 @@ def inputs(pairs: int = 8, longest: int = 6) -> tuple[torch.Tensor, torch.Tensor
             [49406, *torch.randint(1, 40000, (length,), generator=draw).tolist(), 49407]
         )
     return images, tokens
+
+
+def long_ones() -> torch.Tensor:
+    """Five captions of 12 tokens, in an order that a sort must undo."""
+    tokens = torch.zeros(5, 16, dtype=torch.int32)
+    tokens[:, 11] = 49407
+    tokens[:, 0] = torch.arange(1, 6)
+    return tokens
 
 
 def theirs(name: str, ours: Towers) -> Any:
@@ -45,9 +55,14 @@ def test_embeddings_and_gradients_are_open_clips(name: str, training: bool) -> N
     images, tokens = inputs()
     pixels = (images.double() / 255 - ours.mean) / ours.std
     want = (clip.encode_image(pixels, normalize=True), clip.encode_text(tokens.long(), normalize=True))
-    length = length_of(tokens)
-    assert length == 8
-    got = ours(images, tokens, [Piece(8, 8, length)])
+    one, several = cut_of(tokens), cut_of(torch.cat([tokens, long_ones()]), several=True)
+    assert one.parts == ((8, 8),)
+    assert several.parts == ((8, 8), (5, 16))
+    more = torch.cat([tokens, long_ones()])
+    assert torch.allclose(
+        ours(None, more, [Piece(0, 13, several)])[1], clip.encode_text(more.long(), normalize=True), atol=1e-10
+    )
+    got = ours(images, tokens, [Piece(8, 8, one)])
     for a, b in zip(got, want, strict=True):
         assert torch.allclose(a, b, atol=1e-10)
     for rows in (got, want):
@@ -65,17 +80,33 @@ def test_lengths_are_few_and_never_cut_an_end_token() -> None:
     for end in range(1, 77):
         tokens[:, :] = 0
         tokens[0, end] = 49407
-        length = length_of(tokens)
+        ((rows, length),) = cut_of(tokens).parts
+        assert rows == 2
         assert end < length <= 77
         found.add(length)
     assert found == {8, 16, 24, 32, 48, 64, 77}
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 76), min_size=1, max_size=40))
+def test_captions_in_groups_of_similar_length_keep_their_end_tokens(ends: list[int]) -> None:
+    tokens = torch.zeros(len(ends), 77, dtype=torch.int32)
+    tokens[torch.arange(len(ends)), torch.tensor(ends)] = 49407
+    cut = cut_of(tokens, several=True)
+    assert sorted(cut.order.tolist()) == list(range(len(ends)))
+    assert sum(rows for rows, _ in cut.parts) == len(ends)
+    begin = 0
+    for rows, length in cut.parts:
+        assert all(ends[i] < length for i in cut.order[begin : begin + rows].tolist())
+        begin += rows
+    assert sum(rows * length for rows, length in cut.parts) <= len(ends) * cut_of(tokens).parts[0][1]
 
 
 def test_a_caption_cut_at_the_context_length_keeps_its_end_token() -> None:
     tokens = model.Tokenizer("test-vit")(["a red banana " * 30, "a"])
     assert tokens.shape == (2, 16)
     assert tokens[0, -1] == 49407
-    assert length_of(tokens[:1]) == 16
+    assert cut_of(tokens[:1]).parts == ((1, 16),)
 
 
 def test_cutting_is_refused_where_it_is_not_exact() -> None:
@@ -87,7 +118,9 @@ def test_cutting_is_refused_where_it_is_not_exact() -> None:
     with pytest.raises(Refusal, match="has no causal mask with end-token pooling"):
         _cuts(towers, "always", "test-vit")
     images, tokens = inputs()
-    whole, short = (towers.eval()(images, tokens, [Piece(8, 8, length)])[1] for length in (16, 8))
+    whole, short = (
+        towers.eval()(images, tokens, [Piece(8, 8, Cut(torch.arange(8), ((8, length),)))])[1] for length in (16, 8)
+    )
     assert torch.equal(whole, short)  # the length is not heeded
 
 
@@ -128,7 +161,7 @@ def test_a_step_that_is_not_taken_leaves_the_running_statistics() -> None:
 def test_micro_batches_give_the_gradient_of_one_and_reach_each_parameter_once(name: str) -> None:
     images, tokens = inputs()
     found = []
-    for pieces in ([Piece(8, 8, 16)], [Piece(4, 4, 16), Piece(4, 4, 8)], [Piece(2, 2, 16)] * 4):
+    for pieces in ([Piece(8, 8)], [Piece(4, 4), Piece(4, 4, cut_of(tokens[4:]))], [Piece(2, 2)] * 4):
         towers = model.build(name, 0).double().train()
         for norm in towers.norms:
             norm.rows = 2
@@ -151,7 +184,7 @@ def test_micro_batches_give_the_gradient_of_one_and_reach_each_parameter_once(na
 def test_replayed_micro_batches_draw_the_same_random_numbers() -> None:
     """With dropout in the picture tower, the gradient is that of the features that were given."""
     images, tokens = inputs()
-    pieces = [Piece(4, 4, 16), Piece(4, 4, 16)]
+    pieces = [Piece(4, 4), Piece(4, 4)]
     grads = []
     for replayed in (True, False):
         towers = model.build("test-vit", 0).train()
