@@ -37,6 +37,7 @@ from engine.learner import Learner
 from engine.towers import Towers
 from engine.train import Cadence, train
 from engine.world import World
+from objectives import tiles
 from objectives.deep_cluster import DeepCluster
 from objectives.sum import objectives_of
 from objectives.unlearn import Unlearn
@@ -108,12 +109,13 @@ def _divides(run: Run, world: World) -> None:
         step = group * world.size
         near = " and ".join(f"{n:,}" for n in (batch // step * step, batch // step * step + step) if n)
         parts = [n for n in range(1, rows + 1) if rows % n == 0 and n <= group][-2:]
+        fits = max(n for n in range(1, world.size + 1) if batch % (n * group) == 0 or n == 1)
+        alone = "--stage clean" if run.stage == "clean" else "--stage pretrain"
         raise Refusal(
-            f"model.norm_group is {run.spec.model.norm_group:,}, but with {field} {batch:,} each of {world.size} "
-            f"processes holds "
-            f"{rows:,} pairs, which is no multiple of {group:,}; nearest {field} that is: {near}; or nearest "
-            f"model.norm_group: "
-            f"{' and '.join(f'{n:,}' for n in parts)}"
+            f"model.norm_group is {run.spec.model.norm_group:,}, but with {field} {batch:,} each of {world.size} processes "
+            f"holds {rows:,} pairs, which is no multiple of {group:,}; nearest {field} that is: {near}; or nearest "
+            f"model.norm_group: {' and '.join(f'{n:,}' for n in parts)}; or run this stage on {fits} process"
+            f"{'es' * (fits > 1)} ({alone})"
         )
     if micro is not None and micro < rows and micro % group:
         near = " and ".join(f"{n:,}" for n in (micro // group * group, micro // group * group + group) if n)
@@ -277,6 +279,7 @@ def _learner(job: Job, world: World) -> tuple[Learner, dict[str, Any]]:
     """(the learner as it is before its first step, facts for the run's card)."""
     run, machine, stage = job.run, job.run.spec.machine, job.run.settings
     towers = model.build(run.spec.model.name, run.spec.seed)
+    towers.cuts = _cuts(towers, machine.trim_text, run.spec.model.name)
     found: dict[str, torch.Tensor] = {}
     origin: Towers | None = None
     if run.start is not None:
@@ -284,7 +287,6 @@ def _learner(job: Job, world: World) -> tuple[Learner, dict[str, Any]]:
         found = model.load_weights(towers, weights)
         if "start" in stage.objective.needs:
             origin = copy.deepcopy(towers).requires_grad_(False).eval().to(world.device)
-    towers.cuts = _cuts(towers, machine.trim_text, run.spec.model.name)
     rows, views = stage.batch // world.size, stage.objective.views
     group = min(run.spec.model.norm_group, stage.batch)
     for norm in towers.norms:
@@ -309,6 +311,11 @@ def _learner(job: Job, world: World) -> tuple[Learner, dict[str, Any]]:
         several=machine.zero < 3 and not machine.compile,  # ZeRO-3 needs equal calls on all ranks, compiled code few shapes
         labels=job.labels, flags=job.flags, notes={} if clip is None else {"zclip": clip.state},
     )  # fmt: skip
+    core = "torch"
+    if world.device.type == "cuda":
+        compiled = tiles.Kernels(torch.compile(tiles.statistics), torch.compile(tiles.slope))
+        core = _once(("core", world.device.type), lambda: tiles.choose(world.device, {"torch.compile": compiled}))
+    facts["core"] = core
     return learner, {**facts, "adam": adam, "cuts": towers.cuts}
 
 
@@ -438,6 +445,7 @@ def _card(job: Job, world: World, facts: dict[str, Any], digest: str) -> dict[st
         "BatchNorm groups": f"{facts['groups']:,} pairs" if facts["groups"] else None,
         "captions": "up to their last end token" if facts["cuts"] else "at full length",
         "precision": facts["precision"],
+        "pairwise core": facts["core"],
         "ZeRO stage": machine.zero,
         "processes": world.size,
         "device": f"{device}, {torch.get_num_threads()} threads a process",

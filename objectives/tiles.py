@@ -11,8 +11,9 @@ q_ij = exp(x_ij - column_j) for x = s L R^t,
 for gradients g, h of the row and column log-sum-exps.
 """
 
-from collections.abc import Iterator
-from typing import Any
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 
@@ -65,7 +66,7 @@ class _LogSumExps(torch.autograd.Function):
         for rows, columns in _blocks(len(left), len(right), left.device):
             x = _logits(left, right, scale, masks, (rows, columns))
             plain = all(mask is None for mask in masks)
-            across, down = statistics(x, *_counting(masks, (rows, columns)), columns_too, plain)
+            across, down = kernels(x.device).statistics(x, *_counting(masks, (rows, columns)), columns_too, plain)
             row[rows] = torch.logaddexp(row[rows], across)
             if columns_too:
                 column[columns] = torch.logaddexp(column[columns], down)
@@ -88,7 +89,7 @@ class _LogSumExps(torch.autograd.Function):
                 beside = (
                     on_columns[None, columns] if left_counts is None else on_columns[None, columns] * left_counts[:, None]
                 )
-            g = slope(x, row[rows], column[columns], above, beside)
+            g = kernels(x.device).slope(x, row[rows], column[columns], above, beside)
             d_left[rows].addmm_(g, right[columns])
             d_right[columns].addmm_(g.T, left[rows])
         on_scale = torch.linalg.vecdot(d_left, left).sum().to(scale.dtype)
@@ -140,6 +141,58 @@ def slope(
             return x.sub_(middle).exp_().mul_(weight)
     other = (x - column).exp_().mul_(beside)
     return x.sub_(row[:, None]).exp_().mul_(above).add_(other)
+
+
+class Kernels(NamedTuple):
+    """What works on a block; plain torch is the reference."""
+
+    statistics: Callable[..., tuple[torch.Tensor, torch.Tensor]]
+    slope: Callable[..., torch.Tensor]
+
+
+PLAIN = Kernels(statistics, slope)
+_chosen: dict[str, Kernels] = {}  # by type of device
+
+
+def kernels(device: torch.device) -> Kernels:
+    """What was chosen for this type of device; plain torch if nothing was."""
+    return _chosen.get(device.type, PLAIN)
+
+
+def choose(device: torch.device, rivals: dict[str, Kernels], side: int = 4096) -> str:
+    """Takes for this type of device the fastest of plain torch and those rivals that give its numbers; returns its name.
+
+    A rival that fails, or is off by more than 1e-4 of the largest entry on a block with masks or without, is left out.
+    """
+    draw = torch.Generator().manual_seed(0)
+    x = (20 * torch.randn(side, side + 3, generator=draw)).to(device)
+    rows, columns = (torch.rand(n, generator=draw).to(device) < 0.9 for n in x.shape)
+    row, column = x.logsumexp(1), x.logsumexp(0)
+    h, g = torch.ones_like(column)[None], torch.ones_like(row)[:, None]
+
+    def run(of: Kernels) -> list[torch.Tensor]:
+        out = [*of.statistics(x.clone(), rows, columns, True, False), *of.statistics(x.clone(), None, None, True, True)]
+        return [*out, of.slope(x.clone(), row, column, g, h), of.slope(x.clone(), row, column, g, None)]
+
+    def seconds(of: Kernels) -> float:
+        began = time.perf_counter()
+        for _ in range(3):
+            run(of)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - began
+
+    want, times = run(PLAIN), {"torch": (seconds(PLAIN), PLAIN)}
+    for name, rival in rivals.items():
+        try:
+            pairs = list(zip(run(rival), want, strict=True))
+            if all(torch.allclose(a, b, atol=1e-4 * float(b.abs().max()), rtol=0) for a, b in pairs):
+                times[name] = (seconds(rival), rival)
+        except Exception:  # a compiler that is missing or fails, each with its own exception; plain torch remains
+            continue
+    best = min(times, key=lambda name: times[name][0])
+    _chosen[device.type] = times[best][1]
+    return best
 
 
 def log_sum_exps(

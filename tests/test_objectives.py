@@ -396,3 +396,49 @@ def test_gradients_are_those_of_finite_differences(fields: dict[str, Any]) -> No
         return objective(changed, Exchange(ALONE))["loss"]
 
     assert torch.autograd.gradcheck(loss, tuple(asked(given)), atol=1e-5)
+
+
+def test_the_fastest_kernels_that_give_the_same_numbers_are_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wrong, a failing and a slow rival of plain torch; then one that a clock says is faster."""
+    import time
+
+    from objectives import tiles
+
+    monkeypatch.setattr(tiles, "_chosen", {})
+    cpu = torch.device("cpu")
+
+    def fails(*_: Any) -> Any:
+        raise RuntimeError("no compiler")
+
+    def slowly(*given: Any) -> Any:
+        time.sleep(0.05)
+        return tiles.slope(*given)
+
+    wrong = tiles.Kernels(tiles.statistics, lambda *given: tiles.slope(*given) * 1.01)
+    rivals = {"wrong": wrong, "failing": tiles.Kernels(fails, fails), "slow": tiles.Kernels(tiles.statistics, slowly)}
+    assert tiles.choose(cpu, rivals, side=64) == "torch"
+    assert tiles.kernels(cpu) is tiles.PLAIN
+    same = tiles.Kernels(tiles.statistics, tiles.slope)
+    ticks = iter([0.0, 9.0, 10.0, 11.0])
+    monkeypatch.setattr(tiles.time, "perf_counter", lambda: next(ticks))
+    assert tiles.choose(cpu, {"same": same}, side=64) == "same"
+    assert tiles.kernels(cpu) is same
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_compiled_kernels_on_a_gpu_are_the_textbooks() -> None:
+    from objectives import tiles
+
+    device = torch.device("cuda")
+    compiled = tiles.Kernels(torch.compile(tiles.statistics), torch.compile(tiles.slope))
+    tiles.choose(device, {"torch.compile": compiled})
+    left, right = (F.normalize(torch.randn(3000, 64), dim=-1) for _ in range(2))
+    found = []
+    for where, dtype in ((device, torch.float32), (torch.device("cpu"), torch.float64)):
+        given = [part.to(where, dtype).requires_grad_() for part in (left, right)]
+        forth, back = infonce(*given, torch.tensor(100.0, device=where, dtype=dtype), Exchange(ALONE))
+        (forth + back).backward()
+        found.append([forth.item(), back.item(), *(part.grad.double().cpu() for part in given)])
+    assert found[0][:2] == pytest.approx(found[1][:2], rel=1e-4)
+    assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(found[0][2:], found[1][2:], strict=True))

@@ -264,10 +264,12 @@ def test_bad_input_ends_in_one_sentence_and_code_2(
     assert "Traceback" not in out.stderr
 
 
-def test_steps_without_a_finite_loss_are_listed_and_stop_the_run_before_harm(spec: Path) -> None:
+@pytest.mark.parametrize("zero", [0, 3])
+def test_steps_without_a_finite_loss_are_listed_and_stop_the_run_before_harm(spec: Path, zero: int) -> None:
     """A rate of 1e30 makes the second step's loss infinite: that step and the next are not taken, and the run ends with a
     checkpoint of the weights before them."""
     sets = settings("pretrain.optimizer.rate=1e30", "pretrain.optimizer.warmup=0", "machine.max_bad_steps=2")
+    sets += settings(f"machine.zero={zero}")
     out = antidote("--spec", str(spec), *sets, cwd=spec.parent)
     assert out.returncode == 2
     assert "the loss was not finite in the last 2 steps, to step 3; none of them was taken" in out.stderr
@@ -509,9 +511,14 @@ def test_an_exported_model_is_the_same_in_open_clip(whole: Path, tmp_path: Path)
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_the_tiny_study_runs_on_a_gpu_in_bf16(spec: Path) -> None:
-    words = [sys.executable, str(ROOT / "engine/run.py"), "--spec", str(spec)]
+@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+def test_the_tiny_study_runs_on_a_gpu_in_bf16_as_on_a_cpu_in_fp32(whole: Path, spec: Path, zero: int) -> None:
+    words = [sys.executable, str(ROOT / "engine/run.py"), "--spec", str(spec), *settings(f"machine.zero={zero}")]
     out = subprocess.run(words, cwd=spec.parent, capture_output=True, text=True, timeout=300, check=False)
     assert out.returncode == 0, out.stderr
     card = json.loads(next((spec.parent / "runs/tiny").glob("pretrain-*/card.json")).read_text())
     assert card["precision"] == "bf16"
+    expected = journals(whole)
+    for name, rows in journals(spec.parent / "runs/tiny").items():
+        losses = [[row["loss"] for row in of if row["kind"] == "step"] for of in (rows, expected[name])]
+        assert losses[0] == pytest.approx(losses[1], rel=0.1)

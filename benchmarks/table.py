@@ -1,0 +1,67 @@
+"""benchmarks/README.md from the committed results: python benchmarks/table.py."""
+
+import json
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from benchmarks.side_by_side import HERE, RESULTS
+
+WHAT = {
+    "loss_clip_16k_memory": "contrastive loss and gradient, B = 16,384, D = 512, fp32: memory",
+    "loss_clip_16k_time": "the same: CPU time",
+    "loss_siglip_8k_memory": "sigmoid loss, B = 8,192: memory",
+    "loss_siglip_8k_time": "the same: CPU time",
+    "loss_slip_8k_memory": "SimCLR term of SLIP, B = 8,192: memory",
+    "loss_slip_8k_time": "the same: CPU time",
+    "loss_cyclip_8k_memory": "cyclic terms of CyCLIP, B = 8,192: memory",
+    "loss_cyclip_8k_time": "the same: CPU time",
+    "step_ViT-B-32": "train step, compute only, ViT-B-32, 16 pairs, captions of natural length, fp32",
+    "step_RN50": "the same, RN50",
+    "cached_2048": "gradient caching in 8 micro-batches, small ViT, B = 2,048",
+    "traffic_4": "feature bytes a rank and step, 4 ranks",
+    "traffic_9": "the same, 9 ranks",
+    "traffic_16": "the same, 16 ranks",
+    "engine_overhead": "engine around 300 small tensors, default stage",
+    "time_to_first_step": "from the command to the first step, ViT-B-32",
+    "loss_memory_2_to_16": "loss memory from 2 to 16 ranks, 1,024 rows a rank",
+}
+HEAD = """# Benchmarks
+
+`make bench` runs them all, one after the other, and writes this table from the committed results. Each measures ours and
+the peer's in turn on the same tensors or shards; the ratio is theirs / ours, above 1 where we need less; its spread is the
+smallest and largest round. What is measured and how stands at the head of each script. `where_time_goes.py` is a look
+into a finished study.
+
+Peers come from the package registry or, at the commit named, from their repository (cloned, or taken from
+`ANTIDOTE_PEERS/OWNER+NAME/repo`); none of their code is part of Antidote.
+
+"""
+
+
+def main() -> None:
+    """Writes the table."""
+    found = {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
+    lines = ["| what | peer | ours | theirs | ratio (spread) | target | |", "|---|---|---|---|---|---|---|"]
+    machines = set()
+    for name, what in WHAT.items():
+        if name not in found:
+            lines.append(f"| {what} | | | | not measured | | |")
+            continue
+        one = found[name]
+        machines.add(f"{one['machine']}, {one['date']}")
+        low, high = one["spread"]
+        peer = f"{one['peer']}, {one['peer_commit'][:12] if len(one['peer_commit']) == 40 else one['peer_commit']}"
+        verdict = "reached" if one["ratio"] >= one["target"] else "**missed**"
+        target = f"{one['target']:g}" if one["target"] != 1 else "none"
+        lines.append(
+            f"| {what} | {peer} | {one['ours']:g} {one['unit']} | {one['theirs']:g} | {one['ratio']:g} ({low:g}-{high:g}) "
+            f"| {target} | {verdict if target != 'none' else ''} |"
+        )
+    tail = "\n\nMeasured on: " + "; ".join(sorted(machines)) + ". No GPU has been measured yet.\n"
+    (HERE / "README.md").write_text(HEAD + "\n".join(lines) + tail)
+
+
+if __name__ == "__main__":
+    main()
