@@ -139,7 +139,7 @@ def main() -> None:
     torch.set_num_threads(2)
     release = f"release {version('open_clip_torch')}"
     if "step" in which:
-        for name, target, rounds in (("ViT-B-32", 1.45, 7), ("RN50", 1.30, 5)):
+        for name, target, rounds in (("ViT-B-32", 1.45, 15), ("RN50", 1.30, 15)):
             batch = pairs(name, 16)
             turns = in_turn(ours(name, batch, None, world), theirs(name, batch, 1), rounds)
             write(f"step_{name}", "open_clip train_one_epoch", release, turns, target, "CPU s a step", pairs=16)

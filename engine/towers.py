@@ -303,7 +303,9 @@ class GroupedNorm(nn.BatchNorm2d):
             mean, var = self.running_mean.to(self.weight.dtype), self.running_var.to(self.weight.dtype)
             return F.batch_norm(x, mean, var, self.weight, self.bias, False, 0.0, self.eps)
         out = []
-        for part in torch.split(x, self.rows or len(x)):
+        # no split for one group: its gradient would be copied together again
+        parts = [x] if self.rows is None or len(x) <= self.rows else torch.split(x, self.rows)
+        for part in parts:
             mean, var = torch.zeros_like(self.weight), torch.zeros_like(self.weight)
             # with momentum 1 the "running" statistics are this group's own
             out.append(F.batch_norm(part, mean, var, self.weight, self.bias, True, 1.0, self.eps))

@@ -35,7 +35,10 @@ def test_every_error_is_reported_at_once_with_line_path_and_remedy(spec: Path) -
     words = refusal(spec)
     assert "4 errors in the spec" in words
     assert f"{spec}:2: seed: is -3; input should be greater than or equal to 0" in words
-    assert "clean.objective: unknown kind 'cleanclap'; did you mean 'cleanclip'?; valid: mmcl, ssl, mmcl_ssl, cleanclip" in words
+    assert (
+        "clean.objective: unknown kind 'cleanclap'; did you mean 'cleanclip'?; valid: mmcl, ssl, mmcl_ssl, cleanclip"
+        in words
+    )
     assert "pretrain.epoch: unknown key; did you mean 'epochs'?" in words
     assert "pretrain.epochs: is missing; add it" in words
 
