@@ -64,14 +64,16 @@ def environment(**more: str) -> dict[str, str]:
     return {**kept, "PATH": f"{Path(sys.executable).parent}:{kept['PATH']}", "CUDA_VISIBLE_DEVICES": "", **more}
 
 
-def antidote(*words: str, cwd: Path, processes: int = 0, timeout: float = 200) -> subprocess.CompletedProcess[str]:
+def antidote(
+    *words: str, cwd: Path, processes: int = 0, timeout: float = 200, **more: str
+) -> subprocess.CompletedProcess[str]:
     """engine/run.py with these words; through DeepSpeed's launcher if `processes` is given."""
     script = str(ROOT / "engine" / "run.py")
     start = [sys.executable, script]
     if processes:
         start = ["deepspeed", "--num_gpus", str(processes), "--master_port", str(20000 + os.getpid() % 20000), script]
     return subprocess.run(
-        [*start, *words], cwd=cwd, env=environment(), capture_output=True, text=True, timeout=timeout, check=False
+        [*start, *words], cwd=cwd, env=environment(**more), capture_output=True, text=True, timeout=timeout, check=False
     )
 
 

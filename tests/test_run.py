@@ -394,6 +394,19 @@ def test_bf16_and_adaptive_clipping_train_as_fp32_does(whole: Path, spec: Path) 
         assert [row["loss"] for row in found[name]] == pytest.approx(losses, rel=1e-5)
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_compiled_towers_write_the_journal_of_plain_ones(whole: Path, spec: Path) -> None:
+    """torch.compile on the towers' blocks, with its cache in a folder of its own."""
+    words = ["--spec", str(spec), "--stage", "pretrain", *settings("machine.compile=true")]
+    out = antidote(*words, cwd=spec.parent, TORCHINDUCTOR_CACHE_DIR=str(spec.parent / "inductor"))
+    assert out.returncode == 0, out.stderr
+    assert list((spec.parent / "inductor").rglob("*.cpp")), "nothing was compiled"
+    first = next(rows for name, rows in journals(whole).items() if name.startswith("pretrain"))
+    compiled = next(iter(journals(spec.parent / "runs/tiny").values()))
+    losses = [[row["loss"] for row in rows if row["kind"] == "step"] for rows in (compiled, first)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
 def ranks_of(spec: Path, *words: list[str], hosts: str = "127.0.0.1") -> list[subprocess.Popen[str]]:
     """One process for each list of words, as a launcher would start them."""
     port = str(20000 + os.getpid() % 20000)
