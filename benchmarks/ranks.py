@@ -28,7 +28,10 @@ def played(side: str, ranks: int, rows: int) -> dict[str, float]:
         common = {**os.environ, "OMP_NUM_THREADS": "1", "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1"}
         port = str(20000 + os.getpid() % 20000)
         made = [
-            subprocess.Popen(words, env={**common, "RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_PORT": port})
+            subprocess.Popen(
+                words,
+                env={**common, "PYTHONWARNINGS": "ignore", "RANK": str(rank), "LOCAL_RANK": str(rank), "MASTER_PORT": port},
+            )
             for rank in range(ranks)
         ]
         assert [process.wait(500) for process in made] == [0] * ranks
