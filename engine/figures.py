@@ -208,19 +208,38 @@ def _ring(ax: "Axes", panel: Panel) -> None:
             ax.text(0.09, 0.04, text, transform=ax.transAxes, color=INK, style="italic")
         return
     at = (100 * best.asr, 100 * best.top1)
-    bottom, top = ax.get_ylim()
-    low = at[1] < bottom + 0.3 * (top - bottom)
     ax.scatter(*at, s=120, facecolors="none", edgecolors="black", linewidths=1.4, zorder=5)
     ax.annotate(
         f"{percent(best.top1)}\nat ASR {percent(best.asr)}",
         at,
-        xytext=(30, 26 if low else -34),
-        textcoords="offset points",
+        xytext=_free(ax, panel, at),
+        textcoords="axes fraction",
         fontsize=9,
         arrowprops={"arrowstyle": "-", "color": "black", "linewidth": 0.8, "shrinkB": 6},
         bbox={"boxstyle": "round,pad=0.25", "facecolor": "white", "edgecolor": "#BBBBBB", "alpha": 0.92},
         zorder=6,
     )
+
+
+def _free(ax: "Axes", panel: Panel, at: tuple[float, float]) -> tuple[float, float]:
+    """The corner, in fractions of the axes, from which a label of two lines covers the fewest points; near ones first."""
+    (left, right), (bottom, top) = ax.get_xlim(), ax.get_ylim()
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        return (x - left) / (right - left), (y - bottom) / (top - bottom)
+
+    everything = [place(*at)]
+    for group in (panel.points, panel.starts, panel.twins):
+        everything += [place(x, y) for x, y in zip(*_percents(group), strict=True)]
+    wide, high = 0.28, 0.19
+
+    def cost(corner: tuple[float, float]) -> tuple[int, float]:
+        x, y = corner
+        covered = sum(x - 0.03 < a < x + wide and y - 0.04 < b < y + high for a, b in everything)
+        return covered, abs(x - everything[0][0]) + abs(y - everything[0][1])
+
+    corners = [(x / 20, y / 20) for x in range(1, 14) for y in range(1, 16)]
+    return min(corners, key=cost)
 
 
 def _legend(figure: "Figure", panels: Sequence[Panel], shapes: dict[str, str]) -> None:
