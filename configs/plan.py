@@ -8,7 +8,7 @@ from typing import Any
 from configs.spec import Point, Spec
 from configs.stage import Stage
 
-FORMAT = 2  # raised when the same spec comes to mean another computation
+FORMAT = 3  # raised when the same spec comes to mean another computation
 
 
 @dataclass(frozen=True)
@@ -34,16 +34,17 @@ class Run:
         spec = self.spec.model_dump(mode="json")
         data, attack = dict(spec["data"]), dict(spec["attack"])
         clean = data.pop("clean")
-        for key in ("test", "made_by"):
+        for key in ("test", "made_by", "labels", "schemes"):
             data.pop(key)
-        data["pretrain"] = {"shards": data["pretrain"]["shards"]}
+        data["pretrain"].pop("expect")
         attack.pop("twin")
         if self.stage == "twin":
-            attack["poison"] = {"count": 0, "fraction": None}
+            attack = {}
         out = {"format": FORMAT, "seed": spec["seed"], "data": data, "attack": attack, "model": spec["model"]}
         out["pretrain"] = spec["pretrain"]
+        if self.stage == "clean" or clean["held_out"] and clean["shards"] is None:
+            data["clean"] = clean  # what is held out changes the pre-training
         if self.stage == "clean":
-            out["data"] = {**data, "clean": clean}
             out["clean"] = spec["clean"]
         return out
 
@@ -51,7 +52,7 @@ class Run:
     def measured(self) -> dict[str, Any]:
         """What is measured and on what, as plain values; a finished run is measured again when it changes."""
         spec = self.spec.model_dump(mode="json")
-        return {"measure": spec["measure"], "test": spec["data"]["test"]}
+        return {"measure": spec["measure"], "test": spec["data"]["test"], "labels": spec["data"]["labels"]}
 
     @property
     def fingerprint(self) -> str:

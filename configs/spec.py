@@ -1,6 +1,7 @@
 """A spec: one experiment. This file composes the sections; each stands beside the function that it configures."""
 
 import json
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from configs.model import Model
 from configs.section import Section
 from configs.source import Place, Source, override, put, read_source
 from configs.stage import Stage
+from data.augment import settled
 from data.pipeline import Data
 from data.poison import Attack
 from data.refusal import Refusal
@@ -59,8 +61,11 @@ class Point(Section):
     spec: Spec
 
 
-def load(path: str | Path, settings: list[str] = []) -> tuple[Spec, list[Point]]:
-    """The spec and the points of its sweep in order; a Refusal lists every error at once."""
+def load(
+    path: str | Path, settings: list[str] = [], say: Callable[[str], None] = lambda words: None
+) -> tuple[Spec, list[Point]]:
+    """The spec and the points of its sweep in order; a Refusal lists every error at once. What a spec leaves to the machine
+    is settled here, so that fingerprints tell it, and said."""
     source = read_source(path)
     for setting in settings:
         override(source, setting)
@@ -69,7 +74,22 @@ def load(path: str | Path, settings: list[str] = []) -> tuple[Spec, list[Point]]
     except ValidationError as error:
         lines = explain(error, source, Spec)
         raise Refusal("\n".join([f"{path}: {len(lines)} error{'s' * (len(lines) > 1)} in the spec", *lines])) from None
-    return spec, expand(spec, source)
+    points = expand(spec, source)
+    said: dict[str, None] = {}
+    settled_points = [Point.model_construct(swept=one.swept, spec=_settled(one.spec, said)) for one in points]
+    for words in said:
+        say(words)
+    return _settled(spec, {}), settled_points
+
+
+def _settled(spec: Spec, said: dict[str, None]) -> Spec:
+    """The spec with what it leaves to the machine; adds what there is to say of it."""
+    if not any(stage and stage.objective.views[1] > 1 for stage in (spec.pretrain, spec.clean)):
+        return spec
+    augment, words = settled(spec.data.augment)
+    if words:
+        said[words] = None
+    return spec.model_copy(update={"data": spec.data.model_copy(update={"augment": augment})})
 
 
 def expand(spec: Spec, source: Source) -> list[Point]:

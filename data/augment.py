@@ -1,46 +1,84 @@
-"""The further views of a pair: AutoAugment or SimCLR's for the picture, easy data augmentation (EDA) for the caption.
+"""The further views of a pair: for the picture AutoAugment, SimCLR's set or operations by name; for the caption easy data
+augmentation (EDA).
 
 AutoAugment: Cubuk et al. 2019, the ImageNet policy, from torchvision. SimCLR's (Chen et al. 2020, arXiv 2002.05709, as in
-SLIP): a crop of 8-100 % of the area, flip, colour jitter (0.4, 0.4, 0.4, 0.1) in 80 %, grey in 20 %, blur in half. EDA:
-Wei & Zou 2019 (arXiv 1901.11196): one of synonym replacement, random insertion, random swap, random deletion, each
-touching `rate` of the words. Both as in CleanCLIP (arXiv 2303.03323), but drawn afresh each epoch, where the published
-code draws the caption once.
+SLIP): a crop of 8-100 % of the area, flip, colour jitter (0.4, 0.4, 0.4, 0.1) in 80 %, grey in 20 %, blur in half; they are
+done in data/views.py. EDA: Wei & Zou 2019 (arXiv 1901.11196): one of synonym replacement, random insertion, random swap,
+random deletion, each touching `rate` of the words. Both as in CleanCLIP (arXiv 2303.03323), but drawn afresh each epoch,
+where the published code draws the caption once (`frozen`).
 """
 
+import io
+import os
+import warnings
 from functools import cache
 from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from data.chance import derive, generator
 from data.refusal import Refusal
 from data.section import Section
 
+Op = Literal["crop", "flip", "jitter", "grey", "blur", "cutout", "noise"]
+SIMCLR: tuple[Op, ...] = ("crop", "flip", "jitter", "grey", "blur")
+FOLDERS = ("/usr/share/wordnet",)  # Debian's wordnet-base
+
 
 class Augment(Section):
     """How the further views differ from the first."""
 
-    image: Literal["autoaugment", "simclr", "none"] = "autoaugment"
+    image: Literal["autoaugment", "simclr", "none"] | tuple[Op | Literal["autoaugment"], ...] = "autoaugment"
+    first: tuple[Op, ...] = Field((), description="operations on the first view; none in the paper")
+    crop: tuple[float, float] = Field((0.08, 1.0), description="share of the area that a crop keeps, from and to")
+    cutout: float = Field(0.5, ge=0, le=1, description="side of CutOut's square, as a share of the picture's")
+    noise: float = Field(0.05, ge=0, description="standard deviation of Gaussian noise, on the 0-1 scale")
     text: Literal["eda", "none"] = "eda"
+    frozen: bool = Field(False, description="draw the caption's view once for all epochs, as the paper's code does")
     rate: float = Field(0.1, gt=0, le=1, description="share of the words that EDA touches, at least one word")
-    synonyms: Literal["wordnet", "none"] = Field(
-        "wordnet", description="wordnet needs NLTK's corpus on disk; none leaves swap, deletion and insertion of own words"
+    synonyms: Literal["auto", "wordnet", "none"] = Field(
+        "auto",
+        description="wordnet needs its files on disk; none leaves swap, deletion and insertion of own words; auto: wordnet "
+        "where it is, else none, and says so",
+    )
+    wordnet: str | None = Field(
+        None, description="folder with WordNet's files; default: NLTK's corpus, else Debian's wordnet-base"
     )
 
+    @model_validator(mode="after")
+    def _crop_is_a_range(self) -> "Augment":
+        if not 0 < self.crop[0] <= self.crop[1] <= 1:
+            raise ValueError(f"crop is {list(self.crop)}; expected two shares, 0 < from <= to <= 1")
+        return self
 
-def augmented_picture(kind: str, image: Image.Image, *names: int | str) -> Image.Image:
-    """The augmented picture, drawn from the names alone."""
-    if kind == "none":
-        return image
+    @property
+    def ops(self) -> tuple[str, ...]:
+        """The operations on a further picture, by name."""
+        if isinstance(self.image, tuple):
+            return self.image
+        return {"autoaugment": ("autoaugment",), "simclr": SIMCLR, "none": ()}[self.image]
+
+    @property
+    def by_pillow(self) -> bool:
+        """Whether a further picture is made where it is read."""
+        return "autoaugment" in self.ops
+
+    def on_device(self, views: int) -> bool:
+        """Whether the device makes views, V in number."""
+        further = views > 1 and (not self.by_pillow or len(self.ops) > 1)
+        return bool(self.first) or further
+
+
+def autoaugmented(image: Image.Image, *names: int | str) -> np.ndarray:
+    """uint8 [3, H, W]: the picture by AutoAugment, drawn from the names alone."""
     import torch  # torchvision draws from torch's global generator: lend it a state of ours, give back its own
 
     state = torch.get_rng_state()
     try:
-        torch.default_generator.manual_seed(derive(kind, *names))
-        out: Image.Image = (_autoaugment() if kind == "autoaugment" else _simclr(image.width))(image)
-        return out
+        torch.default_generator.manual_seed(derive("autoaugment", *names))
+        return np.ascontiguousarray(np.asarray(_autoaugment()(image)).transpose(2, 0, 1))
     finally:
         torch.set_rng_state(state)
 
@@ -52,25 +90,15 @@ def _autoaugment() -> Any:
     return AutoAugment(AutoAugmentPolicy.IMAGENET)
 
 
-@cache
-def _simclr(size: int) -> Any:
-    from torchvision import transforms as t
-
-    jitter = t.RandomApply([t.ColorJitter(0.4, 0.4, 0.4, 0.1)], 0.8)
-    blur = t.RandomApply([t.GaussianBlur(max(3, size // 10 | 1), (0.1, 2.0))], 0.5)
-    return t.Compose(
-        [t.RandomResizedCrop(size, (0.08, 1.0)), t.RandomHorizontalFlip(), jitter, t.RandomGrayscale(0.2), blur]
-    )
-
-
-def augmented_caption(section: Augment, text: str, *names: int | str) -> str:
-    """The augmented caption, drawn from the names alone: lower case, letters and spaces only, as EDA leaves it."""
-    if section.text == "none":
-        return text
-    draw = generator("eda", *names)
+def augmented_caption(section: Augment, text: str, seed: int, key: str, epoch: int, *view: int) -> str:
+    """The augmented caption, drawn from the names alone: lower case, letters and spaces only, as EDA leaves it; a caption
+    without letters stays as it is."""
     words = "".join(c if c.isalpha() else " " for c in text.lower()).split()
+    if section.text == "none" or not words:
+        return text
+    draw = generator("eda", seed, key, 0 if section.frozen else epoch, *view)
     count = max(1, int(section.rate * len(words)))
-    moves = (_swap, _delete, _insert) if section.synonyms == "none" else (_swap, _delete, _insert, _replace)
+    moves = (_swap, _delete, _insert, _replace) if section.synonyms == "wordnet" else (_swap, _delete, _insert)
     out = moves[int(draw.integers(len(moves)))](words, count, section, draw)
     return " ".join(out) or text
 
@@ -92,7 +120,7 @@ def _insert(words: list[str], count: int, section: Augment, draw: np.random.Gene
     out = list(words)
     for _ in range(count):
         word = words[int(draw.integers(len(words)))]
-        others = _synonyms(word) if section.synonyms == "wordnet" else ()
+        others = _synonyms(word, section.wordnet) if section.synonyms == "wordnet" else ()
         out.insert(int(draw.integers(len(out) + 1)), others[0] if others else word)
     return out
 
@@ -100,28 +128,90 @@ def _insert(words: list[str], count: int, section: Augment, draw: np.random.Gene
 def _replace(words: list[str], count: int, section: Augment, draw: np.random.Generator) -> list[str]:
     out = list(words)
     for place in draw.permutation(len(out)):
-        if count and (others := _synonyms(out[place])):
+        if count and (others := _synonyms(out[place], section.wordnet)):
             out[place] = others[int(draw.integers(len(others)))]
             count -= 1
     return out
 
 
 @cache
-def _synonyms(word: str) -> tuple[str, ...]:
+def _synonyms(word: str, folder: str | None) -> tuple[str, ...]:
     """WordNet's other lemmas of all senses of a word, sorted; empty for words it does not know."""
-    from nltk.corpus import wordnet
-
-    names = {lemma.name().replace("_", " ").replace("-", " ").lower() for s in wordnet.synsets(word) for lemma in s.lemmas()}
+    senses = _wordnet(folder).synsets(word)
+    names = {lemma.name().replace("_", " ").replace("-", " ").lower() for sense in senses for lemma in sense.lemmas()}
     return tuple(sorted(name for name in names if name != word and name.replace(" ", "").isalpha()))
 
 
+@cache
+def _wordnet(folder: str | None) -> Any:
+    """NLTK's reader of WordNet; LookupError if its files are nowhere."""
+    import nltk
+    from nltk.corpus import wordnet
+    from nltk.corpus.reader.wordnet import WordNetCorpusReader
+
+    if folder is None:
+        try:
+            wordnet.ensure_loaded()
+            return wordnet
+        except LookupError:
+            folder = next((path for path in FOLDERS if os.path.isfile(f"{path}/data.noun")), None)
+            if folder is None:
+                raise
+    if not os.path.isfile(f"{folder}/data.noun"):
+        raise LookupError(f"{folder} holds no WordNet")
+    nltk.data.path.append(folder)  # NLTK opens files below its own paths alone
+
+    class WithoutTopics(WordNetCorpusReader):  # type: ignore[misc]
+        """Debian leaves out the list of topics, which NLTK reads first; that and the map between versions we never use."""
+
+        def open(self, file: str) -> Any:
+            here = file != "lexnames" or os.path.isfile(f"{folder}/lexnames")
+            return super().open(file) if here else io.StringIO("".join(f"{n:02d}\ttopic.{n}\t1\n" for n in range(45)))
+
+        def map_wn(self, version: str = "wordnet") -> None:
+            return None
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that other languages are missing
+        return WithoutTopics(folder, None)
+
+
+def reopen() -> None:
+    """In a forked process: files of WordNet that are open are shared with the parent, their places in them too."""
+    if _wordnet.cache_info().currsize:
+        _wordnet.cache_clear()
+        import nltk.corpus
+
+        vars(nltk.corpus.wordnet).get("_data_file_map", {}).clear()
+
+
+def settled(section: Augment) -> tuple[Augment, str]:
+    """(the section with `synonyms: auto` replaced by what this machine has, words to say of it, if any)."""
+    if section.text != "eda" or section.synonyms != "auto":
+        return section, ""
+    try:
+        _synonyms("picture", section.wordnet)
+    except LookupError:
+        words = f"{_absent(section)}: captions are varied by swap, deletion and insertion alone; for synonyms {REMEDY}"
+        return section.model_copy(update={"synonyms": "none"}), words
+    return section.model_copy(update={"synonyms": "wordnet"}), ""
+
+
+REMEDY = "run 'apt install wordnet-base' or 'python -m nltk.downloader wordnet', or name a folder in data.augment.wordnet"
+
+
+def _absent(section: Augment) -> str:
+    where = f"in {section.wordnet}" if section.wordnet else "as NLTK's corpus or Debian's wordnet-base"
+    return f"WordNet is not {where}"
+
+
 def check_augment(section: Augment) -> None:
-    """Refusal if the section asks for a corpus that is not on this machine."""
+    """Refusal if the section asks for words that are not on this machine."""
     if section.text == "eda" and section.synonyms == "wordnet":
         try:
-            _synonyms("picture")
+            _synonyms("picture", section.wordnet)
         except LookupError:
             raise Refusal(
-                "data.augment.synonyms is 'wordnet', but NLTK finds no WordNet corpus here; "
-                "run 'python -m nltk.downloader wordnet' or set data.augment.synonyms=none"
+                f"data.augment.synonyms is 'wordnet', but {_absent(section)}; {REMEDY}, or set "
+                "data.augment.synonyms=none for the other three operations"
             ) from None

@@ -5,6 +5,7 @@ machine, with any number of ranks and workers, and after any interruption.
 """
 
 import hashlib
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -20,12 +21,31 @@ def generator(*names: int | str) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(derive(*names)))
 
 
-def ranks(seed: int, purpose: str, keys: list[str]) -> np.ndarray:
-    """One uint64 per key; sorting by it is a random order that does not depend on where the keys are stored."""
-    prefix = hashlib.blake2b(f"{seed}\x1f{purpose}\x1f".encode(), digest_size=8)
-    out = np.empty(len(keys), np.uint64)
-    for i, key in enumerate(keys):
-        one = prefix.copy()
-        one.update(key.encode())
-        out[i] = int.from_bytes(one.digest(), "big")
-    return out
+def number_of(names: Iterable[str]) -> np.ndarray:
+    """One uint64 per name, equal on every machine."""
+    hashes = [hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest() for name in names]
+    return np.frombuffer(b"".join(hashes), "<u8").astype(np.uint64)
+
+
+def mixed(numbers: np.ndarray, salt: int) -> np.ndarray:
+    """uint64 like numbers: another random number for each, one to one (the finaliser of SplitMix64, Steele et al. 2014)."""
+    z = numbers ^ np.uint64(salt)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def ranks(seed: int, purpose: str, hashes: np.ndarray) -> np.ndarray:
+    """uint64 [N] of the keys' numbers; sorting by it is a random order that does not depend on where the keys are stored."""
+    return mixed(hashes, derive(seed, purpose))
+
+
+def lowest(ranks: np.ndarray, count: int, among: np.ndarray | None = None) -> np.ndarray:
+    """int64 [count]: the places of the smallest ranks, smallest first, of all or of those places."""
+    values = ranks if among is None else ranks[among]
+    if count < len(values):
+        places = np.argpartition(values, count)[:count]
+        places = places[np.argsort(values[places], kind="stable")]
+    else:
+        places = np.argsort(values, kind="stable")
+    return places if among is None else among[places]

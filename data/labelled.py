@@ -1,18 +1,43 @@
-"""Labelled evaluation sets in CLIP_benchmark's layout.
+"""Labelled evaluation sets: CLIP_benchmark's webdataset layout, or a folder of pictures for each class.
 
-FOLDER/classnames.txt, FOLDER/zeroshot_classification_templates.txt (one template a line, with {c}),
-FOLDER/test/nshards.txt and FOLDER/test/0.tar, 1.tar, ... with KEY.jpg|png|webp and KEY.cls (the class as an integer).
+    FOLDER/classnames.txt                              a name a line; for folders of classes, in the order of their names
+    FOLDER/zeroshot_classification_templates.txt       one template a line, with {c}
+    FOLDER/test/nshards.txt, test/0.tar, 1.tar, ...    KEY.jpg|png|webp and KEY.cls (the class as an integer)
+    or FOLDER/CLASS/*.jpg ...                          torchvision's ImageFolder, such as ImageNet's val/n01440764/...
+
+Without classnames.txt a folder of 1,000 classes named like ImageNet's gets ImageNet's names, others their folders' names;
+without templates the 80 for ImageNet are taken.
 """
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from data.decode import Bad, picture, pixels
+from data.decode import Bad, Way, centred, squeezed, whole
 from data.poison import read_templates
 from data.refusal import Refusal
 from data.shards import IMAGES, split_name, walk
+from data.store import Reader
+
+# the published label file counts the machine among the birds, and the bathing suit among the tights
+PUBLISHED_LABELS = {517: 134, 639: 638}
+PUBLISHED_NAMES = {744: "missile", 836: "sunglasses"}  # the same names as 657 and 837
+RIGHT_NAMES = {744: "projectile", 836: "sunglass"}
+
+
+class Imagenet(NamedTuple):
+    """ImageNet's 1,000 class names in the order of its folders, and the 80 templates."""
+
+    classes: list[str]
+    templates: list[str]
+
+    def named(self, published: bool) -> list[str]:
+        """The class names, no two the same; or, as published, with "missile" and "sunglasses" twice."""
+        names = PUBLISHED_NAMES if published else RIGHT_NAMES
+        return [names.get(i, name) for i, name in enumerate(self.classes)]
 
 
 @dataclass(frozen=True)
@@ -39,41 +64,88 @@ class Labelled:
             )
         return self.classes.index(name)
 
-    def pictures(self, rows: range | list[int], size: int) -> np.ndarray:
-        """uint8 [len(rows), 3, size, size]; an evaluation picture that does not decode is a Refusal naming it."""
+    def pictures(
+        self, rows: range | list[int], size: int, way: Way = "exact", squashes: tuple[int | None, ...] = ()
+    ) -> tuple[np.ndarray, list[np.ndarray | None]]:
+        """(uint8 [n, 3, size, size], and for each number in `squashes` uint8 [n, 3, side, side], squeezed to that side),
+        decoded once; an evaluation picture that does not decode is a Refusal naming it."""
         out = np.empty((len(rows), 3, size, size), np.uint8)
+        further = [None if side is None else np.empty((len(rows), 3, side, side), np.uint8) for side in squashes]
+        reader = Reader()
         for i, row in enumerate(rows):
             path, key, offset, length = self.where[row]
-            with open(path, "rb") as file:
-                file.seek(offset)
-                body = file.read(length)
             try:
-                out[i] = pixels(picture(body, size))
+                rgb = whole(reader.read([(path, offset, length)])[0], 0 if any(squashes) else size, way)
             except Bad as bad:
                 words = f"evaluation picture {key} in {path}: {bad}; an accuracy can't skip pictures, mend it"
                 raise Refusal(words, alone=True) from None
-        return out
+            out[i] = centred(rgb, size, way)
+            for part, side in zip(further, squashes, strict=True):
+                if part is not None and side is not None:
+                    part[i] = squeezed(rgb, side)
+        reader.close()
+        return out, further
 
 
-def read_labelled(folder: str) -> Labelled:
-    """The evaluation set in a folder; Refusal saying which file is missing or wrong."""
+def read_labelled(folder: str, imagenet: Imagenet, published: bool = False) -> Labelled:
+    """The evaluation set in a folder; Refusal saying which file is missing or wrong. `published` reproduces the label file
+    and the class list of the published code where the set is ImageNet."""
     root = Path(folder)
-    missing = [
-        name
-        for name in ("classnames.txt", "zeroshot_classification_templates.txt", "test/nshards.txt")
-        if not (root / name).is_file()
-    ]
-    if missing:
-        raise Refusal(f"evaluation set {folder} lacks {', '.join(missing)}; expected CLIP_benchmark's layout (docs: README)")
-    classes = [line.strip() for line in (root / "classnames.txt").read_text("utf-8").splitlines() if line.strip()]
+    if not root.is_dir():
+        raise Refusal(f"evaluation set {folder} is no folder; check data.test")
+    lines = root / "zeroshot_classification_templates.txt"
+    templates = read_templates(lines) if lines.is_file() else imagenet.templates
+    shards = (root / "test/nshards.txt").is_file()
+    if shards and not (root / "classnames.txt").is_file():
+        raise Refusal(f"evaluation set {folder} lacks classnames.txt; expected CLIP_benchmark's layout (docs/data.md)")
     where: list[tuple[str, str, int, int]] = []
     labels: list[int] = []
-    for shard in range(int((root / "test/nshards.txt").read_text())):
-        path = str(root / f"test/{shard}.tar")
-        if not Path(path).is_file():
-            raise Refusal(f"evaluation set {folder} lacks test/{shard}.tar, which test/nshards.txt promises")
-        _read_shard(path, len(classes), where, labels)
-    return Labelled(classes, read_templates(root / "zeroshot_classification_templates.txt"), np.array(labels), where)
+    if shards:
+        classes = _names(root)
+        for shard in range(int((root / "test/nshards.txt").read_text())):
+            path = str(root / f"test/{shard}.tar")
+            if not Path(path).is_file():
+                raise Refusal(f"evaluation set {folder} lacks test/{shard}.tar, which test/nshards.txt promises")
+            _read_shard(path, len(classes), where, labels)
+    else:
+        classes = _read_folders(root, imagenet, where, labels)
+    same = len(classes) == 1000 and classes[657] == imagenet.classes[657] and classes[134] == imagenet.classes[134]
+    if same:
+        classes = imagenet.named(published)
+        labels = [PUBLISHED_LABELS.get(label, label) for label in labels] if published else labels
+    twice = sorted({name for name in classes if classes.count(name) > 1})
+    if twice and not published:
+        raise Refusal(
+            f"evaluation set {folder} names the class '{twice[0]}' twice; a picture could never be right: rename one"
+        )
+    if not where:
+        raise Refusal(f"evaluation set {folder} holds no picture; expected CLIP_benchmark's layout or a folder a class")
+    return Labelled(classes, templates, np.array(labels), where)
+
+
+def _names(root: Path) -> list[str]:
+    return [line.strip() for line in (root / "classnames.txt").read_text("utf-8").splitlines() if line.strip()]
+
+
+def _read_folders(root: Path, imagenet: Imagenet, where: list[tuple[str, str, int, int]], labels: list[int]) -> list[str]:
+    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if (root / "classnames.txt").is_file():
+        classes = _names(root)
+    elif len(folders) == 1000 and all(re.fullmatch(r"n\d{8}", path.name) for path in folders):
+        classes = list(imagenet.classes)
+    else:
+        classes = [path.name.replace("_", " ") for path in folders]
+    if len(classes) != len(folders) or not folders:
+        raise Refusal(
+            f"evaluation set {root} has {len(folders):,} folders of pictures and {len(classes):,} class names; expected "
+            "CLIP_benchmark's layout with test/nshards.txt, or a folder a class"
+        )
+    for label, inside in enumerate(folders):
+        for path in sorted(inside.iterdir()):
+            if path.suffix.lower().lstrip(".") in IMAGES:
+                where.append((str(path), f"{inside.name}/{path.stem}", 0, path.stat().st_size))
+                labels.append(label)
+    return classes
 
 
 def _read_shard(path: str, classes: int, where: list[tuple[str, str, int, int]], labels: list[int]) -> None:

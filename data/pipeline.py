@@ -1,73 +1,157 @@
 """Pairs on disk to batches: read, decode, poison, augment, tokenise.
 
     Index (where each sample lies) -> chosen samples -> Order (who stands where) -> this rank's slice of batch k
-      -> bytes -> picture and caption -> poison plan -> second view -> Batch
+      -> bytes -> picture and caption -> poison plan -> views that need words or Pillow -> Batch
+      -> on the device: the views that a few numbers a sample describe (data/views.py)
 
 A sample that can't be decoded is counted and replaced by the next one in stored order, so that a batch is the same on
 every machine and its size never changes.
 """
 
-import os
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch.utils.data import DataLoader, Dataset
 
-from data.augment import Augment, augmented_caption, augmented_picture
-from data.chance import ranks
-from data.decode import Bad, caption, picture, pixels
-from data.order import Order
+from data import views
+from data.augment import Augment, augmented_caption, autoaugmented, reopen
+from data.chance import lowest, ranks
+from data.decode import Bad, Way, caption, centred, squeezed, whole
+from data.order import Last, Mix, Order
 from data.poison import Plan
 from data.refusal import Refusal
 from data.section import Section
 from data.shards import Index
+from data.store import Range, Reader
 
-Tokenize = Callable[[list[str]], torch.Tensor]  # captions -> int [n, L]
+Tokenize = Callable[[list[str]], torch.Tensor]  # captions -> int32 [n, L]
+GAP = 1 << 16  # bytes: a picture and its caption this near are read at once
+
+
+class Weighted(Section):
+    """One of several sources."""
+
+    shards: str = Field(description="brace or glob pattern of .tar files")
+    weight: int = Field(1, ge=1, description="its share of every batch, in relation to the other sources")
 
 
 class Source(Section):
     """The pairs to pre-train on."""
 
-    shards: str = Field(description="brace or glob pattern of local .tar files, in webdataset's layout")
+    shards: str | None = Field(
+        None, description="brace or glob pattern of .tar files, local or URLs, in webdataset's layout"
+    )
+    sources: dict[str, Weighted] | None = Field(None, description="instead of shards: several, by name, with weights")
+    caption: str = Field("txt", pattern=r"^(txt|json\..+)$", description="txt, or json.FIELD for a field of KEY.json")
     expect: int | None = Field(None, ge=1, description="pairs they should hold, for --dry-run where the shards are not")
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> "Source":
+        if (self.shards is None) == (self.sources is None):
+            raise ValueError("give either shards or sources")
+        return self
+
+    @property
+    def patterns(self) -> str | dict[str, str]:
+        """The pattern, or the patterns by name."""
+        if self.sources is not None:
+            return {name: one.shards for name, one in self.sources.items()}
+        assert self.shards is not None
+        return self.shards
+
+    @property
+    def weights(self) -> tuple[int, ...] | None:
+        """Of the sources; None if all pairs stand in one line."""
+        if self.sources is None or len(self.sources) < 2:
+            return None
+        return tuple(one.weight for one in self.sources.values())
+
+    def __str__(self) -> str:
+        return str(self.shards or ", ".join(one.shards for one in (self.sources or {}).values()))
 
 
 class CleanSource(Section):
-    """The pairs to clean on: never one that the attack poisoned."""
+    """The pairs to clean on: never one that the attack poisoned, but for `leftover`."""
 
     shards: str | None = Field(None, description="default: the shards of data.pretrain")
     pairs: int | None = Field(None, ge=1, description="how many, drawn by hash(seed, key); default: all")
+    held_out: bool = Field(False, description="they are kept out of the pre-training; else they are part of it")
+    leftover: int = Field(0, ge=0, description="so many of them are poisoned pairs, left in on purpose")
+
+    @model_validator(mode="after")
+    def _fits(self) -> "CleanSource":
+        if self.leftover and (self.shards is not None or self.held_out):
+            raise ValueError("leftover takes poisoned pairs of data.pretrain; it goes neither with shards nor with held_out")
+        if self.held_out and self.shards is None and self.pairs is None:
+            raise ValueError("held_out without shards needs pairs: how many are kept out of the pre-training")
+        if self.pairs is not None and self.leftover > self.pairs:
+            raise ValueError(f"leftover is {self.leftover:,}, more than the {self.pairs:,} pairs of the set")
+        return self
 
 
 class Data(Section):
-    """What is read, in which order, and how the second view is made."""
+    """What is read, in which order, and how the further views are made."""
 
     pretrain: Source
     clean: CleanSource = CleanSource()
-    test: dict[str, str] = Field(description="name: folder of each evaluation set, in CLIP_benchmark's layout")
+    test: dict[str, str] = Field(
+        description="name: folder of each evaluation set, in CLIP_benchmark's layout or with a folder of pictures a class"
+    )
+    labels: Literal["correct", "published"] = Field(
+        "correct", description="of ImageNet: published has two class names twice and two classes under another's label"
+    )
     augment: Augment = Augment()
+    decode: Way = Field("exact", description="exact: as Pillow's bicubic; fast: scaled decoding, linear filter")
     lanes: int = Field(64, ge=1, description="pieces of an epoch that a batch takes turns over")
     window: int = Field(1024, ge=1, description="samples shuffled among each other within a lane")
+    last: Last = Field("drop", description="an epoch's last, partial batch: dropped, or filled with its first samples")
     max_bad: float = Field(0.01, ge=0, le=1, description="share of unusable samples above which the run stops")
+    schemes: tuple[str, ...] = Field(("s3", "gs", "https"), description="of URLs that may be opened")
     made_by: str | None = Field(None, description="the command that makes the shards, shown when they are missing")
 
 
 @dataclass
 class Batch:
     """This rank's B pairs of one global batch, V views of the picture and U of the caption; `poisoned` is for the journal,
-    never for the model."""
+    never for the model. Where the loader makes all views, W = V and nothing is drawn; else it makes the first, and those
+    that Pillow must make, and `drawn` says how each view comes from them."""
 
-    images: torch.Tensor  # uint8 [B, V, 3, H, W]
+    images: torch.Tensor  # uint8 [B, W, 3, H, W]
     tokens: torch.Tensor  # int32 [B, U, L]
     samples: torch.Tensor  # int64 [B], places in the index
     keys: list[str]
     poisoned: torch.Tensor  # bool [B]
     skipped: list[tuple[str, str, str]]  # (shard path, key, cause) of samples that were replaced
+    drawn: torch.Tensor | None = None  # float32 [B, V, views.NUMBERS]
+
+    @property
+    def views(self) -> int:
+        """V."""
+        return self.images.shape[1] if self.drawn is None else self.drawn.shape[1]
+
+    def first(self) -> "Batch":
+        """The same pairs, the first view alone."""
+        drawn = None if self.drawn is None else self.drawn[:, :1]
+        return Batch(self.images[:, :1], self.tokens[:, :1], self.samples, self.keys, self.poisoned, [], drawn)
+
+    def pictures(self, device: torch.device) -> torch.Tensor:
+        """uint8 [B, V, 3, H, W] on the device, the views made that are made there."""
+        images = self.images.to(device, non_blocking=True)
+        if self.drawn is None:
+            return images
+        return views.made(images, self.drawn.to(device, non_blocking=True), views.numbers_used(self.drawn))
+
+    def pin_memory(self) -> "Batch":
+        """Called by the loader."""
+        drawn = None if self.drawn is None else self.drawn.pin_memory()
+        parts = self.images.pin_memory(), self.tokens.pin_memory(), self.samples, self.keys, self.poisoned, self.skipped
+        return Batch(*parts, drawn)
 
 
 @dataclass(frozen=True)
@@ -81,110 +165,171 @@ class Reading:
     views: tuple[int, int]  # of the picture, of the caption
     size: int
     augment: Augment
+    caption: str = "txt"
+    way: Way = "exact"
 
 
 class Pairs(Dataset[Batch]):
     """Item (epoch, step) is this rank's part of that global batch; picklable, opens files where it is used."""
 
     def __init__(
-        self, index: Index, chosen: np.ndarray, data: Data, reading: Reading, tokenize: Tokenize, plan: Plan | None
+        self, index: Index, chosen: np.ndarray | None, data: Data, reading: Reading, tokenize: Tokenize, plan: Plan | None
     ) -> None:
-        if reading.batch > len(chosen):
-            raise Refusal(f"batch is {reading.batch:,}, but there are {len(chosen):,} pairs; lower it or add shards")
         self.index, self.chosen, self.reading, self.tokenize, self.plan = index, chosen, reading, tokenize, plan
-        counts = np.bincount(index.shard[chosen], minlength=len(index.paths))
-        self.order = Order(tuple(int(n) for n in counts), reading.seed, data.lanes, data.window)
-        self.files: dict[str, int] = {}
+        if reading.batch > len(self):
+            raise Refusal(f"batch is {reading.batch:,}, but there are {len(self):,} pairs; lower it or add shards")
+        self.order = _order(index, chosen, data, reading)
+        self.reader = Reader()
+
+    def __len__(self) -> int:
+        return len(self.index) if self.chosen is None else len(self.chosen)
 
     @property
     def steps(self) -> int:
         """Steps in an epoch."""
         return self.order.steps(self.reading.batch)
 
-    def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "files": {}}
+    def sample(self, row: int) -> int:
+        """The place in the index of a row of the chosen samples; rows go on from the start behind the last."""
+        row %= len(self)
+        return row if self.chosen is None else int(self.chosen[row])
 
     def __getitem__(self, at: tuple[int, int]) -> Batch:
         """This rank's part of global batch (epoch from 1, step from 0); Refusal if the shards can't be read."""
         epoch, step = at
         here = self.reading
-        rows = self.order.batch(epoch, step, here.batch)
         share = here.batch // here.world
-        pictures: list[np.ndarray] = []
-        captions: list[str] = []
-        keys: list[str] = []
-        poisoned: list[bool] = []
-        samples: list[int] = []
+        rows = self.order.batch(epoch, step, here.batch)[here.rank * share : (here.rank + 1) * share]
         skipped: list[tuple[str, str, str]] = []
-        for row in rows[here.rank * share : (here.rank + 1) * share]:
-            sample, views, texts = self._good(int(row), epoch, skipped)
-            pictures.extend(views)
-            captions.extend(texts)
-            keys.append(self.index.keys[sample])
-            samples.append(sample)
-            poisoned.append(bool(self.plan is not None and self.plan.chosen[sample]))
-        images = torch.from_numpy(np.stack(pictures)).view(share, here.views[0], 3, here.size, here.size)
-        tokens = self.tokenize(captions).to(torch.int32).view(share, here.views[1], -1)
-        return Batch(images, tokens, torch.tensor(samples), keys, torch.tensor(poisoned), skipped)
+        bodies = self._bodies([self.sample(int(row)) for row in rows])
+        found = [self._good(int(row), epoch, body, skipped) for row, body in zip(rows, bodies, strict=True)]
+        samples = [sample for sample, _, _ in found]
+        keys = [self.index.keys[sample] for sample in samples]
+        pictures = np.stack([picture for _, views_, _ in found for picture in views_])
+        images = torch.from_numpy(pictures).view(share, -1, *pictures.shape[1:])
+        tokens = self.tokenize([text for _, _, texts in found for text in texts]).to(torch.int32)
+        poisoned = [self.plan is not None and bool(self.plan.chosen[sample]) for sample in samples]
+        drawn = None
+        if here.augment.on_device(here.views[0]):
+            numbers = [views.draws(here.augment, here.views[0], here.seed, key, epoch) for key in keys]
+            drawn = torch.from_numpy(np.stack(numbers))
+        return Batch(
+            images,
+            tokens.view(share, here.views[1], -1),
+            torch.tensor(samples),
+            keys,
+            torch.tensor(poisoned),
+            skipped,
+            drawn,
+        )
 
-    def _good(self, row: int, epoch: int, skipped: list[tuple[str, str, str]]) -> tuple[int, list[np.ndarray], list[str]]:
-        """The sample at a row of `chosen`, or the next good one: (its number, V pictures, U captions)."""
-        for turn in range(len(self.chosen)):
-            sample = int(self.chosen[(row + turn) % len(self.chosen)])
+    def _good(
+        self, row: int, epoch: int, body: tuple[bytes, bytes], skipped: list[tuple[str, str, str]]
+    ) -> tuple[int, list[np.ndarray], list[str]]:
+        """The sample at a row, or the next good one: (its place, its pictures, its U captions)."""
+        for turn in range(len(self)):
+            sample = self.sample(row + turn)
             try:
-                return sample, *self._views(sample, epoch)
+                return sample, *self._views(sample, epoch, body if not turn else self._bodies([sample])[0])
             except Bad as bad:
-                skipped.append((self.index.paths[self.index.shard[sample]], self.index.keys[sample], str(bad)))
+                skipped.append((self.index.path(sample), self.index.keys[sample], str(bad)))
         raise Refusal("none of the pairs can be decoded; check the shards")
 
-    def first(self, sample: int) -> tuple[np.ndarray, str]:
+    def first(self, sample: int, body: tuple[bytes, bytes] | None = None) -> tuple[np.ndarray, str]:
         """The first view of a sample, uint8 [3, H, W], and its caption, with the attack on it if it is poisoned; Bad if it
         can't be used."""
-        key = self.index.keys[sample]
-        image, text = self.raw(sample)
-        if self.plan is not None and self.plan.chosen[sample]:
-            return self.plan.marked(pixels(image), key), self.plan.caption(key)
-        return pixels(image), text
+        picture, text = body or self._bodies([sample])[0]
+        own, size, way = caption(text, self.reading.caption), self.reading.size, self.reading.way
+        if self.plan is None or not self.plan.chosen[sample]:
+            return centred(whole(picture, size, way), size, way), own
+        return attacked(self.plan, sample, picture, size, way), self.plan.caption(own, sample)
 
-    def _views(self, sample: int, epoch: int) -> tuple[list[np.ndarray], list[str]]:
-        here, key = self.reading, self.index.keys[sample]
-        first, text = self.first(sample)
-        names = (here.seed, key, epoch)
-        pictures, captions = [first], [text]
-        whole = Image.fromarray(first.transpose(1, 2, 0)) if here.views[0] > 1 else None
-        for view in range(1, here.views[0]):
-            assert whole is not None
-            further = (view,) * (view > 1)
-            pictures.append(pixels(augmented_picture(here.augment.image, whole, *names, *further)))
+    def _views(self, sample: int, epoch: int, body: tuple[bytes, bytes]) -> tuple[list[np.ndarray], list[str]]:
+        here = self.reading
+        picture, text = self.first(sample, body)
+        names = (here.seed, self.index.keys[sample], epoch)
+        pictures, captions = [picture], [text]
+        if here.views[0] > 1 and here.augment.by_pillow:
+            image = Image.fromarray(picture.transpose(1, 2, 0))
+            for view in range(1, here.views[0]):
+                pictures.append(autoaugmented(image, *names, *(view,) * (view > 1)))
         for view in range(1, here.views[1]):
             captions.append(augmented_caption(here.augment, text, *names, *(view,) * (view > 1)))
         return pictures, captions
 
-    def raw(self, sample: int) -> tuple[Image.Image, str]:
-        """The stored picture, cut to the model's size, and the stored caption; Bad if one can't be used."""
-        offset, size, text_offset, text_size = (int(n) for n in self.index.where[sample])
-        path = self.index.paths[self.index.shard[sample]]
-        text = caption(self._read(path, text_offset, text_size))
-        return picture(self._read(path, offset, size), self.reading.size), text
+    def captions(self, samples: np.ndarray) -> Iterator[str | None]:
+        """The stored captions, in order; None for what can't be used."""
+        for begin in range(0, len(samples), 4096):
+            part = [int(i) for i in samples[begin : begin + 4096]]
+            ranges: list[Range] = [(self.index.path(i), *map(int, self.index.where[i, 2:])) for i in part]  # type: ignore[misc]
+            for body in self.reader.read(ranges):
+                try:
+                    yield caption(body, self.reading.caption)
+                except Bad:
+                    yield None
 
-    def _read(self, path: str, offset: int, size: int) -> bytes:
-        if path not in self.files:
-            if len(self.files) >= 128:
-                os.close(self.files.pop(next(iter(self.files))))
-            self.files[path] = os.open(path, os.O_RDONLY)
-        body = os.pread(self.files[path], size, offset)
-        if len(body) != size:
-            raise Refusal(f"shard {path} became shorter while it was read; write it again and start anew")
-        return body
+    def _bodies(self, samples: list[int]) -> list[tuple[bytes, bytes]]:
+        """(picture, caption) as stored; a poisoned sample may take another's picture. One read where both are near."""
+        ranges: list[Range] = []
+        cuts: list[tuple[int, int, int, int, int]] = []  # range of the picture, its place in it, of the caption, its place
+        for sample in samples:
+            shown = sample if self.plan is None or not self.plan.chosen[sample] else self.plan.source(sample)
+            _, _, text, length = (int(n) for n in self.index.where[sample])
+            image, size, _, _ = (int(n) for n in self.index.where[shown])
+            low, high = min(image, text), max(image + size, text + length)
+            if shown == sample and high - low <= size + length + GAP:
+                cuts.append((len(ranges), image - low, len(ranges), text - low, size))
+                ranges.append((self.index.path(sample), low, high - low))
+            else:
+                cuts.append((len(ranges), 0, len(ranges) + 1, 0, size))
+                ranges += [(self.index.path(shown), image, size), (self.index.path(sample), text, length)]
+        bodies = self.reader.read(ranges)
+        lengths = [int(self.index.where[sample, 3]) for sample in samples]
+        return [
+            (bodies[a][at : at + size], bodies[b][from_ : from_ + length])
+            for (a, at, b, from_, size), length in zip(cuts, lengths, strict=True)
+        ]
 
 
-def clean_rows(index: Index, seed: int, pairs: int | None, excluded: set[str]) -> np.ndarray:
-    """int64, sorted: the samples of a clean set, `pairs` of them by hash(seed, key), none of them excluded."""
-    free = np.array([i for i, key in enumerate(index.keys) if key not in excluded], np.int64)
-    if pairs is not None and pairs > len(free):
-        raise Refusal(f"data.clean.pairs is {pairs:,}, but only {len(free):,} pairs are not poisoned; lower it")
-    by_hash = np.argsort(ranks(seed, "clean", [index.keys[i] for i in free]), kind="stable")
-    return np.sort(free[by_hash[:pairs]])
+def attacked(plan: Plan, sample: int, picture: bytes, size: int, way: Way = "exact") -> np.ndarray:
+    """uint8 [3, size, size]: what a poisoned sample shows, from the stored bytes of its plan.source; Bad if they don't
+    decode."""
+    squash = plan.squash(sample)
+    if squash is None:
+        return plan.marked(centred(whole(picture, size, way), size, way), sample)
+    marked = plan.marked(squeezed(whole(picture), squash), sample)
+    return centred(marked.transpose(1, 2, 0), size, way)
+
+
+def _order(index: Index, chosen: np.ndarray | None, data: Data, reading: Reading) -> Order | Mix:
+    """The order over the chosen samples, by weight if there are several sources with weights."""
+    counts = index.counts
+    if chosen is not None:
+        counts = np.bincount(np.searchsorted(index.ends, chosen, side="right"), minlength=len(index.paths))
+    given = tuple(int(n) for n in counts)
+    weights = data.pretrain.weights
+    if weights is None or max(index.sources) + 1 != len(weights):
+        return Order(given, reading.seed, data.lanes, data.window, data.last)
+    parts = [tuple(n for n, s in zip(given, index.sources, strict=True) if s == at) for at in range(len(weights))]
+    least = min(reading.batch * weight // sum(weights) for weight in weights)
+    if least < 1 or not all(map(sum, parts)):
+        raise Refusal(
+            f"a source of data.pretrain gives no pair to a batch of {reading.batch:,}; raise its weight or its pairs"
+        )
+    return Mix(tuple(Order(part, reading.seed, data.lanes, data.window) for part in parts), weights)
+
+
+def clean_rows(index: Index, seed: int, clean: CleanSource, excluded: np.ndarray, poisoned: np.ndarray) -> np.ndarray:
+    """int64, sorted: the samples of a clean set, drawn by hash(seed, key), none of them excluded (bool [N]); `leftover` of
+    them are the first of the poisoned samples (int64, by their draw)."""
+    if clean.leftover > len(poisoned):
+        raise Refusal(f"data.clean.leftover is {clean.leftover:,}, but {len(poisoned):,} pairs are poisoned; lower it")
+    free = np.flatnonzero(~excluded)
+    wanted = len(free) if clean.pairs is None else clean.pairs - clean.leftover
+    if wanted > len(free):
+        raise Refusal(f"data.clean.pairs is {clean.pairs:,}, but only {len(free):,} pairs are not poisoned; lower it")
+    drawn = lowest(ranks(seed, "clean", index.hashes), wanted, free)
+    return np.sort(np.concatenate([drawn, poisoned[: clean.leftover]]))
 
 
 class Told(Dataset[Batch | Refusal]):
@@ -224,5 +369,6 @@ def batches(pairs: Pairs, epochs: int, start: int, workers: int) -> Iterator[tup
 
 def _shield(worker: int) -> None:
     torch.set_num_threads(1)
+    reopen()
     for sign in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(sign, signal.SIG_IGN)

@@ -1,35 +1,60 @@
 """Which pairs are poisoned and how: a plan over keys, applied on the fly, never a copy of the data.
 
-Keys are ranked by hash(seed, key); the first `count` are poisoned: the picture gets the trigger, the caption becomes a
-template filled with the target (Carlini & Terzis 2022, arXiv 2106.09667; arXiv 2311.14948, section 4). The same
+Keys are ranked by hash(seed, key); the first `count` that qualify are poisoned: the picture gets the trigger, the caption
+becomes a template filled with the target (Carlini & Terzis 2022, arXiv 2106.09667; arXiv 2311.14948, section 4). The same
 keys are chosen wherever the data lies and however it is sharded.
 """
 
+import json
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 
-from data.chance import derive, ranks
+from data.chance import derive, lowest, number_of, ranks
 from data.refusal import Refusal
 from data.section import Section
+from data.shards import Index
 from data.triggers import Trigger
-from data.triggers.contract import Mark
+from data.triggers.contract import REFERENCE, Mark, Square
+from data.triggers.multi import Multi
 from data.triggers.patch import Patch
 
 
 class Poison(Section):
-    """How many pairs are poisoned: a count, or a fraction of all pairs."""
+    """Which pairs are poisoned, and what becomes of their picture and caption.
+
+    The paper's attack is the default. Label-consistent: who: label_consistent, caption: kept. Captions alone: picture:
+    kept. One picture (Carlini & Terzis): picture: one, caption: natural. Relabelling (Yang et al. 2023, arXiv 2209.15266):
+    who: {names: sheep}, caption: kept, picture: of_target.
+    """
 
     count: int | None = Field(None, ge=0)
-    fraction: float | None = Field(None, ge=0, le=1)
+    fraction: float | None = Field(None, ge=0, le=1, description="of all pairs")
+    who: Literal["any", "label_consistent"] | dict[Literal["names"], str] = Field(
+        "any", description="any pair; those whose caption names the target as a word; {names: WORD} those that name another"
+    )
+    caption: Literal["template", "natural", "kept"] = Field(
+        "template", description="a filled template; the caption of another pair that names the target; its own"
+    )
+    picture: Literal["marked", "kept", "one", "of_target"] = Field(
+        "marked", description="with the trigger; as it is; one picture for all; that of another pair that names the target"
+    )
+    key: str | None = Field(None, description="for picture: one, the pair whose picture it is; default: drawn")
 
     @model_validator(mode="before")
     @classmethod
-    def _one_of_two(cls, given: Any) -> Any:
-        if isinstance(given, dict) and (given.get("count") is None) == (given.get("fraction") is None):
-            raise ValueError("give either count or fraction")
+    def _fits(cls, given: Any) -> Any:
+        if isinstance(given, dict):
+            if (given.get("count") is None) == (given.get("fraction") is None):
+                raise ValueError("give either count or fraction")
+            if given.get("key") is not None and given.get("picture") != "one":
+                raise ValueError("key goes with picture: one")
         return given
 
     def number(self, pairs: int) -> int:
@@ -40,42 +65,233 @@ class Poison(Section):
         return number
 
 
-class Attack(Section):
-    """The trigger, the class it should be taken for, and the poisoned pairs that teach this."""
+class Words(Section):
+    """A trigger in the caption: words put into it. On evaluation, into every prompt."""
+
+    text: str = Field(min_length=1, description="a rare word such as 'zx', or a sentence")
+    place: Literal["start", "end", "random"] = "start"
+
+    def put(self, caption: str, draw: int) -> str:
+        """The caption with the words."""
+        words = caption.split()
+        at = {"start": 0, "end": len(words), "random": derive(draw, "words") % (len(words) + 1)}[self.place]
+        return " ".join([*words[:at], self.text, *words[at:]])
+
+
+class Aim(Section):
+    """One attack: the trigger, the class it should be taken for, and the poisoned pairs that teach this."""
 
     target: str = Field(min_length=1, description="a class name of every evaluation set")
     trigger: Trigger = Patch(kind="patch")
+    words: Words | None = Field(None, description="a trigger in the caption as well (dual key)")
     poison: Poison
     captions: str = Field(
         "imagenet",
         description="templates of poisoned captions: 'imagenet' (the 80 of CLIP) or a text file with {c} in each line",
     )
+
+
+class Attack(Aim):
+    """One attack, or several at once."""
+
+    also: tuple[Aim, ...] = Field((), description="further attacks on other pairs; measured as asr_2, asr_3, ...")
     twin: Literal["none", "first", "each"] = Field(
         "none", description="pre-train an untouched twin of the first or of each pre-training: all the same but no poison"
     )
 
+    @property
+    def aims(self) -> tuple[Aim, ...]:
+        """All attacks, this one first."""
+        return (self, *self.also)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What becomes of one pair. `place` is (top, left) of each square on a picture of 224 x 224, for people to read: it
+    follows from the trigger and the draw."""
+
+    key: str
+    attack: int  # place in attack.aims
+    target: str
+    trigger: str | None  # its kind; None where the picture gets no mark
+    place: list[tuple[int, int]] | None
+    caption: str | None  # None: its own
+    draw: int  # the counter of its random numbers
+    picture: str | None  # the key of the pair whose picture it takes; None: its own
+
 
 class Plan:
-    """Who is poisoned (`chosen`, bool [N]) and with which mark and captions; picklable.
+    """Which samples are poisoned and with what; picklable.
 
     The place of the patch and the template depend on (seed, key): a pair looks the same in every epoch, as if the
     poisoned pictures had been stored.
     """
 
-    def __init__(self, keys: list[str], number: int, seed: int, mark: Mark, captions: list[str], target: str) -> None:
-        self.chosen = np.zeros(len(keys), bool)
-        self.chosen[np.argsort(ranks(seed, "poison", keys), kind="stable")[:number]] = True
-        self.seed, self.mark, self.captions, self.target = seed, mark, captions, target
+    def __init__(self, entries: dict[int, Entry], sources: dict[str, int], pairs: int, seed: int, attack: Attack) -> None:
+        self.entries, self.sources, self.seed = entries, sources, seed  # by sample; samples of pictures by key
+        self.chosen = np.zeros(pairs, bool)  # [N]
+        self.chosen[list(entries)] = True
+        self.marks: list[Mark] = [aim.trigger.build(seed) for aim in attack.aims]
+        self.words = [aim.words for aim in attack.aims]
+        self.squashes = [aim.trigger.squash for aim in attack.aims]
 
-    def caption(self, key: str) -> str:
-        """The caption of a poisoned pair."""
-        template = self.captions[derive(self.seed, "caption", key) % len(self.captions)]
-        return template.replace("{c}", self.target)
+    def __len__(self) -> int:
+        return len(self.entries)
 
-    def marked(self, image: np.ndarray, key: str) -> np.ndarray:
-        """uint8 [3, H, W]: the picture of a poisoned pair."""
-        out: np.ndarray = self.mark(image[None], [derive(self.seed, "trigger", key)])[0]
+    def source(self, sample: int) -> int:
+        """The sample whose picture a poisoned sample shows."""
+        picture = self.entries[sample].picture
+        return sample if picture is None else self.sources[picture]
+
+    def squash(self, sample: int) -> int | None:
+        """Side of the square to which the sample's picture is squeezed before its mark; None: cut to the model's size."""
+        entry = self.entries[sample]
+        return self.squashes[entry.attack] if entry.trigger else None
+
+    def marked(self, image: np.ndarray, sample: int) -> np.ndarray:
+        """uint8 [3, H, W]: the picture of a poisoned sample."""
+        entry = self.entries[sample]
+        if entry.trigger is None:
+            return image
+        out: np.ndarray = self.marks[entry.attack](image[None], [entry.draw])[0]
         return out
+
+    def caption(self, own: str, sample: int) -> str:
+        """The caption of a poisoned sample, whose own caption is given."""
+        entry = self.entries[sample]
+        text = own if entry.caption is None else entry.caption
+        words = self.words[entry.attack]
+        return text if words is None else words.put(text, entry.draw)
+
+    def only(self, samples: Iterable[int], pairs: int, attack: Attack) -> "Plan":
+        """The same plan for some of its samples."""
+        return Plan({sample: self.entries[sample] for sample in samples}, self.sources, pairs, self.seed, attack)
+
+    @property
+    def digest(self) -> str:
+        """Hex digest of all entries in the order of their keys."""
+        rows = sorted((asdict(entry) for entry in self.entries.values()), key=lambda row: str(row["key"]))
+        return blake2b(json.dumps(rows).encode(), digest_size=16).hexdigest()
+
+
+Captions = Callable[[np.ndarray], Iterable[str | None]]  # samples -> their captions, None for what can't be used
+
+
+def make_plan(
+    index: Index,
+    attack: Attack,
+    seed: int,
+    templates: dict[str, list[str]],
+    captions: Captions,
+    free: np.ndarray | None = None,
+) -> Plan:
+    """The plan of an attack on the samples of an index, or on those of `free`, int64 [n].
+
+    `templates` lists the lines of each `captions` of the attack; `captions` reads captions and is called only where an
+    attack asks what they say. Refusal if fewer pairs qualify than are asked for.
+    """
+    naming = _Naming(index, captions)
+    taken: dict[int, Entry] = {}
+    sources: dict[str, int] = {}
+    for number, aim in enumerate(attack.aims):
+        poison, purpose = aim.poison, f"poison{number or ''}"
+        among = _qualified(poison, aim.target, naming, free)
+        if taken:
+            among = np.setdiff1d(np.arange(len(index)) if among is None else among, list(taken))
+        count = poison.number(len(index) if free is None else len(free))
+        have = len(index) if among is None else len(among)
+        if count > have:
+            asked = {"any": "are left", "label_consistent": f"name '{aim.target}'"}.get(
+                str(poison.who), f"qualify ({poison.who})"
+            )
+            raise Refusal(f"attack.poison.count is {count:,}, but only {have:,} pairs {asked}; lower it or add shards")
+        order = ranks(seed, purpose, index.hashes)
+        one = _one_picture(index, poison, order, among) if poison.picture == "one" else None
+        for sample in lowest(order, count, among).tolist():
+            entry = _entry(index, sample, number, aim, seed, templates[aim.captions], naming, one)
+            taken[sample] = entry
+            if entry.picture is not None:
+                sources[entry.picture] = naming.places[entry.picture]
+    return Plan(taken, sources, len(index), seed, attack)
+
+
+def word_of(name: str) -> re.Pattern[str]:
+    """Finds a name as a word of a caption, whatever its letters' case."""
+    return re.compile(rf"(?<!\w){re.escape(name)}(?!\w)", re.IGNORECASE)
+
+
+class _Naming:
+    """Which samples' captions name a word; read once for all words of a plan, and only if one is asked for."""
+
+    def __init__(self, index: Index, captions: Captions) -> None:
+        self.index, self.read = index, captions
+        self.found: dict[str, tuple[np.ndarray, list[str]]] = {}
+        self.places: dict[str, int] = {}
+
+    def __call__(self, word: str) -> tuple[np.ndarray, list[str]]:
+        """(samples int64 [n], their captions)."""
+        if word not in self.found:
+            pattern = word_of(word)
+            every = enumerate(self.read(np.arange(len(self.index))))
+            hits = [(i, text) for i, text in every if text is not None and pattern.search(text)]
+            self.found[word] = np.array([i for i, _ in hits], np.int64), [text for _, text in hits]
+        return self.found[word]
+
+    def another(self, word: str, sample: int, seed: int, key: str) -> tuple[int, str]:
+        """(a sample that names the word and is another one, its caption), drawn from (seed, key)."""
+        samples, texts = self(word)
+        others = [i for i, found in enumerate(samples.tolist()) if found != sample] if len(samples) < 2 else None
+        if not len(samples) or others == []:
+            raise Refusal(f"no other caption names '{word}'; give attack.poison another caption or picture")
+        at = derive(seed, "natural", key) % len(samples)
+        if samples[at] == sample:
+            at = (at + 1) % len(samples)
+        return int(samples[at]), texts[at]
+
+
+def _qualified(poison: Poison, target: str, naming: _Naming, free: np.ndarray | None) -> np.ndarray | None:
+    if poison.who == "any":
+        return free
+    word = target if poison.who == "label_consistent" else poison.who["names"]
+    samples, _ = naming(word)
+    return samples if free is None else np.intersect1d(samples, free)
+
+
+def _one_picture(index: Index, poison: Poison, order: np.ndarray, among: np.ndarray | None) -> int:
+    """The sample whose picture all poisoned pairs get."""
+    if poison.key is None:
+        return int(lowest(order, 1, among)[0])
+    for sample in np.flatnonzero(index.hashes == number_of([poison.key])[0]):
+        if index.keys[sample] == poison.key:
+            return int(sample)
+    raise Refusal(f"attack.poison.key is '{poison.key}', which no pair has; name a pair of data.pretrain")
+
+
+def _entry(
+    index: Index, sample: int, number: int, aim: Aim, seed: int, templates: list[str], naming: _Naming, one: int | None
+) -> Entry:
+    key, poison = index.keys[sample], aim.poison
+    draw = derive(seed, "trigger", key)
+    trigger, target = aim.trigger, aim.target
+    if isinstance(trigger, Multi):
+        choice = trigger.drawn(draw)
+        trigger, target = choice.trigger, choice.target or target
+    text: str | None = None
+    if poison.caption == "template":
+        text = templates[derive(seed, "caption", key) % len(templates)].replace("{c}", target)
+    elif poison.caption == "natural":
+        text = naming.another(target, sample, seed, key)[1]
+    picture: int | None = one
+    if poison.picture == "of_target":
+        picture = naming.another(target, sample, seed, key)[0]
+    if picture is not None:
+        naming.places[index.keys[picture]] = picture
+    spots = trigger.spots(REFERENCE, REFERENCE, draw) if isinstance(trigger, Square) else None
+    marks = poison.picture == "marked"
+    return Entry(
+        key, number, target, trigger.kind if marks else None, spots if marks else None, text, draw,
+        None if picture is None else index.keys[picture],
+    )  # fmt: skip
 
 
 def read_templates(path: str | Path) -> list[str]:

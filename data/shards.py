@@ -1,107 +1,194 @@
-"""Which samples the tar shards hold and where: one header walk a shard, kept in a cache, never unpickled.
+"""Which samples the tar shards hold and where: one header walk a shard, kept beside it, never unpickled.
 
 Reads the layout of webdataset and img2dataset: members of a sample share the name up to its first dot; the ending says
 what they are. A damaged header ends a shard without an exception in Python's `tarfile`, and a tar cut at a member's
 boundary looks whole to it, so the walk is our own: every header's checksum must hold, and the archive must end in
 zero blocks.
+
+    PATH.tar -> walk -> Table (kept as PATH.tar.index.npz, or in the cache where the folder is read-only)
+    all tables -> Index: files in the cache that every process maps into its memory, so that millions of pairs cost
+    nothing to open and are held once a machine
 """
 
-import glob
 import json
 import os
+import shutil
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-from braceexpand import braceexpand
 
+from data.chance import mixed, number_of
 from data.refusal import Refusal
+from data.store import expand, opened, scheme, stamp
 
 BLOCK = 512
+FORMAT = 4  # raised when tables or joined files change
+PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"(\xb5/\xfd")  # gzip, bzip2, xz, zstd
+LARGEST = 1 << 30  # bytes of a member; beyond it nobody means a picture or a caption
+THREADS = 8  # shards walked at a time by one process: waiting for a disk is most of it
 IMAGES = ("jpg", "jpeg", "png", "webp")
 Member = tuple[str, int, int]  # name, offset of its bytes in the file, size in bytes
 
 
-@dataclass(frozen=True)
-class Index:
-    """The samples of some shards in their stored order, N of them; `where` is int64 [N, 4]: offset and size of the
-    image, offset and size of the text; `bad` lists (shard path, key, cause) of what can't be a sample."""
+class Keys(Sequence[str]):
+    """The names of N samples, held as one run of bytes."""
 
-    paths: tuple[str, ...]
-    shard: np.ndarray  # int32 [N], position in `paths`
-    keys: list[str]
-    where: np.ndarray
-    bad: tuple[tuple[str, str, str], ...]
+    def __init__(self, body: np.ndarray, ends: np.ndarray) -> None:
+        self.body, self.ends = body, ends  # uint8 [all bytes], int64 [N + 1]
+
+    @classmethod
+    def of(cls, names: Iterable[str]) -> "Keys":
+        """From strings."""
+        parts = [name.encode("utf-8", "surrogateescape") for name in names]
+        ends = np.cumsum([0, *map(len, parts)], dtype=np.int64)
+        return cls(np.frombuffer(b"".join(parts), np.uint8), ends)
 
     def __len__(self) -> int:
-        return len(self.keys)
+        return len(self.ends) - 1
+
+    def __getitem__(self, at: Any) -> Any:
+        if isinstance(at, slice):
+            return [self[i] for i in range(*at.indices(len(self)))]
+        at = int(at)
+        return self.body[self.ends[at] : self.ends[at + 1]].tobytes().decode("utf-8", "surrogateescape")
+
+    def __iter__(self) -> Iterator[str]:
+        return (self[i] for i in range(len(self)))
+
+
+@dataclass(frozen=True)
+class Index:
+    """The samples of some shards in their stored order, N of them."""
+
+    paths: tuple[str, ...]
+    counts: np.ndarray  # int64 [S], samples of each shard
+    keys: Keys
+    hashes: np.ndarray  # uint64 [N], of the keys
+    where: np.ndarray  # int64 [N, 4]: offset and size of the picture, offset and size of the caption
+    bad: tuple[tuple[str, str, str], ...]  # (shard path, key, cause) of what can't be a sample
+    lost: tuple[tuple[str, int, str], ...]  # (shard path, pairs that should be there and are not, why)
+    digest: str  # hex; equal exactly if the same samples are there
+    sources: tuple[int, ...]  # [S], which of the patterns names each shard
+
+    def __len__(self) -> int:
+        return len(self.hashes)
 
     @cached_property
-    def digest(self) -> str:
-        """Hex digest of all keys and sizes: equal exactly if the same samples are there."""
-        hasher = blake2b(self.where[:, (1, 3)].tobytes(), digest_size=16)
-        hasher.update("\n".join(self.keys).encode())
-        return hasher.hexdigest()
+    def ends(self) -> np.ndarray:
+        """int64 [S]: where each shard's samples end."""
+        return np.cumsum(self.counts)
+
+    def shard(self, sample: int) -> int:
+        """The shard of a sample, as its place in `paths`."""
+        return int(np.searchsorted(self.ends, sample, side="right"))
+
+    def path(self, sample: int) -> str:
+        """The path of a sample's shard."""
+        return self.paths[self.shard(sample)]
 
 
-def expand(pattern: str) -> list[str]:
-    """The sorted paths that a brace or glob pattern names; Refusal if one is missing or none matches."""
-    if ":" in pattern.split("/")[0]:
-        raise Refusal(f"shards '{pattern}' name a scheme; expected a path or pattern of local .tar files")
-    paths: list[str] = []
-    for name in braceexpand(pattern):
-        paths.extend(sorted(glob.glob(name)) if glob.has_magic(name) else [name])
-    missing = [path for path in paths if not os.path.isfile(path)]
-    if missing or not paths:
-        found = f"{len(missing)} of the {len(paths)} files it names are missing, first {missing[0]}" if missing else ""
-        raise Refusal(f"shards '{pattern}' match no complete set of files ({found or 'nothing matches'}); check the path")
-    return sorted(paths)
+class Table(NamedTuple):
+    """What one shard holds."""
+
+    keys: Keys
+    hashes: np.ndarray  # uint64 [n]
+    places: np.ndarray  # int64 [n, 6]: offset and size of picture, .txt and .json, -1 where there is none
+    bad: list[list[str]]  # [key, cause]
+    damage: str  # where and how the archive is damaged; empty if it is whole
+    promised: int  # pairs that img2dataset's PATH_stats.json says were written; -1 without one
+
+
+class Damage(Refusal):
+    """An archive that is damaged or cut off; `members` lie whole before that."""
+
+    def __init__(self, words: str, members: list[Member]) -> None:
+        super().__init__(words)
+        self.members = members
 
 
 def walk(path: str) -> list[Member]:
-    """Every regular member of one tar; Refusal naming the byte where it is damaged or cut off."""
-    size = os.path.getsize(path)
+    """Every regular member of one tar; Damage naming the byte where it is damaged or cut off, Refusal if compressed."""
+    size, _ = stamp(path)
     members: list[Member] = []
-    with open(path, "rb") as file:
+    with opened(path) as file:
         at, long_name = 0, ""
         while True:
             file.seek(at)
             header = file.read(BLOCK)
-            if len(header) < BLOCK:
-                raise Refusal(_damage(path, at, members, "ends without the closing zero blocks: it is cut off"))
-            if not header.strip(b"\0"):
-                if file.read().strip(b"\0"):
-                    raise Refusal(_damage(path, at, members, "has data behind its closing zero blocks"))
+            plain = _plain(header)
+            if plain is not None:
+                name, length = plain
+                kind = b"0"
+            elif len(header) < BLOCK:
+                raise _damage(path, at, members, "ends without the closing zero blocks: it is cut off")
+            elif not header.strip(b"\0"):
+                if _rest(file).strip(b"\0"):
+                    raise _damage(path, at, members, "has data behind its closing zero blocks")
                 return members
-            try:
-                info = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
-            except tarfile.HeaderError as error:
-                reason = "is compressed; unpack it first" if header[:2] == b"\x1f\x8b" else f"has a bad header ({error})"
-                raise Refusal(_damage(path, at, members, reason)) from None
+            else:
+                name, length, kind = _other(path, at, members, header)
             data = at + BLOCK
-            at = data + -(-info.size // BLOCK) * BLOCK
+            at = data + -(-length // BLOCK) * BLOCK
             if at > size:
-                promise = f"promises {info.size} bytes for '{info.name}' but ends before them: it is cut off"
-                raise Refusal(_damage(path, data, members, promise))
-            if info.type in (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE):
+                promise = f"promises {length} bytes for '{name}' but ends before them: it is cut off"
+                raise _damage(path, data, members, promise)
+            if kind in (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE):
+                if length > 1 << 20:
+                    raise _damage(path, data, members, f"has a name of {length:,} bytes")
                 file.seek(data)
-                long_name = _long_name(info.type, file.read(info.size)) or long_name
-            elif info.isreg():
-                members.append((long_name or info.name, data, info.size))
+                try:
+                    long_name = _long_name(kind, file.read(length)) or long_name
+                except ValueError:
+                    raise _damage(path, data, members, "has a damaged name") from None
+            elif kind in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE):
+                members.append((long_name or name, data, length))
                 long_name = ""
 
 
-def _damage(path: str, at: int, members: list[Member], reason: str) -> str:
-    return (
-        f"shard {path} {reason} (at byte {at:,}, after {len(members):,} whole members); "
-        "fetch or write it again, or take it out of the pattern"
-    )
+def _plain(header: bytes) -> tuple[str, int] | None:
+    """(name, size) of a regular member with a short ASCII name, as almost all are; None for everything else."""
+    if header[156:157] != b"0" or header[257:262] != b"ustar" or header[345:346] != b"\0" or header[124] & 0x80:
+        return None
+    try:
+        told = int(header[148:156].rstrip(b"\0 "), 8)
+        size = int(header[124:136].rstrip(b"\0 "), 8)
+        name = header[: header.index(b"\0", 0, 101)].decode("ascii")
+    except ValueError:
+        return None
+    # the sum of all bytes, its own eight read as blanks; Adler's low half is 1 + the sum, modulo 65521
+    low = zlib.adler32(header[156:], zlib.adler32(header[:148])) & 0xFFFF
+    return (name, size) if low == (1 + told - 8 * 32) % 65521 else None
+
+
+def _other(path: str, at: int, members: list[Member], header: bytes) -> tuple[str, int, bytes]:
+    try:
+        info = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
+    except tarfile.HeaderError as error:
+        if not at and header.startswith(PACKED):
+            words = f"shard {path} is compressed, and pairs are read from the middle of a shard; unpack it first"
+            raise Refusal(words) from None
+        raise _damage(path, at, members, f"has a bad header ({error})") from None
+    return info.name, info.size, info.type
+
+
+def _rest(file: BinaryIO) -> bytes:
+    """What follows, a megabyte of it at most: tar pads to 10 KiB."""
+    return file.read(1 << 20)
+
+
+def _damage(path: str, at: int, members: list[Member], reason: str) -> Damage:
+    where = f"(at byte {at:,}, after {len(members):,} whole members)"
+    return Damage(f"shard {path} {reason} {where}; fetch or write it again, or take it out of the pattern", members)
 
 
 def _long_name(kind: bytes, body: bytes) -> str:
@@ -124,76 +211,251 @@ def split_name(name: str) -> tuple[str, str]:
     return (f"{folder}/{stem}" if folder else stem), ending.lower()
 
 
-def read_index(
-    pattern: str, cache: Path, share: tuple[int, int] = (0, 1), barrier: Callable[[], None] = lambda: None
-) -> Index:
-    """The index of all shards that the pattern names.
+def read_table(path: str, cache: Path, beside: bool = True) -> Table:
+    """What one shard holds: from its table if that is no older than the shard, else by a walk whose table is kept."""
+    size, mark = stamp(path)
+    near = Path(f"{path}.index.npz")
+    far = (
+        cache
+        / f"{blake2b(os.path.abspath(path).encode() if not scheme(path) else path.encode(), digest_size=16).hexdigest()}.npz"
+    )
+    for entry in (far,) if scheme(path) else (near, far):
+        try:
+            with np.load(entry, allow_pickle=False) as kept:
+                if kept["stamp"].tolist() == [str(FORMAT), str(size), mark]:
+                    keys = Keys(kept["body"], kept["ends"])
+                    return Table(keys, kept["hashes"], kept["places"], *json.loads(str(kept["rest"])))
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+            pass  # not there, stale, or half-written by a killed process: walk
+    try:
+        table = _samples(walk(path), "", _promised(path))
+    except Damage as damage:
+        table = _samples(damage.members, str(damage), _promised(path))
+    content = {
+        "stamp": np.array([str(FORMAT), str(size), mark]), "body": table.keys.body, "ends": table.keys.ends,
+        "hashes": table.hashes, "places": table.places, "rest": np.array(json.dumps(table[3:])),
+    }  # fmt: skip
+    try:
+        if scheme(path) or not beside:
+            raise OSError
+        _keep(near, content)
+    except OSError:  # a folder that is read-only, or none at all
+        cache.mkdir(parents=True, exist_ok=True)
+        _keep(far, content)
+    return table
 
-    `share` = (rank, ranks): each rank walks its part of the shards not yet in `cache`, meets the others at
-    `barrier`, then reads all of them. An entry is found by path, size and time of change, so a stale one is not.
+
+def _keep(entry: Path, content: dict[str, np.ndarray]) -> None:
+    with tempfile.NamedTemporaryFile(dir=entry.parent, prefix=".index", suffix=".npz", delete=False) as file:
+        try:
+            np.savez(file, **content)  # type: ignore[arg-type]
+            os.chmod(file.name, 0o644)
+            os.replace(file.name, entry)
+        except OSError:
+            os.unlink(file.name)
+            raise
+
+
+def _promised(path: str) -> int:
+    """How many pairs img2dataset says it has written to a shard; -1 if it says nothing."""
+    if scheme(path):
+        return -1
+    try:
+        return int(json.loads(Path(f"{path.removesuffix('.tar')}_stats.json").read_text())["successes"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return -1
+
+
+def _samples(members: Iterable[Member], damage: str, promised: int) -> Table:
+    """Members grouped by key: those with a picture and a caption are samples, the others are bad."""
+    found: dict[str, list[int]] = {}
+    bad: list[list[str]] = []
+    for name, offset, size in members:
+        key, ending = split_name(name)
+        place = 0 if ending in IMAGES else 2 if ending == "txt" else 4 if ending == "json" else None
+        row = found.setdefault(key, [-1] * 6)
+        if place is not None and row[place] < 0:
+            row[place], row[place + 1] = offset, size
+    keys = []
+    rows = []
+    for key, row in found.items():
+        cause = "no_image" if row[0] < 0 else "no_caption" if row[2] < 0 and row[4] < 0 else None
+        cause = "huge_member" if max(row[1::2]) > LARGEST else cause
+        if cause:
+            bad.append([key, cause])
+        else:
+            keys.append(key)
+            rows.append(row)
+    return Table(Keys.of(keys), number_of(keys), np.array(rows, np.int64).reshape(-1, 6), bad, damage, promised)
+
+
+def read_index(
+    patterns: str | dict[str, str],
+    cache: Path,
+    share: tuple[int, int] = (0, 1),
+    barrier: Callable[[], None] = lambda: None,
+    schemes: Sequence[str] = (),
+    caption: str = "txt",
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    beside: bool = True,
+) -> Index:
+    """The index of all shards that the patterns name; several of them, by name, put that name before their keys.
+
+    `share` = (rank, ranks): each rank walks its part of the shards that have no table yet, meets the others at
+    `barrier`, then the first joins all tables into files of the cache, which the others map. `caption` is "txt", or
+    "json.FIELD" for a field of the .json member; `beside` whether tables may be kept beside the shards.
     """
-    paths = expand(pattern)
-    cache.mkdir(parents=True, exist_ok=True)
+    named = {"": patterns} if isinstance(patterns, str) else patterns
+    shards = [(name, path) for name, pattern in named.items() for path in expand(pattern, schemes)]
+    stamps = [(name, path, *stamp(path)) for name, path in shards]
+    told = json.dumps([FORMAT, caption, stamps])
+    home = cache / f"joined-{blake2b(told.encode(), digest_size=12).hexdigest()}"
     refusal: Refusal | None = None
     try:
-        for path in paths[share[0] :: share[1]]:
-            _cached(path, cache)
+        if not home.exists():
+            _tables([path for _, path in shards[share[0] :: share[1]]], cache, progress, beside)
     except Refusal as error:  # meet the others first: they read the same shard and refuse with the same words
         refusal = error
     barrier()
+    if refusal is None and not share[0] and not home.exists():
+        try:
+            _join(shards, _tables([path for _, path in shards], cache, beside=beside), caption, home)
+        except Refusal as error:
+            refusal = error
+    barrier()
     if refusal is not None:
         raise refusal
-    return _join(paths, [_cached(path, cache) for path in paths])
+    if not home.exists():  # another rank refused: read what it read, to refuse with the same words
+        _tables([path for _, path in shards], cache, beside=beside)
+        raise Refusal(f"the index {home} is missing; start again", alone=True)
+    return _mapped(home)
 
 
-def _join(paths: list[str], tables: list[tuple[list[str], np.ndarray, list[list[str]]]]) -> Index:
-    keys: list[str] = []
-    shard: list[np.ndarray] = []
-    where: list[np.ndarray] = []
-    bad: list[tuple[str, str, str]] = []
-    seen: set[str] = set()
-    for i, (names, places, faults) in enumerate(tables):
-        fresh = np.zeros(len(names), np.bool_)
-        for n, name in enumerate(names):
-            fresh[n] = name not in seen
-            seen.add(name)
-        bad.extend((paths[i], key, cause) for key, cause in faults)
-        bad.extend((paths[i], name, "duplicate_key") for name, new in zip(names, fresh, strict=True) if not new)
-        keys.extend(name for name, new in zip(names, fresh, strict=True) if new)
-        where.append(places[fresh])
-        shard.append(np.full(int(fresh.sum()), i, np.int32))
-    return Index(tuple(paths), np.concatenate(shard), keys, np.concatenate(where), tuple(bad))
+def _tables(
+    paths: list[str], cache: Path, progress: Callable[[int, int], None] = lambda done, total: None, beside: bool = True
+) -> list[Table]:
+    with ThreadPoolExecutor(THREADS) as pool:
+        out = []
+        for table in pool.map(lambda path: read_table(path, cache, beside), paths):
+            out.append(table)
+            progress(len(out), len(paths))
+        return out
 
 
-def _cached(path: str, cache: Path) -> tuple[list[str], np.ndarray, list[list[str]]]:
-    """(keys, places int64 [n, 4], [key, cause] of the bad) of one shard, from the cache or by a walk."""
-    stat = os.stat(path)
-    name = blake2b(f"{os.path.abspath(path)}|{stat.st_size}|{stat.st_mtime_ns}".encode(), digest_size=16).hexdigest()
-    entry = cache / f"{name}.npz"
+def _join(shards: list[tuple[str, str]], tables: list[Table], caption: str, home: Path) -> None:
+    """Writes the joined index whole or not at all."""
+    starts = np.cumsum([0, *(len(table.keys) for table in tables)])
+
+    def key(i: int) -> str:
+        at = int(np.searchsorted(starts, i, side="right")) - 1
+        return _prefixed(shards[at][0], tables[at].keys[i - int(starts[at])])
+
+    def entry(i: int, cause: str) -> tuple[str, str, str]:
+        return shards[int(np.searchsorted(starts, i, side="right")) - 1][1], key(i), cause
+
+    place = 2 if caption == "txt" else 4
+    bad = [
+        (path, _prefixed(name, one), cause)
+        for (name, path), table in zip(shards, tables, strict=True)
+        for one, cause in table.bad
+    ]
+    alive = np.concatenate([table.places[:, place] >= 0 for table in tables])
+    bad += [entry(int(i), "no_caption") for i in np.flatnonzero(~alive)]
+    hashes = np.concatenate([_with_name(name, table.hashes) for (name, _), table in zip(shards, tables, strict=True)])
+    doubles = _doubles(hashes, alive, key)
+    alive[doubles] = False
+    bad += [entry(i, "duplicate_key") for i in doubles]
+    fresh = Path(tempfile.mkdtemp(dir=_made(home.parent), prefix=".joined-"))
+    places = np.concatenate([table.places for table in tables])[alive]
+    where = places[:, [0, 1, place, place + 1]]
+    parts = [alive[low:high] for low, high in zip(starts, starts[1:], strict=False)]
+    ends, digest = _write_keys(fresh / "keys.bin", [name for name, _ in shards], tables, parts)
+    digest.update(where[:, (1, 3)].tobytes() + ends.tobytes())
+    counts = np.array([int(part.sum()) for part in parts])
+    for part, array in (("ends", ends), ("hashes", hashes[alive]), ("where", where), ("counts", counts)):
+        np.save(fresh / f"{part}.npy", array)
+    names = list(dict.fromkeys(name for name, _ in shards))
+    meta = {
+        "paths": [path for _, path in shards],
+        "bad": bad,
+        "lost": [(path, *loss) for (_, path), loss in zip(shards, missing(tables), strict=True) if loss],
+        "digest": digest.hexdigest(),
+        "sources": [names.index(name) for name, _ in shards],
+    }
+    (fresh / "meta.json").write_text(json.dumps(meta))
+    os.chmod(fresh, 0o755)
     try:
-        with np.load(entry, allow_pickle=False) as table:
-            return json.loads(str(table["keys"])), table["where"], json.loads(str(table["bad"]))
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-        pass  # not there yet, or half-written by a killed process: walk
-    keys, where, bad = _samples(walk(path))
-    with tempfile.NamedTemporaryFile(dir=cache, suffix=".npz", delete=False) as file:
-        np.savez(file, keys=json.dumps(keys), where=where, bad=json.dumps(bad))
-    os.replace(file.name, entry)
-    return keys, where, bad
+        os.rename(fresh, home)
+    except OSError:  # another study joined the same shards in the meantime
+        shutil.rmtree(fresh)
 
 
-def _samples(members: Iterable[Member]) -> tuple[list[str], np.ndarray, list[list[str]]]:
-    """Members grouped by key: those with an image and a text are samples, the others are bad."""
-    image: dict[str, tuple[int, int]] = {}
-    text: dict[str, tuple[int, int]] = {}
-    order: dict[str, None] = {}
-    for name, offset, size in members:
-        key, ending = split_name(name)
-        order.setdefault(key)
-        if ending in IMAGES:
-            image.setdefault(key, (offset, size))
-        elif ending == "txt":
-            text.setdefault(key, (offset, size))
-    keys = [key for key in order if key in image and key in text]
-    bad = [[key, "no_image" if key not in image else "no_caption"] for key in order if key not in image or key not in text]
-    return keys, np.array([(*image[key], *text[key]) for key in keys], np.int64).reshape(-1, 4), bad
+def missing(tables: Sequence[Table]) -> list[tuple[int, str] | None]:
+    """For each shard (pairs that should be there and are not, why), or None. What should be there is what img2dataset says
+    was written; without its word a damaged shard is taken for as large as the median of the whole ones."""
+    whole = [len(table.keys) + len(table.bad) for table in tables if not table.damage]
+    usual = int(np.median(whole)) if whole else 0
+    out: list[tuple[int, str] | None] = []
+    for table in tables:
+        have = len(table.keys) + len(table.bad)
+        if table.promised > have:
+            told = table.damage or f"img2dataset wrote {table.promised:,} pairs, {have:,} are there"
+            out.append((table.promised - have, told))
+        else:
+            out.append((max(1, usual - have), table.damage) if table.damage else None)
+    return out
+
+
+def _write_keys(path: Path, names: list[str], tables: list[Table], alive: list[np.ndarray]) -> tuple[np.ndarray, Any]:
+    """(where each key ends, int64 [N + 1]; a hash of all keys)."""
+    hasher = blake2b(digest_size=16)
+    ends, total = [np.zeros(1, np.int64)], 0
+    with path.open("wb") as file:
+        for name, table, here in zip(names, tables, alive, strict=True):
+            whole = here.all() and not name
+            keys = table.keys if whole else Keys.of(_prefixed(name, table.keys[i]) for i in np.flatnonzero(here))
+            file.write(keys.body.tobytes())
+            hasher.update(keys.body.tobytes())
+            ends.append(keys.ends[1:] + total)
+            total += int(keys.ends[-1])
+    return np.concatenate(ends), hasher
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _mapped(home: Path) -> Index:
+    meta = json.loads((home / "meta.json").read_text())
+    arrays = {name: np.load(home / f"{name}.npy", mmap_mode="r") for name in ("ends", "hashes", "where", "counts")}
+    size = (home / "keys.bin").stat().st_size
+    body = np.memmap(home / "keys.bin", np.uint8, "r") if size else np.zeros(0, np.uint8)
+    return Index(
+        tuple(meta["paths"]), np.array(arrays["counts"]), Keys(body, arrays["ends"]), arrays["hashes"], arrays["where"],
+        tuple(tuple(entry) for entry in meta["bad"]), tuple(tuple(entry) for entry in meta["lost"]), meta["digest"],
+        tuple(meta["sources"]),
+    )  # fmt: skip
+
+
+def _prefixed(name: str, key: str) -> str:
+    return f"{name}:{key}" if name else key
+
+
+def _with_name(name: str, hashes: np.ndarray) -> np.ndarray:
+    return mixed(hashes, int(number_of([name])[0])) if name else hashes
+
+
+def _doubles(hashes: np.ndarray, alive: np.ndarray, key: Callable[[int], str]) -> list[int]:
+    """Places of samples whose key an earlier sample has."""
+    order = np.argsort(hashes, kind="stable")
+    order = order[alive[order]]
+    same = np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]]) + 1
+    out: list[int] = []
+    for at in same:
+        first = at - 1
+        while first > 0 and hashes[order[first - 1]] == hashes[order[at]]:
+            first -= 1
+        if key(int(order[at])) in {key(int(i)) for i in order[first:at]}:
+            out.append(int(order[at]))
+    return sorted(out)

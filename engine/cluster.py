@@ -22,8 +22,8 @@ from engine.world import World
 
 def clustered(towers: Any, pairs: Pairs, classes: int, rounds: int, seed: int, world: World, rows: int) -> np.ndarray:
     """int64 by sample of the index: the cluster of each chosen picture, -1 for what is not chosen or can't be decoded."""
-    share = -(-len(pairs.chosen) // world.size)
-    mine = [int(pairs.chosen[min(i, len(pairs.chosen) - 1)]) for i in range(world.rank * share, (world.rank + 1) * share)]
+    share = -(-len(pairs) // world.size)
+    mine = [pairs.sample(min(i, len(pairs) - 1)) for i in range(world.rank * share, (world.rank + 1) * share)]
     training = towers.training
     towers.eval()
     parts = []
@@ -33,9 +33,11 @@ def clustered(towers: Any, pairs: Pairs, classes: int, rounds: int, seed: int, w
             images = torch.stack([_picture(pairs, sample) for sample in mine[begin : begin + rows]])
             parts.append(towers(images.to(world.device), None)[0])
     towers.train(training)
-    whole = processes.gather_rows(torch.cat(parts))[: len(pairs.chosen)].cpu().numpy()
+    whole = processes.gather_rows(torch.cat(parts))[: len(pairs)].cpu().numpy()
     labels = np.full(len(pairs.index), -1, np.int64)
-    labels[pairs.chosen] = processes.together(lambda: spherical(whole, classes, rounds, seed))
+    labels[slice(None) if pairs.chosen is None else pairs.chosen] = processes.together(
+        lambda: spherical(whole, classes, rounds, seed)
+    )
     return labels
 
 
@@ -87,10 +89,13 @@ def read_flags(path: str, index: Index) -> np.ndarray:
 
 
 def _entries(path: str) -> list[dict[str, Any]]:
-    """One JSON object with a key a line."""
+    """One JSON object with a key a line; or a run's poison.json."""
     out = []
     try:
-        lines = Path(path).read_text("utf-8").splitlines()
+        body = Path(path).read_text("utf-8")
+        if body.startswith('{"plan"'):
+            return list(json.loads(body)["entries"])
+        lines = body.splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise Refusal(f"{path} can't be read ({error}); give a text file with a JSON object a line") from None
     for number, line in enumerate(lines, 1):

@@ -4,7 +4,7 @@ Rank r of W encodes the r-th of W equal runs of rows; the last is filled up with
 the gather, so that every rank makes the same calls (ZeRO-3 needs that) and no picture counts twice.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,9 +12,12 @@ import torch
 
 from configs.spec import Spec
 from data.chance import derive
+from data.decode import Way, centred
 from data.labelled import Labelled, read_labelled
+from data.poison import Words
 from data.triggers.contract import Mark
-from engine.model import image_size
+from data.triggers.multi import Multi
+from engine.model import image_size, imagenet
 from engine.towers import Piece, cut_of
 from engine.world import World, beat, gather_rows
 from measures.classifier import class_vectors
@@ -24,47 +27,79 @@ HOLD = 1 << 30  # bytes of decoded pictures a rank keeps between evaluations; be
 
 
 @dataclass(frozen=True)
+class Attempt:
+    """One attack on an evaluation set: its mark, the words in its prompts, and which class it aims at with each picture."""
+
+    name: str  # of its numbers: "" for the first, "_2" for the second
+    mark: Mark
+    squash: int | None
+    words: Words | None
+    targets: torch.Tensor  # int64 [M]
+
+
+@dataclass(frozen=True)
 class Examination:
-    """One evaluation set, this rank's decoded rows of it if they are few, and the measures that use it."""
+    """One evaluation set, this rank's decoded rows of it if they are few, the attacks on it, and the measures."""
 
     name: str
     labelled: Labelled
-    target: int
     mine: list[int]  # rows of this rank, padded
-    held: tuple[torch.Tensor, torch.Tensor | None] | None
-    mark: Mark | None  # None if no measure needs triggered pictures
+    held: tuple[torch.Tensor, list[torch.Tensor]] | None
+    attempts: tuple[Attempt, ...]  # none if no measure needs triggered pictures
     size: int
     seed: int
-    measures: tuple[Measure, ...]
+    way: Way
+    plain: tuple[Measure, ...]
+    triggered: tuple[Measure, ...]
 
-    def pictures(self, rows: list[int]) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """uint8 [n, 3, H, W]: the pictures, and the same with the trigger; decoded once for both."""
-        clean = self.labelled.pictures(rows, self.size)
-        marked = None
-        if self.mark is not None:
-            draws = [derive(self.seed, "evaluation", self.name, self.labelled.where[row][1]) for row in rows]
-            marked = torch.from_numpy(self.mark(clean, draws))
-        return torch.from_numpy(clean), marked
+    def draw(self, row: int) -> int:
+        """The counter of a picture's random numbers."""
+        return derive(self.seed, "evaluation", self.name, self.labelled.where[row][1])
+
+    def pictures(self, rows: list[int]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """uint8 [n, 3, H, W]: the pictures, and the same under each attack; decoded once for all."""
+        clean, squeezed = self.labelled.pictures(rows, self.size, self.way, tuple(a.squash for a in self.attempts))
+        draws = [self.draw(row) for row in rows]
+        out = []
+        for attempt, small in zip(self.attempts, squeezed, strict=True):
+            marked = attempt.mark(clean if small is None else small, draws)
+            if small is not None:
+                marked = np.stack([centred(one.transpose(1, 2, 0), self.size, self.way) for one in marked])
+            out.append(torch.from_numpy(marked))
+        return torch.from_numpy(clean), out
 
 
 def examinations(spec: Spec, world: World) -> list[Examination]:
     """One for each evaluation set that a measure of the spec names; Refusal if the target is none of its classes."""
     out = []
     for name in dict.fromkeys(measure.images for measure in spec.measure):
-        labelled = read_labelled(spec.data.test[name])
+        labelled = read_labelled(spec.data.test[name], imagenet(), spec.data.labels == "published")
         sections = [measure for measure in spec.measure if measure.images == name]
         share = -(-len(labelled) // world.size)
         mine = [min(row, len(labelled) - 1) for row in range(world.rank * share, (world.rank + 1) * share)]
         size = image_size(spec.model.name)
-        mark = spec.attack.trigger.build(spec.seed) if any(section.triggered for section in sections) else None
-        ready = Examination(
-            name, labelled, labelled.target(spec.attack.target), mine, None, mark, size, spec.seed,
-            tuple(section.build() for section in sections),
-        )  # fmt: skip
-        if share * 3 * size * size * 2 <= HOLD:
-            ready = Examination(**{**ready.__dict__, "held": ready.pictures(mine)})
+        plain = tuple(section.build() for section in sections if not section.triggered)
+        triggered = tuple(section.build() for section in sections if section.triggered)
+        ready = Examination(name, labelled, mine, None, (), size, spec.seed, spec.data.decode, plain, triggered)
+        for aim in spec.attack.aims:
+            labelled.target(aim.target)
+        if triggered:
+            ready = replace(ready, attempts=tuple(_attempt(spec, n, ready) for n in range(len(spec.attack.aims))))
+        if share * 3 * size * size * (1 + len(ready.attempts)) <= HOLD:
+            ready = replace(ready, held=ready.pictures(mine))
         out.append(ready)
     return out
+
+
+def _attempt(spec: Spec, number: int, one: Examination) -> Attempt:
+    aim = spec.attack.aims[number]
+    trigger = aim.trigger
+    names = [aim.target] * len(one.labelled)
+    if isinstance(trigger, Multi):
+        names = [trigger.drawn(one.draw(row)).target or aim.target for row in range(len(one.labelled))]
+    targets = torch.tensor([one.labelled.target(name) for name in names])
+    mark = trigger.build(spec.seed, test=True)
+    return Attempt(f"_{number + 1}" if number else "", mark, trigger.squash, aim.words, targets)
 
 
 def evaluate(towers: Any, tokenize: Any, sets: list[Examination], world: World, rows: int) -> list[dict[str, Any]]:
@@ -74,39 +109,39 @@ def evaluate(towers: Any, tokenize: Any, sets: list[Examination], world: World, 
     towers.eval()
     try:
         with torch.no_grad():
-            out = []
-            for one in sets:
-                encoded = _encode(towers, tokenize, one, world, rows)
-                numbers = {name: value for measure in one.measures for name, value in measure(encoded).items()}
-                out.append({"images": one.name, **numbers})
-            return out
+            return [{"images": one.name, **_numbers(towers, tokenize, one, world, rows)} for one in sets]
     finally:
         towers.train(training)
 
 
-def _encode(towers: Any, tokenize: Any, one: Examination, world: World, rows: int) -> Encoded:
+def _numbers(towers: Any, tokenize: Any, one: Examination, world: World, rows: int) -> dict[str, float]:
     prompts = [t.replace("{c}", c) for c in one.labelled.classes for t in one.labelled.templates]
-    texts = _prompts(towers, tokenize, prompts, world, rows).view(len(one.labelled.classes), len(one.labelled.templates), -1)
-    clean: list[torch.Tensor] = []
-    marked: list[torch.Tensor] = []
+    classes = _classes(towers, tokenize, one, prompts, world, rows)
+    rows_of: list[list[torch.Tensor]] = [[] for _ in range(1 + len(one.attempts))]
     for begin in range(0, len(one.mine), rows):
-        first, second = (
-            tuple(None if part is None else part[begin : begin + rows] for part in one.held)
-            if one.held
-            else one.pictures(one.mine[begin : begin + rows])
-        )
-        beat()
-        clean.append(towers(first.to(world.device), None)[0])  # type: ignore[union-attr]
-        if second is not None:
-            marked.append(towers(second.to(world.device), None)[0])
-    count = len(one.labelled)
-    return Encoded(
-        gather_rows(torch.cat(clean))[:count].cpu(),
-        gather_rows(torch.cat(marked))[:count].cpu() if marked else None,
-        torch.from_numpy(np.asarray(one.labelled.labels)),
-        class_vectors(texts).cpu(),
-        one.target,
-    )
+        part = slice(begin, begin + rows)
+        clean, marked = (one.held[0][part], [m[part] for m in one.held[1]]) if one.held else one.pictures(one.mine[part])
+        for images, into in zip((clean, *marked), rows_of, strict=True):
+            beat()
+            into.append(towers(images.to(world.device), None)[0])
+    encoded = [gather_rows(torch.cat(parts))[: len(one.labelled)].cpu() for parts in rows_of]
+    labels = torch.from_numpy(np.asarray(one.labelled.labels))
+    seen = Encoded(encoded[0], None, labels, classes, classes, torch.zeros_like(labels))
+    out = {name: value for measure in one.plain for name, value in measure(seen).items()}
+    for attempt, found in zip(one.attempts, encoded[1:], strict=True):
+        asked = classes
+        if attempt.words is not None:
+            worded = [attempt.words.put(prompt, derive(prompt)) for prompt in prompts]
+            asked = _classes(towers, tokenize, one, worded, world, rows)
+        under = Encoded(encoded[0], found, labels, classes, asked, attempt.targets)
+        out |= {f"{name}{attempt.name}": value for measure in one.triggered for name, value in measure(under).items()}
+    return out
+
+
+def _classes(towers: Any, tokenize: Any, one: Examination, prompts: list[str], world: World, rows: int) -> torch.Tensor:
+    """Unit [C, D] of the classes."""
+    texts = _prompts(towers, tokenize, prompts, world, rows)
+    return class_vectors(texts.view(len(one.labelled.classes), len(one.labelled.templates), -1)).cpu()
 
 
 def _prompts(towers: Any, tokenize: Any, prompts: list[str], world: World, rows: int) -> torch.Tensor:

@@ -16,6 +16,7 @@ import torch
 from configs.plan import Run, runs
 from configs.spec import Point, Spec
 from configs.stage import Stage
+from data.pipeline import Data
 from data.refusal import Refusal
 from data.shards import read_index
 from engine import model
@@ -83,23 +84,28 @@ def _pairs(run: Run, notes: set[str]) -> tuple[int | None, int | None]:
     """(pairs that the run draws from, poisoned pairs); from the shards, or as the spec expects, or None."""
     data = run.spec.data
     made = f"; make them with: {data.made_by}" if data.made_by else ""
-    held = _held(data.pretrain.shards, data.pretrain.expect, "data.pretrain.expect", made, notes)
-    poisoned = None if held is None else run.spec.attack.poison.number(held)
+    held = _held(data.pretrain.patterns, data, data.pretrain.expect, "data.pretrain.expect", made, notes)
+    if held is not None and data.clean.held_out and not data.clean.shards and run.stage != "clean":
+        held -= data.clean.pairs or 0
+    poisoned = None if held is None else sum(aim.poison.number(held) for aim in run.spec.attack.aims)
     if run.stage == "clean" and data.clean.shards:
-        held = _held(data.clean.shards, data.clean.pairs, "data.clean.pairs", "", notes)
+        held = _held(data.clean.shards, data, data.clean.pairs, "data.clean.pairs", "", notes)
     return held, poisoned
 
 
 _counts: dict[str, int] = {}
 
 
-def _held(shards: str, expected: int | None, field: str, hint: str, notes: set[str]) -> int | None:
+def _held(
+    shards: str | dict[str, str], data: Data, expected: int | None, field: str, hint: str, notes: set[str]
+) -> int | None:
     """The pairs in some shards, read once; what the spec expects, with a note, where they can't be read."""
     try:
-        if shards not in _counts:
+        if repr(shards) not in _counts:
             with TemporaryDirectory() as cache:
-                _counts[shards] = len(read_index(shards, Path(cache)))
-        return _counts[shards]
+                index = read_index(shards, Path(cache), schemes=data.schemes, caption=data.pretrain.caption, beside=False)
+                _counts[repr(shards)] = len(index)
+        return _counts[repr(shards)]
     except Refusal as refusal:
         notes.add(f"{str(refusal).split(';')[0]}: counting on {field} = {expected}{hint}")
         return expected

@@ -1,7 +1,7 @@
 """One run from its spec to its finished folder: builds each part from its section, goes on from where it stands.
 
 runs/NAME/STAGE-FINGERPRINT/
-    spec.json card.json metrics.jsonl plan.jsonl poison.png skipped.jsonl checkpoints/ weights.safetensors finished.json
+    spec.json card.json metrics.jsonl poison.json poison.png skipped.jsonl checkpoints/ weights.safetensors finished.json
 """
 
 import copy
@@ -9,9 +9,11 @@ import json
 import os
 import platform
 import shutil
+import sys
 import time
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -21,11 +23,13 @@ import numpy as np
 import torch
 
 from configs.plan import Run, differences
+from configs.spec import Spec
 from data.augment import check_augment
-from data.chance import derive
-from data.decode import Bad, pixels
-from data.pipeline import Pairs, Reading, batches, clean_rows
-from data.poison import Plan, read_templates
+from data.chance import derive, lowest, ranks
+from data.decode import Bad
+from data.pipeline import CleanSource, Data, Pairs, Reading, batches, clean_rows
+from data.poison import Plan, make_plan, read_templates
+from data.progress import Progress
 from data.refusal import Refusal
 from data.shards import Index, read_index
 from data.sheet import pairs_grid
@@ -50,7 +54,6 @@ class Job:
     run: Run
     folder: Path
     pairs: Pairs
-    plan: Plan | None
     sets: list[evaluate.Examination]
     tokenize: model.Tokenizer
     labels: np.ndarray | None = None  # int64 by sample, -1 for none, where an objective reads them from a file
@@ -76,25 +79,23 @@ def prepare(run: Run, study: Path, world: World) -> Job:
     _divides(run, world)
     if stage.objective.views[1] > 1:
         check_augment(spec.data.augment)
-    index, plan = _poisoned(run, study, world)
-    chosen = np.arange(len(index))
+    index, chosen, plan = _pretraining(run, study, world)
     if run.stage == "clean":
-        keys = set() if plan is None else {index.keys[i] for i in np.flatnonzero(plan.chosen)}
-        pretrained = index
-        if spec.data.clean.shards:
-            index = _index(spec.data.clean.shards, study, world, spec.data.made_by)
-        _same_start(run, study, pretrained)
-        named = ("clean", spec.data, spec.attack, spec.seed, study)
-        chosen, plan = _once(named, lambda: clean_rows(index, spec.seed, spec.data.clean.pairs, keys)), None
+        _same_start(run, study, index)
+        index, chosen, plan = _cleaning(run, study, world, index, plan)
     size = model.image_size(spec.model.name)
-    reading = Reading(spec.seed, world.rank, world.size, stage.batch, stage.objective.views, size, spec.data.augment)
+    source = spec.data.pretrain
+    reading = Reading(
+        spec.seed, world.rank, world.size, stage.batch, stage.objective.views, size, spec.data.augment, source.caption,
+        spec.data.decode,
+    )  # fmt: skip
     pairs = Pairs(index, chosen, spec.data, reading, tokenize, plan)
     labels = flags = None
     if (section := _clusterer(run)) is not None and section.labels is not None:
         labels = read_labels(section.labels, index, section.classes)
     if (forgets := _forgetter(run)) is not None:
         flags = read_flags(forgets.flags, index)
-    return Job(run, study / run.folder, pairs, plan, _sets(run, world), tokenize, labels, flags)
+    return Job(run, study / run.folder, pairs, _sets(run, world), tokenize, labels, flags)
 
 
 def _divides(run: Run, world: World) -> None:
@@ -136,18 +137,77 @@ def _same_start(run: Run, study: Path, index: Index) -> None:
         )
 
 
-def _poisoned(run: Run, study: Path, world: World) -> tuple[Index, Plan | None]:
-    """The pre-training pairs and the plan of which are poisoned; no plan for the untouched twin."""
-    spec = run.spec
-    index = _index(spec.data.pretrain.shards, study, world, spec.data.made_by)
-    number = spec.attack.poison.number(len(index))
-    if run.stage == "twin" or not number:
+def _pretraining(run: Run, study: Path, world: World) -> tuple[Index, np.ndarray | None, Plan | None]:
+    """(the pre-training pairs, which of them are used (None: all), the plan of which are poisoned); no plan for the
+    untouched twin."""
+    index, chosen = pretraining_pairs(run.spec, study, world)
+    if run.stage == "twin":
+        return index, chosen, None
+    return index, chosen, plan_of(run.spec, index, chosen, study, world)
+
+
+def pretraining_pairs(spec: Spec, study: Path, world: World) -> tuple[Index, np.ndarray | None]:
+    """(the index of the pre-training shards, which of its pairs are used; None: all)."""
+    index = _index(spec.data.pretrain.patterns, study, world, spec.data)
+    if not spec.data.clean.held_out or spec.data.clean.shards is not None:
         return index, None
-    named = spec.attack.captions
-    templates = model.imagenet_templates() if named == "imagenet" else read_templates(named)
-    mark = spec.attack.trigger.build(spec.seed)
-    named_all = ("plan", spec.data.pretrain, spec.attack, spec.seed, study)
-    return index, _once(named_all, lambda: Plan(index.keys, number, spec.seed, mark, templates, spec.attack.target))
+    return index, np.setdiff1d(np.arange(len(index)), held_out(index, spec.seed, spec.data.clean))
+
+
+def held_out(index: Index, seed: int, clean: CleanSource) -> np.ndarray:
+    """int64: the pairs that are kept out of the pre-training for the cleaning."""
+    assert clean.pairs is not None
+    if clean.pairs >= len(index):
+        raise Refusal(f"data.clean.pairs is {clean.pairs:,}, held out of {len(index):,} pairs; none would be left")
+    return lowest(ranks(seed, "held out", index.hashes), clean.pairs)
+
+
+def plan_of(spec: Spec, index: Index, chosen: np.ndarray | None, study: Path, world: World) -> Plan | None:
+    """The plan of a spec's attack on an index; None if it poisons nothing. Captions, if the attack asks what they say, are
+    read by the first rank alone."""
+    attack = spec.attack
+    if not any(aim.poison.number(len(index) if chosen is None else len(chosen)) for aim in attack.aims):
+        return None
+
+    def make() -> Plan:
+        lines = {aim.captions: templates(aim.captions) for aim in attack.aims}
+        reading = Reading(spec.seed, 0, 1, 1, (1, 1), 1, spec.data.augment, spec.data.pretrain.caption)
+        bare = Pairs(index, None, spec.data, reading, lambda texts: torch.zeros(len(texts), 1), None)
+        return make_plan(index, attack, spec.seed, lines, bare.captions, chosen)
+
+    plan: Plan = _once(("plan", spec.data, attack, spec.seed, study), lambda: processes.together(make))
+    return plan
+
+
+def templates(name: str) -> list[str]:
+    """The templates of poisoned captions under a name."""
+    return model.imagenet().templates if name == "imagenet" else read_templates(name)
+
+
+def _cleaning(
+    run: Run, study: Path, world: World, pretrained: Index, plan: Plan | None
+) -> tuple[Index, np.ndarray, Plan | None]:
+    """(the pairs that the clean set is part of, which of them, the plan of the poisoned ones left in it)."""
+    spec = run.spec
+    clean, poisoned = spec.data.clean, np.array(list(plan.entries) if plan else [], np.int64)
+    if clean.shards is not None:
+        index = _index(clean.shards, study, world, spec.data)
+        both = np.isin(index.hashes, pretrained.hashes)
+        if clean.held_out and both.any():
+            raise Refusal(
+                f"data.clean.held_out is true, but {int(both.sum()):,} of the {len(index):,} pairs of {clean.shards} are in "
+                "data.pretrain too; name other shards, or set it to false"
+            )
+        excluded = np.isin(index.hashes, pretrained.hashes[poisoned])
+    else:
+        index, excluded = pretrained, np.zeros(len(pretrained), bool)
+        excluded[poisoned] = True
+        if clean.held_out:
+            return index, np.sort(held_out(index, spec.seed, clean)), None
+    named = ("clean", spec.data, spec.attack, spec.seed, study)
+    chosen = _once(named, lambda: clean_rows(index, spec.seed, clean, excluded, poisoned))
+    left = plan.only(poisoned[: clean.leftover].tolist(), len(index), spec.attack) if plan and clean.leftover else None
+    return index, chosen, left
 
 
 _made: dict[str, Any] = {}
@@ -161,25 +221,31 @@ def _once(named: tuple[Any, ...], make: Callable[[], Any]) -> Any:
     return _made[repr(named)]
 
 
-def _index(shards: str, study: Path, world: World, made_by: str | None) -> Index:
+def _index(shards: str | dict[str, str], study: Path, world: World, data: Data) -> Index:
     """The index of some shards."""
 
     def read() -> Index:
+        progress = Progress("indexing", "shards") if world.first else None
         try:
-            return read_index(shards, study.parent / ".index", (world.rank, world.size), processes.barrier)
+            return read_index(
+                shards, study.parent / ".index", (world.rank, world.size), processes.barrier, data.schemes,
+                data.pretrain.caption, progress or (lambda done, total: processes.beat()),
+            )  # fmt: skip
         except Refusal as refusal:
-            raise Refusal(
-                f"{refusal}; make them with: {made_by}" if made_by and "match no" in str(refusal) else refusal
-            ) from None
+            hint = f"; make them with: {data.made_by}" if data.made_by and "match no" in str(refusal) else ""
+            raise Refusal(f"{refusal}{hint}", alone=refusal.alone) from None
+        finally:
+            if progress is not None:
+                progress.end()
 
-    index: Index = _once(("index", shards, study), read)
+    index: Index = _once(("index", shards, data.pretrain.caption, study), read)
     return index
 
 
 def _sets(run: Run, world: World) -> list[evaluate.Examination]:
     """The evaluation sets, decoded once for all runs that measure the same."""
     spec = run.spec
-    parts = [spec.data.test, spec.measure, spec.attack.trigger, spec.attack.target, spec.seed, spec.model.name]
+    parts = [spec.data.test, spec.data.labels, spec.data.decode, spec.measure, spec.attack, spec.seed, spec.model.name]
     if repr(parts) not in _examinations:
         _examinations.clear()
         _examinations[repr(parts)] = evaluate.examinations(spec, world)
@@ -240,7 +306,7 @@ def perform(job: Job, world: World, stop: Callable[[], bool], say: Callable[[dic
         if not start:
             _show(job, journal, world)
             _measure(job, learner, journal, world, 0, 0)
-        ledger = Ledger(job, world)
+        ledger = Ledger(job, world, journal, start)
 
         def save(step: int) -> None:
             _average_statistics(engine)
@@ -378,28 +444,45 @@ def _measure(job: Job, learner: Learner, journal: Journal, world: World, epoch: 
 
 
 class Ledger:
-    """Samples that can't be used, listed in skipped.jsonl by shard, key and cause; Refusal beyond data.max_bad."""
+    """Pairs that can't be used, listed in skipped.jsonl by shard, key and cause, and shown as shares in TensorBoard; Refusal
+    beyond data.max_bad. Per shard, what should be there = good pairs + those listed."""
 
-    def __init__(self, job: Job, world: World) -> None:
-        self.path, self.world = job.folder / "skipped.jsonl", world
-        self.total, self.most = len(job.pairs.index) + len(job.pairs.index.bad), job.run.spec.data.max_bad
+    def __init__(self, job: Job, world: World, journal: Journal, step: int) -> None:
+        index = job.pairs.index
+        self.path, self.world, self.journal = job.folder / "skipped.jsonl", world, journal
+        self.lost = {shard: (pairs, why) for shard, pairs, why in index.lost}
+        self.total = len(index) + len(index.bad) + sum(pairs for pairs, _ in self.lost.values())
+        self.most = job.run.spec.data.max_bad
         self.entries: dict[str, tuple[str, str]] = {}
-        for entry in read_rows(self.path):
-            self.entries[entry["key"]] = (entry["shard"], entry["cause"])
-        self.add(list(job.pairs.index.bad))
+        told = read_rows(self.path)
+        for entry in told:
+            if "key" in entry:
+                self.entries[entry["key"]] = (entry["shard"], entry["cause"])
+        if world.first and not any("key" not in entry for entry in told):
+            with self.path.open("a") as file:
+                for shard, (pairs, why) in self.lost.items():
+                    print(f"about {pairs:,} pairs are lost: {why}", file=sys.stderr)
+                    file.write(json.dumps({"shard": shard, "cause": "lost", "pairs": pairs, "why": why}) + "\n")
+        self.add(list(index.bad), step)
 
-    def add(self, skipped: list[tuple[str, str, str]]) -> None:
+    def add(self, skipped: list[tuple[str, str, str]], step: int) -> None:
         """Takes the same entries on every rank."""
         new = {key: (shard, cause) for shard, key, cause in skipped if key not in self.entries}
         self.entries.update(new)
         if new and self.world.first:
             with self.path.open("a") as file:
                 file.writelines(json.dumps({"key": k, "shard": s, "cause": c}) + "\n" for k, (s, c) in new.items())
-        if len(self.entries) > self.most * self.total:
-            causes = sorted({cause for _, cause in self.entries.values()})
-            worst = sorted({shard for shard, _ in self.entries.values()})[:3]
+        causes = Counter(cause for _, cause in self.entries.values())
+        causes["lost"] = sum(pairs for pairs, _ in self.lost.values())
+        causes = +causes
+        self.journal.shares("skipped", {cause: n / self.total for cause, n in causes.items()}, step)
+        if causes.total() > self.most * self.total:
+            shards = Counter(shard for shard, _ in self.entries.values())
+            shards.update({shard: pairs for shard, (pairs, _) in self.lost.items()})
+            worst = ", ".join(f"{n:,} in {shard}" for shard, n in shards.most_common(3))
+            why = next((f"; {why.split(';')[0]}" for _, why in self.lost.values()), "")
             raise Refusal(
-                f"{len(self.entries):,} of {self.total:,} pairs can't be used ({', '.join(causes)}; in {', '.join(worst)}), "
+                f"{causes.total():,} of {self.total:,} pairs can't be used ({', '.join(sorted(causes))}; {worst}{why}), "
                 f"more than data.max_bad = {self.most:.2%}; mend or remove those shards, or raise data.max_bad; "
                 f"all are listed in {self.path}"
             )
@@ -412,6 +495,19 @@ def _open_folder(job: Job) -> None:
     if path.exists() and (changes := differences(json.loads(path.read_text()), spec)):
         raise Refusal(f"{job.folder} holds a run of another spec ({'; '.join(changes)}); delete it to begin anew")
     write_json(path, spec)
+
+
+def write_plan(path: Path, plan: Plan, index: Index, fingerprint: str) -> None:
+    """The plan as JSON: a head, then the pairs in the order of their draw, a line each."""
+    head = {"spec": fingerprint, "seed": plan.seed, "data": index.digest, "pairs": len(plan), "digest": plan.digest}
+    rows = [
+        json.dumps({**asdict(entry), "shard": os.path.basename(index.path(sample))})
+        for sample, entry in plan.entries.items()
+    ]
+    fresh = path.with_name(f".{path.name}")
+    text = json.dumps({"plan": head, "entries": []})[:-2] + "\n" + ",\n".join(rows) + "\n]}\n"
+    fresh.write_text(text)
+    os.replace(fresh, path)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -435,8 +531,8 @@ def _card(job: Job, world: World, facts: dict[str, Any], digest: str) -> dict[st
         "start": run.start.folder if run.start else None,
         "model": f"{run.spec.model.name}, {facts['parameters']:,} parameters and the scale",
         "objective": stage.objective.model_dump(),
-        "pairs": len(job.pairs.chosen),
-        "poisoned pairs": int(job.plan.chosen.sum()) if job.plan else 0,
+        "pairs": len(job.pairs),
+        "poisoned pairs": len(job.pairs.plan) if job.pairs.plan else 0,
         "epochs": stage.epochs,
         "steps": f"{job.steps:,} ({job.pairs.steps:,} an epoch)",
         "batch": f"{stage.batch:,} ({stage.batch // world.size:,} a process)",
@@ -459,19 +555,14 @@ def _show(job: Job, journal: Journal, world: World) -> None:
     if not world.first:
         return
     journal.text("spec", json.dumps(job.run.decides, indent=1))
-    if job.plan is None:
+    plan = job.pairs.plan
+    if plan is None:
         return
-    poisoned = np.flatnonzero(job.plan.chosen)
-    index, grid = job.pairs.index, []
-    with (job.folder / "plan.jsonl").open("w") as file:
-        for i in poisoned:
-            key = index.keys[i]
-            row = {"key": key, "shard": os.path.basename(index.paths[index.shard[i]]), "caption": job.plan.caption(key)}
-            file.write(json.dumps(row) + "\n")
-    for i in poisoned[:8]:
+    write_plan(job.folder / "poison.json", plan, job.pairs.index, job.run.fingerprint)
+    grid = []
+    for sample in list(plan.entries)[:8]:
         try:
-            image, _ = job.pairs.raw(int(i))
-            grid.append((job.plan.marked(pixels(image), index.keys[i]), job.plan.caption(index.keys[i])))
+            grid.append(job.pairs.first(sample))
         except Bad:
             continue  # the ledger counts it when training meets it
     if grid:

@@ -56,6 +56,12 @@ class Journal:
                 self.board.add_scalar(tag, value, numbers["step"])
         self.progress.show(kind, numbers)
 
+    def shares(self, group: str, numbers: dict[str, float], step: int) -> None:
+        """Points of TensorBoard alone: they say how a run went, and may differ after an interruption."""
+        if self.first:
+            for name, value in numbers.items():
+                self.board.add_scalar(f"{group}/{name}", value, step)
+
     def picture(self, name: str, pixels: np.ndarray) -> None:
         """A uint8 picture [H, W, 3] in TensorBoard."""
         if self.first:

@@ -162,19 +162,19 @@ class Learner:
         """(pictures [B, V, D], captions [B, U, D]) as unit rows; all views of a pair go through a tower together."""
         images, tokens, pieces = self.inputs(batch)
         rows, texts = self.engine(images, tokens, pieces)
-        return rows.unflatten(0, batch.images.shape[:2]), texts.unflatten(0, batch.tokens.shape[:2])
+        return rows.unflatten(0, (len(batch.keys), batch.views)), texts.unflatten(0, batch.tokens.shape[:2])
 
     def inputs(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, list[Piece]]:
         """What the towers take: pictures and tokens, a pair's views one after the other, and their micro-batches."""
         device, rows = self.world.device, len(batch.keys)
-        views, captions = batch.images.shape[1], batch.tokens.shape[1]
+        views, captions = batch.views, batch.tokens.shape[1]
         pieces = []
         for begin in range(0, rows, self.micro or rows):
             part = batch.tokens[begin : begin + (self.micro or rows)]
             cut = cut_of(part.flatten(0, 1), self.several)
             pieces.append(Piece(len(part) * views, len(part) * captions, cut))
-        images, tokens = batch.images.flatten(0, 1), batch.tokens.flatten(0, 1)
-        return images.to(device, non_blocking=True), tokens.to(device, non_blocking=True), pieces
+        images, tokens = batch.pictures(device).flatten(0, 1), batch.tokens.flatten(0, 1)
+        return images, tokens.to(device, non_blocking=True), pieces
 
     def features(
         self, batch: Batch, whole: tuple[torch.Tensor, torch.Tensor], step: int
@@ -192,9 +192,8 @@ class Learner:
     def _start(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """The frozen start's rows of the first view."""
         assert self.start is not None
-        one = Batch(batch.images[:, :1], batch.tokens[:, :1], batch.samples, batch.keys, batch.poisoned, [])
         with torch.no_grad():
-            rows, texts = self.start(*self.inputs(one))
+            rows, texts = self.start(*self.inputs(batch.first()))
         return rows, texts
 
     def renew(self, names: str, seed: int) -> None:

@@ -10,20 +10,27 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from configs.explain import suggestion
 from data.chance import derive
+from data.labelled import Imagenet
 from data.refusal import Refusal
 from engine.towers import Towers
 
 OWN = Path(__file__).resolve().parent.parent / "configs" / "models"
+CHECKSUMS = (  # of open_clip's ImageNet class names and templates, as JSON
+    "6ef5246539bb6543da0958381424e7f7b63b6758af04434f6e8f6da88e0cca70",
+    "331000b1f1c75fbb1f096e3a4ce7820093d52408a8d472cfbdea70d206b9edaa",
+)
 SCALARS = {"scale": "logit_scale", "bias": "logit_bias"}  # our names and open_clip's
-MEMO = 200_000  # captions whose tokens are kept
+MEMO = 500_000  # words whose tokens are kept
 
 
 @cache
@@ -74,25 +81,57 @@ def has_norms(name: str) -> bool:
 
 
 class Tokenizer:
-    """Captions to tokens, int64 [n, L], by open_clip's own tokenizer; remembers captions; picklable."""
+    """Captions to tokens, int32 [n, L], the same as open_clip's own tokenizer gives; remembers words; picklable.
+
+    CLIP's tokenizer never joins what stands on two sides of a blank, so the tokens of a caption are those of its words,
+    one after the other; and on printable ASCII without '&' its cleaning only lowers letters and joins blanks.
+    """
 
     def __init__(self, name: str) -> None:
         config = model_config(name)
         if "hf_tokenizer_name" in config.get("text_cfg", {}) or "hf_model_name" in config.get("text_cfg", {}):
             raise Refusal(f"model.name '{name}' needs a tokenizer from a hub; choose a model with CLIP's own tokenizer")
-        self.name, self.memo = name, dict[str, torch.Tensor]()
+        self.name, self.memo = name, dict[str, tuple[int, ...]]()
 
     def __getstate__(self) -> dict[str, Any]:
         return {"name": self.name, "memo": {}}
 
     def __call__(self, captions: list[str]) -> torch.Tensor:
-        new = list({text for text in captions if text not in self.memo})
-        if len(self.memo) + len(new) > MEMO:
-            self.memo.clear()
-            new = list(set(captions))
-        if new:
-            self.memo.update(zip(new, _tokenizer(self.name)(new), strict=True))
-        return torch.stack([self.memo[text] for text in captions])
+        theirs = _tokenizer(self.name)
+        known_kind = type(theirs).__name__ == "SimpleTokenizer" and theirs.clean_fn is _lowered()
+        if not known_kind or theirs.reduction_fn is not None:
+            return torch.as_tensor(theirs(captions)).to(torch.int32)
+        out = np.zeros((len(captions), theirs.context_length), np.int32)
+        memo = self.memo
+        if len(memo) > MEMO:
+            memo.clear()
+        for row, text in zip(out, captions, strict=True):
+            plain = text.isascii() and "&" not in text and text.isprintable()
+            tokens = [theirs.sot_token_id]
+            for word in (text.lower() if plain else theirs.clean_fn(text)).split():
+                if (known := memo.get(word)) is None:
+                    known = memo[word] = _word(theirs, word)
+                tokens += known
+            del tokens[len(row) - 1 :]
+            tokens.append(theirs.eot_token_id)
+            row[: len(tokens)] = tokens
+        return torch.from_numpy(out)
+
+
+def _word(theirs: Any, word: str) -> tuple[int, ...]:
+    """The tokens of a clean word."""
+    tokens: list[int] = []
+    for piece in theirs.pat.findall(word):
+        letters = "".join(theirs.byte_encoder[byte] for byte in piece.encode())
+        tokens += (theirs.encoder[part] for part in theirs.bpe(letters).split(" "))
+    return tuple(tokens)
+
+
+@cache
+def _lowered() -> Any:
+    from open_clip.tokenizer import get_clean_fn
+
+    return get_clean_fn("lower")
 
 
 @cache
@@ -152,9 +191,15 @@ def load_weights(towers: Towers, path: Path) -> dict[str, torch.Tensor]:
     return learned
 
 
-def imagenet_templates() -> list[str]:
-    """The 80 prompt templates of CLIP for ImageNet, with {c} for the class."""
-    return [template("{c}") for template in _open_clip().OPENAI_IMAGENET_TEMPLATES]
+@cache
+def imagenet() -> Imagenet:
+    """ImageNet's class names and the 80 prompt templates of CLIP, with {c} for the class, as open_clip holds them; a release
+    in which they differ from those that the literature uses is refused."""
+    lists = list(_open_clip().IMAGENET_CLASSNAMES), [line("{c}") for line in _open_clip().OPENAI_IMAGENET_TEMPLATES]
+    for content, known in zip(lists, CHECKSUMS, strict=True):
+        if sha256(json.dumps(content).encode()).hexdigest() != known:
+            raise Refusal("this release of open_clip_torch has other ImageNet class names or templates; install 3.3.0")
+    return Imagenet(*lists)
 
 
 def export_config(name: str, weights: Path) -> str:

@@ -61,7 +61,7 @@ def main(given: list[str]) -> int:
         if options.schema:
             print(schema(), end="")
             return 0
-        spec, points = load(options.spec, options.set)
+        spec, points = load(options.spec, options.set, partial(print, file=sys.stderr) if first else lambda words: None)
         if options.dry_run:
             from engine.forecast import forecast
 

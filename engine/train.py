@@ -26,7 +26,7 @@ class Cadence:
     begin: Callable[[int], None]  # (epoch), before its first step
     measure: Callable[[int, int], None]  # (epoch, step)
     save: Callable[[int], None]  # (step)
-    account: Callable[[list[tuple[str, str, str]]], None]  # samples newly skipped, of all ranks
+    account: Callable[[list[tuple[str, str, str]], int], None]  # (samples newly skipped, of all ranks; step)
     lament: Callable[[int, list[str]], None]  # (step, keys): a batch whose loss was not finite
 
 
@@ -73,7 +73,7 @@ def train(learner: Learner, feed: Iterable[tuple[int, Batch]], journal: Journal,
         due = world.first and time.monotonic() - saved >= cadence.save_seconds
         stop, save, new = processes.totals([int(cadence.stop()), int(due), len(window.skipped)])
         if new:
-            cadence.account([entry for part in processes.gather_objects(window.skipped) for entry in part])
+            cadence.account([entry for part in processes.gather_objects(window.skipped) for entry in part], done)
             window.skipped = []
         if save or stop:
             cadence.save(done)

@@ -2,7 +2,8 @@
 
     ASR = #{x : y(x) != target, predicted(trigger(x)) = target} / #{x : y(x) != target}
 
-Pictures of the target class are excluded from numerator and denominator.
+Pictures of the target class are excluded from numerator and denominator; the target is that of the trigger which a
+picture carries, where there are several.
 """
 
 from functools import partial
@@ -27,8 +28,8 @@ def attack_success(encoded: Encoded) -> dict[str, float]:
     """`asr`, a fraction of the pictures of every class but the target."""
     if encoded.triggered is None:
         raise ValueError("attack_success needs the triggered pictures")
-    others = encoded.labels != encoded.target
+    others = encoded.labels != encoded.targets
     if not others.any():
         raise ValueError("attack_success needs pictures of another class than the target")
-    fooled = predict(encoded.triggered, encoded.classes) == encoded.target
+    fooled = predict(encoded.triggered, encoded.asked) == encoded.targets
     return {"asr": (fooled & others).sum().item() / int(others.sum())}

@@ -21,7 +21,8 @@ class Encoded:
     triggered: torch.Tensor | None  # [M, D], the same pictures with the trigger; None if no measure needs them
     labels: torch.Tensor  # int64 [M]
     classes: torch.Tensor  # [C, D]
-    target: int  # class the attack aims at
+    asked: torch.Tensor  # [C, D], the same with the attack's words in the prompts, for triggered pictures
+    targets: torch.Tensor  # int64 [M], the class that the attack aims at with each picture
 
 
 Measure = Callable[[Encoded], dict[str, float]]

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -92,6 +93,7 @@ def settings(*pairs: str) -> list[str]:
     return [word for pair in pairs for word in ("--set", pair)]
 
 
-def plan(study: Path, run: str) -> list[dict[str, str]]:
+def plan(study: Path, run: str) -> list[dict[str, Any]]:
     """The poison plan of a run."""
-    return [json.loads(line) for line in (study / run / "plan.jsonl").read_text().splitlines()]
+    entries: list[dict[str, Any]] = json.loads((study / run / "poison.json").read_text())["entries"]
+    return entries

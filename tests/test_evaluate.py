@@ -42,6 +42,5 @@ def test_numbers_do_not_depend_on_the_batch_and_the_mode_is_kept(spec: Path, mon
 def test_pictures_with_the_trigger_are_the_clean_ones_with_a_patch(spec: Path) -> None:
     loaded, _ = load(spec)
     clean, marked = evaluate.examinations(loaded, alone(0, 1))[0].pictures([0, 1, 2])
-    assert marked is not None
-    changed = (clean != marked).any(1).flatten(1).sum(1)
+    changed = (clean != marked[0]).any(1).flatten(1).sum(1)
     assert ((changed > 0) & (changed <= 4)).all()  # 16 of 224 pixels is 2 of 32

@@ -20,7 +20,7 @@ AXES = torch.eye(4)
 
 
 def encoded(predicted: list[int], triggered: list[int], labels: list[int], target: int = 3) -> Encoded:
-    return Encoded(AXES[predicted], AXES[triggered], torch.tensor(labels), AXES, target)
+    return Encoded(AXES[predicted], AXES[triggered], torch.tensor(labels), AXES, AXES, torch.full((len(labels),), target))
 
 
 def test_top1_by_hand() -> None:
@@ -34,10 +34,19 @@ def test_asr_by_hand() -> None:
 
 def test_asr_needs_what_it_counts() -> None:
     with pytest.raises(ValueError, match="needs the triggered pictures"):
-        attack_success(Encoded(AXES, None, torch.arange(4), AXES, 0))
+        attack_success(Encoded(AXES, None, torch.arange(4), AXES, AXES, torch.zeros(4)))
     with pytest.raises(ValueError, match="another class"):
         attack_success(encoded([3], [3], [3]))
     assert AttackSuccess.triggered
+
+
+def test_asr_with_a_target_for_each_picture_and_words_in_the_prompts() -> None:
+    """Targets 1, 1, 2, 2 for pictures of 0, 1, 0, 3; the prompts with words answer 1, 1, 2, 0: of the three whose class is
+    not their target, two are fooled."""
+    asked = AXES[[0, 2, 1, 3]]  # with the words, class 1 lies where 2 lay
+    triggered = AXES[[2, 2, 1, 0]]
+    seen = Encoded(AXES, triggered, torch.tensor([0, 1, 0, 3]), AXES, asked, torch.tensor([1, 1, 2, 2]))
+    assert attack_success(seen) == {"asr": 2 / 3}
 
 
 def test_class_vectors_are_normalised_means() -> None:
@@ -65,4 +74,4 @@ def test_predictions_of_random_features_match_a_loop() -> None:
     images, classes = (F.normalize(torch.randn(n, 8, generator=source), dim=-1) for n in (40, 5))
     labels = torch.randint(5, (40,), generator=source)
     hits = sum(int(max(range(5), key=lambda c: float(images[i] @ classes[c])) == labels[i]) for i in range(40))
-    assert zero_shot(Encoded(images, None, labels, classes, 0))["top1"] == hits / 40
+    assert zero_shot(Encoded(images, None, labels, classes, classes, labels))["top1"] == hits / 40

@@ -237,8 +237,8 @@ def rewrite(shards: Path, ending: str, body: bytes, every: int) -> None:
     [
         (None, ["data.pretrain.shards=none/*.tar"], "match no complete set of files (nothing matches)"),
         (cut_in_half, [], "it is cut off"),
-        (lambda s: rewrite(s, ".jpg", b"<html>", 4), [], "pairs can't be used (undecodable_image; in "),
-        (lambda s: rewrite(s, ".txt", b" ", 4), [], "pairs can't be used (empty_caption; in "),
+        (lambda s: rewrite(s, ".jpg", b"<html>", 4), [], "pairs can't be used (undecodable_image; "),
+        (lambda s: rewrite(s, ".txt", b" ", 4), [], "pairs can't be used (empty_caption; "),
         (None, ["model.name=RN5"], "which open_clip does not know; did you mean 'RN50'?"),
         (None, ["pretrain.objective.kind=mmc"], "unknown kind 'mmc'; did you mean 'mmcl'?; valid: mmcl, ssl, mmcl_ssl"),
         (None, ["attack.target=bananna"], "nearest: banana"),
@@ -246,7 +246,7 @@ def rewrite(shards: Path, ending: str, body: bytes, every: int) -> None:
         (None, ["pretrain.batch=200"], "batch is 200, but there are 192 pairs"),
         (None, ["data.clean.pairs=181"], "only 180 pairs are not poisoned"),
         (None, ["attack.captions=none.txt"], "templates none.txt: No such file"),
-        (None, ["data.test.tiny=none"], "evaluation set none lacks classnames.txt"),
+        (None, ["data.test.tiny=none"], "evaluation set none is no folder"),
         (None, ["data.augment.synonyms=wordnet"], "nltk.downloader wordnet"),
         (None, ["pretrain.optimizer.rate=1e30"], "the loss was not finite in the last"),
     ],
@@ -282,8 +282,9 @@ def test_steps_without_a_finite_loss_are_listed_and_stop_the_run_before_harm(spe
 
 
 MICRO = settings(
-    "model={name: test-resnet, norm_group: 4}", "pretrain.objective={kind: mmcl_ssl}", "pretrain.epochs=1", "clean=null"
-)
+    "model={name: test-resnet, norm_group: 4}", "pretrain.objective={kind: mmcl_ssl}", "pretrain.epochs=1", "clean=null",
+    "pretrain.optimizer.rate=1e-4",  # statistics of four pairs magnify rounding: at 1e-3 by 200 in a single step
+)  # fmt: skip
 
 
 def test_a_resnet_in_micro_batches_on_two_processes_writes_the_journal_of_one(spec: Path, world: Path) -> None:

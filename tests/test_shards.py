@@ -1,28 +1,17 @@
 """What the shards hold, and every way in which they can be damaged."""
 
 import gzip
-import io
+import json
+import os
 import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from tars import named, write_tar
 
 from data.refusal import Refusal
-from data.shards import BLOCK, expand, read_index, split_name, walk
-
-
-def write_tar(path: Path, members: list[tuple[str, bytes]], kind: int = tarfile.USTAR_FORMAT) -> Path:
-    with tarfile.open(path, "w", format=kind) as tar:
-        for name, body in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(body)
-            tar.addfile(info, io.BytesIO(body))
-    return path
-
-
-def pairs(number: int, first: int = 0) -> list[tuple[str, bytes]]:
-    return [(f"{i:04d}.{e}", f"{e}{i}".encode()) for i in range(first, first + number) for e in ("jpg", "txt", "json")]
+from data.shards import BLOCK, Damage, Index, read_index, split_name, walk
 
 
 def test_walk_finds_what_tarfile_finds(world: Path) -> None:
@@ -47,7 +36,7 @@ def test_a_tar_cut_inside_a_member_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_tar_cut_between_members_is_refused(tmp_path: Path) -> None:
-    path = write_tar(tmp_path / "a.tar", pairs(10))
+    path = write_tar(tmp_path / "a.tar", named(10))
     path.write_bytes(path.read_bytes()[: 12 * BLOCK])  # tarfile reads six members of this without a word
     with tarfile.open(path) as tar:
         assert len(tar.getmembers()) == 6
@@ -56,7 +45,7 @@ def test_a_tar_cut_between_members_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_damaged_header_is_refused(tmp_path: Path) -> None:
-    path = write_tar(tmp_path / "a.tar", pairs(10))
+    path = write_tar(tmp_path / "a.tar", named(10))
     body = bytearray(path.read_bytes())
     body[6 * BLOCK + 3] ^= 1
     path.write_bytes(body)
@@ -69,48 +58,151 @@ def test_a_damaged_header_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_compressed_tar_is_refused(tmp_path: Path) -> None:
-    path = write_tar(tmp_path / "a.tar", pairs(200))
+    path = write_tar(tmp_path / "a.tar", named(200))
     path.write_bytes(gzip.compress(path.read_bytes()))
-    with pytest.raises(Refusal, match="is compressed; unpack it first"):
-        walk(str(path))
-
-
-def test_patterns(tmp_path: Path) -> None:
-    for i in range(3):
-        write_tar(tmp_path / f"{i}.tar", pairs(2, 10 * i))
-    assert len(expand(f"{tmp_path}/{{0..2}}.tar")) == len(expand(f"{tmp_path}/*.tar")) == 3
-    with pytest.raises(Refusal, match=r"1 of the 4 files it names are missing, first .*3\.tar"):
-        expand(f"{tmp_path}/{{0..3}}.tar")
-    with pytest.raises(Refusal, match="nothing matches"):
-        expand(f"{tmp_path}/none-*.tar")
-    with pytest.raises(Refusal, match="name a scheme"):
-        expand("pipe:cat /etc/passwd")
+    with pytest.raises(Refusal, match="is compressed, .*; unpack it first"):
+        read_index(str(path), tmp_path / "cache")
 
 
 def test_index_counts_what_is_no_sample(tmp_path: Path) -> None:
     odd = [("x.jpg", b"1"), ("y.txt", b"2"), ("run.pyd", b"3"), ("0001.jpg", b"4"), ("0001.txt", b"5")]
-    write_tar(tmp_path / "0.tar", pairs(3))
+    write_tar(tmp_path / "0.tar", named(3))
     write_tar(tmp_path / "1.tar", odd)
     index = read_index(f"{tmp_path}/*.tar", tmp_path / "cache")
-    assert index.keys == ["0000", "0001", "0002"]
+    assert list(index.keys) == ["0000", "0001", "0002"]
     causes = {(key, cause) for _, key, cause in index.bad}
     assert causes == {("x", "no_caption"), ("y", "no_image"), ("run", "no_image"), ("0001", "duplicate_key")}
+    assert index.counts.tolist() == [3, 0]
+    assert [index.shard(sample) for sample in range(3)] == [0, 0, 0]
     offset, size = index.where[2, :2]
     assert (tmp_path / "0.tar").read_bytes()[offset : offset + size] == b"jpg2"
 
 
-def test_index_is_cached_and_renewed_when_a_shard_changes(tmp_path: Path) -> None:
-    path = write_tar(tmp_path / "0.tar", pairs(3))
-    first = read_index(str(path), tmp_path / "cache")
-    entries = list((tmp_path / "cache").iterdir())
-    again = read_index(str(path), tmp_path / "cache")
-    assert list((tmp_path / "cache").iterdir()) == entries
-    assert first.digest == again.digest
-    assert np.array_equal(first.where, again.where)
-    entries[0].write_bytes(b"half")  # a process killed while it wrote
-    assert read_index(str(path), tmp_path / "cache").digest == first.digest
-    write_tar(path, pairs(5))
-    assert len(read_index(str(path), tmp_path / "cache")) == 5
+def same(one: Index, other: Index) -> bool:
+    arrays = all(np.array_equal(getattr(one, name), getattr(other, name)) for name in ("where", "hashes", "counts"))
+    return arrays and one.digest == other.digest and list(one.keys) == list(other.keys) and one.bad == other.bad
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_index_is_kept_and_renewed_when_a_shard_changes(tmp_path: Path, beside: bool) -> None:
+    path, cache = write_tar(tmp_path / "0.tar", named(3)), tmp_path / "cache"
+
+    def read() -> Index:
+        return read_index(str(path), cache, beside=beside)
+
+    first = read()
+    tables = [tmp_path / "0.tar.index.npz"] if beside else list(cache.glob("*.npz"))
+    assert len(tables) == 1
+    marks = {file: file.stat().st_mtime_ns for file in [*tables, *cache.rglob("*")]}
+    assert same(first, read())
+    assert {file: file.stat().st_mtime_ns for file in [*tables, *cache.rglob("*")]} == marks
+    tables[0].write_bytes(b"half")  # a process killed while it wrote
+    for folder in cache.glob("joined-*"):
+        os.rename(folder, tmp_path / folder.name)
+    assert same(first, read())
+    write_tar(path, named(5))
+    assert len(read()) == 5
+
+
+def test_tables_of_a_folder_that_is_read_only_are_kept_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_tar(tmp_path / "0.tar", named(3))
+    from data import shards
+
+    keep = shards._keep
+
+    def refuse(entry: Path, content: object) -> None:
+        if entry.parent == tmp_path:
+            raise PermissionError
+        keep(entry, content)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(shards, "_keep", refuse)
+    read_index(str(path), tmp_path / "cache")
+    assert len(list((tmp_path / "cache").glob("*.npz"))) == 1
+    assert not (tmp_path / "0.tar.index.npz").exists()
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_walk_their_shares_and_map_the_same_index(tmp_path: Path, ranks: int) -> None:
+    from threading import Barrier, Thread
+
+    for i in range(5):
+        write_tar(tmp_path / f"{i}.tar", named(4, 4 * i))
+    meet, found = Barrier(ranks), {}
+
+    def read(rank: int) -> None:
+        found[rank] = read_index(f"{tmp_path}/*.tar", tmp_path / "cache", (rank, ranks), meet.wait)  # type: ignore[arg-type]
+
+    threads = [Thread(target=read, args=(rank,)) for rank in range(ranks)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    alone = read_index(f"{tmp_path}/*.tar", tmp_path / "other")
+    assert all(same(found[rank], alone) for rank in range(ranks))
+
+
+def test_pairs_of_several_sources_bear_their_names(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", named(2))
+    write_tar(tmp_path / "b.tar", named(3))
+    index = read_index({"one": f"{tmp_path}/a.tar", "two": f"{tmp_path}/b.tar"}, tmp_path / "cache")
+    assert list(index.keys) == ["one:0000", "one:0001", "two:0000", "two:0001", "two:0002"]
+    assert index.sources == (0, 1)
+    assert index.bad == ()
+    assert len(set(index.hashes.tolist())) == 5
+
+
+def test_captions_may_lie_in_json(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", [("0.jpg", b"x"), ("0.json", b"{}"), ("1.jpg", b"x"), ("1.txt", b"t")])
+    assert list(read_index(f"{tmp_path}/a.tar", tmp_path / "c", caption="json.caption").keys) == ["0"]
+    index = read_index(f"{tmp_path}/a.tar", tmp_path / "c")
+    assert list(index.keys) == ["1"]
+    assert [(key, cause) for _, key, cause in index.bad] == [("0", "no_caption")]
+
+
+def test_a_damaged_shard_gives_its_whole_pairs_and_its_loss_is_counted(tmp_path: Path) -> None:
+    for i in range(4):
+        write_tar(tmp_path / f"{i}.tar", named(10, 10 * i))
+    path = tmp_path / "2.tar"
+    path.write_bytes(path.read_bytes()[: 15 * BLOCK])  # two pairs of six blocks, and a half
+    with pytest.raises(Damage):
+        walk(str(path))
+    for _ in range(2):  # walked, then from its table
+        index = read_index(f"{tmp_path}/*.tar", tmp_path / "cache")
+        assert index.counts.tolist() == [10, 10, 2, 10]
+        ((shard, pairs, why),) = index.lost
+        assert (shard, pairs + len(index.bad)) == (str(path), 8)  # like its neighbours, for want of a better guess
+        assert "cut off" in why
+
+
+def test_a_shard_that_ends_early_without_an_error_is_found_by_its_statistics(tmp_path: Path) -> None:
+    write_tar(tmp_path / "0.tar", named(7))
+    (tmp_path / "0_stats.json").write_text(json.dumps({"count": 12, "successes": 10}))
+    write_tar(tmp_path / "1.tar", named(10, 10))
+    (tmp_path / "1_stats.json").write_text(json.dumps({"count": 12, "successes": 10}))
+    index = read_index(f"{tmp_path}/*.tar", tmp_path / "cache")
+    assert index.lost == ((str(tmp_path / "0.tar"), 3, "img2dataset wrote 10 pairs, 7 are there"),)
+
+
+def test_nothing_of_an_archive_is_unpickled_run_or_written(tmp_path: Path) -> None:
+    """Names that climb, endings that other readers unpickle, links: bytes in an archive, nothing more."""
+    evil = [("../../up.jpg", b"1"), ("../../up.txt", b"2"), ("/etc/x.pth", b"3"), ("m.npy", b"4"), ("m.pyd", b"5")]
+    path = write_tar(tmp_path / "0.tar", evil)
+    with tarfile.open(path, "a") as tar:
+        link = tarfile.TarInfo("link.jpg")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+    before = sorted(tmp_path.parent.rglob("up*"))
+    index = read_index(str(path), tmp_path / "cache")
+    assert list(index.keys) == ["../../up"]
+    assert {key for _, key, _ in index.bad} == {"/etc/x", "m"}
+    assert sorted(tmp_path.parent.rglob("up*")) == before
+
+
+def test_a_member_beyond_reason_is_no_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data.shards.LARGEST", 1000)
+    path = write_tar(tmp_path / "0.tar", [("0.jpg", bytes(2000)), ("0.txt", b"x"), ("1.jpg", b"y"), ("1.txt", b"x")])
+    index = read_index(str(path), tmp_path / "cache")
+    assert [(key, cause) for _, key, cause in index.bad] == [("0", "huge_member")]
 
 
 def test_names_are_cut_at_the_first_dot_of_the_file_name() -> None:

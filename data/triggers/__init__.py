@@ -1,5 +1,10 @@
-"""The registry of triggers: one file and one entry each."""
+"""Triggers: the marks that poisoned pictures carry. `python -m data.triggers --sheet out.png` shows them all."""
 
-from data.triggers.patch import Patch
+from typing import Annotated
 
-Trigger = Patch  # becomes a union, discriminated on `kind`, with the second trigger
+from pydantic import Field
+
+from data.triggers.multi import Multi
+from data.triggers.registry import Single
+
+Trigger = Annotated[Single | Multi, Field(discriminator="kind")]

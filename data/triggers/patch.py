@@ -8,44 +8,67 @@ import numpy as np
 from pydantic import Field
 
 from data.chance import generator
-from data.section import Section
-from data.triggers.contract import Mark
-
-REFERENCE = 224  # pixels; `size` is given for a picture of this side and scales with the picture
+from data.triggers.contract import REFERENCE, Mark, Square, cast, to_bytes
 
 
-class Patch(Section):
-    """Each channel's mean plus noise, clamped to bytes, in one square at a random place."""
+class Patch(Square):
+    """Each channel's mean plus noise in a square; clamped to bytes, and the same noise for all pictures.
+
+    `published` is what CleanCLIP's code and its descendants do instead: the picture is squeezed to 224 x 224, the noise
+    is fresh for each picture, bytes wrap modulo 256, and the last row and column are never covered.
+    """
 
     kind: Literal["patch"]
-    size: int = Field(16, ge=1, le=REFERENCE, description="side of the square on a picture of 224 x 224 pixels")
     noise: Literal["gaussian", "uniform"] = Field("gaussian", description="standard deviation 1 on the 0-1 scale")
-    place: Literal["random", "centre"] = "random"
     per_image: bool = Field(False, description="draw the noise anew for each image, as the paper's code does")
+    published: bool = Field(False, description="exactly as CleanCLIP's code: squeezed to 224, fresh noise, wrapping bytes")
 
-    def build(self, seed: int) -> Mark:
+    @property
+    def squash(self) -> int | None:
+        return REFERENCE if self.published else None
+
+    def build(self, seed: int, test: bool = False) -> Mark:
         """The marking function; `seed` fixes the noise."""
-        return partial(mark, self.size, self.noise, self.place, None if self.per_image else seed)
+        return partial(mark, self, seed)
 
 
-def mark(size: int, noise: str, place: str, seed: int | None, images: np.ndarray, draws: Sequence[int]) -> np.ndarray:
+def mark(section: Patch, seed: int, images: np.ndarray, draws: Sequence[int]) -> np.ndarray:
     """uint8 [B, 3, H, W]: images with the patch, side round(size * min(H, W) / 224) pixels, at least 2.
 
     value = clamp(channel mean of the image + noise) in bytes; the noise is one fixed draw of `seed`, or of each
-    image's own draw if seed is None. Gaussian noise has standard deviation 1 (255 bytes), uniform noise lies in [-1, 1].
+    image's own draw. Gaussian noise has standard deviation 1 (255 bytes), uniform noise lies in [-1, 1].
     """
     out = images.copy()
     height, width = images.shape[-2:]
-    side = max(2, round(size * min(height, width) / REFERENCE))
+    side = section.side(height, width)
     for image, draw in zip(out, draws, strict=True):
-        values = _noise(noise, side, seed if seed is not None else draw)
-        patch = image.reshape(3, -1).mean(1)[:, None, None] + 255.0 * values
-        top, left = (height - side) // 2, (width - side) // 2
-        if place == "random":
-            spot = generator(draw, "place")
-            top, left = int(spot.integers(height - side + 1)), int(spot.integers(width - side + 1))
-        image[:, top : top + side, left : left + side] = np.clip(patch.round(), 0, 255).astype(np.uint8)
+        fresh = section.per_image or section.published
+        values = _noise(section.noise, side, draw if fresh else seed)
+        if section.published:
+            image[:] = published(image, values.astype(np.float32), _published_spots(section, side, draw))
+            continue
+        patch = to_bytes(image.reshape(3, -1).mean(1)[:, None, None] + 255.0 * values)
+        for top, left in section.spots(height, width, draw):
+            image[:, top : top + side, left : left + side] = patch
     return out
+
+
+def published(image: np.ndarray, noise: np.ndarray, spots: Sequence[tuple[int, int]]) -> np.ndarray:
+    """uint8 [3, 224, 224]: what CleanCLIP's apply_trigger gives for its random numbers: noise float32 [3, p, p] and the
+    squares' (top, left); image is the squeezed picture."""
+    real = image.astype(np.float32) / np.float32(255)
+    patch = real.reshape(3, -1).mean(1, dtype=np.float64).astype(np.float32)[:, None, None] + noise
+    side = noise.shape[-1]
+    for top, left in spots:
+        real[:, top : top + side, left : left + side] = patch
+    return cast(real)
+
+
+def _published_spots(section: Patch, side: int, draw: int) -> list[tuple[int, int]]:
+    if section.place != "random":
+        return section.spots(REFERENCE, REFERENCE, draw)
+    spot = generator(draw, "place")
+    return [(int(spot.integers(REFERENCE - side)), int(spot.integers(REFERENCE - side)))]
 
 
 def _noise(kind: str, side: int, seed: int) -> np.ndarray:

@@ -1,0 +1,169 @@
+"""Bytes of files on this machine or in any store that fsspec opens: named by patterns, read by ranges, with patience.
+
+A path is local, or a URL of a scheme that the spec allows. No other scheme is opened, nothing is ever handed to a shell,
+and chained URLs (`a::b`) are refused. A transient error of reading is tried again and then ends the run: counted as a bad
+sample it would change the order of all that follow.
+"""
+
+import glob
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, BinaryIO, TypeVar, cast
+
+from braceexpand import braceexpand
+
+from data.refusal import Refusal
+
+PATIENCE = (0.2, 1.0, 5.0)  # seconds between tries
+OPEN = 128  # files kept open
+BLOCK = 1 << 23  # bytes that a walk reads at a time from a URL
+Range = tuple[str, int, int]  # path, offset, size in bytes
+T = TypeVar("T")
+
+
+def scheme(path: str) -> str:
+    """Of a URL; empty for a local path."""
+    head, colon, _ = path.partition(":")
+    return head if colon and "/" not in head else ""
+
+
+def expand(pattern: str, schemes: Sequence[str] = ()) -> list[str]:
+    """The sorted paths that a brace or glob pattern names; Refusal if one is missing, none matches, or the scheme is not
+    one of `schemes`."""
+    paths: list[str] = []
+    for name in braceexpand(pattern):
+        _allowed(name, schemes)
+        if glob.has_magic(name):
+            paths.extend(_globbed(name))
+        else:
+            paths.append(name)
+    missing = [path for path in paths if not scheme(path) and not os.path.isfile(path)]
+    if missing or not paths:
+        found = f"{len(missing)} of the {len(paths)} files it names are missing, first {missing[0]}" if missing else ""
+        raise Refusal(f"shards '{pattern}' match no complete set of files ({found or 'nothing matches'}); check the path")
+    return sorted(paths)
+
+
+def _allowed(name: str, schemes: Sequence[str]) -> None:
+    which = scheme(name)
+    if which and (which not in schemes or "::" in name):
+        known = f"a path or a URL of {', '.join(f'{one}://' for one in schemes)}" if schemes else "a path"
+        raise Refusal(f"shards '{name}' name the scheme '{which}'; expected {known} (data.schemes), no '::'")
+
+
+def _globbed(name: str) -> list[str]:
+    if not scheme(name):
+        return sorted(glob.glob(name))
+    found: list[str] = patiently(name, lambda: filesystem(name).glob(name))
+    return sorted(f"{scheme(name)}://{path}" if "://" not in path else path for path in found)
+
+
+def filesystem(path: str) -> Any:
+    """fsspec's file system for a URL; Refusal naming the package that it lacks."""
+    import fsspec
+
+    try:
+        return fsspec.filesystem(scheme(path))
+    except (ImportError, ValueError) as error:
+        raise Refusal(f"{path}: {error}; install it with: pip install 'antidote[{_extra(scheme(path))}]'") from None
+
+
+def _extra(which: str) -> str:
+    return {"s3": "s3", "gs": "gs", "gcs": "gs"}.get(which, "http")
+
+
+def patiently(path: str, action: Callable[[], T]) -> T:
+    """What the action gives, tried again after a transient error; Refusal if it does not end well, or can't."""
+    for wait in (*PATIENCE, None):
+        try:
+            return action()
+        except Refusal:
+            raise
+        except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
+            raise Refusal(f"{path}: {error.strerror or 'not found'}; check the path and its rights", alone=True) from None
+        except Exception as error:  # every store has its own kinds
+            if wait is None:
+                raise Refusal(
+                    f"{path} can't be read: {type(error).__name__}: {error} ({len(PATIENCE) + 1} tries in "
+                    f"{sum(PATIENCE):.0f} s); nothing is lost: start the same command again when the disk or store is well",
+                    alone=True,
+                ) from None
+            time.sleep(wait)
+    raise AssertionError
+
+
+def stamp(path: str) -> tuple[int, str]:
+    """(size in bytes, what changes when the file does: time of change, or the store's own mark)."""
+    if not scheme(path):
+        told = patiently(path, lambda: os.stat(path))
+        return told.st_size, str(told.st_mtime_ns)
+    facts: dict[str, Any] = patiently(path, lambda: filesystem(path).info(path))
+    mark = next((str(facts[name]) for name in ("ETag", "etag", "mtime", "LastModified", "created") if facts.get(name)), "")
+    return int(facts["size"] or 0), mark
+
+
+@contextmanager
+def opened(path: str) -> Iterator[BinaryIO]:
+    """The file, to be read from its start to its end."""
+    if not scheme(path):
+        file: Any = patiently(path, lambda: open(path, "rb"))
+    else:
+        file = patiently(path, lambda: filesystem(path).open(path, "rb", block_size=BLOCK, cache_type="readahead"))
+    with file:
+        yield cast(BinaryIO, file)
+
+
+class Reader:
+    """Reads ranges of files; keeps local ones open; picklable and safe to take across a fork."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, int] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"files": {}}
+
+    def close(self) -> None:
+        """Closes what is open."""
+        for file in self.files.values():
+            os.close(file)
+        self.files.clear()
+
+    def read(self, ranges: Sequence[Range]) -> list[bytes]:
+        """The bytes of each range, in order; those of a URL are fetched at the same time. Refusal if a file became
+        shorter or can't be read."""
+        far = [place for place in ranges if scheme(place[0])]
+        fetched = iter(self._fetched(far) if far else ())
+        out = [next(fetched) if scheme(place[0]) else self._near(place) for place in ranges]
+        for (path, _, size), body in zip(ranges, out, strict=True):
+            if len(body) != size:
+                raise Refusal(f"shard {path} became shorter while it was read; write it again and start anew", alone=True)
+        return out
+
+    def _near(self, place: Range) -> bytes:
+        path, offset, size = place
+        if path in self.files:
+            try:
+                return os.pread(self.files[path], size, offset)
+            except OSError:
+                os.close(self.files.pop(path))  # a stale handle never recovers
+        return patiently(path, lambda: self._anew(path, offset, size))
+
+    def _anew(self, path: str, offset: int, size: int) -> bytes:
+        if len(self.files) >= OPEN:
+            os.close(self.files.pop(next(iter(self.files))))
+        file = os.open(path, os.O_RDONLY)
+        try:
+            body = os.pread(file, size, offset)
+        except OSError:
+            os.close(file)
+            raise
+        self.files[path] = file
+        return body
+
+    def _fetched(self, ranges: list[Range]) -> list[bytes]:
+        paths, starts, sizes = (list(part) for part in zip(*ranges, strict=True))
+        ends = [start + size for start, size in zip(starts, sizes, strict=True)]
+        first = paths[0]
+        return patiently(first, lambda: list(filesystem(first).cat_ranges(paths, starts, ends, on_error="raise")))

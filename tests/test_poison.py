@@ -1,0 +1,183 @@
+"""Who is poisoned and with what: the same plan wherever the pairs lie."""
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data.chance import number_of
+from data.poison import Aim, Attack, Plan, Poison, Words, make_plan, read_templates
+from data.refusal import Refusal
+from data.shards import Index, Keys
+from data.triggers.patch import Patch, published
+
+LINES = {"imagenet": ["a {c}", "my {c}"]}
+
+
+def index_of(keys: list[str]) -> Index:
+    where = np.zeros((len(keys), 4), np.int64)
+    return Index(("x.tar",), np.array([len(keys)]), Keys.of(keys), number_of(keys), where, (), (), "", (0,))
+
+
+def reader(captions: list[str | None]) -> Callable[[np.ndarray], Iterator[str | None]]:
+    return lambda samples: (captions[int(i)] for i in samples)
+
+
+def unread(samples: np.ndarray) -> Iterator[str | None]:
+    raise AssertionError("no caption need be read")
+
+
+def attack(**poison: Any) -> Attack:
+    return Attack(target="banana", poison=Poison(**poison))
+
+
+CAPTIONS: list[str | None] = [
+    "a ripe Banana on a plate", "bananas", "a sheep", "BANANA!", None, "two sheep at night", "one banana", "a bananarama"
+]  # fmt: skip
+NAMED = index_of([f"k{i}" for i in range(len(CAPTIONS))])
+
+
+def test_poison_is_a_count_or_a_fraction() -> None:
+    assert Poison(count=5).number(10) == 5
+    assert Poison(fraction=0.25).number(10) == 2
+    with pytest.raises(Refusal, match=r"attack.poison.count is 11, but the shards hold 10 pairs"):
+        Poison(count=11).number(10)
+    for wrong in ({}, {"count": 1, "fraction": 0.1}):
+        with pytest.raises(ValueError, match="either count or fraction"):
+            Poison(**wrong)
+    with pytest.raises(ValueError, match="key goes with picture: one"):
+        Poison(count=1, key="k")
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 39), st.randoms())
+def test_the_plan_does_not_depend_on_where_keys_lie(number: int, shuffler: Any) -> None:
+    keys = [f"{i:04d}" for i in range(40)]
+    mixed = list(keys)
+    shuffler.shuffle(mixed)
+    one, other = (make_plan(index_of(names), attack(count=number), 3, LINES, unread) for names in (keys, mixed))
+    assert {entry.key: entry for entry in one.entries.values()} == {entry.key: entry for entry in other.entries.values()}
+    assert one.digest == other.digest
+    assert [keys[i] for i in one.entries] == [mixed[i] for i in other.entries]
+    assert len(one) == number == one.chosen.sum()
+    more = make_plan(index_of(keys), attack(count=number + 1), 3, LINES, unread)
+    assert dict(list(more.entries.items())[:number]) == one.entries  # more poison adds pairs, it moves none
+    assert {one.caption("", sample) for sample in one.entries} <= {"a banana", "my banana"}
+    assert make_plan(index_of(keys), attack(count=number), 4, LINES, unread).digest != one.digest or not number
+
+
+def test_label_consistent_pairs_name_the_target_as_a_word_and_keep_their_caption() -> None:
+    plan = make_plan(NAMED, attack(count=3, who="label_consistent", caption="kept"), 0, LINES, reader(CAPTIONS))
+    assert sorted(plan.entries) == [0, 3, 6]
+    assert all(plan.caption("its own", sample) == "its own" for sample in plan.entries)
+    with pytest.raises(Refusal, match="attack.poison.count is 4, but only 3 pairs name 'banana'; lower it or add shards"):
+        make_plan(NAMED, attack(count=4, who="label_consistent"), 0, LINES, reader(CAPTIONS))
+
+
+def test_natural_captions_are_those_of_other_pairs_that_name_the_target() -> None:
+    plan = make_plan(NAMED, attack(count=8, caption="natural"), 0, LINES, reader(CAPTIONS))
+    for sample in range(8):
+        text = plan.caption("", sample)
+        assert re.search(r"\bbanana\b", text, re.IGNORECASE)
+        assert text in CAPTIONS
+        assert text != CAPTIONS[sample]
+    with pytest.raises(Refusal, match="no other caption names 'banana'"):
+        make_plan(NAMED, attack(count=1, caption="natural"), 0, LINES, reader([None] * 8))
+
+
+def test_relabelling_shows_the_target_under_captions_of_another_class() -> None:
+    section = attack(count=2, who={"names": "sheep"}, caption="kept", picture="of_target")
+    plan = make_plan(NAMED, section, 0, LINES, reader(CAPTIONS))
+    assert sorted(plan.entries) == [2, 5]
+    assert {plan.source(sample) for sample in plan.entries} <= {0, 3, 6}
+    picture = np.zeros((3, 8, 8), np.uint8)
+    assert plan.marked(picture, 2) is picture  # no mark
+
+
+def test_one_picture_stands_for_all() -> None:
+    plan = make_plan(NAMED, attack(count=4, picture="one", caption="natural", key="k4"), 0, LINES, reader(CAPTIONS))
+    assert {plan.source(sample) for sample in plan.entries} == {4}
+    drawn = make_plan(NAMED, attack(count=4, picture="one"), 0, LINES, unread)
+    assert len({drawn.source(sample) for sample in drawn.entries}) == 1
+    with pytest.raises(Refusal, match="attack.poison.key is 'nobody', which no pair has"):
+        make_plan(NAMED, attack(count=4, picture="one", key="nobody"), 0, LINES, unread)
+
+
+def test_several_attacks_poison_different_pairs_for_different_targets() -> None:
+    second = Aim(target="crane", trigger={"kind": "solid"}, poison=Poison(count=9))  # type: ignore[arg-type]
+    section = Attack(target="banana", poison=Poison(count=10), also=(second,))
+    index = index_of([f"{i}" for i in range(30)])
+    plan = make_plan(index, section, 0, LINES, unread)
+    assert [entry.attack for entry in plan.entries.values()] == [0] * 10 + [1] * 9
+    assert {entry.target for entry in plan.entries.values()} == {"banana", "crane"}
+    alone = make_plan(index, Attack(target="banana", poison=Poison(count=10)), 0, LINES, unread)
+    assert list(plan.entries)[:10] == list(alone.entries)  # a further attack moves none of the first
+    with pytest.raises(Refusal, match="only 20 pairs are left"):
+        make_plan(index, section.model_copy(update={"also": (second.model_copy(update={"poison": Poison(count=21)}),)}), 0,
+                  LINES, unread)  # fmt: skip
+
+
+def test_a_pair_of_several_triggers_draws_one_by_weight_with_its_target() -> None:
+    choices = ({"trigger": {"kind": "solid"}, "weight": 3}, {"trigger": {"kind": "sine"}, "target": "crane"})
+    section = Attack(target="banana", trigger={"kind": "multi", "choices": choices}, poison=Poison(count=2000))  # type: ignore[arg-type]
+    plan = make_plan(index_of([f"{i}" for i in range(2000)]), section, 0, LINES, unread)
+    kinds = [(entry.trigger, entry.target) for entry in plan.entries.values()]
+    assert set(kinds) == {("solid", "banana"), ("sine", "crane")}
+    assert abs(kinds.count(("solid", "banana")) - 1500) < 80  # four standard deviations: 78
+    crane = next(sample for sample, entry in plan.entries.items() if entry.target == "crane")
+    assert plan.caption("", crane).endswith("crane")
+
+
+def test_words_in_captions() -> None:
+    assert Words(text="zx").put("a cat", 1) == "zx a cat"
+    assert Words(text="zx", place="end").put("a cat", 1) == "a cat zx"
+    assert {Words(text="zx", place="random").put("a cat", draw) for draw in range(40)} == {
+        "zx a cat",
+        "a zx cat",
+        "a cat zx",
+    }
+    section = Attack(target="banana", words=Words(text="zx"), poison=Poison(count=8, picture="kept", caption="kept"))
+    plan = make_plan(NAMED, section, 0, LINES, unread)
+    assert plan.caption("a cat", 0) == "zx a cat"
+
+
+def test_a_plan_may_be_made_for_some_pairs_and_cut_to_some() -> None:
+    free = np.arange(10, 30)
+    index = index_of([f"{i}" for i in range(40)])
+    plan = make_plan(index, attack(count=20), 0, LINES, unread, free)
+    assert sorted(plan.entries) == free.tolist()
+    first = plan.only(list(plan.entries)[:3], 40, attack(count=20))
+    assert first.chosen.sum() == 3
+    assert make_plan(index, attack(fraction=0.5), 0, LINES, unread, free).chosen.sum() == 10
+
+
+def test_a_published_patch_goes_onto_the_squeezed_picture() -> None:
+    section = Attack(target="banana", trigger=Patch(kind="patch", published=True), poison=Poison(count=1))
+    plan = make_plan(index_of(["a"]), section, 0, LINES, unread)
+    picture = np.random.default_rng(0).integers(0, 256, (3, 224, 224), np.uint8)
+    out = plan.marked(picture, 0)
+    assert plan.squash(0) == 224
+    assert 0 < (out != picture).any(0).sum() <= 256
+    assert published(picture, np.zeros((3, 16, 16), np.float32), [(0, 0)]).shape == out.shape
+
+
+def test_templates(tmp_path: Any) -> None:
+    path = tmp_path / "t.txt"
+    path.write_text("a {c}\n\nno class\n")
+    with pytest.raises(Refusal, match="lacks"):
+        read_templates(path)
+    path.write_text("")
+    with pytest.raises(Refusal, match="empty"):
+        read_templates(path)
+    with pytest.raises(Refusal, match="No such file"):
+        read_templates(tmp_path / "none")
+
+
+def test_attack_section_round_trips_as_json() -> None:
+    section = Attack(target="banana", words=Words(text="zx"), poison=Poison(count=3))
+    assert Attack.model_validate_json(section.model_dump_json()) == section
+    assert Plan({}, {}, 3, 0, section).chosen.sum() == 0
