@@ -1,0 +1,89 @@
+"""Work over shards, spread over processes of this machine or a Slurm array by submitit.
+
+The unit of work, of retry and of resuming is one shard: what is done is left out, what failed is named at the end, and
+the same command does the rest.
+"""
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from data.refusal import Refusal
+
+ROOT = Path(__file__).resolve().parent.parent
+POLL = 0.5  # seconds between looks
+LIMIT = 7 * 24 * 60  # minutes that a local job may take
+T = TypeVar("T")
+
+
+class Spread(NamedTuple):
+    """How work is spread."""
+
+    jobs: int = 1
+    slurm: str | None = None  # a partition; None: this machine
+    hours: int = 12  # time limit of a Slurm job
+
+    @staticmethod
+    def arguments(parser: Any) -> None:
+        """Adds --jobs, --slurm and --hours to a command line."""
+        parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes, or jobs of the Slurm array")
+        parser.add_argument("--slurm", metavar="PARTITION", help="run as a Slurm array in this partition")
+        parser.add_argument("--hours", type=int, default=12, help="time limit of a Slurm job")
+
+
+def spread(
+    work: Callable[[T], None],
+    items: Sequence[T],
+    done: Callable[[T], bool],
+    how: Spread,
+    folder: Path,
+    progress: Callable[[int, int], None],
+) -> list[str]:
+    """Does `work` on each item that is not `done`; what went wrong with those that are still not, a line each.
+
+    `work` is a function of a module, called in other processes; `folder` takes submitit's files.
+    """
+    left = [item for item in items if not done(item)]
+    jobs = max(1, min(how.jobs, len(left)))
+    if jobs == 1 and how.slurm is None:
+        failed = []
+        for number, item in enumerate(left):
+            failed += several(work, [item])
+            progress(len(items) - len(left) + number + 1, len(items))
+        return failed
+    import submitit
+
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    try:
+        executor = submitit.AutoExecutor(folder=folder, cluster="slurm" if how.slurm else "local")
+    except RuntimeError as error:
+        raise Refusal(f"--slurm {how.slurm}: {error}; run it on a machine that has sbatch, or leave --slurm out") from None
+    executor.update_parameters(name="antidote", timeout_min=60 * how.hours if how.slurm else LIMIT, cpus_per_task=1)
+    if how.slurm:
+        executor.update_parameters(slurm_partition=how.slurm)
+    running = executor.map_array(several, [work] * jobs, [left[i::jobs] for i in range(jobs)])
+    waiting = list(left)
+    while not all(job.done() for job in running):
+        time.sleep(POLL)
+        waiting = [item for item in waiting if not done(item)]
+        progress(len(items) - len(waiting), len(items))
+    failed = []
+    for job in running:
+        try:
+            failed += job.result()
+        except Exception as error:  # killed, out of memory or time
+            failed.append(f"job {job.job_id}: {str(error).strip().splitlines()[-1]} (log: {job.paths.stderr})")
+    return failed
+
+
+def several(work: Callable[[T], None], items: Sequence[T]) -> list[str]:
+    """Does the work on each item; what went wrong, a line each."""
+    failed = []
+    for item in items:
+        try:
+            work(item)
+        except Exception as error:
+            failed.append(str(error) if isinstance(error, Refusal) else f"{item}: {type(error).__name__}: {error}")
+    return failed

@@ -1,0 +1,205 @@
+"""Poisoned copies of shards for other tools: what the loader shows on the fly, stored.
+
+    one shard in -> members copied as they are, but those of poisoned pairs: KEY.png (lossless) as the loader gives it, the
+    planned caption in KEY.txt and KEY.json -> hidden file -> fsync -> rename -> NAME_stats.json last
+
+A shard is done when its statistics say so for this plan and these bytes; so a killed copy goes on where it stood.
+"""
+
+import io
+import json
+import os
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from data.decode import Bad, Way, caption
+from data.pipeline import attacked
+from data.poison import Attack, Entry, Plan
+from data.refusal import Refusal
+from data.shards import IMAGES, Index, split_name
+from data.store import Range, Reader, opened, stamp
+
+Format = Literal["png", "jpeg"]
+QUALITY = 95  # of JPEG
+
+
+class Change(NamedTuple):
+    """One poisoned pair of a shard: its key there, its entry in the plan, and the picture that it shows."""
+
+    key: str
+    entry: Entry
+    picture: Range
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What all shards of a copy have in common."""
+
+    attack: Attack
+    seed: int
+    digest: str  # of the plan
+    size: int  # side of the stored pictures of poisoned pairs
+    way: Way
+    caption: str  # "txt" or "json.FIELD"
+    format: Format
+
+    def plan(self, changes: tuple[Change, ...]) -> Plan:
+        """The plan of one shard's changes, which are its samples in order."""
+        return Plan({i: one.entry for i, one in enumerate(changes)}, {}, len(changes), self.seed, self.attack)
+
+
+class Task(NamedTuple):
+    """One shard to copy."""
+
+    shard: str
+    target: Path
+    recipe: Recipe
+    changes: tuple[Change, ...]
+
+    @property
+    def stats(self) -> Path:
+        """Where it is told that the copy is whole."""
+        return self.target.with_name(f"{self.target.stem}_stats.json")
+
+
+def tasks(index: Index, plan: Plan, recipe: Recipe, folder: Path, names: list[str]) -> list[Task]:
+    """One for each shard; `names` are those of the sources, each of which gets a folder, or [""]."""
+    changes: list[list[Change]] = [[] for _ in index.paths]
+    for sample, entry in sorted(plan.entries.items()):
+        shown = plan.source(sample)
+        place: Range = (index.path(shown), *map(int, index.where[shown, :2]))  # type: ignore[assignment]
+        at = index.shard(sample)
+        name = names[index.sources[at]]
+        changes[at].append(Change(entry.key.removeprefix(f"{name}:") if name else entry.key, entry, place))
+    out = []
+    for path, source, mine in zip(index.paths, index.sources, changes, strict=True):
+        out.append(Task(path, folder / names[source] / Path(path).name, recipe, tuple(mine)))
+    doubles = {task.target for task in out}
+    if len(doubles) < len(out):
+        raise Refusal("two shards of data.pretrain bear the same file name; materialise them one folder at a time")
+    return out
+
+
+def done(task: Task) -> bool:
+    """Whether the copy is there, whole, of this plan and of the shard as it is now."""
+    try:
+        told = json.loads(task.stats.read_text())
+        return bool(told["made"] == _made(task)) and task.target.stat().st_size == told["bytes"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _made(task: Task) -> list[Any]:
+    recipe = task.recipe
+    return [*stamp(task.shard), recipe.digest, recipe.size, recipe.way, recipe.format]
+
+
+def write(task: Task) -> None:
+    """Copies one shard; Refusal if the original can't be read."""
+    task.target.parent.mkdir(parents=True, exist_ok=True)
+    fresh = task.target.with_name(f".{task.target.name}.partial")
+    counts = {"poisoned": 0, "bad": 0}
+    keys: set[str] = set()
+    with fresh.open("wb") as file:
+        with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
+            for name, body in _changed(task, counts):
+                info = tarfile.TarInfo(name)
+                info.size, info.mode = len(body), 0o644
+                tar.addfile(info, io.BytesIO(body))
+                keys.add(split_name(name)[0])
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(fresh, task.target)
+    told = {"count": len(keys), "successes": len(keys), **counts, "bytes": task.target.stat().st_size, "made": _made(task)}
+    stats = task.stats.with_name(f".{task.stats.name}")
+    stats.write_text(json.dumps(told))
+    os.replace(stats, task.stats)
+
+
+def members(path: str) -> Iterator[tuple[str, bytes]]:
+    """(name, bytes) of the regular members of a tar, in order."""
+    with opened(path) as file, tarfile.open(fileobj=file, mode="r|") as tar:
+        for info in tar:
+            part = tar.extractfile(info) if info.isreg() else None
+            if part is not None:
+                yield info.name, part.read()
+
+
+def _changed(task: Task, counts: dict[str, int]) -> Iterator[tuple[str, bytes]]:
+    """The members of the copy. A pair whose picture does not decode stays as it is and is counted as bad."""
+    plan = task.recipe.plan(task.changes)
+    reader = Reader()
+    pictures = {one.key: _picture(task.recipe, plan, i, reader.read([one.picture])[0]) for i, one in enumerate(task.changes)}
+    reader.close()
+    places = {one.key: i for i, one in enumerate(task.changes)}
+    counts["bad"] = sum(picture is None for picture in pictures.values())
+    for name, body in members(task.shard):
+        key, ending = split_name(name)
+        picture = pictures.get(key)
+        if picture is None:
+            yield name, body
+        elif ending in IMAGES:
+            counts["poisoned"] += 1
+            yield f"{name[: -len(ending)]}{'png' if task.recipe.format == 'png' else 'jpg'}", picture
+        else:
+            yield name, _words(task.recipe, plan, places[key], ending, body)
+
+
+def _picture(recipe: Recipe, plan: Plan, at: int, body: bytes) -> bytes | None:
+    try:
+        pixels = attacked(plan, at, body, recipe.size, recipe.way)
+    except Bad:
+        return None
+    file = io.BytesIO()
+    image = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+    if recipe.format == "png":
+        image.save(file, "PNG", compress_level=3)
+    else:
+        image.save(file, "JPEG", quality=QUALITY, subsampling=0)
+    return file.getvalue()
+
+
+def _words(recipe: Recipe, plan: Plan, at: int, ending: str, body: bytes) -> bytes:
+    """The caption's member with the planned caption; a .json keeps its other fields."""
+    field = recipe.caption.removeprefix("json.") if recipe.caption != "txt" else "caption"
+    try:
+        if ending == "txt":
+            return plan.caption(caption(body), at).encode()
+        if ending == "json":
+            facts = json.loads(body)
+            if isinstance(facts, dict) and isinstance(facts.get(field), str):
+                return json.dumps({**facts, field: plan.caption(facts[field].strip(), at)}).encode()
+    except (Bad, ValueError):
+        pass  # stays as it is: no reader can use it either
+    return body
+
+
+class Difference(NamedTuple):
+    """What a copied shard holds against what it should hold."""
+
+    pairs: int
+    poisoned: int
+    wrong: list[str]  # "key: what" of members that are not as planned
+
+
+def compare(task: Task) -> Difference:
+    """Reads a copy back and compares each member with what the plan and the original ask for."""
+    counts = {"poisoned": 0, "bad": 0}
+    wrong: list[str] = []
+    keys: set[str] = set()
+    theirs = members(str(task.target))
+    for name, body in _changed(task, counts):
+        found = next(theirs, ("nothing", b""))
+        keys.add(split_name(name)[0])
+        if found[0] != name:
+            return Difference(len(keys), counts["poisoned"], [*wrong, f"{name}: {found[0]} stands in its place"])
+        if found[1] != body:
+            wrong.append(f"{name}: other bytes than planned")
+    wrong += [f"{name}: is not in the original" for name, _ in theirs]
+    return Difference(len(keys), counts["poisoned"], wrong)
