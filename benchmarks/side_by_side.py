@@ -93,8 +93,9 @@ class Peak:
         return self._of("VmHWM") - self.base
 
 
-def repository(name: str, commit: str, *files: str) -> Path:
-    """A folder with some files of a GitHub repository at a commit: from ANTIDOTE_PEERS/OWNER+NAME/repo, or cloned."""
+def repository(name: str, commit: str, *files: str, tree: tuple[str, ...] = ()) -> Path:
+    """A folder with some files of a GitHub repository at a commit, side by side, or with their folders those in `tree`: from
+    ANTIDOTE_PEERS/OWNER+NAME/repo, or cloned."""
     folder = Path(tempfile.gettempdir()) / "antidote-peers" / f"{name.replace('/', '+')}-{commit[:12]}"
     copy = Path(os.environ.get("ANTIDOTE_PEERS", "/nowhere")) / name.replace("/", "+") / "repo"
     if not folder.exists():
@@ -102,9 +103,11 @@ def repository(name: str, commit: str, *files: str) -> Path:
             copy = folder.with_suffix(".git")
             subprocess.run(["git", "clone", "--quiet", "--bare", f"https://github.com/{name}", str(copy)], check=True)
         folder.mkdir(parents=True)
-        for file in files:
+        for file in (*files, *tree):
             body = subprocess.run(
                 ["git", "--git-dir", str(copy), "show", f"{commit}:{file}"], check=True, capture_output=True
             )
-            (folder / Path(file).name).write_bytes(body.stdout)
+            target = folder / (file if file in tree else Path(file).name)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(body.stdout)
     return folder
