@@ -78,7 +78,7 @@ def autoaugmented(image: Image.Image, *names: int | str) -> np.ndarray:
     state = torch.get_rng_state()
     try:
         torch.default_generator.manual_seed(derive("autoaugment", *names))
-        return np.ascontiguousarray(np.asarray(_autoaugment()(image)).transpose(2, 0, 1))
+        return np.asarray(_autoaugment()(image)).transpose(2, 0, 1)
     finally:
         torch.set_rng_state(state)
 

@@ -68,20 +68,27 @@ def _jpeg(body: bytes, least: int, way: Way) -> np.ndarray | None:
 
 
 def centred(rgb: np.ndarray, size: int, way: Way = "exact") -> np.ndarray:
-    """uint8 [3, size, size] of uint8 [H, W, 3]: the shorter side resized to `size`, then the centre cut out."""
+    """uint8 [3, size, size] of uint8 [H, W, 3]: the shorter side resized to `size`, then the centre cut out. `fast` cuts
+    first. The bytes lie pixel by pixel, as decoders give them and filters want them."""
     height, width = rgb.shape[:2]
+    if way == "fast" and height != width:
+        rgb = _centre(rgb, min(height, width))
+        height, width = rgb.shape[:2]
     short = min(height, width)
     if short != size:
         rgb = resized(rgb, int(size * height / short), int(size * width / short), way)
-    tensor = torch.from_numpy(rgb).permute(2, 0, 1)
-    top, left = (int(round((side - size) / 2)) for side in tensor.shape[1:])
-    return np.ascontiguousarray(tensor[:, top : top + size, left : left + size].numpy())
+    return np.ascontiguousarray(_centre(rgb, size)).transpose(2, 0, 1)
+
+
+def _centre(rgb: np.ndarray, size: int) -> np.ndarray:
+    top, left = (int(round((side - size) / 2)) for side in rgb.shape[:2])
+    return rgb[top : top + size, left : left + size]
 
 
 def squeezed(rgb: np.ndarray, side: int) -> np.ndarray:
     """uint8 [3, side, side] of uint8 [H, W, 3], its proportions lost; by Pillow, as published attacks do it."""
     image = Image.fromarray(rgb).resize((side, side), Image.Resampling.BICUBIC)
-    return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+    return np.asarray(image).transpose(2, 0, 1)
 
 
 def resized(rgb: np.ndarray, height: int, width: int, way: Way = "exact") -> np.ndarray:
@@ -93,8 +100,8 @@ def resized(rgb: np.ndarray, height: int, width: int, way: Way = "exact") -> np.
     if way == "exact" and (height > rgb.shape[0] or rgb.shape[0] > 2 * rgb.shape[1]):
         return np.array(Image.fromarray(rgb).resize((width, height), Image.Resampling.BICUBIC))
     mode = "bicubic" if way == "exact" else "bilinear"
-    tensor = torch.from_numpy(rgb).permute(2, 0, 1)[None]
-    return F.interpolate(tensor, (height, width), mode=mode, antialias=True)[0].permute(1, 2, 0).numpy()
+    pixels = torch.from_numpy(np.ascontiguousarray(rgb))[None].permute(0, 3, 1, 2)  # channels last: a third faster
+    return F.interpolate(pixels, (height, width), mode=mode, antialias=True)[0].permute(1, 2, 0).numpy()
 
 
 def caption(body: bytes, field: str = "txt") -> str:

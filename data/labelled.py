@@ -69,7 +69,7 @@ class Labelled:
     ) -> tuple[np.ndarray, list[np.ndarray | None]]:
         """(uint8 [n, 3, size, size], and for each number in `squashes` uint8 [n, 3, side, side], squeezed to that side),
         decoded once; an evaluation picture that does not decode is a Refusal naming it."""
-        out = np.empty((len(rows), 3, size, size), np.uint8)
+        out = np.empty((len(rows), size, size, 3), np.uint8).transpose(0, 3, 1, 2)
         further = [None if side is None else np.empty((len(rows), 3, side, side), np.uint8) for side in squashes]
         reader = Reader()
         for i, row in enumerate(rows):

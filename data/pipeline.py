@@ -205,8 +205,7 @@ class Pairs(Dataset[Batch]):
         found = [self._good(int(row), epoch, body, skipped) for row, body in zip(rows, bodies, strict=True)]
         samples = [sample for sample, _, _ in found]
         keys = [self.index.keys[sample] for sample in samples]
-        pictures = np.stack([picture for _, views_, _ in found for picture in views_])
-        images = torch.from_numpy(pictures).view(share, -1, *pictures.shape[1:])
+        images = _stacked([picture for _, views_, _ in found for picture in views_])
         tokens = self.tokenize([text for _, _, texts in found for text in texts]).to(torch.int32)
         poisoned = [self.plan is not None and bool(self.plan.chosen[sample]) for sample in samples]
         drawn = None
@@ -214,7 +213,7 @@ class Pairs(Dataset[Batch]):
             numbers = [views.draws(here.augment, here.views[0], here.seed, key, epoch) for key in keys]
             drawn = torch.from_numpy(np.stack(numbers))
         return Batch(
-            images,
+            images.view(share, -1, *images.shape[1:]),
             tokens.view(share, here.views[1], -1),
             torch.tensor(samples),
             keys,
@@ -289,6 +288,14 @@ class Pairs(Dataset[Batch]):
             (bodies[a][at : at + size], bodies[b][from_ : from_ + length])
             for (a, at, b, from_, size), length in zip(cuts, lengths, strict=True)
         ]
+
+
+def _stacked(pictures: list[np.ndarray]) -> torch.Tensor:
+    """uint8 [n, 3, H, W] of n pictures; in memory pixel by pixel, as they come."""
+    out = np.empty((len(pictures), *pictures[0].shape[1:], 3), np.uint8)
+    for row, picture in zip(out, pictures, strict=True):
+        row[:] = picture.transpose(1, 2, 0)
+    return torch.from_numpy(out).permute(0, 3, 1, 2)
 
 
 def attacked(plan: Plan, sample: int, picture: bytes, size: int, way: Way = "exact") -> np.ndarray:
