@@ -23,7 +23,12 @@ def generator(*names: int | str) -> np.random.Generator:
 
 def number_of(names: Iterable[str]) -> np.ndarray:
     """One uint64 per name, equal on every machine."""
-    hashes = [hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest() for name in names]
+    return numbers(name.encode("utf-8", "surrogateescape") for name in names)
+
+
+def numbers(names: Iterable[bytes]) -> np.ndarray:
+    """One uint64 per name as bytes."""
+    hashes = [hashlib.blake2b(name, digest_size=8).digest() for name in names]
     return np.frombuffer(b"".join(hashes), "<u8").astype(np.uint64)
 
 

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from data.store import Body
+
 MAX_PIXELS = 50_000_000  # a picture beyond this is taken for a decompression bomb, from its header alone
 MAX_CAPTION = 65_536  # bytes
 SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L", "F")  # Pillow would cut their values off, not scale them
@@ -26,12 +28,12 @@ class Bad(Exception):
     """A sample that can't be used; the text is the cause under which it is counted."""
 
 
-def picture(body: bytes, size: int, way: Way = "exact") -> np.ndarray:
+def picture(body: Body, size: int, way: Way = "exact") -> np.ndarray:
     """uint8 [3, size, size]; Bad('undecodable_image' | 'huge_image' | 'animated_image' | 'sixteen_bit_image') otherwise."""
     return centred(whole(body, size if way == "fast" else 0, way), size, way)
 
 
-def whole(body: bytes, least: int = 0, way: Way = "exact") -> np.ndarray:
+def whole(body: Body, least: int = 0, way: Way = "exact") -> np.ndarray:
     """uint8 [H, W, 3], the whole picture; `fast` may give it smaller, its shorter side no less than `least`."""
     if body[:2] == b"\xff\xd8" and (out := _jpeg(body, least, way)) is not None:
         return out
@@ -52,7 +54,7 @@ def whole(body: bytes, least: int = 0, way: Way = "exact") -> np.ndarray:
         raise Bad("undecodable_image") from error
 
 
-def _jpeg(body: bytes, least: int, way: Way) -> np.ndarray | None:
+def _jpeg(body: Body, least: int, way: Way) -> np.ndarray | None:
     """By libjpeg-turbo; None for what it takes no responsibility for, such as CMYK or a damaged file."""
     try:
         height, width, space, _ = simplejpeg.decode_jpeg_header(body)
@@ -104,13 +106,13 @@ def resized(rgb: np.ndarray, height: int, width: int, way: Way = "exact") -> np.
     return F.interpolate(pixels, (height, width), mode=mode, antialias=True)[0].permute(1, 2, 0).numpy()
 
 
-def caption(body: bytes, field: str = "txt") -> str:
+def caption(body: Body, field: str = "txt") -> str:
     """The caption of a .txt, or, with field "json.NAME", of that field of a .json; Bad('empty_caption' |
     'letterless_caption' | 'long_caption' | 'caption_not_utf8' | 'caption_not_json' | 'no_caption') otherwise."""
     if len(body) > MAX_CAPTION * (1 if field == "txt" else 16):
         raise Bad("long_caption")
     try:
-        text = body.decode()
+        text = bytes(body).decode()
     except UnicodeDecodeError as error:
         raise Bad("caption_not_utf8") from error
     if field != "txt":

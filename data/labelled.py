@@ -16,10 +16,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data.archive import IMAGES, split_name, walk
 from data.decode import Bad, Way, centred, squeezed, whole
 from data.poison import read_templates
 from data.refusal import Refusal
-from data.shards import IMAGES, split_name, walk
 from data.store import Reader
 
 # the published label file counts the machine among the birds, and the bathing suit among the tights

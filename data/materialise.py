@@ -18,12 +18,13 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from PIL import Image
 
+from data.archive import IMAGES, split_name
 from data.decode import Bad, Way, caption
 from data.pipeline import attacked
 from data.poison import Attack, Entry, Plan
 from data.refusal import Refusal
-from data.shards import IMAGES, Index, split_name
-from data.store import Range, Reader, opened, stamp
+from data.shards import Index
+from data.store import Body, Range, Reader, opened, stamp
 
 Format = Literal["png", "jpeg"]
 QUALITY = 95  # of JPEG
@@ -151,7 +152,7 @@ def _changed(task: Task, counts: dict[str, int]) -> Iterator[tuple[str, bytes]]:
             yield name, _words(task.recipe, plan, places[key], ending, body)
 
 
-def _picture(recipe: Recipe, plan: Plan, at: int, body: bytes) -> bytes | None:
+def _picture(recipe: Recipe, plan: Plan, at: int, body: Body) -> bytes | None:
     try:
         pixels = attacked(plan, at, body, recipe.size, recipe.way)
     except Bad:

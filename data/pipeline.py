@@ -28,7 +28,7 @@ from data.poison import Plan
 from data.refusal import Refusal
 from data.section import Section
 from data.shards import Index
-from data.store import Range, Reader
+from data.store import Body, Range, Reader
 
 Tokenize = Callable[[list[str]], torch.Tensor]  # captions -> int32 [n, L]
 GAP = 1 << 16  # bytes: a picture and its caption this near are read at once
@@ -179,7 +179,7 @@ class Pairs(Dataset[Batch]):
         if reading.batch > len(self):
             raise Refusal(f"batch is {reading.batch:,}, but there are {len(self):,} pairs; lower it or add shards")
         self.order = _order(index, chosen, data, reading)
-        self.reader = Reader()
+        self.reader, self.spare = Reader(), Reader()  # the spare one reads while the other's bytes are in use
 
     def __len__(self) -> int:
         return len(self.index) if self.chosen is None else len(self.chosen)
@@ -223,18 +223,18 @@ class Pairs(Dataset[Batch]):
         )
 
     def _good(
-        self, row: int, epoch: int, body: tuple[bytes, bytes], skipped: list[tuple[str, str, str]]
+        self, row: int, epoch: int, body: tuple[Body, Body], skipped: list[tuple[str, str, str]]
     ) -> tuple[int, list[np.ndarray], list[str]]:
         """The sample at a row, or the next good one: (its place, its pictures, its U captions)."""
         for turn in range(len(self)):
             sample = self.sample(row + turn)
             try:
-                return sample, *self._views(sample, epoch, body if not turn else self._bodies([sample])[0])
+                return sample, *self._views(sample, epoch, body if not turn else self._bodies([sample], self.spare)[0])
             except Bad as bad:
                 skipped.append((self.index.path(sample), self.index.keys[sample], str(bad)))
         raise Refusal("none of the pairs can be decoded; check the shards")
 
-    def first(self, sample: int, body: tuple[bytes, bytes] | None = None) -> tuple[np.ndarray, str]:
+    def first(self, sample: int, body: tuple[Body, Body] | None = None) -> tuple[np.ndarray, str]:
         """The first view of a sample, uint8 [3, H, W], and its caption, with the attack on it if it is poisoned; Bad if it
         can't be used."""
         picture, text = body or self._bodies([sample])[0]
@@ -243,7 +243,7 @@ class Pairs(Dataset[Batch]):
             return centred(whole(picture, size, way), size, way), own
         return attacked(self.plan, sample, picture, size, way), self.plan.caption(own, sample)
 
-    def _views(self, sample: int, epoch: int, body: tuple[bytes, bytes]) -> tuple[list[np.ndarray], list[str]]:
+    def _views(self, sample: int, epoch: int, body: tuple[Body, Body]) -> tuple[list[np.ndarray], list[str]]:
         here = self.reading
         picture, text = self.first(sample, body)
         names = (here.seed, self.index.keys[sample], epoch)
@@ -260,34 +260,32 @@ class Pairs(Dataset[Batch]):
         """The stored captions, in order; None for what can't be used."""
         for begin in range(0, len(samples), 4096):
             part = [int(i) for i in samples[begin : begin + 4096]]
-            ranges: list[Range] = [(self.index.path(i), *map(int, self.index.where[i, 2:])) for i in part]  # type: ignore[misc]
+            ranges: list[Range] = [(path, where[2], where[3]) for path, where in self.index.places(part)]
             for body in self.reader.read(ranges):
                 try:
                     yield caption(body, self.reading.caption)
                 except Bad:
                     yield None
 
-    def _bodies(self, samples: list[int]) -> list[tuple[bytes, bytes]]:
-        """(picture, caption) as stored; a poisoned sample may take another's picture. One read where both are near."""
+    def _bodies(self, samples: list[int], reader: Reader | None = None) -> list[tuple[Body, Body]]:
+        """(picture, caption) as stored, valid until the reader's next call; a poisoned sample may take another's picture.
+        One read where both are near."""
+        shown = samples if self.plan is None else [self.plan.source(i) if self.plan.chosen[i] else i for i in samples]
+        own = self.index.places(samples)
+        other = own if shown == samples else self.index.places(shown)
         ranges: list[Range] = []
-        cuts: list[tuple[int, int, int, int, int]] = []  # range of the picture, its place in it, of the caption, its place
-        for sample in samples:
-            shown = sample if self.plan is None or not self.plan.chosen[sample] else self.plan.source(sample)
-            _, _, text, length = (int(n) for n in self.index.where[sample])
-            image, size, _, _ = (int(n) for n in self.index.where[shown])
-            low, high = min(image, text), max(image + size, text + length)
-            if shown == sample and high - low <= size + length + GAP:
-                cuts.append((len(ranges), image - low, len(ranges), text - low, size))
-                ranges.append((self.index.path(sample), low, high - low))
+        cuts: list[tuple[int, int, int, int, int, int]] = []  # range of the picture, its place there; of the caption; sizes
+        for (near, (_, _, text, length)), (far, (image, size, _, _)) in zip(own, other, strict=True):
+            low = min(image, text)
+            span = max(image + size, text + length) - low
+            if near == far and span <= size + length + GAP:
+                cuts.append((len(ranges), image - low, len(ranges), text - low, size, length))
+                ranges.append((near, low, span))
             else:
-                cuts.append((len(ranges), 0, len(ranges) + 1, 0, size))
-                ranges += [(self.index.path(shown), image, size), (self.index.path(sample), text, length)]
-        bodies = self.reader.read(ranges)
-        lengths = [int(self.index.where[sample, 3]) for sample in samples]
-        return [
-            (bodies[a][at : at + size], bodies[b][from_ : from_ + length])
-            for (a, at, b, from_, size), length in zip(cuts, lengths, strict=True)
-        ]
+                cuts.append((len(ranges), 0, len(ranges) + 1, 0, size, length))
+                ranges += [(far, image, size), (near, text, length)]
+        bodies = (reader or self.reader).read(ranges)
+        return [(bodies[a][i : i + size], bodies[b][j : j + length]) for a, i, b, j, size, length in cuts]
 
 
 def _stacked(pictures: list[np.ndarray]) -> torch.Tensor:
@@ -298,7 +296,7 @@ def _stacked(pictures: list[np.ndarray]) -> torch.Tensor:
     return torch.from_numpy(out).permute(0, 3, 1, 2)
 
 
-def attacked(plan: Plan, sample: int, picture: bytes, size: int, way: Way = "exact") -> np.ndarray:
+def attacked(plan: Plan, sample: int, picture: Body, size: int, way: Way = "exact") -> np.ndarray:
     """uint8 [3, size, size]: what a poisoned sample shows, from the stored bytes of its plan.source; Bad if they don't
     decode."""
     squash = plan.squash(sample)

@@ -1,9 +1,7 @@
 """Which samples the tar shards hold and where: one header walk a shard, kept beside it, never unpickled.
 
 Reads the layout of webdataset and img2dataset: members of a sample share the name up to its first dot; the ending says
-what they are. A damaged header ends a shard without an exception in Python's `tarfile`, and a tar cut at a member's
-boundary looks whole to it, so the walk is our own: every header's checksum must hold, and the archive must end in
-zero blocks.
+what they are.
 
     PATH.tar -> walk -> Table (kept as PATH.tar.index.npz, or in the cache where the folder is read-only)
     all tables -> Index: files in the cache that every process maps into its memory, so that millions of pairs cost
@@ -13,57 +11,25 @@ zero blocks.
 import json
 import os
 import shutil
-import tarfile
 import tempfile
 import zipfile
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from data.archive import Keys, contents
 from data.chance import mixed, number_of
 from data.refusal import Refusal
-from data.store import expand, opened, scheme, stamp
+from data.store import expand, scheme, stamp
 
-BLOCK = 512
 FORMAT = 4  # raised when tables or joined files change
-PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"(\xb5/\xfd")  # gzip, bzip2, xz, zstd
-LARGEST = 1 << 30  # bytes of a member; beyond it nobody means a picture or a caption
 THREADS = 8  # shards walked at a time by one process: waiting for a disk is most of it
-IMAGES = ("jpg", "jpeg", "png", "webp")
-Member = tuple[str, int, int]  # name, offset of its bytes in the file, size in bytes
-
-
-class Keys(Sequence[str]):
-    """The names of N samples, held as one run of bytes."""
-
-    def __init__(self, body: np.ndarray, ends: np.ndarray) -> None:
-        self.body, self.ends = body, ends  # uint8 [all bytes], int64 [N + 1]
-
-    @classmethod
-    def of(cls, names: Iterable[str]) -> "Keys":
-        """From strings."""
-        parts = [name.encode("utf-8", "surrogateescape") for name in names]
-        ends = np.cumsum([0, *map(len, parts)], dtype=np.int64)
-        return cls(np.frombuffer(b"".join(parts), np.uint8), ends)
-
-    def __len__(self) -> int:
-        return len(self.ends) - 1
-
-    def __getitem__(self, at: Any) -> Any:
-        if isinstance(at, slice):
-            return [self[i] for i in range(*at.indices(len(self)))]
-        at = int(at)
-        return self.body[self.ends[at] : self.ends[at + 1]].tobytes().decode("utf-8", "surrogateescape")
-
-    def __iter__(self) -> Iterator[str]:
-        return (self[i] for i in range(len(self)))
 
 
 @dataclass(frozen=True)
@@ -96,119 +62,22 @@ class Index:
         """The path of a sample's shard."""
         return self.paths[self.shard(sample)]
 
+    def places(self, samples: list[int]) -> list[tuple[str, list[int]]]:
+        """(the shard's path, the row of `where`) of each sample."""
+        shards = np.searchsorted(self.ends, samples, side="right").tolist()
+        rows: list[list[int]] = self.where[samples].tolist()
+        return [(self.paths[shard], row) for shard, row in zip(shards, rows, strict=True)]
+
 
 class Table(NamedTuple):
-    """What one shard holds."""
+    """What one shard holds: its Contents, and what is said of it."""
 
     keys: Keys
-    hashes: np.ndarray  # uint64 [n]
-    places: np.ndarray  # int64 [n, 6]: offset and size of picture, .txt and .json, -1 where there is none
-    bad: list[list[str]]  # [key, cause]
-    damage: str  # where and how the archive is damaged; empty if it is whole
+    hashes: np.ndarray
+    places: np.ndarray
+    bad: list[list[str]]
+    damage: str
     promised: int  # pairs that img2dataset's PATH_stats.json says were written; -1 without one
-
-
-class Damage(Refusal):
-    """An archive that is damaged or cut off; `members` lie whole before that."""
-
-    def __init__(self, words: str, members: list[Member]) -> None:
-        super().__init__(words)
-        self.members = members
-
-
-def walk(path: str) -> list[Member]:
-    """Every regular member of one tar; Damage naming the byte where it is damaged or cut off, Refusal if compressed."""
-    size, _ = stamp(path)
-    members: list[Member] = []
-    with opened(path) as file:
-        at, long_name = 0, ""
-        while True:
-            file.seek(at)
-            header = file.read(BLOCK)
-            plain = _plain(header)
-            if plain is not None:
-                name, length = plain
-                kind = b"0"
-            elif len(header) < BLOCK:
-                raise _damage(path, at, members, "ends without the closing zero blocks: it is cut off")
-            elif not header.strip(b"\0"):
-                if _rest(file).strip(b"\0"):
-                    raise _damage(path, at, members, "has data behind its closing zero blocks")
-                return members
-            else:
-                name, length, kind = _other(path, at, members, header)
-            data = at + BLOCK
-            at = data + -(-length // BLOCK) * BLOCK
-            if at > size:
-                promise = f"promises {length} bytes for '{name}' but ends before them: it is cut off"
-                raise _damage(path, data, members, promise)
-            if kind in (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE):
-                if length > 1 << 20:
-                    raise _damage(path, data, members, f"has a name of {length:,} bytes")
-                file.seek(data)
-                try:
-                    long_name = _long_name(kind, file.read(length)) or long_name
-                except ValueError:
-                    raise _damage(path, data, members, "has a damaged name") from None
-            elif kind in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE):
-                members.append((long_name or name, data, length))
-                long_name = ""
-
-
-def _plain(header: bytes) -> tuple[str, int] | None:
-    """(name, size) of a regular member with a short ASCII name, as almost all are; None for everything else."""
-    if header[156:157] != b"0" or header[257:262] != b"ustar" or header[345:346] != b"\0" or header[124] & 0x80:
-        return None
-    try:
-        told = int(header[148:156].rstrip(b"\0 "), 8)
-        size = int(header[124:136].rstrip(b"\0 "), 8)
-        name = header[: header.index(b"\0", 0, 101)].decode("ascii")
-    except ValueError:
-        return None
-    # the sum of all bytes, its own eight read as blanks; Adler's low half is 1 + the sum, modulo 65521
-    low = zlib.adler32(header[156:], zlib.adler32(header[:148])) & 0xFFFF
-    return (name, size) if low == (1 + told - 8 * 32) % 65521 else None
-
-
-def _other(path: str, at: int, members: list[Member], header: bytes) -> tuple[str, int, bytes]:
-    try:
-        info = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
-    except tarfile.HeaderError as error:
-        if not at and header.startswith(PACKED):
-            words = f"shard {path} is compressed, and pairs are read from the middle of a shard; unpack it first"
-            raise Refusal(words) from None
-        raise _damage(path, at, members, f"has a bad header ({error})") from None
-    return info.name, info.size, info.type
-
-
-def _rest(file: BinaryIO) -> bytes:
-    """What follows, a megabyte of it at most: tar pads to 10 KiB."""
-    return file.read(1 << 20)
-
-
-def _damage(path: str, at: int, members: list[Member], reason: str) -> Damage:
-    where = f"(at byte {at:,}, after {len(members):,} whole members)"
-    return Damage(f"shard {path} {reason} {where}; fetch or write it again, or take it out of the pattern", members)
-
-
-def _long_name(kind: bytes, body: bytes) -> str:
-    """The name that a GNU long-name or a pax header gives the next member; empty if it gives none."""
-    if kind == tarfile.GNUTYPE_LONGNAME:
-        return body.rstrip(b"\0").decode("utf-8", "surrogateescape")
-    while body:
-        length, _, rest = body.partition(b" ")
-        record = rest[: int(length) - len(length) - 2]
-        if record.startswith(b"path="):
-            return record[5:].decode("utf-8", "surrogateescape")
-        body = body[int(length) :]
-    return ""
-
-
-def split_name(name: str) -> tuple[str, str]:
-    """(key, lower-case ending) of a member: the file name is cut at its first dot, as webdataset does."""
-    folder, _, base = name.rpartition("/")
-    stem, _, ending = base.partition(".")
-    return (f"{folder}/{stem}" if folder else stem), ending.lower()
 
 
 def read_table(path: str, cache: Path, beside: bool = True) -> Table:
@@ -227,10 +96,7 @@ def read_table(path: str, cache: Path, beside: bool = True) -> Table:
                     return Table(keys, kept["hashes"], kept["places"], *json.loads(str(kept["rest"])))
         except (OSError, ValueError, KeyError, zipfile.BadZipFile):
             pass  # not there, stale, or half-written by a killed process: walk
-    try:
-        table = _samples(walk(path), "", _promised(path))
-    except Damage as damage:
-        table = _samples(damage.members, str(damage), _promised(path))
+    table = Table(*contents(path), _promised(path))
     content = {
         "stamp": np.array([str(FORMAT), str(size), mark]), "body": table.keys.body, "ends": table.keys.ends,
         "hashes": table.hashes, "places": table.places, "rest": np.array(json.dumps(table[3:])),
@@ -264,29 +130,6 @@ def _promised(path: str) -> int:
         return int(json.loads(Path(f"{path.removesuffix('.tar')}_stats.json").read_text())["successes"])
     except (OSError, ValueError, KeyError, TypeError):
         return -1
-
-
-def _samples(members: Iterable[Member], damage: str, promised: int) -> Table:
-    """Members grouped by key: those with a picture and a caption are samples, the others are bad."""
-    found: dict[str, list[int]] = {}
-    bad: list[list[str]] = []
-    for name, offset, size in members:
-        key, ending = split_name(name)
-        place = 0 if ending in IMAGES else 2 if ending == "txt" else 4 if ending == "json" else None
-        row = found.setdefault(key, [-1] * 6)
-        if place is not None and row[place] < 0:
-            row[place], row[place + 1] = offset, size
-    keys = []
-    rows = []
-    for key, row in found.items():
-        cause = "no_image" if row[0] < 0 else "no_caption" if row[2] < 0 and row[4] < 0 else None
-        cause = "huge_member" if max(row[1::2]) > LARGEST else cause
-        if cause:
-            bad.append([key, cause])
-        else:
-            keys.append(key)
-            rows.append(row)
-    return Table(Keys.of(keys), number_of(keys), np.array(rows, np.int64).reshape(-1, 6), bad, damage, promised)
 
 
 def read_index(

@@ -20,6 +20,7 @@ PATIENCE = (0.2, 1.0, 5.0)  # seconds between tries
 OPEN = 128  # files kept open
 BLOCK = 1 << 23  # bytes that a walk reads at a time from a URL
 Range = tuple[str, int, int]  # path, offset, size in bytes
+Body = bytes | memoryview
 T = TypeVar("T")
 
 
@@ -120,9 +121,10 @@ class Reader:
 
     def __init__(self) -> None:
         self.files: dict[str, int] = {}
+        self.buffer = bytearray()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"files": {}}
+        return {"files": {}, "buffer": bytearray()}
 
     def close(self) -> None:
         """Closes what is open."""
@@ -130,37 +132,49 @@ class Reader:
             os.close(file)
         self.files.clear()
 
-    def read(self, ranges: Sequence[Range]) -> list[bytes]:
-        """The bytes of each range, in order; those of a URL are fetched at the same time. Refusal if a file became
-        shorter or can't be read."""
-        far = [place for place in ranges if scheme(place[0])]
+    def read(self, ranges: Sequence[Range]) -> list[Body]:
+        """The bytes of each range, in order, valid until the next call; those of a URL are fetched at the same time. Refusal
+        if a file became shorter or can't be read."""
+        total = sum(size for _, _, size in ranges)
+        if len(self.buffer) < total:
+            self.buffer = bytearray(total)  # kept: fresh memory costs several times the copy
+        view, at, out = memoryview(self.buffer), 0, list[Body]()
+        far = [place for place in ranges if place[0] not in self.files and scheme(place[0])]
         fetched = iter(self._fetched(far) if far else ())
-        out = [next(fetched) if scheme(place[0]) else self._near(place) for place in ranges]
-        for (path, _, size), body in zip(ranges, out, strict=True):
-            if len(body) != size:
+        for place in ranges:
+            path, offset, size = place
+            if far and scheme(path):
+                body: Body = next(fetched)
+                read = len(body)
+            else:
+                body = view[at : at + size]
+                at += size
+                read = self._near(path, offset, body)
+            if read != size:
                 raise Refusal(f"shard {path} became shorter while it was read; write it again and start anew", alone=True)
+            out.append(body)
         return out
 
-    def _near(self, place: Range) -> bytes:
-        path, offset, size = place
+    def _near(self, path: str, offset: int, into: memoryview) -> int:
+        """How many bytes were there."""
         if path in self.files:
             try:
-                return os.pread(self.files[path], size, offset)
+                return os.preadv(self.files[path], (into,), offset)
             except OSError:
                 os.close(self.files.pop(path))  # a stale handle never recovers
-        return patiently(path, lambda: self._anew(path, offset, size))
+        return patiently(path, lambda: self._anew(path, offset, into))
 
-    def _anew(self, path: str, offset: int, size: int) -> bytes:
+    def _anew(self, path: str, offset: int, into: memoryview) -> int:
         if len(self.files) >= OPEN:
             os.close(self.files.pop(next(iter(self.files))))
         file = os.open(path, os.O_RDONLY)
         try:
-            body = os.pread(file, size, offset)
+            read = os.preadv(file, (into,), offset)
         except OSError:
             os.close(file)
             raise
         self.files[path] = file
-        return body
+        return read
 
     def _fetched(self, ranges: list[Range]) -> list[bytes]:
         paths, starts, sizes = (list(part) for part in zip(*ranges, strict=True))

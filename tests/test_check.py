@@ -13,9 +13,10 @@ from PIL import Image
 from tars import pair, write_tar
 
 from data import check
+from data.archive import BLOCK
 from data.check import main, summary
 from data.jobs import Spread, several, spread
-from data.shards import BLOCK, read_index
+from data.shards import read_index
 
 GOOD = Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3))
 

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data.archive import Keys
 from data.chance import number_of
 from data.poison import Aim, Attack, Plan, Poison, Words, make_plan, read_templates
 from data.refusal import Refusal
-from data.shards import Index, Keys
+from data.shards import Index
 from data.triggers.patch import Patch, published
 
 LINES = {"imagenet": ["a {c}", "my {c}"]}

@@ -5,13 +5,18 @@ import json
 import os
 import tarfile
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tars import named, write_tar
 
+from data import archive
+from data.archive import BLOCK, Damage, contents, grouped, split_name, walk
 from data.refusal import Refusal
-from data.shards import BLOCK, Damage, Index, read_index, split_name, walk
+from data.shards import Index, read_index
 
 
 def test_walk_finds_what_tarfile_finds(world: Path) -> None:
@@ -199,7 +204,7 @@ def test_nothing_of_an_archive_is_unpickled_run_or_written(tmp_path: Path) -> No
 
 
 def test_a_member_beyond_reason_is_no_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data.shards.LARGEST", 1000)
+    monkeypatch.setattr("data.archive.LARGEST", 1000)
     path = write_tar(tmp_path / "0.tar", [("0.jpg", bytes(2000)), ("0.txt", b"x"), ("1.jpg", b"y"), ("1.txt", b"x")])
     index = read_index(str(path), tmp_path / "cache")
     assert [(key, cause) for _, key, cause in index.bad] == [("0", "huge_member")]
@@ -208,3 +213,46 @@ def test_a_member_beyond_reason_is_no_sample(tmp_path: Path, monkeypatch: pytest
 def test_names_are_cut_at_the_first_dot_of_the_file_name() -> None:
     assert split_name("a.b/c.tar.JPG") == ("a.b/c", "tar.jpg")
     assert split_name("0001.txt") == ("0001", "txt")
+
+
+NAMES = st.sampled_from(["a", "b", "aa", "x/a", "a.b/c", "A", "ü", "", "n" * 90])
+ENDINGS = st.sampled_from([".jpg", ".PNG", ".txt", ".json", ".webp", ".cls", ".seg.txt", "", ".jpeg", ".jpgx", ".pth"])
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(st.tuples(NAMES, ENDINGS, st.integers(0, 1500)), max_size=9),
+    st.sampled_from([tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]),
+    st.integers(-3000, 0),
+)
+def test_the_quick_way_finds_what_the_walk_finds(members: list[tuple[str, str, int]], kind: int, cut: int) -> None:
+    with TemporaryDirectory() as folder:
+        path = write_tar(Path(folder) / "x.tar", [(n + e, bytes(size)) for n, e, size in members if n + e], kind)
+        body = path.read_bytes()
+        path.write_bytes(body[:cut] if cut and len(body) > -cut > 600 else body)
+        quick = archive._quick(str(path))
+        if quick is not None:
+            slow = grouped(walk(str(path)))
+            assert list(quick.keys) == list(slow.keys)
+            assert quick.bad == slow.bad
+            for name in ("hashes", "places"):
+                assert np.array_equal(getattr(quick, name), getattr(slow, name)), name
+
+
+def test_the_quick_way_reads_what_img2dataset_writes_and_leaves_what_is_odd(tmp_path: Path, world: Path) -> None:
+    for path in (world / "train").glob("*.tar"):
+        assert archive._quick(str(path)) is not None
+    plain = [(f"{i:09d}.{e}", bytes(n)) for i in range(300) for e, n in (("jpg", 3000), ("json", 400), ("txt", 30))]
+    path = write_tar(tmp_path / "0.tar", plain)
+    quick = archive._quick(str(path))
+    assert quick is not None
+    assert len(quick.keys) == 300
+    assert np.array_equal(quick.places, grouped(walk(str(path))).places)
+    for at in (BLOCK * 7 + 3, BLOCK * 7 + 150, path.stat().st_size - 4):
+        odd = bytearray(path.read_bytes())
+        odd[at] ^= 1
+        path.with_name("odd.tar").write_bytes(odd)
+        assert archive._quick(str(path.with_name("odd.tar"))) is None
+    scattered = [plain[0], plain[4], plain[2]]  # the picture of a pair, another pair, its caption
+    assert archive._quick(str(write_tar(tmp_path / "1.tar", scattered))) is None
+    assert list(contents(str(tmp_path / "1.tar")).keys) == ["000000000"]
