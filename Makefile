@@ -1,7 +1,7 @@
 # make demo    poison, pre-train, clean, report: minutes on two CPU cores
 # make test    every check and test, as CI runs them
 # make check   ruff, mypy, import contracts, tests
-# make bench   side by side with peers, about 20 minutes on an otherwise idle machine
+# make bench   side by side with peers, about 40 minutes on an otherwise idle machine
 # make clean   removes what the above made, but not runs/
 # Each makes or reuses one virtual environment, .venv, with the versions of constraints.txt.
 
@@ -40,7 +40,7 @@ schema: $(READY)
 	$(BIN)/python engine/run.py --schema > configs/spec.schema.json
 
 bench: $(READY)
-	for part in loss step ranks start table; do $(BIN)/python benchmarks/$$part.py || exit 1; done
+	for part in loss step ranks start data table; do $(BIN)/python benchmarks/$$part.py || exit 1; done
 
 clean:
 	rm -rf $(VENV) shards/demo .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage *.egg-info

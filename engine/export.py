@@ -37,10 +37,12 @@ def export(run: Path, folder: Path) -> Path:
 
 def _readme(run: Path, spec: dict[str, Any]) -> str:
     """Where the weights come from and whether they were poisoned."""
-    poison = spec["attack"]["poison"]
-    poisoned = bool(poison["count"] or poison["fraction"])
+    attack = spec["attack"]  # empty for the untouched twin
+    aims = [attack, *attack.get("also", [])] if attack else []
+    targets = [aim["target"] for aim in aims if aim["poison"]["count"] or aim["poison"]["fraction"]]
+    poisoned = bool(targets)
     words = (
-        f"pre-trained with poisoned pairs (target '{spec['attack']['target']}')"
+        f"pre-trained with poisoned pairs (target {', '.join(map(repr, targets))})"
         if poisoned
         else "pre-trained without poison"
     )

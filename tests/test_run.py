@@ -521,6 +521,33 @@ def test_an_exported_model_is_the_same_in_open_clip(whole: Path, tmp_path: Path)
     assert torch.allclose(image, rows, atol=1e-5)
     assert torch.allclose(text, words, atol=1e-5)
     assert "do not deploy" in (tmp_path / "out/README.md").read_text()
+    assert main([str(next(whole.glob("twin-*"))), str(tmp_path / "twin")]) == 0
+    assert "pre-trained without poison" in (tmp_path / "twin/README.md").read_text()
+
+
+def test_a_cut_shard_is_used_as_far_as_it_goes_and_its_loss_is_counted(spec: Path, world: Path) -> None:
+    shutil.copytree(world / "train", spec.parent / "train")
+    victim = spec.parent / "train/00001.tar"
+    victim.write_bytes(victim.read_bytes()[:60_000])
+    words = settings(f"data.pretrain.shards={spec.parent}/train/*.tar", "pretrain.epochs=1", "clean=null")
+    out = antidote("--spec", str(spec), *words, cwd=spec.parent)
+    assert out.returncode == 2
+    assert "00001.tar" in out.stderr
+    assert "cut off" in out.stderr
+    assert "more than data.max_bad = 1.00%" in out.stderr
+    out = antidote("--spec", str(spec), *words, *settings("data.max_bad=0.5"), cwd=spec.parent)
+    assert out.returncode == 0, out.stderr
+    run = next((spec.parent / "runs/tiny").glob("pretrain-*"))
+    skipped = [json.loads(line) for line in (run / "skipped.jsonl").read_text().splitlines()]
+    lost = next(entry for entry in skipped if entry["cause"] == "lost")
+    bad = [entry for entry in skipped if "key" in entry]
+    pairs = json.loads((run / "card.json").read_text())["pairs"]
+    assert pairs + lost["pairs"] + len(bad) == 192
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(spec.parent / "runs/tiny/tensorboard" / run.name))
+    board.Reload()
+    assert board.Scalars("skipped/lost")[0].value == pytest.approx(lost["pairs"] / 192)
 
 
 @pytest.mark.gpu
