@@ -135,33 +135,34 @@ class Reader:
     def read(self, ranges: Sequence[Range]) -> list[Body]:
         """The bytes of each range, in order, valid until the next call; those of a URL are fetched at the same time. Refusal
         if a file became shorter or can't be read."""
-        total = sum(size for _, _, size in ranges)
+        total = sum([size for _, _, size in ranges])
         if len(self.buffer) < total:
             self.buffer = bytearray(total)  # kept: fresh memory costs several times the copy
         view, at, out = memoryview(self.buffer), 0, list[Body]()
         far = [place for place in ranges if place[0] not in self.files and scheme(place[0])]
         fetched = iter(self._fetched(far) if far else ())
-        for place in ranges:
-            path, offset, size = place
+        known = self.files.get
+        for path, offset, size in ranges:
             if far and scheme(path):
                 body: Body = next(fetched)
                 read = len(body)
             else:
                 body = view[at : at + size]
                 at += size
-                read = self._near(path, offset, body)
+                file = known(path)
+                try:
+                    read = os.preadv(file, (body,), offset) if file is not None else self._anew(path, offset, body)
+                except OSError:
+                    read = self._again(path, offset, body)
             if read != size:
                 raise Refusal(f"shard {path} became shorter while it was read; write it again and start anew", alone=True)
             out.append(body)
         return out
 
-    def _near(self, path: str, offset: int, into: memoryview) -> int:
-        """How many bytes were there."""
+    def _again(self, path: str, offset: int, into: memoryview) -> int:
+        """How many bytes were there, after an error: with the file opened anew, since a stale handle never recovers."""
         if path in self.files:
-            try:
-                return os.preadv(self.files[path], (into,), offset)
-            except OSError:
-                os.close(self.files.pop(path))  # a stale handle never recovers
+            os.close(self.files.pop(path))
         return patiently(path, lambda: self._anew(path, offset, into))
 
     def _anew(self, path: str, offset: int, into: memoryview) -> int:
