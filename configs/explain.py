@@ -8,6 +8,8 @@ from pydantic import BaseModel, ValidationError
 
 from configs.source import Place, Source
 
+MANY = 100  # names that are too many to list
+
 
 def explain(error: ValidationError, source: Source, model: type[BaseModel], under: Place = ()) -> list[str]:
     """One line an error, in the order of the file."""
@@ -58,7 +60,7 @@ def suggestion(word: str, names: list[str]) -> str:
     near = get_close_matches(word, names, 1, 0.6)
     if near:
         return f"; did you mean '{near[0]}'?"
-    return f"; valid: {', '.join(sorted(names))}" if names else ""
+    return f"; valid: {', '.join(sorted(names))}" if 0 < len(names) < MANY else ""
 
 
 def field_names(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
@@ -68,6 +70,17 @@ def field_names(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]
         chosen = [kind for kind in kinds if isinstance(kind, type) and part in _kind_names(kind)]
         kinds = chosen or _inside(kinds, part)
     return sorted({name for k in kinds if isinstance(k, type) and issubclass(k, BaseModel) for name in k.model_fields})
+
+
+def paths(model: type[BaseModel], depth: int = 5) -> list[str]:
+    """Every dotted path of a field, unions' members together, to a depth."""
+    out = []
+    for name, field in model.model_fields.items():
+        out.append(name)
+        for kind in _flat(field.annotation) if depth > 1 else ():
+            if isinstance(kind, type) and issubclass(kind, BaseModel):
+                out += [f"{name}.{rest}" for rest in paths(kind, depth - 1)]
+    return sorted(dict.fromkeys(out))
 
 
 def _inside(kinds: list[Any], part: int | str) -> list[Any]:

@@ -1,32 +1,36 @@
 """What a study consists of: its runs in order, each known by the fingerprint of all that can change its result."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from hashlib import blake2b
+from pathlib import Path
 from typing import Any
 
 from configs.spec import Point, Spec
 from configs.stage import Stage
 
-FORMAT = 3  # raised when the same spec comes to mean another computation
+FORMAT = 4  # raised when the same spec comes to mean another computation
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training: a pre-training, its untouched twin, or a cleaning that starts from a pre-training's result."""
+    """One training: a pre-training, its untouched twin, or a cleaning that starts from a pre-training's result or from
+    weights that the spec names."""
 
     stage: str  # "pretrain" | "twin" | "clean"
     spec: Spec
     swept: tuple[tuple[str, Any], ...]
     start: "Run | None" = None
+    cleaning: frozenset[str] = frozenset()  # the names in swept that concern the cleaning alone
 
     @property
     def settings(self) -> Stage:
         """The section of the spec that this run carries out."""
-        if self.stage != "clean":
-            return self.spec.pretrain
-        assert self.spec.clean is not None
-        return self.spec.clean
+        stage = self.spec.clean if self.stage == "clean" else self.spec.pretrain
+        assert stage is not None
+        return stage
 
     @property
     def decides(self) -> dict[str, Any]:
@@ -41,7 +45,11 @@ class Run:
         if self.stage == "twin":
             attack = {}
         out = {"format": FORMAT, "seed": spec["seed"], "data": data, "attack": attack, "model": spec["model"]}
-        out["pretrain"] = spec["pretrain"]
+        for name in ("pretrain", "clean"):
+            if spec[name] is not None and spec[name]["start"] is not None and spec[name]["start"]["digest"]:
+                spec[name]["start"].pop("path")  # the weights themselves count, not where they lie
+        if self.stage != "clean" or self.start is not None:
+            out["pretrain"] = {key: value for key, value in spec["pretrain"].items() if key != "measure_steps"}
         if self.stage == "clean" or clean["held_out"] and clean["shards"] is None:
             data["clean"] = clean  # what is held out changes the pre-training
         if self.stage == "clean":
@@ -59,25 +67,45 @@ class Run:
         """12 hex digits."""
         return blake2b(json.dumps(self.decides, sort_keys=True).encode(), digest_size=6).hexdigest()
 
-    @property
+    @cached_property
     def folder(self) -> str:
         """The name of the run's folder."""
         return f"{self.stage}-{self.fingerprint}"
 
     @property
+    def origin(self) -> str | None:
+        """What the run starts from: a run's folder, or `weights-` and the first digits of their digest or their name."""
+        if self.start is not None:
+            return self.start.folder
+        given = self.settings.start
+        return None if given is None else f"weights-{(given.digest or given.pretrained or str(given.path))[:12]}"
+
+    @property
+    def began_with(self) -> str:
+        """The objective that the model was pre-trained with, or where its weights come from."""
+        if self.stage != "clean":
+            return self.settings.objective.kind
+        if self.start is not None:
+            return self.start.settings.objective.kind
+        given = self.settings.start
+        assert given is not None
+        return given.pretrained or Path(str(given.path)).stem
+
+    @property
+    def cleaner(self) -> str | None:
+        """What a cleaning is called: the choices of the named axes that concern it, or its objective's kind."""
+        if self.stage != "clean":
+            return None
+        named = [str(value) for name, value in self.swept if name in self.cleaning and "." not in name]
+        return " ".join(named) or self.settings.objective.kind
+
+    @property
     def title(self) -> str:
         """A few words for people: the stage and what the sweep sets for it."""
-        if self.stage == "clean":
-            mine = [(path, value) for path, value in self.swept if not path.startswith(("pretrain.", "attack.", "model."))]
-            objective = f"{self.start.settings.objective.kind} -> " if self.start else ""
-            objective += self.settings.objective.kind
-        else:
-            mine = [
-                (path, value) for path, value in self.swept if path.startswith("pretrain.") and path != "pretrain.objective"
-            ]
-            objective = self.settings.objective.kind
-        mine = [(path, value) for path, value in mine if not path.endswith("objective")]
-        return " ".join([self.stage, objective, *(f"{path.rsplit('.', 1)[-1]}={value}" for path, value in mine)])
+        mine = [(path, value) for path, value in self.swept if (path in self.cleaning) == (self.stage == "clean")]
+        objective = f"{self.began_with} -> {self.cleaner}" if self.stage == "clean" else self.began_with
+        further = [(path, value) for path, value in mine if "." in path and not path.endswith("objective")]
+        return " ".join([self.stage, objective, *(f"{path.rsplit('.', 1)[-1]}={value}" for path, value in further)])
 
     def card(self) -> dict[str, Any]:
         """The run as study.json lists it."""
@@ -85,27 +113,31 @@ class Run:
             "run": self.folder,
             "stage": self.stage,
             "title": self.title,
-            "start": self.start.folder if self.start else None,
-            "pretrain_objective": self.spec.pretrain.objective.kind,
+            "start": self.origin,
+            "pretrain_objective": self.began_with,
             "clean_objective": self.settings.objective.kind if self.stage == "clean" else None,
+            "cleaner": self.cleaner,
             "rate": self.settings.optimizer.rate,
             "seed": self.spec.seed,
-            "swept": {k: v for k, v in self.swept if self.stage == "clean" or not k.startswith(("clean.", "data.clean."))},
+            "swept": {k: v for k, v in self.swept if self.stage == "clean" or k not in self.cleaning},
+            "cleaning": sorted(self.cleaning) if self.stage == "clean" else [],
         }
 
 
-def runs(points: list[Point], stage: str | None = None) -> list[Run]:
+def runs(points: Iterable[Point], stage: str | None = None) -> list[Run]:
     """All runs of a study, each once, a start before what starts from it; `stage` keeps those of one stage."""
     out: dict[str, Run] = {}
-    for point in points:
-        swept = tuple(point.swept.items())
-        first = Run("pretrain", point.spec, swept)
-        first = out.setdefault(first.folder, first)
-        if point.spec.attack.twin == "each" or point.spec.attack.twin == "first" and point is points[0]:
-            twin = Run("twin", point.spec, swept)
-            out.setdefault(twin.folder, twin)
-        if point.spec.clean is not None:
-            last = Run("clean", point.spec, swept, first)
+    for number, point in enumerate(points):
+        swept, spec = tuple(point.swept.items()), point.spec
+        first: Run | None = None
+        if spec.pretrain is not None and (spec.clean is None or spec.clean.start is None):
+            first = Run("pretrain", spec, swept, cleaning=point.cleaning)
+            first = out.setdefault(first.folder, first)
+            if spec.attack.twin == "each" or spec.attack.twin == "first" and number == 0:
+                twin = Run("twin", spec, swept, cleaning=point.cleaning)
+                out.setdefault(twin.folder, twin)
+        if spec.clean is not None:
+            last = Run("clean", spec, swept, first, point.cleaning)
             out.setdefault(last.folder, last)
     order = {"pretrain": 0, "twin": 1, "clean": 2}
     chosen = [run for run in out.values() if stage is None or (run.stage == "clean") == (stage == "clean")]

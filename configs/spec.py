@@ -1,19 +1,21 @@
 """A spec: one experiment. This file composes the sections; each stands beside the function that it configures."""
 
 import json
-from collections.abc import Callable
-from itertools import product
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
 
-from configs.explain import explain, field_names, suggestion
+from configs.explain import explain, field_names, paths, suggestion
 from configs.machine import Machine
 from configs.model import Model
 from configs.section import Section
 from configs.source import Place, Source, override, put, read_source
 from configs.stage import Stage
+from configs.start import identified
+from configs.sweep import Arm, Axis, Grid, Random, Range, Sweep, arms, is_path, of_cleaning, size
 from data.augment import settled
 from data.pipeline import Data
 from data.poison import Attack
@@ -30,40 +32,81 @@ class Spec(Section):
     data: Data
     attack: Attack
     model: Model
-    pretrain: Stage
+    pretrain: Stage | None = Field(None, description="may be left out where clean.start names weights")
     clean: Stage | None = None
     measure: tuple[AnyMeasure, ...] = Field(min_length=1)
-    sweep: dict[str, list[Any]] = Field({}, description="path: values; the study is the product of all of them")
+    sweep: Sweep = Sweep()
     machine: Machine = Machine()
 
     @model_validator(mode="after")
-    def _pretraining_has_no_start(self) -> "Spec":
-        if "start" in self.pretrain.objective.needs:
-            raise ValueError(
-                f"pretrain.objective is {self.pretrain.objective.kind}, which compares with the model that it starts from; "
-                "use it in clean, which has one"
-            )
+    def _has_a_start(self) -> "Spec":
+        if self.pretrain is None and (self.clean is None or self.clean.start is None):
+            raise ValueError("there is nothing to clean: give pretrain, or clean.start with weights to start from")
+        if self.pretrain is None or self.pretrain.start is not None:
+            return self
+        needs = self.pretrain.objective.needs
+        for what, given in (
+            (f"objective {self.pretrain.objective.kind} compares with the model that it starts from", "start" in needs),
+            ("transform is given", self.pretrain.transform is not None),
+            (f"optimizer.state is {self.pretrain.optimizer.state}", self.pretrain.optimizer.state != "fresh"),
+            (f"norms is {self.pretrain.norms}", self.pretrain.norms != "trained"),
+        ):
+            if given:
+                raise ValueError(
+                    f"pretrain.{what}, which needs weights to start from; use it in clean or give pretrain.start"
+                )
         return self
 
     @model_validator(mode="after")
     def _sets_are_named(self) -> "Spec":
         for measure in self.measure:
-            if measure.images not in self.data.test:
-                known = ", ".join(self.data.test) or "none"
-                raise ValueError(f"measure.images is '{measure.images}', but data.test names {known}; name one of them")
+            for name in measure.sets:
+                if name not in self.data.test:
+                    known = ", ".join(self.data.test) or "none"
+                    raise ValueError(f"measure.images is '{name}', but data.test names {known}; name one of them")
         return self
 
+    @property
+    def stages(self) -> list[Stage]:
+        """Those that are given."""
+        return [stage for stage in (self.pretrain, self.clean) if stage is not None]
 
-class Point(Section):
-    """One point of a sweep: the values it sets and the spec that they make, without a sweep of its own."""
+
+@dataclass(frozen=True)
+class Point:
+    """One point of a sweep: what it sets, by the names of the axes, and the spec that this makes, without a sweep of its
+    own."""
 
     swept: dict[str, Any]
     spec: Spec
+    cleaning: frozenset[str] = frozenset()  # the names that concern the cleaning alone
 
 
-def load(
-    path: str | Path, settings: list[str] = [], say: Callable[[str], None] = lambda words: None
-) -> tuple[Spec, list[Point]]:
+@dataclass(frozen=True)
+class Loaded:
+    """A spec as read, and what makes points of it."""
+
+    spec: Spec
+    source: Source
+    points: list[Point]  # of a search by Optuna, each arm's first trials
+    say: Callable[[str], None] = lambda words: None
+
+    @property
+    def arms(self) -> list[Arm]:
+        """The arms of its sweep."""
+        return list(arms(self.spec.sweep))
+
+    def point(self, arm: Arm, chosen: dict[str, Any]) -> Point:
+        """The point of an arm at which the rest is chosen so; ValidationError if that is no spec."""
+        tree = {**self.source.values, "sweep": {}}
+        fields = {**arm.fields, **chosen}
+        for path in sorted(fields, key=lambda path: path.count(".")):  # a whole section before a field of it
+            put(tree, tuple(path.split(".")), fields[path])
+        spec = _settled(Spec.model_validate(tree), self.say)
+        return Point({**arm.labels, **chosen}, spec, arm.cleaning)
+
+
+def load(path: str | Path, settings: list[str] = [], say: Callable[[str], None] = lambda words: None) -> Loaded:
     """The spec and the points of its sweep in order; a Refusal lists every error at once. What a spec leaves to the machine
     is settled here, so that fingerprints tell it, and said."""
     source = read_source(path)
@@ -74,50 +117,113 @@ def load(
     except ValidationError as error:
         lines = explain(error, source, Spec)
         raise Refusal("\n".join([f"{path}: {len(lines)} error{'s' * (len(lines) > 1)} in the spec", *lines])) from None
-    points = expand(spec, source)
-    said: dict[str, None] = {}
-    settled_points = [Point.model_construct(swept=one.swept, spec=_settled(one.spec, said)) for one in points]
-    for words in said:
-        say(words)
-    return _settled(spec, {}), settled_points
+    said: set[str] = set()
+
+    def once(words: str) -> None:
+        if words not in said:
+            said.add(words)
+            say(words)
+
+    loaded = Loaded(_settled(spec, lambda words: None), source, [], once)
+    return replace(loaded, points=expand(loaded))
 
 
-def _settled(spec: Spec, said: dict[str, None]) -> Spec:
-    """The spec with what it leaves to the machine; adds what there is to say of it."""
-    if not any(stage and stage.objective.views[1] > 1 for stage in (spec.pretrain, spec.clean)):
-        return spec
-    augment, words = settled(spec.data.augment)
-    if words:
-        said[words] = None
-    return spec.model_copy(update={"data": spec.data.model_copy(update={"augment": augment})})
+def _settled(spec: Spec, say: Callable[[str], None]) -> Spec:
+    """The spec with what it leaves to the machine: where synonyms come from, the digests of weights to start from."""
+    data = spec.data
+    if any(stage.objective.views[1] > 1 for stage in spec.stages):
+        augment, words = settled(data.augment)
+        own = data.clean.augment
+        clean = data.clean if own is None else data.clean.model_copy(update={"augment": settled(own)[0]})
+        data = data.model_copy(update={"augment": augment, "clean": clean})
+        if words:
+            say(words)
+    changes: dict[str, Any] = {"data": data}
+    for name in ("pretrain", "clean"):
+        stage = getattr(spec, name)
+        if stage is not None and stage.start is not None and stage.start.path is not None:
+            changes[name] = stage.model_copy(update={"start": identified(stage.start, f"{name}.start")})
+    return spec.model_copy(update=changes)
 
 
-def expand(spec: Spec, source: Source) -> list[Point]:
-    """The product of the swept values, the first path varying slowest; all errors of all points at once."""
-    faults: list[str] = []
-    for path, values in spec.sweep.items():
-        place: Place = tuple(path.split("."))
-        names = field_names(Spec, place[:-1])
-        if place[-1] not in names or place[0] in ("sweep", "name", "machine"):
-            hint = suggestion(str(place[-1]), names) if place[-1] not in names else "; it can't be swept"
-            faults.append(f"{source.where(('sweep', path))}: sweep: no field '{path}'{hint}")
-        elif not values:
-            faults.append(f"{source.where(('sweep', path))}: sweep: '{path}' has no values; give at least one")
+def expand(loaded: Loaded) -> list[Point]:
+    """The points that are known before any run; all errors of all points at once."""
+    spec, source = loaded.spec, loaded.source
+    sweep, search = spec.sweep, spec.sweep.search
+    faults = _faults(sweep, source)
+    if not faults and (count := size(sweep)) > sweep.limit:
+        faults.append(
+            f"{source.where(('sweep',))}: sweep: it expands to {count:,} combinations, more than sweep.limit = "
+            f"{sweep.limit:,}; take values out, or raise the limit"
+        )
     points: list[Point] = []
-    for point in product(*spec.sweep.values()) if not faults else ():
-        tree = {**source.values, "sweep": {}}
-        swept = dict(zip(spec.sweep, point, strict=True))
-        for path, value in swept.items():
-            put(tree, tuple(path.split(".")), value)
-        try:
-            points.append(Point.model_construct(swept=swept, spec=Spec.model_validate(tree)))
-        except ValidationError as error:
-            for line in explain(error, Source(source.where(("sweep",)), tree), Spec):
-                if line not in faults:
-                    faults.append(line)
+    for arm in arms(sweep) if not faults else ():
+        if isinstance(search, Grid):
+            chosen: Iterable[dict[str, Any]] = arm.grid()
+        else:
+            first = search.trials if isinstance(search, Random) else min(search.trials, search.together)
+            chosen = (arm.drawn(search.seed, trial) for trial in range(first))
+        for one in chosen:
+            try:
+                points.append(loaded.point(arm, one))
+            except ValidationError as error:
+                tree = Source(source.where(("sweep",)), {**source.values, "sweep": {}})
+                faults += [line for line in explain(error, tree, Spec) if line not in faults]
     if faults:
         raise Refusal("\n".join([f"{source.name}: {len(faults)} error{'s' * (len(faults) > 1)} in the sweep", *faults]))
     return points
+
+
+def _faults(sweep: Sweep, source: Source) -> list[str]:
+    """What is wrong with the axes, before any point is made."""
+    faults: list[str] = []
+    searched = not isinstance(sweep.search, Grid)
+
+    def check(axes: Mapping[str, Axis], inside: str, taken: set[str]) -> None:
+        for name, axis in axes.items():
+            where = f"{source.where(('sweep', name))}: sweep: "
+            if isinstance(axis, dict):
+                if not axis:
+                    faults.append(f"{where}'{name}' has no choices; give at least one, NAME: {{path: value}}")
+                for choice, one in axis.items():
+                    faults.extend(where + fault for path in one.fields if (fault := _unknown(path)))
+                    both = sorted(taken & {*one.fields, *one.sweep})
+                    faults.extend(
+                        f"{where}'{path}' is set by '{name}: {choice}' and by the sweep; leave one out" for path in both
+                    )
+                    check(one.sweep, f"'{name}: {choice}': ", set())
+                taken = taken.union(*({*one.fields, *one.sweep} for one in axis.values()))
+                continue
+            if fault := _unknown(name):
+                faults.append(f"{where}{inside}{fault}")
+            elif searched and inside and not of_cleaning(name):
+                faults.append(f"{where}{inside}'{name}' is no field of the cleaning and can't be searched; cross it outside")
+            elif isinstance(axis, Range) and axis.points is None and not (searched and of_cleaning(name)):
+                faults.append(f"{where}{inside}'{name}' is a range; give points, how many of it are taken")
+            elif isinstance(axis, list) and not axis:
+                faults.append(f"{where}{inside}'{name}' has no values; give at least one")
+
+    check(sweep.axes, "", {name for name in sweep.axes if is_path(name)})
+    for arm in arms(sweep) if searched and not faults else ():
+        if not arm.axes:
+            words = ", ".join(f"{name} {label}" for name, label in arm.labels.items()) or "the sweep"
+            faults.append(f"{source.where(('sweep',))}: sweep: {words} leaves nothing to search; sweep a field of clean")
+    return faults
+
+
+def _unknown(path: str) -> str:
+    """What is wrong with the path of a field; '' if nothing is."""
+    place: Place = tuple(path.split("."))
+    if place[0] in ("sweep", "name", "machine"):
+        return f"no field '{path}'; it can't be swept"
+    if place[-1] in field_names(Spec, place[:-1]) or field_names(Spec, place[:-1]) == [] and _is_mapping(place[:-1]):
+        return ""
+    return f"no field '{path}'{suggestion(path, paths(Spec))}"
+
+
+def _is_mapping(place: Place) -> bool:
+    """Whether a place holds names of the user's own, such as data.test."""
+    return place in (("data", "test"), ("data", "pretrain", "sources"))
 
 
 def schema() -> str:

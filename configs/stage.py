@@ -1,17 +1,18 @@
-"""The two stages, pre-training and cleaning, and their optimizer."""
+"""The two stages, pre-training and cleaning: where they start, what they optimize, and how."""
 
 from typing import Literal
 
 from pydantic import Field, model_validator
 
 from configs.section import Section
+from configs.start import AnyTransform, Start
 from objectives import AnyObjective
 
 
 class Optimizer(Section):
     """AdamW (Loshchilov & Hutter 2019) with linear warm-up and cosine decay to zero."""
 
-    rate: float = Field(gt=0, description="learning rate at the end of warm-up")
+    rate: float = Field(ge=0, description="learning rate at the end of warm-up")
     warmup: int = Field(0, ge=0, description="steps")
     decay: float = Field(0.1, ge=0, description="weight decay; never on gains, biases, position embeddings, scale")
     betas: tuple[float, float] = (0.9, 0.999)
@@ -26,6 +27,11 @@ class Optimizer(Section):
     )
     offset: Literal["none", "published"] = Field(
         "none", description="published: the schedule starts one epoch late, as in the code of arXiv 2311.14948"
+    )
+    state: Literal["fresh", "inherited", "published"] = Field(
+        "fresh",
+        description="AdamW's moments before the first step. fresh: zero; inherited: those that the start's training ended "
+        "with; published: those, and the start's weight decay instead of `decay`, as the code of arXiv 2311.14948 does",
     )
 
     @model_validator(mode="after")
@@ -53,3 +59,24 @@ class Stage(Section):
         description="published: the towers' gradient divided by the number of processes, as where gathered rows carry none; "
         "the one setting by which the machine changes a result",
     )
+    start: Start | None = Field(
+        None, description="the weights it starts from; default: fresh ones in pretrain, the result of pretrain in clean"
+    )
+    transform: AnyTransform | None = Field(None, description="what is done to the start's weights before the first step")
+    norms: Literal["trained", "frozen", "estimated"] = Field(
+        "trained",
+        description="BatchNorm. trained: statistics of each group, running ones move; frozen: the start's running "
+        "statistics, which stay; estimated: they alone move, no weight does",
+    )
+    measure_steps: int | None = Field(
+        None, ge=1, description="measure every so many steps as well as after every epoch; changes no step"
+    )
+
+    @model_validator(mode="after")
+    def _has_what_it_inherits(self) -> "Stage":
+        if self.start is not None and self.start.pretrained and self.optimizer.state != "fresh":
+            raise ValueError(
+                f"optimizer.state is {self.optimizer.state}, but weights by open_clip's name come without AdamW's moments; "
+                "use fresh, or start from a file that holds them"
+            )
+        return self

@@ -53,17 +53,11 @@ def spread(
             failed += several(work, [item])
             progress(len(items) - len(left) + number + 1, len(items))
         return failed
-    import submitit
-
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    try:
-        executor = submitit.AutoExecutor(folder=folder, cluster="slurm" if how.slurm else "local")
-    except RuntimeError as error:
-        raise Refusal(f"--slurm {how.slurm}: {error}; run it on a machine that has sbatch, or leave --slurm out") from None
-    executor.update_parameters(name="antidote", timeout_min=60 * how.hours if how.slurm else LIMIT, cpus_per_task=1)
+    one = executor(folder, how.slurm)
+    one.update_parameters(name="antidote", timeout_min=60 * how.hours if how.slurm else LIMIT, cpus_per_task=1)
     if how.slurm:
-        executor.update_parameters(slurm_partition=how.slurm)
-    running = executor.map_array(several, [work] * jobs, [left[i::jobs] for i in range(jobs)])
+        one.update_parameters(slurm_partition=how.slurm)
+    running = one.map_array(several, [work] * jobs, [left[i::jobs] for i in range(jobs)])
     waiting = list(left)
     while not all(job.done() for job in running):
         time.sleep(POLL)
@@ -76,6 +70,18 @@ def spread(
         except Exception as error:  # killed, out of memory or time
             failed.append(f"job {job.job_id}: {str(error).strip().splitlines()[-1]} (log: {job.paths.stderr})")
     return failed
+
+
+def executor(folder: Path, slurm: str | None) -> Any:
+    """submitit's executor of this machine, or of Slurm if a partition ("": the default one) is given; Refusal without it."""
+    import submitit
+
+    path = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part and part != str(ROOT)]
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *path])
+    try:
+        return submitit.AutoExecutor(folder=folder, cluster="local" if slurm is None else "slurm")
+    except RuntimeError as error:
+        raise Refusal(f"{error}; run this on a machine that has Slurm's sbatch and srun, or without Slurm") from None
 
 
 def several(work: Callable[[T], None], items: Sequence[T]) -> list[str]:

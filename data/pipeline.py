@@ -82,15 +82,28 @@ class CleanSource(Section):
     shards: str | None = Field(None, description="default: the shards of data.pretrain")
     pairs: int | None = Field(None, ge=1, description="how many, drawn by hash(seed, key); default: all")
     held_out: bool = Field(False, description="they are kept out of the pre-training; else they are part of it")
-    leftover: int = Field(0, ge=0, description="so many of them are poisoned pairs, left in on purpose")
+    leftover: int | None = Field(
+        None,
+        ge=0,
+        description="so many of them are poisoned pairs, left in on purpose; where shards hold poisoned pairs this must be "
+        "said, and 0 leaves them all out",
+    )
+    labelled: str | None = Field(
+        None,
+        description="instead of pairs: a folder of labelled pictures, laid out as data.test's, for objectives that learn "
+        "from labels",
+    )
+    augment: Augment | None = Field(None, description="how views differ in the cleaning; default: as data.augment says")
 
     @model_validator(mode="after")
     def _fits(self) -> "CleanSource":
-        if self.leftover and (self.shards is not None or self.held_out):
-            raise ValueError("leftover takes poisoned pairs of data.pretrain; it goes neither with shards nor with held_out")
+        if self.leftover and self.held_out:
+            raise ValueError("leftover takes poisoned pairs of data.pretrain; it does not go with held_out")
+        if self.labelled is not None and (self.shards is not None or self.held_out or self.leftover):
+            raise ValueError("labelled pictures are a set of their own; they go with none of shards, held_out and leftover")
         if self.held_out and self.shards is None and self.pairs is None:
             raise ValueError("held_out without shards needs pairs: how many are kept out of the pre-training")
-        if self.pairs is not None and self.leftover > self.pairs:
+        if self.pairs is not None and self.leftover is not None and self.leftover > self.pairs:
             raise ValueError(f"leftover is {self.leftover:,}, more than the {self.pairs:,} pairs of the set")
         return self
 
@@ -327,14 +340,15 @@ def _order(index: Index, chosen: np.ndarray | None, data: Data, reading: Reading
 def clean_rows(index: Index, seed: int, clean: CleanSource, excluded: np.ndarray, poisoned: np.ndarray) -> np.ndarray:
     """int64, sorted: the samples of a clean set, drawn by hash(seed, key), none of them excluded (bool [N]); `leftover` of
     them are the first of the poisoned samples (int64, by their draw)."""
-    if clean.leftover > len(poisoned):
-        raise Refusal(f"data.clean.leftover is {clean.leftover:,}, but {len(poisoned):,} pairs are poisoned; lower it")
+    leftover = clean.leftover or 0
+    if leftover > len(poisoned):
+        raise Refusal(f"data.clean.leftover is {leftover:,}, but {len(poisoned):,} pairs are poisoned; lower it")
     free = np.flatnonzero(~excluded)
-    wanted = len(free) if clean.pairs is None else clean.pairs - clean.leftover
+    wanted = len(free) if clean.pairs is None else clean.pairs - leftover
     if wanted > len(free):
         raise Refusal(f"data.clean.pairs is {clean.pairs:,}, but only {len(free):,} pairs are not poisoned; lower it")
     drawn = lowest(ranks(seed, "clean", index.hashes), wanted, free)
-    return np.sort(np.concatenate([drawn, poisoned[: clean.leftover]]))
+    return np.sort(np.concatenate([drawn, poisoned[:leftover]]))
 
 
 class Told(Dataset[Batch | Refusal]):

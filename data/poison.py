@@ -163,9 +163,12 @@ class Plan:
         words = self.words[entry.attack]
         return text if words is None else words.put(text, entry.draw)
 
-    def only(self, samples: Iterable[int], pairs: int, attack: Attack) -> "Plan":
-        """The same plan for some of its samples."""
-        return Plan({sample: self.entries[sample] for sample in samples}, self.sources, pairs, self.seed, attack)
+    def moved(self, places: dict[int, int], pairs: int, attack: Attack) -> "Plan":
+        """The same plan for some of its samples (the keys of `places`), as samples of another index of so many pairs;
+        Refusal if they show other pairs' pictures, which that index may not hold."""
+        if places != {sample: sample for sample in places} and any(self.entries[one].picture for one in places):
+            raise Refusal("data.clean.leftover: these pairs show others' pictures; leave out shards")
+        return Plan({to: self.entries[one] for one, to in places.items()}, self.sources, pairs, self.seed, attack)
 
     @property
     def digest(self) -> str:

@@ -27,6 +27,11 @@ from data.refusal import Refusal
 from engine import world as processes
 from engine.world import World
 
+
+class DiskFull(Refusal):
+    """There is no space left; whatever a study tries next would fail too."""
+
+
 MANIFEST = "manifest.json"
 KEEP = 2
 
@@ -53,13 +58,13 @@ def save(
             write(staging.name)
             torch.save({**state, **random_state()}, staging / f"own_rank_{world.rank}.pt")
             digests = {path.name: _flushed_digest(path) for path in _own(staging, world.rank)}
-    except Refusal as refusal:
-        trouble = str(refusal)
+    except DiskFull as full:
+        trouble = str(full)
     outcomes = processes.gather_objects((trouble, digests))
     troubles = [text for text, _ in outcomes if text]
     if troubles:
         processes.together(lambda: shutil.rmtree(staging, ignore_errors=True))
-        raise Refusal(troubles[0])
+        raise DiskFull(troubles[0])
     files = {name: entry for _, part in outcomes for name, entry in part.items()}
     processes.together(lambda: _commit(folder, staging, final, {**facts, "step": step, "world": world.size, "files": files}))
     return final
@@ -83,7 +88,7 @@ def _make_room(folder: Path, staging: Path) -> None:
     needed = sum(path.stat().st_size for path in done[-1].iterdir()) if done else 0
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise Refusal(_full(folder, f"{needed:,} bytes are needed and {free:,} are free"))
+        raise DiskFull(_full(folder, f"{needed:,} bytes are needed and {free:,} are free"))
     staging.mkdir()
 
 
@@ -100,7 +105,7 @@ def disk(folder: Path) -> Iterator[None]:
     except (OSError, RuntimeError) as error:
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         if full or shutil.disk_usage(folder).free < 1 << 20 or "PytorchStreamWriter failed" in str(error):
-            raise Refusal(_full(folder, str(error).splitlines()[0])) from error
+            raise DiskFull(_full(folder, str(error).splitlines()[0])) from error
         raise
 
 

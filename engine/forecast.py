@@ -13,15 +13,17 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from configs.plan import Run, runs
-from configs.spec import Point, Spec
+from configs.plan import Run
+from configs.spec import Loaded
 from configs.stage import Stage
+from configs.sweep import Optuna
 from data.pipeline import Data
 from data.refusal import Refusal
 from data.shards import read_index
 from engine import model
+from engine.agenda import Agenda
 from engine.checkpoint import committed
-from engine.job import finished
+from engine.folder import finished
 from engine.world import place
 from objectives.exchange import grid
 from objectives.tiles import BLOCK
@@ -29,18 +31,22 @@ from objectives.tiles import BLOCK
 GIB = 1 << 30
 
 
-def forecast(spec: Spec, points: list[Point], stage: str | None, folder: Path) -> str:
+def forecast(loaded: Loaded, stage: str | None, folder: Path) -> str:
     """The plan of every run as text: a table, then what it means for this number of processes."""
     from rich.console import Console
     from rich.table import Table
 
     _, world, _, _ = place()
+    spec = loaded.spec
     table = Table(title=f"study {spec.name}: {folder}", title_justify="left")
     for column in ("run", "what", "steps", "pairs", "poisoned", "parameters", "memory/rank", "bytes/rank/step", "state"):
         table.add_column(column, overflow="fold", justify="left" if column in ("run", "what", "state") else "right")
     notes: set[str] = set()
-    for run in runs(points, stage):
+    for run in Agenda.of(loaded, folder, stage).runs:
         table.add_row(*_row(run, folder, world, notes))
+    if isinstance(search := spec.sweep.search, Optuna):
+        arms = len(loaded.arms)
+        notes.add(f"the search proposes {search.trials:,} cleanings for each of {arms:,} arms; the known ones are listed")
     out = io.StringIO()
     console = Console(file=out, width=150)
     console.print(table)

@@ -19,7 +19,9 @@ from configs.stage import Stage
 from data.pipeline import Batch
 from engine import world as processes
 from engine import zero
+from engine.model import SCALARS
 from engine.optimizer import rate_at
+from engine.start import MOMENTS, STEPS
 from engine.towers import Piece, Towers, cut_of
 from engine.world import World
 from objectives.contract import Features, Learned, Objective, Terms
@@ -106,6 +108,8 @@ class Learner:
         rate = rate_at(step, self.steps, self.stage.optimizer, self.epoch_steps)
         for group in [*self.engine.optimizer.param_groups, *self.adam.param_groups]:
             group["lr"] = rate
+        if self.stage.norms == "estimated":
+            return self._estimate(batch, step)
         whole = self.forward(batch)
         features, leaves = self.features(batch, whole, step)
         terms = self.objective(features, Exchange(self.ranks))
@@ -133,6 +137,17 @@ class Learner:
             taken = torch.zeros_like(taken)
         self.engine.module.settle(taken)
         return Outcome(terms, taken, rate)
+
+    def _estimate(self, batch: Batch, step: int) -> Outcome:
+        """A step in which BatchNorm's running statistics move and nothing else does."""
+        with torch.no_grad():
+            features, _ = self.features(batch, self.forward(batch), step)
+            terms = self.objective(features, Exchange(self.ranks))
+        means = torch.stack([term.detach() for term in terms.values()])
+        processes.mean_([means])
+        taken = torch.isfinite(means).all()
+        self.engine.module.settle(taken)
+        return Outcome(dict(zip(terms, means.unbind(), strict=True)), taken, 0.0)
 
     def _step(self, whole: tuple[torch.Tensor, torch.Tensor], grads: Sequence[torch.Tensor], taken: torch.Tensor) -> None:
         """The towers' step, and what is learned beside them."""
@@ -195,6 +210,22 @@ class Learner:
         with torch.no_grad():
             rows, texts = self.start(*self.inputs(batch.first()))
         return rows, texts
+
+    def moments(self) -> dict[str, torch.Tensor]:
+        """The moments of the scale and the bias by open_clip's names, as a run that inherits them reads them."""
+        out: dict[str, torch.Tensor] = {}
+        for ours, theirs in SCALARS.items():
+            state = self.adam.state.get(self.learned[ours], {}) if ours in self.learned else {}
+            out |= {f"{theirs}/{key}": state[key].cpu() for key in MOMENTS if key in state}
+        return out
+
+    def inherit(self, moments: dict[str, torch.Tensor]) -> None:
+        """Takes what `moments` gave, of what is learned here too."""
+        for ours, theirs in SCALARS.items():
+            if ours in self.learned and f"{theirs}/{MOMENTS[0]}" in moments:
+                value = self.learned[ours]
+                state = {key: moments[f"{theirs}/{key}"].reshape(1).to(value.device).clone() for key in MOMENTS}
+                self.adam.state[value] = {"step": moments[STEPS].clone().to(value.device), **state}
 
     def renew(self, names: str, seed: int) -> None:
         """Draws again, by this seed, what is learned under names with this beginning; its moments are forgotten."""

@@ -179,16 +179,51 @@ def load_weights(towers: Towers, path: Path) -> dict[str, torch.Tensor]:
     mismatching tensors."""
     from safetensors.torch import load_file
 
-    state = load_file(path)
-    learned = {ours: state.pop(theirs).reshape(1) for ours, theirs in SCALARS.items() if theirs in state}
+    return put_weights(towers, load_file(path), str(path), "the towers")
+
+
+def put_weights(towers: Towers, state: dict[str, torch.Tensor], path: str, name: str) -> dict[str, torch.Tensor]:
+    """Puts a state dict by open_clip's names into the towers of a model; the scale and the bias in it, [1] each. Refusal
+    naming the first tensors that don't fit."""
+    state = dict(state)
+    learned = {ours: state.pop(theirs).detach().float().reshape(1) for ours, theirs in SCALARS.items() if theirs in state}
     own = towers.clip.state_dict()
-    wrong = [
-        key for key in own.keys() | state.keys() if key not in own or key not in state or own[key].shape != state[key].shape
-    ]
+    if "text.token_embedding.weight" in own and "token_embedding.weight" in state:
+        parts = ("token_embedding.", "positional_embedding", "transformer.", "ln_final.", "text_projection")
+        state = {f"text.{key}" if key.startswith(parts) else key: value for key, value in state.items()}
+    for key in own:
+        if key.endswith("num_batches_tracked"):
+            state.setdefault(key, own[key])  # a count that nothing reads
+    wrong = []
+    for key in [*own, *(key for key in state if key not in own)]:
+        shapes = [str(list(of[key].shape)) if key in of else "missing" for of in (state, own)]
+        if shapes[0] != shapes[1]:
+            wrong.append(f"{key} ({shapes[0]} there, {shapes[1]} in {name})")
     if wrong:
-        raise Refusal(f"{path} holds another architecture: {len(wrong)} tensors differ, first {sorted(wrong)[0]}")
+        raise Refusal(
+            f"{path} holds another architecture than {name}: {len(wrong)} tensors differ, first {', '.join(wrong[:3])}; set "
+            "model.name to what it holds"
+        )
     towers.clip.load_state_dict(state)
     return learned
+
+
+def pretrained(name: str, tag: str) -> Path:
+    """The file of weights that open_clip knows under a tag, from its hub or its cache; Refusal naming the valid tags, or
+    saying that it can't be had."""
+    clip = _open_clip()
+    tags = clip.list_pretrained_tags_by_model(name)
+    if tag not in tags:
+        raise Refusal(f"start.pretrained is '{tag}', which open_clip does not know for {name}{suggestion(tag, tags)}")
+    from open_clip.pretrained import download_pretrained, get_pretrained_cfg
+
+    try:
+        return Path(download_pretrained(get_pretrained_cfg(name, tag), prefer_hf_hub=True))
+    except Exception as error:  # each hub and each network has its own
+        raise Refusal(
+            f"start.pretrained is '{tag}', whose weights can't be fetched ({type(error).__name__}: "
+            f"{str(error).strip().splitlines()[0][:120]}); fetch them elsewhere and give start.path"
+        ) from None
 
 
 @cache

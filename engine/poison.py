@@ -23,7 +23,8 @@ from data.pipeline import Pairs, Reading
 from data.poison import Plan, word_of
 from data.progress import Progress
 from data.refusal import Refusal
-from engine.job import plan_of, pretraining_pairs, write_plan
+from engine.inputs import plan_of, pretraining_pairs
+from engine.job import write_plan
 from engine.model import image_size
 from engine.run import RUNS
 from engine.world import World
@@ -52,15 +53,16 @@ class Poisoned:
         """The pairs as pre-training reads them, one caption and one picture each."""
         spec, size = self.spec, image_size(self.spec.model.name)
         field, way = spec.data.pretrain.caption, spec.data.decode
-        reading = Reading(spec.seed, 0, 1, spec.pretrain.batch, (1, 1), size, spec.data.augment, field, way)
+        reading = Reading(spec.seed, 0, 1, spec.stages[0].batch, (1, 1), size, spec.data.augment, field, way)
         return Pairs(self.index, self.chosen, spec.data, reading, lambda texts: torch.zeros(len(texts), 1), plan)
 
 
 def one_attack(spec: Spec, points: list[Point]) -> Spec:
     """The spec of all points of a sweep; Refusal if they poison differently."""
-    told = {
-        json.dumps([p.spec.attack.model_dump(mode="json"), p.spec.data.model_dump(mode="json"), p.spec.seed]) for p in points
-    }
+    told = set()
+    for one in (point.spec for point in points):
+        data = one.data.model_dump(mode="json", exclude=None if one.data.clean.held_out else {"clean"})
+        told.add(json.dumps([one.attack.model_dump(mode="json"), data, one.seed]))
     if len(told) > 1:
         raise Refusal(
             f"the sweep of {spec.name} poisons in {len(told)} ways; choose one with --set, for example --set sweep={{}}"
@@ -239,7 +241,8 @@ def main(given: list[str]) -> int:
         parser.error("materialise needs --out FOLDER")
     how = Spread(options.jobs, options.slurm, options.hours)
     try:
-        asked = Poisoned(one_attack(*load(options.spec, options.set)))
+        loaded = load(options.spec, options.set)
+        asked = Poisoned(one_attack(loaded.spec, loaded.points))
         if options.what == "plan":
             return plan(asked)
         if options.what == "verify":

@@ -61,14 +61,14 @@ def main(given: list[str]) -> int:
         if options.schema:
             print(schema(), end="")
             return 0
-        spec, points = load(options.spec, options.set, partial(print, file=sys.stderr) if first else lambda words: None)
+        loaded = load(options.spec, options.set, partial(print, file=sys.stderr) if first else lambda words: None)
         if options.dry_run:
             from engine.forecast import forecast
 
-            print(forecast(spec, points, options.stage, RUNS / spec.name), end="")
+            print(forecast(loaded, options.stage, RUNS / loaded.spec.name), end="")
             return 0
         studying = True
-        code = study(options, spec, points, command(given))
+        code = study(options, loaded, command(given))
     except Refusal as refusal:
         code = 2
         if first or refusal.alone:
@@ -79,13 +79,12 @@ def main(given: list[str]) -> int:
     return code
 
 
-def study(options: argparse.Namespace, spec: Any, points: Any, again: str) -> int:
+def study(options: argparse.Namespace, loaded: Any, again: str) -> int:
     """Carries out every run of the study that is not finished, then writes the report."""
-    from configs.plan import runs
-    from engine import job, zero
     from engine import world as processes
-    from engine.study import begin, conclude, say
-    from engine.train import Stopped
+    from engine import zero
+    from engine.agenda import Agenda
+    from engine.study import begin, check, conclude, work
 
     asked = {"to stop": 0}
 
@@ -96,38 +95,32 @@ def study(options: argparse.Namespace, spec: Any, points: Any, again: str) -> in
 
     signal.signal(signal.SIGTERM, ask)
     signal.signal(signal.SIGINT, ask)
-    folder = RUNS / spec.name
-    plan = runs(points, options.stage)
-    world = processes.join(60 * spec.machine.timeout_minutes)
+    spec = loaded.spec
+    sweep, helps = spec.sweep, "ANTIDOTE_HELPS" in os.environ  # started by another launch of this study
+    world = processes.join(60 * spec.machine.timeout_minutes, spec.machine.threads)
     try:
         processes.agree(
             {"spec": digest_of(spec), **{name: version(name) for name in ("torch", "deepspeed", "open_clip_torch")}}
         )
-        for run in plan:
-            if run.start is not None and run.start not in plan and not job.finished(folder / run.start.folder):
-                raise Refusal(f"{folder / run.start.folder} is not finished; run the pretrain stage first, or both at once")
-        for run in plan:  # whatever is wrong with the data shows now, before anything is trained
-            if not job.current(folder / run.folder, run):
-                job.prepare(run, folder, world)
-        processes.together(lambda: begin(folder, spec, runs(points), again))
-        zero.prepare()
-        for number, run in enumerate(plan, 1):
-            if job.current(folder / run.folder, run):
-                continue
-            ready = job.prepare(run, folder, world)
-            if job.finished(folder / run.folder):
-                job.remeasure(ready, world)
-                continue
-            try:
-                job.perform(ready, world, lambda: bool(asked["to stop"]), partial(say, number, len(plan)))
-            except Stopped:
-                if world.first:
-                    print("stopped and saved", file=sys.stderr, flush=True)
-                return 128 + (asked["to stop"] or signal.SIGTERM)
-        processes.barrier()
-        if world.first:
-            conclude(folder)
-        return 0
+        agenda = Agenda.of(loaded, RUNS / spec.name, options.stage)
+        check(agenda, world)
+        if not helps:
+            processes.together(lambda: begin(agenda, again))
+        if sweep.executor == "here" or world.size > 1:
+            zero.prepare()
+            mine = agenda
+            if sweep.executor != "here":  # these processes pre-train together, then others clean
+                mine = Agenda.of(loaded, RUNS / spec.name, options.stage or "pretrain")
+            code = work(mine, world, lambda: asked["to stop"], again)
+            processes.barrier()
+            if code or sweep.executor == "here" or options.stage == "pretrain":
+                return code or (conclude(mine) if world.first and not helps else 0)
+        processes.leave()
+        if not world.first:
+            return 0
+        from engine.spread import coordinate
+
+        return coordinate(agenda, options, lambda: asked["to stop"]) or conclude(agenda)
     except RuntimeError as error:
         if processes.lost(error):
             raise Refusal(processes.farewell(error), alone=True) from error

@@ -1,45 +1,171 @@
-"""A study is a folder of runs: its list of them, its run cards on the terminal, its end."""
+"""A study is a folder of runs, each done once: its list of them, one process's way through it, its end."""
 
-import json
+import errno
 import sys
-from pathlib import Path
+import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from configs.plan import Run, differences
 from configs.spec import Spec
 from data.refusal import Refusal
-from engine.checkpoint import committed
-from engine.job import finished, write_json
+from engine import claim, job
+from engine import world as processes
+from engine.agenda import Agenda, rivals
+from engine.checkpoint import DiskFull, committed
+from engine.folder import FAILED, finished, note_failure, read_json, write_json
+from engine.inputs import prepare
 from engine.journal import show_figure
+from engine.stop import hopeless
+from engine.train import Stopped
+from engine.world import World
+
+POLL = 1.0  # seconds between looks for a run, while others carry out what this one needs
+ELSEWHERE = ("executor", "jobs", "processes", "slurm", "limit")  # of a sweep: who carries it out
 
 
-def begin(folder: Path, spec: Spec, runs: list[Run], command: str) -> None:
-    """Writes study.json; Refusal if a run was begun under other settings and is not finished."""
-    for old in sorted(folder.glob("*/spec.json")):
-        if (
-            finished(old.parent)
-            or old.parent.name in {run.folder for run in runs}
-            or not committed(old.parent / "checkpoints")
-        ):
+def begin(agenda: Agenda, command: str) -> None:
+    """Writes study.json; Refusal if the study is being carried out under another spec, or a run was begun under one and is
+    not finished."""
+    folder, spec = agenda.folder, agenda.loaded.spec
+    known = {run.folder for run in Agenda.of(agenda.loaded, folder, None).runs}
+    old = read_json(folder / "study.json").get("spec")
+    if old is not None and (changes := differences(_shared(old), _shared(spec.model_dump(mode="json")))):
+        busy = [one.parent.name for one in folder.glob("*/claim.*") if (held := claim.holder(one.parent)) and held.alive]
+        if busy:
+            raise Refusal(
+                f"{folder} is being carried out under another spec ({'; '.join(changes)}; running: {busy[0]}); join it with "
+                "the same spec, or give this one another name"
+            )
+    for told in sorted(folder.glob("*/spec.json")):
+        run = told.parent
+        given_up = finished(run) or (run / FAILED).is_file()
+        if given_up or run.name in known or not committed(run / "checkpoints"):
             continue
-        begun = json.loads(old.read_text())
-        rivals = [differences(begun, run.decides) for run in runs if run.stage == old.parent.name.split("-")[0]]
-        rivals.sort(key=len)
-        changes = "; ".join(rivals[0]) if rivals else "its stage is gone from the spec"
+        begun = read_json(told)
+        rival = [differences(begun, run_.decides) for run_ in agenda.runs if run_.stage == run.name.split("-")[0]]
+        rival.sort(key=len)
+        changes = rival[0] if rival else ["its stage is gone from the spec"]
         raise Refusal(
-            f"{old.parent} was begun under another spec and is not finished ({changes}); "
+            f"{run} was begun under another spec and is not finished ({'; '.join(changes)}); "
             "put the spec back to go on with it, give the changed spec another name, or delete that folder"
         )
     folder.mkdir(parents=True, exist_ok=True)
+    _list(agenda, command)
+
+
+def _shared(spec: dict[str, Any]) -> dict[str, Any]:
+    """What all that join a study must agree on."""
+    sweep = {name: value for name, value in spec.get("sweep", {}).items() if name not in ELSEWHERE}
+    return {**{name: value for name, value in spec.items() if name not in ("machine", "question")}, "sweep": sweep}
+
+
+def _list(agenda: Agenda, command: str) -> None:
+    spec: Spec = agenda.loaded.spec
+    whole = Agenda.of(agenda.loaded, agenda.folder, None)
     content = {
         "name": spec.name,
         "command": command,
         "question": spec.question,
         "target": spec.attack.target,
         "spec": spec.model_dump(mode="json"),
-        "runs": [run.card() for run in runs],
+        "runs": [run.card() for run in whole.runs],
     }
-    write_json(folder / "study.json", content)
+    write_json(agenda.folder / "study.json", content)
+
+
+def check(agenda: Agenda, world: World) -> None:
+    """Refusal for whatever is wrong with the data of any run that is left, before anything is trained."""
+    seen: set[str] = set()
+    for run in agenda.runs:
+        if run.start is not None and run.start not in agenda.runs and not finished(agenda.folder / run.start.folder):
+            raise Refusal(
+                f"{agenda.folder / run.start.folder} is not finished; run the pretrain stage first, or both at once"
+            )
+        same = repr((run.stage, run.spec.data, run.spec.attack, run.spec.model, run.spec.seed, run.settings.objective,
+                     run.settings.batch, run.settings.start, run.start and run.start.folder))  # fmt: skip
+        if same not in seen and agenda.state(run) != "ended":
+            prepare(run, agenda.folder, world)
+        seen.add(same)
+
+
+def work(agenda: Agenda, world: World, asked: Callable[[], int], command: str) -> int:
+    """Carries out one run after another until none is left for this process; 0, or the exit code of a stop that was asked
+    for. Runs that fail are noted in their folders and passed over."""
+    agenda.since = processes.together(partial(claim.now, agenda.folder))
+    while True:
+        sign = max(processes.gather_objects(asked()))
+        if sign:
+            return 128 + int(sign)
+        held: claim.Claim | None = None
+
+        def look() -> tuple[str, str]:
+            nonlocal held
+            before = len(agenda.runs)
+            found = agenda.next()
+            if len(agenda.runs) > before:
+                _list(agenda, command)
+            if isinstance(found, str):
+                return found, ""
+            held = found[1]
+            return "run", found[0].folder
+
+        what, name = processes.together(look)
+        if what == "none":
+            return 0
+        processes.beat()
+        if what == "wait":
+            time.sleep(POLL)
+            continue
+        if not any(run.folder == name for run in agenda.runs):
+            agenda.renew()
+        run = next(run for run in agenda.runs if run.folder == name)
+        over = True
+        try:
+            _carry_out(agenda, run, world, asked)
+        except Stopped:
+            if world.first:
+                print("stopped and saved", file=sys.stderr, flush=True)
+            return 128 + (max(processes.gather_objects(asked())) or 15)
+        except DiskFull:
+            raise
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                over = False
+                raise
+            raise DiskFull(
+                f"disk full while {run.folder} was written ({error.strerror}); free some space and run the command again"
+            ) from error
+        except Refusal as refusal:
+            if refusal.alone:  # the other processes know nothing of it
+                raise
+            if world.first:
+                note_failure(agenda.folder / run.folder, str(refusal))
+                print(f"error: {run.folder} ({run.title}): {refusal}", file=sys.stderr, flush=True)
+        except BaseException:
+            over = False  # a defect, or a death: the claim stays, and tells the others that its holder is gone
+            raise
+        finally:
+            if held is not None and over:
+                held.release()
+
+
+def _carry_out(agenda: Agenda, run: Run, world: World, asked: Callable[[], int]) -> None:
+    folder, rule = agenda.folder, agenda.loaded.spec.sweep.stop
+    ready = prepare(run, folder, world)
+    if finished(folder / run.folder):
+        job.remeasure(ready, world)
+        return
+
+    def judge(epoch: float) -> str | None:
+        if rule is None or run.stage != "clean":
+            return None
+        return hopeless(rule, folder / run.folder, rivals(agenda, run), epoch)
+
+    count = agenda.count()
+    number = count["ended"] + count["failed"] + 1
+    job.perform(ready, world, lambda: bool(asked()), partial(say, number, len(agenda.runs)), judge)
 
 
 def say(number: int, total: int, card: dict[str, Any]) -> None:
@@ -57,10 +183,17 @@ def say(number: int, total: int, card: dict[str, Any]) -> None:
     console.print(Panel(table, title=f"run {number} of {total}: {card['title']} ({card['run']})", title_align="left"))
 
 
-def conclude(folder: Path) -> None:
-    """Writes the report, shows its figure in TensorBoard, and names it."""
+def conclude(agenda: Agenda) -> int:
+    """Writes the report, shows its figure in TensorBoard, names it; 2 if runs failed, which it lists, else 0."""
     from engine import report
 
+    folder = agenda.folder
     page = report.write_report(folder)
     show_figure(folder / "tensorboard" / "report", "frontier", folder / "report" / "frontier.png")
     print(f"report: {page}\ntensorboard --logdir {folder / 'tensorboard'}", flush=True)
+    failed = list(agenda.failures())
+    if failed:
+        lines = [f"  {run.folder} ({run.title}): {words}" for run, words in failed]
+        many = f"{len(failed)} of {len(agenda.runs)} runs failed; the same command tries them again"
+        print("\n".join([f"error: {many}", *lines]), file=sys.stderr, flush=True)
+    return 2 if failed else 0

@@ -162,6 +162,11 @@ class Towers(nn.Module):
             for norm, counts in zip(norms, before, strict=True):
                 norm.counts = counts
 
+    def freeze_texts(self) -> None:
+        """Takes the text tower out of the training."""
+        for name, parameter in self.clip.named_parameters():
+            parameter.requires_grad_(name.startswith("visual."))
+
     def recompute(self) -> None:
         """Keeps only the inputs of each block; what they hold inside is computed again in the backward pass."""
         self.clip.set_grad_checkpointing(True)
@@ -288,10 +293,11 @@ class GroupedNorm(nn.BatchNorm2d):
 
     rows: int | None  # None: all there are
     counts: bool
+    frozen: bool  # whether running statistics normalise in training too, and stay
 
     def prepare(self) -> None:
         """Makes a BatchNorm2d one of these."""
-        self.rows, self.counts = None, True
+        self.rows, self.counts, self.frozen = None, True, False
         self.pending: tuple[torch.Tensor, torch.Tensor] | None = None
         self.groups = 0
 
@@ -299,7 +305,7 @@ class GroupedNorm(nn.BatchNorm2d):
         """[n, C, H, W]; n a multiple of `rows`."""
         assert self.running_mean is not None
         assert self.running_var is not None
-        if not self.training:
+        if not self.training or self.frozen:
             mean, var = self.running_mean.to(self.weight.dtype), self.running_var.to(self.weight.dtype)
             return F.batch_norm(x, mean, var, self.weight, self.bias, False, 0.0, self.eps)
         out = []

@@ -20,18 +20,28 @@ class Cadence:
 
     epoch_steps: int
     log_steps: int
+    measure_steps: int | None
     save_seconds: float
     max_bad_steps: int
     stop: Callable[[], bool]  # whether this process was asked to stop
     begin: Callable[[int], None]  # (epoch), before its first step
-    measure: Callable[[int, int], None]  # (epoch, step)
+    measure: Callable[[float, int], None]  # (epoch, step)
     save: Callable[[int], None]  # (step)
     account: Callable[[list[tuple[str, str, str]], int], None]  # (samples newly skipped, of all ranks; step)
     lament: Callable[[int, list[str]], None]  # (step, keys): a batch whose loss was not finite
+    hopeless: Callable[[float], str | None]  # (epoch), on the first process: why the run should end early
 
 
 class Stopped(Exception):
     """The run was asked to stop and has saved."""
+
+
+class Hopeless(Exception):
+    """The run is not worth going on with, and has saved; says why, and at which `step`."""
+
+    def __init__(self, why: str, step: int) -> None:
+        super().__init__(why)
+        self.step = step
 
 
 @dataclass
@@ -45,8 +55,8 @@ class Window:
 
 
 def train(learner: Learner, feed: Iterable[tuple[int, Batch]], journal: Journal, cadence: Cadence, world: World) -> None:
-    """Steps through the feed; Stopped after a save when any rank was asked to stop, Refusal after too many steps that were
-    not taken."""
+    """Steps through the feed; Stopped after a save when any rank was asked to stop, Hopeless when the first gives the run
+    up, Refusal after too many steps that were not taken."""
     saved, window = time.monotonic(), Window(time.monotonic())
     for step, batch in feed:
         if step % cadence.epoch_steps == 0:
@@ -56,30 +66,38 @@ def train(learner: Learner, feed: Iterable[tuple[int, Batch]], journal: Journal,
         window.skipped.extend(batch.skipped)
         done = step + 1
         ends_epoch = done % cadence.epoch_steps == 0
-        if done % cadence.log_steps and not ends_epoch:
+        logs = ends_epoch or done % cadence.log_steps == 0
+        if logs:
+            _write(window, learner, journal, cadence, -(-done // cadence.epoch_steps), world)
+            if window.bad_in_a_row >= cadence.max_bad_steps:
+                cadence.save(done)  # none of these steps was taken: the weights are those from before
+                raise Refusal(
+                    f"the loss was not finite in the last {window.bad_in_a_row} steps, to step {done}; none of them was "
+                    f"taken, and the weights from before are saved; lower optimizer.rate, set optimizer.clip, or look at "
+                    "bad_batches.jsonl"
+                )
+        if ends_epoch or cadence.measure_steps and done % cadence.measure_steps == 0:
+            began = time.monotonic()
+            epoch = done / cadence.epoch_steps
+            cadence.measure(int(epoch) if ends_epoch else epoch, done)
+            window.begun += time.monotonic() - began
+        if not logs:
             continue
-        epoch = -(-done // cadence.epoch_steps)
-        _write(window, learner, journal, cadence, epoch, world)
-        if window.bad_in_a_row >= cadence.max_bad_steps:
-            cadence.save(done)  # none of these steps was taken: the weights are those from before
-            raise Refusal(
-                f"the loss was not finite in the last {window.bad_in_a_row} steps, to step {done}; none of them was "
-                f"taken, and "
-                "the weights from before are saved; lower optimizer.rate, set optimizer.clip, or look at bad_batches.jsonl"
-            )
-        if ends_epoch:
-            cadence.measure(epoch, done)
+        why = cadence.hopeless(done / cadence.epoch_steps) if ends_epoch and world.first else None
         window.begun = time.monotonic()
         due = world.first and time.monotonic() - saved >= cadence.save_seconds
-        stop, save, new = processes.totals([int(cadence.stop()), int(due), len(window.skipped)])
+        asked = [int(cadence.stop()), int(due), len(window.skipped), int(why is not None)]
+        stop, save, new, ends = processes.totals(asked)
         if new:
             cadence.account([entry for part in processes.gather_objects(window.skipped) for entry in part], done)
             window.skipped = []
-        if save or stop:
+        if save or stop or ends:
             cadence.save(done)
             saved = time.monotonic()
         if stop:
             raise Stopped
+        if ends:
+            raise Hopeless(why or "", done)
 
 
 def _write(window: Window, learner: Learner, journal: Journal, cadence: Cadence, epoch: int, world: World) -> None:

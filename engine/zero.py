@@ -6,7 +6,7 @@ import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -15,6 +15,7 @@ from configs.stage import Optimizer
 from data.refusal import Refusal
 from engine import optimizer
 from engine import world as processes
+from engine.start import MOMENTS, STEPS
 from engine.towers import Towers
 from engine.world import World
 
@@ -135,6 +136,86 @@ def full_weights(engine: Any, machine: Machine) -> Any:
     import deepspeed
 
     return deepspeed.zero.GatheredParameters(list(engine.module.parameters()), enabled=machine.zero == 3)
+
+
+def moments(engine: Any, stepper: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """AdamW's moments of the towers as `NAME/exp_avg` and `NAME/exp_avg_sq` by open_clip's names, whole on every rank, and
+    `steps`; empty before the first step, or where this precision and stage keep none by name."""
+    if not stepper.state:
+        return {}
+    out = {}
+    for name, parameter in engine.module.clip.named_parameters():
+        for key in MOMENTS if parameter.requires_grad else ():
+            if hasattr(parameter, "ds_id"):
+                value = engine.optimizer.get_full_hp_param(parameter, key)
+            elif hasattr(parameter, "_hp_mapping"):
+                value = torch.zeros(parameter.numel(), dtype=torch.float32, device=parameter.device)
+                for part in _parts(stepper, parameter):
+                    value[part.own] = stepper.state[part.flat][key][part.there]
+                processes.total_([value])
+            elif parameter in stepper.state:
+                value = stepper.state[parameter][key]
+            else:
+                return {}
+            shape = getattr(parameter, "ds_shape", parameter.shape)
+            out[f"{name}/{key}"] = value.detach().float().cpu().reshape(shape).contiguous()
+    state = next(iter(stepper.state.values()))
+    return {**out, STEPS: torch.as_tensor(float(state.get("step", stepper.param_groups[0].get("step", 0))))}
+
+
+def set_moments(
+    engine: Any, stepper: torch.optim.Optimizer, named: dict[str, dict[str, torch.Tensor]], steps: float
+) -> None:
+    """Gives AdamW these moments before its first step, each rank its part of them; Refusal where DeepSpeed keeps none by
+    name."""
+    for name, parameter in engine.module.clip.named_parameters():
+        if not parameter.requires_grad or name not in named:
+            continue
+        for key, value in named[name].items():
+            if hasattr(parameter, "ds_id"):  # stage 3: each parameter in equal parts, the last filled up
+                group, offset, count = engine.optimizer.grad_position[engine.optimizer.get_param_id(parameter)]
+                state = _begun(stepper, engine.optimizer.fp32_partitioned_groups_flat[group], steps)
+                rank = engine.optimizer._get_param_partition_rank(parameter)
+                mine = value.flatten()[count * rank : count * (rank + 1)]
+                state[key][offset : offset + len(mine)] = mine.to(state[key].device)
+            elif hasattr(parameter, "_hp_mapping"):
+                for part in _parts(stepper, parameter):
+                    _begun(stepper, part.flat, steps)[key][part.there] = value.flatten()[part.own].to(part.flat.device)
+            elif any(parameter is one for group in stepper.param_groups for one in group["params"]):
+                _begun(stepper, parameter, steps)[key].copy_(value)
+            else:
+                raise Refusal("optimizer.state can't be inherited at this precision and ZeRO stage; set machine.zero=1")
+
+
+class _Part(NamedTuple):
+    """Where a piece of a parameter lies in a flat tensor of this rank's."""
+
+    flat: torch.Tensor
+    there: slice
+    own: slice  # of the flattened parameter
+
+
+def _parts(stepper: torch.optim.Optimizer, parameter: torch.Tensor) -> list[_Part]:
+    """Stages 1 and 2: a group's parameters are one flat tensor, cut over ranks wherever that falls; this rank's piece, or
+    none."""
+    mapping: Any = parameter._hp_mapping  # type: ignore[attr-defined]
+    if mapping is None:
+        return []
+    held = mapping.hp_fragment.untyped_storage().data_ptr()
+    flats = [one for group in stepper.param_groups for one in group["params"]]
+    flat = next(one for one in flats if one.untyped_storage().data_ptr() == held)
+    there, own = mapping.get_hp_fragment_address(), mapping.lp_fragment_address
+    return [_Part(flat, slice(there.start, there.start + there.numel), slice(own.start, own.start + own.numel))]
+
+
+def _begun(stepper: torch.optim.Optimizer, parameter: torch.Tensor, steps: float) -> dict[str, Any]:
+    """AdamW's state of a parameter, zero so far, after so many steps."""
+    if not stepper.state[parameter]:
+        ours = isinstance(stepper, torch.optim.AdamW)  # DeepSpeed's count in whole numbers
+        step = torch.tensor(steps, dtype=torch.float32, device=parameter.device) if ours else int(steps)
+        stepper.state[parameter] = {"step": step, **{key: torch.zeros_like(parameter) for key in MOMENTS}}
+    state: dict[str, Any] = stepper.state[parameter]
+    return state
 
 
 def save(engine: Any, folder: Path, tag: str) -> None:

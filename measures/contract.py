@@ -34,3 +34,8 @@ class MeasureSection(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     images: str = Field(description="name of an evaluation set in data.test")
     triggered: ClassVar[bool] = False
+
+    @property
+    def sets(self) -> tuple[str, ...]:
+        """The evaluation sets that it reads, the one that it measures first."""
+        return (self.images,)

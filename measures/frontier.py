@@ -35,6 +35,16 @@ def lowest_asr(points: Iterable[Point[Label]], floor: float) -> Point[Label] | N
     return min(fit, key=lambda p: (p.asr, -p.top1), default=None)
 
 
+def worth(points: Iterable[Point[Label]], cap: float) -> float | None:
+    """One number for what a cleaning reached, to search by: the best accuracy at attack success <= cap; if there is none,
+    how far the lowest attack success is from the cap, which is negative; None of no points."""
+    known = [p for p in points if not _is_nan(p)]
+    best = best_accuracy(known, cap)
+    if best is not None:
+        return best.top1
+    return max((cap - p.asr for p in known), default=None)
+
+
 def pareto(points: Iterable[Point[Label]]) -> list[Point[Label]]:
     """The points that no other point beats, from low to high attack success (and accuracy).
 

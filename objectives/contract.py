@@ -61,6 +61,7 @@ class ObjectiveSection(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     needs: ClassVar[frozenset[Need]] = frozenset()
+    moves_texts: ClassVar[bool] = True  # whether the text tower learns; without it, no caption is read
 
     @property
     def views(self) -> tuple[int, int]:

@@ -151,7 +151,7 @@ def test_a_plan_may_be_made_for_some_pairs_and_cut_to_some() -> None:
     index = index_of([f"{i}" for i in range(40)])
     plan = make_plan(index, attack(count=20), 0, LINES, unread, free)
     assert sorted(plan.entries) == free.tolist()
-    first = plan.only(list(plan.entries)[:3], 40, attack(count=20))
+    first = plan.moved({sample: sample for sample in list(plan.entries)[:3]}, 40, attack(count=20))
     assert first.chosen.sum() == 3
     assert make_plan(index, attack(fraction=0.5), 0, LINES, unread, free).chosen.sum() == 10
 

@@ -78,7 +78,7 @@ def test_materialised_shards_hold_what_the_loader_gives(
     from configs.spec import load
     from engine.poison import Poisoned
 
-    asked = Poisoned(load(spec)[0])
+    asked = Poisoned(load(spec).spec)
     stored = read_index("poisoned/*.tar", here / "cache")
     assert list(stored.keys) == list(asked.index.keys)
     assert stored.bad == stored.lost == ()

@@ -51,9 +51,9 @@ def test_every_error_is_reported_at_once_with_line_path_and_remedy(spec: Path) -
         ("clean.objective.witin=1", "clean.objective.witin: unknown key; did you mean 'within'?"),
         ("attack.poison.fraction=0.5", "attack.poison: give either count or fraction"),
         ("measure=[{kind: zero_shot, images: imagenet}]", "data.test names tiny; name one of them"),
-        ("sweep={clean.optimizer.rat: [1]}", "no field 'clean.optimizer.rat'; did you mean 'rate'?"),
+        ("sweep={clean.optimizer.rat: [1]}", "no field 'clean.optimizer.rat'; did you mean 'clean.optimizer.rate'?"),
         ("sweep={clean.optimizer.rate: []}", "has no values"),
-        ("sweep={clean.optimizer.rate: [1.0, -1.0]}", "clean.optimizer.rate: is -1.0; input should be greater than 0"),
+        ("sweep={clean.optimizer.rate: [1.0, -1.0]}", "clean.optimizer.rate: is -1.0; input should be greater"),
         ("sweep={machine.zero: [0]}", "can't be swept"),
         ("clean.optimizer.rate=.nan", "clean.optimizer.rate: is nan"),
         ("clean.optimizer.betas=[0.9, 1.0]", "both betas must lie in [0, 1)"),
@@ -97,13 +97,13 @@ def test_yaml_is_read_as_version_1_2(tmp_path: Path) -> None:
 
 def test_a_sweep_is_a_product_that_trains_each_start_once(spec: Path) -> None:
     sweep = "sweep={pretrain.objective: [{kind: mmcl}, {kind: mmcl_ssl}], clean.optimizer.rate: [1.0, 2.0, 3.0]}"
-    _, points = load(spec, [sweep, "attack.twin=first"])
+    points = load(spec, [sweep, "attack.twin=first"]).points
     assert len(points) == 6
     plan = runs(points)
     assert [run.stage for run in plan] == ["pretrain"] * 2 + ["twin"] + ["clean"] * 6
     assert len({run.folder for run in plan}) == 9
     assert {run.start.folder for run in plan if run.start} == {run.folder for run in plan[:2]}
-    assert len(runs(load(spec, [sweep, "attack.twin=each"])[1])) == 10
+    assert len(runs(load(spec, [sweep, "attack.twin=each"]).points)) == 10
     assert [run.stage for run in runs(points, "clean")] == ["clean"] * 6
     assert [run.stage for run in runs(points, "pretrain")] == ["pretrain"] * 2 + ["twin"]
 
@@ -125,7 +125,7 @@ def test_a_sweep_is_a_product_that_trains_each_start_once(spec: Path) -> None:
     ],
 )
 def test_a_fingerprint_depends_on_what_can_change_the_result(spec: Path, setting: str, stages: set[str]) -> None:
-    before, after = (runs(load(spec, ["attack.twin=first", *more])[1]) for more in ([], [setting]))
+    before, after = (runs(load(spec, ["attack.twin=first", *more]).points) for more in ([], [setting]))
     assert {a.stage for a, b in zip(before, after, strict=True) if a.fingerprint != b.fingerprint} == stages
 
 
@@ -150,8 +150,7 @@ def test_the_committed_schema_is_the_schema_of_a_spec() -> None:
 
 def test_a_dry_run_counts_clean_shards_that_are_there_when_the_others_are_not(world: Path, spec: Path) -> None:
     sets = ["data.pretrain.shards=none/*.tar", "data.pretrain.expect=1000", f"data.clean.shards={world}/train/*.tar"]
-    loaded, points = load(spec, sets)
-    text = forecast(loaded, points, None, spec.parent / "runs")
+    text = forecast(load(spec, sets), None, spec.parent / "runs")
     assert "counting on data.pretrain.expect = 1000" in text
     steps, pairs = next(line for line in text.splitlines() if "clean mmcl" in line).split("│")[3:5]
     assert (steps.strip(), pairs.strip()) == ("4", "64")
@@ -170,6 +169,5 @@ def test_every_spec_loads_and_dry_runs(name: str, tmp_path: Path) -> None:
     assert out.returncode == 0, out.stderr
     assert "nothing was written" in out.stdout
     assert not os.listdir(tmp_path)
-    _, points = load(ROOT / "specs" / name)
-    for run in runs(points):
+    for run in runs(load(ROOT / "specs" / name).points):
         assert run.folder[:18] in out.stdout

@@ -1,0 +1,104 @@
+"""Where a stage starts: weights on disk or by open_clip's name, and what is done to them before the first step."""
+
+import hashlib
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from configs.section import Section
+from data.refusal import Refusal
+
+WEIGHTS = ("weights.safetensors", "open_clip_model.safetensors")  # of a run, of a folder of open_clip's
+
+
+class Start(Section):
+    """Weights to start from: a file or folder of ours, of open_clip's or of the paper's code; or a name that open_clip
+    knows."""
+
+    path: str | None = Field(
+        None,
+        description="a run's folder, an open_clip folder, a .safetensors file, or a .pt file of open_clip's or of the code "
+        "of arXiv 2311.14948",
+    )
+    pretrained: str | None = Field(None, min_length=1, description="a tag of open_clip's for model.name, such as openai")
+    digest: str | None = Field(
+        None,
+        description="the weights' SHA-256, at least 12 hex digits; default: the file's, so that it may move",
+    )
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> "Start":
+        if (self.path is None) == (self.pretrained is None):
+            raise ValueError("give either path or pretrained")
+        return self
+
+
+class ShrinkPerturb(Section):
+    """theta <- shrink * theta + perturb * theta_fresh (Ash & Adams 2020, arXiv 1910.08475; arXiv 2311.14948).
+
+    theta_fresh is a freshly initialised network, the same on every process; all parameters and the scale, not
+    BatchNorm's running statistics.
+    """
+
+    kind: Literal["shrink_perturb"]
+    shrink: float = Field(0.95, ge=0, le=1)
+    perturb: float = Field(1e-4, ge=0)
+
+
+class FinePrune(Section):
+    """Fine-pruning (Liu et al. 2018, arXiv 1805.12185): the neurons of the picture tower that clean pictures excite least
+    are removed; the stage's training is the fine-tuning.
+
+    Neurons: inner channels of the last stage's blocks in a ResNet, hidden units of the last block's MLP in a ViT.
+    """
+
+    kind: Literal["fine_prune"]
+    share: float = Field(0.2, ge=0, lt=1, description="of the neurons that are removed")
+    pairs: int = Field(1000, ge=1, description="clean pictures that activations are averaged over")
+
+
+class Anp(Section):
+    """Adversarial neuron pruning (Wu & Wang 2021, arXiv 2110.14430): masks on the picture tower's neurons are learned under
+    the worst perturbation of their weights; neurons whose mask ends below the threshold are removed.
+
+    min over m in [0, 1] of  alpha L(m w, b) + (1 - alpha) max over |d|, |x| <= budget of L((m + d) w, (1 + x) b),
+    L: MMCL on clean pairs.
+    """
+
+    kind: Literal["anp"]
+    threshold: float = Field(0.2, ge=0, le=1, description="neurons whose mask is below it are removed")
+    budget: float = Field(0.4, ge=0, description="largest relative change of a neuron's weights and bias")
+    alpha: float = Field(0.2, ge=0, le=1, description="weight of the loss without perturbation")
+    rate: float = Field(0.2, gt=0, description="of the masks' descent, with momentum 0.9")
+    steps: int = Field(2000, ge=0)
+
+
+AnyTransform = Annotated[ShrinkPerturb | FinePrune | Anp, Field(discriminator="kind")]
+
+
+def weights_of(start: Start) -> Path | None:
+    """The file that holds the weights of a path, or None if there is none."""
+    assert start.path is not None
+    path = Path(start.path)
+    if path.is_dir():
+        return next((path / name for name in WEIGHTS if (path / name).is_file()), None)
+    return path if path.is_file() else None
+
+
+def identified(start: Start, where: str) -> Start:
+    """The start with its weights' whole SHA-256, if they are there; Refusal if the spec promises another."""
+    found = weights_of(start)
+    if found is None:
+        return start
+    digest = _digest(str(found), found.stat().st_mtime_ns, found.stat().st_size)
+    if start.digest is not None and not (len(start.digest) >= 12 and digest.startswith(start.digest)):
+        raise Refusal(f"{where}.digest is {start.digest}, but {found} has {digest[:16]}...; name the right file")
+    return start.model_copy(update={"digest": digest})
+
+
+@cache
+def _digest(path: str, changed: int, size: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,55 @@
+"""Pairs that can't be used, run by run."""
+
+import json
+import sys
+from collections import Counter
+
+from data.refusal import Refusal
+from engine.inputs import Job
+from engine.journal import Journal, read_rows
+from engine.world import World
+
+
+class Ledger:
+    """Pairs that can't be used, listed in skipped.jsonl by shard, key and cause, and shown as shares in TensorBoard; Refusal
+    beyond data.max_bad. Per shard, what should be there = good pairs + those listed."""
+
+    def __init__(self, job: Job, world: World, journal: Journal, step: int) -> None:
+        index = job.pairs.index
+        self.path, self.world, self.journal = job.folder / "skipped.jsonl", world, journal
+        self.lost = {shard: (pairs, why) for shard, pairs, why in index.lost}
+        self.total = len(index) + len(index.bad) + sum(pairs for pairs, _ in self.lost.values())
+        self.most = job.run.spec.data.max_bad
+        self.entries: dict[str, tuple[str, str]] = {}
+        told = read_rows(self.path)
+        for entry in told:
+            if "key" in entry:
+                self.entries[entry["key"]] = (entry["shard"], entry["cause"])
+        if world.first and not any("key" not in entry for entry in told):
+            with self.path.open("a") as file:
+                for shard, (pairs, why) in self.lost.items():
+                    print(f"about {pairs:,} pairs are lost: {why}", file=sys.stderr)
+                    file.write(json.dumps({"shard": shard, "cause": "lost", "pairs": pairs, "why": why}) + "\n")
+        self.add(list(index.bad), step)
+
+    def add(self, skipped: list[tuple[str, str, str]], step: int) -> None:
+        """Takes the same entries on every rank."""
+        new = {key: (shard, cause) for shard, key, cause in skipped if key not in self.entries}
+        self.entries.update(new)
+        if new and self.world.first:
+            with self.path.open("a") as file:
+                file.writelines(json.dumps({"key": k, "shard": s, "cause": c}) + "\n" for k, (s, c) in new.items())
+        causes = Counter(cause for _, cause in self.entries.values())
+        causes["lost"] = sum(pairs for pairs, _ in self.lost.values())
+        causes = +causes
+        self.journal.shares("skipped", {cause: n / self.total for cause, n in causes.items()}, step)
+        if causes.total() > self.most * self.total:
+            shards = Counter(shard for shard, _ in self.entries.values())
+            shards.update({shard: pairs for shard, (pairs, _) in self.lost.items()})
+            worst = ", ".join(f"{n:,} in {shard}" for shard, n in shards.most_common(3))
+            why = next((f"; {why.split(';')[0]}" for _, why in self.lost.values()), "")
+            raise Refusal(
+                f"{causes.total():,} of {self.total:,} pairs can't be used ({', '.join(sorted(causes))}; {worst}{why}), "
+                f"more than data.max_bad = {self.most:.2%}; mend or remove those shards, or raise data.max_bad; "
+                f"all are listed in {self.path}"
+            )

@@ -1,0 +1,121 @@
+"""The weights and AdamW's moments that a stage starts from: of a run of ours, of open_clip, of the paper's code.
+
+Files are read by safetensors, or by torch with `weights_only`: one that holds anything but tensors and plain values is
+refused, whatever it is.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from configs.start import Start, weights_of
+from data.refusal import Refusal
+from engine import model
+from engine.optimizer import decays
+from engine.towers import Towers
+
+MOMENTS = ("exp_avg", "exp_avg_sq")  # as torch's and DeepSpeed's AdamW name them
+STEPS = "steps"  # in a file of moments
+BESIDE = "optimizer.safetensors"  # beside a run's weights: its moments
+FACTS = ("input_resolution", "context_length", "vocab_size")  # numbers that OpenAI's files keep among the weights
+
+
+def path_of(start: Start, name: str) -> Path:
+    """The file of a start's weights; Refusal if there is none. A name of open_clip's is fetched from its hub, or taken from
+    its cache."""
+    if start.pretrained is not None:
+        return model.pretrained(name, start.pretrained)
+    found = weights_of(start)
+    if found is None:
+        raise Refusal(
+            f"start.path is {start.path}, which holds no weights; expected a run's folder, a folder of open_clip's, a "
+            ".safetensors or a .pt file"
+        )
+    return found
+
+
+def load_start(towers: Towers, path: Path, name: str) -> dict[str, torch.Tensor]:
+    """Loads a file's weights into the towers; the scale and the bias that it holds, [1] each. Refusal naming the first
+    tensors that don't fit."""
+    return model.put_weights(towers, weights_in(read(path)), str(path), name)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """What a file of weights holds; Refusal if that is not only tensors and plain values."""
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return dict(load_file(path))
+        except SafetensorError as error:
+            raise Refusal(f"{path} is no whole safetensors file ({error}); copy it again") from None
+    import pickle  # noqa: TID251  (for the name of the exception alone)
+
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        what = next((line for line in str(error).splitlines() if "GLOBAL" in line or "global" in line), "")
+        raise Refusal(
+            f"{path} holds pickled code, not tensors alone, and is not opened{f' ({what.strip()[:160]})' if what else ''}; "
+            "convert it to .safetensors where you trust it"
+        ) from None
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        raise Refusal(f"{path} can't be read as weights ({str(error).strip().splitlines()[0][:160]})") from None
+    if not isinstance(content, dict):
+        raise Refusal(f"{path} holds a {type(content).__name__}; expected a dict of tensors, or one with a state_dict")
+    return content
+
+
+def weights_in(content: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The state dict of a file's content by open_clip's names: without DDP's `module.`, without OpenAI's numbers."""
+    state: dict[str, Any] = content.get("state_dict", content.get("model", content))
+    tensors = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
+    if tensors and all(key.startswith("module.") for key in tensors):
+        tensors = {key.removeprefix("module."): value for key, value in tensors.items()}
+    return {key: value for key, value in tensors.items() if key not in FACTS}
+
+
+def moments_of(path: Path) -> tuple[dict[str, torch.Tensor], float | None]:
+    """(AdamW's moments as `NAME/exp_avg` and `NAME/exp_avg_sq` by the weights' names, and `steps`; the weight decay, if the
+    file tells) of the training that ended with these weights; Refusal if they are not there."""
+    beside = path.with_name(BESIDE)
+    if path.suffix == ".safetensors":
+        if not beside.is_file():
+            raise Refusal(
+                f"optimizer.state needs AdamW's moments, but {path.parent} holds no {BESIDE}; use optimizer.state: fresh, "
+                "or start from a run of this version"
+            )
+        return read(beside), None
+    content = read(path)
+    if not isinstance(content.get("optimizer"), dict):
+        raise Refusal(f"optimizer.state needs AdamW's moments, but {path} holds none; use optimizer.state: fresh")
+    return _published(content, path)
+
+
+def _published(content: dict[str, Any], path: Path) -> tuple[dict[str, torch.Tensor], float | None]:
+    """The moments in a file of the paper's code: torch's AdamW over two groups, first what does not decay by name, then what
+    does, each in the order of the weights."""
+    weights = weights_in(content)
+    named = [name for name in weights if not name.endswith(("running_mean", "running_var", "num_batches_tracked"))]
+    groups, state = content["optimizer"]["param_groups"], content["optimizer"]["state"]
+    order = [name for kind in (False, True) for name in named if decays(name, weights[name], "published") == kind]
+    numbers = [number for group in groups for number in group["params"]]
+    out: dict[str, torch.Tensor] = {}
+    fits = len(order) == len(numbers)
+    for name, number in zip(order, numbers, strict=False):
+        one = state.get(number, {})
+        fits = fits and all(key in one and one[key].shape == weights[name].shape for key in MOMENTS)
+        if fits:
+            out |= {f"{name}/{key}": one[key].float() for key in MOMENTS}
+            out[STEPS] = torch.as_tensor(float(one["step"]))
+    if not fits:
+        raise Refusal(f"the moments in {path} don't fit its weights in the published order; use optimizer.state: fresh")
+    return out, max(float(group["weight_decay"]) for group in groups)
+
+
+def split(moments: dict[str, torch.Tensor], names: Iterable[str]) -> dict[str, dict[str, torch.Tensor]]:
+    """The moments by weight, for those of the names that have any."""
+    return {name: {key: moments[f"{name}/{key}"] for key in MOMENTS} for name in names if f"{name}/{MOMENTS[0]}" in moments}

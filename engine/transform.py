@@ -1,0 +1,39 @@
+"""What is done to the start's weights before the first step: the one thing that a cleaner may do beside its training."""
+
+import torch
+
+from configs.start import Anp, FinePrune, ShrinkPerturb
+from data.chance import derive
+from engine import model
+from engine.inputs import Job
+from engine.learner import initial
+from engine.towers import Towers
+from engine.world import World
+
+
+def transformed(
+    section: ShrinkPerturb | FinePrune | Anp,
+    towers: Towers,
+    found: dict[str, torch.Tensor],
+    job: Job,
+    world: World,
+) -> dict[str, torch.Tensor]:
+    """Changes the towers in place; the scale and the bias, given as `found` with the start's weights, as they are then."""
+    if isinstance(section, ShrinkPerturb):
+        return shrunk(section, towers, found, job)
+    raise AssertionError(section)
+
+
+def shrunk(section: ShrinkPerturb, towers: Towers, found: dict[str, torch.Tensor], job: Job) -> dict[str, torch.Tensor]:
+    """shrink * theta + perturb * theta_fresh, for every parameter and for the scale and the bias."""
+    spec = job.run.spec
+    fresh = model.build(spec.model.name, derive(spec.seed, "perturb"))
+    with torch.no_grad():
+        for old, new in zip(towers.parameters(), fresh.parameters(), strict=True):
+            if section.shrink != 1 or section.perturb:
+                old.mul_(section.shrink).add_(new.to(old.device), alpha=section.perturb)
+    begins = initial(job.run.settings, 1, 0)
+    return {
+        name: section.shrink * value + section.perturb * begins[name].initial if name in begins else value
+        for name, value in found.items()
+    }
