@@ -1,7 +1,7 @@
 """A spec: one experiment. This file composes the sections; each stands beside the function that it configures."""
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from configs.section import Section
 from configs.source import Place, Source, override, put, read_source
 from configs.stage import Stage
 from configs.start import identified
-from configs.sweep import Arm, Axis, Grid, Random, Range, Sweep, arms, is_path, of_cleaning, size
+from configs.sweep import Arm, Choice, Grid, Random, Range, Sweep, arms, is_path, of_cleaning, size
 from data.augment import settled
 from data.pipeline import Data
 from data.poison import Attack
@@ -40,6 +40,8 @@ class Spec(Section):
 
     @model_validator(mode="after")
     def _has_a_start(self) -> "Spec":
+        if self.sweep.axes:
+            return self  # its points are what is carried out, and are looked at one by one
         if self.pretrain is None and (self.clean is None or self.clean.start is None):
             raise ValueError("there is nothing to clean: give pretrain, or clean.start with weights to start from")
         if self.pretrain is None or self.pretrain.start is not None:
@@ -176,39 +178,42 @@ def expand(loaded: Loaded) -> list[Point]:
 
 def _faults(sweep: Sweep, source: Source) -> list[str]:
     """What is wrong with the axes, before any point is made."""
-    faults: list[str] = []
     searched = not isinstance(sweep.search, Grid)
-
-    def check(axes: Mapping[str, Axis], inside: str, taken: set[str]) -> None:
-        for name, axis in axes.items():
-            where = f"{source.where(('sweep', name))}: sweep: "
-            if isinstance(axis, dict):
-                if not axis:
-                    faults.append(f"{where}'{name}' has no choices; give at least one, NAME: {{path: value}}")
-                for choice, one in axis.items():
-                    faults.extend(where + fault for path in one.fields if (fault := _unknown(path)))
-                    both = sorted(taken & {*one.fields, *one.sweep})
-                    faults.extend(
-                        f"{where}'{path}' is set by '{name}: {choice}' and by the sweep; leave one out" for path in both
-                    )
-                    check(one.sweep, f"'{name}: {choice}': ", set())
-                taken = taken.union(*({*one.fields, *one.sweep} for one in axis.values()))
-                continue
-            if fault := _unknown(name):
-                faults.append(f"{where}{inside}{fault}")
-            elif searched and inside and not of_cleaning(name):
-                faults.append(f"{where}{inside}'{name}' is no field of the cleaning and can't be searched; cross it outside")
-            elif isinstance(axis, Range) and axis.points is None and not (searched and of_cleaning(name)):
-                faults.append(f"{where}{inside}'{name}' is a range; give points, how many of it are taken")
-            elif isinstance(axis, list) and not axis:
-                faults.append(f"{where}{inside}'{name}' has no values; give at least one")
-
-    check(sweep.axes, "", {name for name in sweep.axes if is_path(name)})
-    for arm in arms(sweep) if searched and not faults else ():
-        if not arm.axes:
-            words = ", ".join(f"{name} {label}" for name, label in arm.labels.items()) or "the sweep"
-            faults.append(f"{source.where(('sweep',))}: sweep: {words} leaves nothing to search; sweep a field of clean")
+    faults: list[str] = []
+    taken = {name for name in sweep.axes if is_path(name)}
+    for name, axis in sweep.axes.items():
+        where = f"{source.where(('sweep', name))}: sweep: "
+        if not isinstance(axis, dict):
+            faults += [where + fault for fault in _wrong_axis(name, axis, searched)]
+            continue
+        if not axis:
+            faults.append(f"{where}'{name}' has no choices; give at least one, NAME: {{path: value}}")
+        for choice, one in axis.items():
+            faults += [where + fault for fault in _wrong_choice(f"{name}: {choice}", one, searched, taken)]
+        taken = taken.union(*({*one.fields, *one.sweep} for one in axis.values()))
+    if searched and not faults and (empty := next((arm for arm in arms(sweep) if not arm.axes), None)):
+        words = ", ".join(f"{name} {label}" for name, label in empty.labels.items()) or "the sweep"
+        faults.append(f"{source.where(('sweep',))}: sweep: {words} leaves nothing to search; sweep a field of clean")
     return faults
+
+
+def _wrong_axis(name: str, axis: list[Any] | Range, searched: bool) -> Iterator[str]:
+    if fault := _unknown(name):
+        yield fault
+    elif isinstance(axis, Range) and axis.points is None and not (searched and of_cleaning(name)):
+        yield f"'{name}' is a range; give points, how many of it are taken"
+    elif isinstance(axis, list) and not axis:
+        yield f"'{name}' has no values; give at least one"
+
+
+def _wrong_choice(what: str, choice: Choice, searched: bool, taken: set[str]) -> Iterator[str]:
+    yield from (fault for path in choice.fields if (fault := _unknown(path)))
+    for path in sorted(taken & {*choice.fields, *choice.sweep}):
+        yield f"'{path}' is set by '{what}' and by another axis; leave one out"
+    for path, axis in choice.sweep.items():
+        yield from (f"'{what}': {fault}" for fault in _wrong_axis(path, axis, searched))
+        if searched and not of_cleaning(path):
+            yield f"'{what}': '{path}' is no field of the cleaning and can't be searched; cross it outside"
 
 
 def _unknown(path: str) -> str:

@@ -37,11 +37,15 @@ NAMES = {
     "mmcl_ssl": "MMCL+SSL",
     "siglip": "SigLIP",
     "cleanclip": "CleanCLIP",
-    "finetune": "Fine-tuning",
+    "cyclip": "CyCLIP",
+    "slip": "SLIP",
+    "par": "PAR",
+    "deep_cluster": "deep clustering",
+    "unlearn": "unlearning",
 }
 CAPS = (0.01, 0.05, 0.10, 0.20)
 FLOOR = 0.95  # of the start's accuracy
-KEYS = ("run", "stage", "pretrain_objective", "clean_objective", "rate", "seed", "epoch", "step", "images")
+KEYS = ("run", "stage", "pretrain_objective", "clean_objective", "cleaner", "rate", "seed", "epoch", "step", "images")
 RATES = ("top1", "asr")
 LARGEST_PICTURE = 16 * 2**20  # bytes of a poison.png that the page takes in
 ROOT = Path(__file__).resolve().parents[1]
@@ -55,6 +59,8 @@ class Run(BaseModel, frozen=True):
     start: str | None = None
     pretrain_objective: str
     clean_objective: str | None = None
+    cleaner: str | None = None  # what the sweep calls it, or its objective
+    cleaning: tuple[str, ...] = ()  # the names in `swept` that concern the cleaning alone
     rate: float | None = None
     seed: int | None = None
     swept: dict[str, Any] = {}
@@ -202,8 +208,9 @@ def _timeline(record: Record, images: tuple[str | None, str | None]) -> list[Mom
 
 def _way(run: Run) -> Way:
     """How a run pre-trains: its objective, and the other swept settings that are not of the cleaning."""
+    own = {name: value for name, value in run.swept.items() if name not in run.cleaning}
     settings = []
-    for key, value in _flat(run.swept):
+    for key, value in _flat(own):
         elsewhere = key.startswith(("clean", "data.clean", "measure", "machine")) or key.endswith("seed")
         if not elsewhere and key not in ("pretrain.objective", "pretrain.objective.kind"):
             settings.append((".".join(key.split(".")[-2:]), value))
@@ -252,7 +259,8 @@ def _panel(way: Way, members: list[Record], images: tuple[str | None, str | None
                 if epoch == 0:
                     starts.setdefault(origin, point)
                     continue
-                mark = Mark(run.run, epoch, run.rate, _name(run.clean_objective), starts.get(origin))
+                who = _name(run.cleaner or run.clean_objective)
+                mark = Mark(run.run, epoch, run.rate, who, starts.get(origin))
                 points.append(Point(point.asr, point.top1, mark))
         elif seen and record.finished and run.stage == "pretrain":
             starts[origin] = seen[-1][1]
@@ -325,6 +333,11 @@ def summary(panel: Panel) -> list[tuple[str, str, str]]:
         best = best_accuracy(panel.points, cap)
         remark = f"ASR {percent(best.asr)}, {_where(best)}" if best else ""
         rows.append((f"best top-1 at ASR ≤ {100 * cap:g} %", percent(best.top1) if best else "none", remark))
+    cleaners = list(dict.fromkeys(point.label.objective for point in panel.points))
+    for who in cleaners if len(cleaners) > 1 else ():
+        best = best_accuracy([point for point in panel.points if point.label.objective == who], CAP)
+        remark = f"ASR {percent(best.asr)}, {_where(best)}" if best else ""
+        rows.append((f"{who}: best top-1 at ASR ≤ {100 * CAP:g} %", percent(best.top1) if best else "none", remark))
     low = lowest_asr(panel.points, FLOOR * start.top1) if start else None
     remark = f"top-1 {percent(low.top1)}, {_where(low)}" if low else ""
     what = f"lowest ASR at top-1 ≥ {100 * FLOOR:g} % of start"

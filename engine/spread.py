@@ -11,22 +11,25 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from configs.sweep import Sweep
 from data.jobs import LIMIT, executor
+from engine import claim
 from engine.agenda import Agenda
-from engine.status import Surveyor, table
+from engine.screen import Screen
+from engine.status import Surveyor
 
 SCRIPT = Path(__file__).resolve().with_name("run.py")
-HELPS = "ANTIDOTE_HELPS"  # set in a job: who started it writes study.json and the report
+HELPS = "ANTIDOTE_HELPS"  # in a job: since when who started it tries runs; he writes study.json and the report
 POLL = 1.0  # seconds between looks
-LINE = 15.0  # seconds between lines where there is no terminal
 GRACE = 600.0  # seconds that a job may take to save when it is asked to stop
-RESTARTS = 20  # of jobs that died, in one launch
+DEATHS = 20  # of jobs, in one launch, after which something must be wrong with the machine
 MEMORY = 2.5 * 2**30  # bytes of a process on CPU: imports, towers, evaluation pictures
-SHOWN = 30  # rows of the live table
 
 
 class Job:
@@ -53,7 +56,9 @@ class Job:
             kept["CUDA_VISIBLE_DEVICES"] = cuda  # Slurm's own choice
         self.process = subprocess.Popen(self.words, cwd=self.folder, env={**kept, **self.more})
         Path(self.note).write_text(str(self.process.pid))
-        return int(self.process.wait())
+        code = int(self.process.wait())
+        Path(self.note).write_text(f"{self.process.pid} {code}")
+        return code
 
     def checkpoint(self) -> Any:
         """Called by submitit before Slurm's time limit and on preemption: the run saves, and the job is put back."""
@@ -68,26 +73,53 @@ class Job:
         return {**self.__dict__, "process": None}
 
 
-def carriers(sweep: Sweep, left: int) -> tuple[int, list[str]]:
-    """(how many jobs go on at once, the GPUs of this machine): one a GPU or group of them, or as many as CPU and memory
-    carry."""
+@dataclass
+class Slot:
+    """Room for one job: its GPUs on this machine, and the job that is in it."""
+
+    gpus: list[str]
+    job: Any = None  # submitit's
+    note: Path = Path()
+
+    @property
+    def busy(self) -> bool:
+        """Whether its job goes on."""
+        return self.job is not None and not self.job.done()
+
+    def refusal(self) -> str:
+        """The last error that its job told, if it ended with code 2; else ''."""
+        with suppress(OSError):
+            if self.note.read_text().split()[1:] == ["2"]:
+                lines = Path(self.job.paths.stderr).read_text("utf-8", "replace").splitlines()
+                return next(
+                    (line for line in reversed(lines) if line.startswith("error")), f"error: see {self.job.paths.stderr}"
+                )
+        return ""
+
+
+def slots(sweep: Sweep, runs: int) -> list[Slot]:
+    """Room for as many jobs as go on at once: one a GPU or group of them, or as many as CPU and memory carry."""
     import psutil
     import torch
 
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = [str(i) for i in range(torch.cuda.device_count())] if given is None else [g for g in given.split(",") if g]
-    if not torch.cuda.is_available():
-        gpus = []
+    count = torch.cuda.device_count()
+    gpus = [g for g in given.split(",") if g] if given is not None and count else [str(i) for i in range(count)]
+    each, local = sweep.processes, sweep.executor == "local"
     if sweep.jobs != "auto":
         most = int(sweep.jobs)
-    elif sweep.executor == "slurm":
-        most = left
+    elif not local:
+        most = runs
     elif gpus:
-        most = len(gpus) // sweep.processes
+        most = len(gpus) // each
     else:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        most = min(cores // sweep.processes, int(psutil.virtual_memory().available / (MEMORY * sweep.processes)))
-    return max(1, min(most, left)), gpus
+        most = min(_cores() // each, int(psutil.virtual_memory().available / (MEMORY * each)))
+    room = [gpus[i : i + each] for i in range(0, len(gpus) - each + 1, each)] if local else []
+    return [Slot(room[i % len(room)] if room else []) for i in range(max(1, min(most, runs)))]
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def words_of(options: Namespace, sweep: Sweep, threads: int | None, port: int) -> list[str]:
@@ -106,136 +138,92 @@ def words_of(options: Namespace, sweep: Sweep, threads: int | None, port: int) -
 
 def coordinate(agenda: Agenda, options: Namespace, asked: Callable[[], int]) -> int:
     """Starts jobs until every run has ended or failed, and shows how far they are; 0, or the exit code of a stop that was
-    asked for."""
-    spec, folder = agenda.loaded.spec, agenda.folder
-    sweep = spec.sweep
-    agenda.since = _clock(folder)
-    running: list[tuple[Any, Path]] = []
-    started = restarts = 0
-    surveyor, screen = Surveyor(folder), Screen()
+    asked for, or 2 if jobs die again and again."""
+    sweep, folder = agenda.loaded.spec.sweep, agenda.folder
+    agenda.since = claim.now(folder)
+    room = slots(sweep, max(1, agenda.count()["open"]))
+    surveyor, screen, deaths = Surveyor(folder), Screen(), 0
     try:
         while True:
-            counts = agenda.count()
             if sign := asked():
-                return _stop(running, sweep, 128 + sign)
-            running = [(job, note) for job, note in running if not job.done()]
-            jobs, gpus = carriers(sweep, max(1, counts["open"]))
-            if not running:
-                if not counts["open"] and not agenda.extended():
+                return _stop([slot for slot in room if slot.busy], sweep, 128 + sign)
+            left = agenda.count()["open"]
+            if not left and not any(slot.busy for slot in room):
+                if not agenda.extended():
                     return 0
-                restarts += started > 0
-                if restarts > RESTARTS:
-                    print(
-                        f"error: jobs ended {restarts} times without ending the runs; look at {folder / '.jobs'}",
-                        file=sys.stderr,
-                    )
-                    return 2
-            free = jobs - len(running)
-            if free > 0 and counts["open"] > len(running):
-                running += _start(sweep, options, folder, started, free, jobs, gpus)
-                started += free
-            screen.show(surveyor, max(1, len(running)))
+                continue
+            free = [slot for slot in room if not slot.busy]
+            for slot in free:
+                if slot.job is not None and left:
+                    deaths += 1
+                    if refusal := slot.refusal():  # not of one run, but of all: a full disk, say
+                        print(refusal, file=sys.stderr, flush=True)
+                        return _stop([slot for slot in room if slot.busy], sweep, 2)
+                slot.job = None
+            if deaths > DEATHS:
+                words = f"jobs ended {deaths} times before the runs did; look at the logs in {folder / '.jobs'}"
+                print(f"error: {words}", file=sys.stderr)
+                return 2
+            if wanted := free[: max(0, left - (len(room) - len(free)))]:
+                _start(wanted, agenda, options, len(room))
+            screen.show(surveyor, len(room))
             time.sleep(POLL)
             agenda.renew()
     finally:
         screen.end()
 
 
-def _clock(folder: Path) -> float:
-    from engine.claim import now
-
-    return now(folder)
-
-
-def _start(
-    sweep: Sweep, options: Namespace, folder: Path, started: int, count: int, jobs: int, gpus: list[str]
-) -> list[tuple[Any, Path]]:
-    """Starts `count` further jobs; those of Slurm as one array."""
-    home = folder / ".jobs"
+def _start(free: list[Slot], agenda: Agenda, options: Namespace, jobs: int) -> None:
+    """Puts a job into each of these slots; those of Slurm as one array."""
+    sweep, machine = agenda.loaded.spec.sweep, agenda.loaded.spec.machine
+    home = agenda.folder / ".jobs"
     home.mkdir(parents=True, exist_ok=True)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     local = sweep.executor == "local"
-    threads = None if gpus or not local else max(1, cores // (jobs * sweep.processes))
-    work, notes = [], []
-    for number in range(started, started + count):
-        more = {HELPS: "1"}
-        if local and gpus:
-            first = number % max(1, len(gpus) // sweep.processes) * sweep.processes
-            more["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[first : first + sweep.processes])
-        note = home / f"{os.getpid()}-{number}.pid"
-        words = words_of(options, sweep, threads, 29600 + (os.getpid() + 7 * number) % 2000)
-        work.append(Job(words, os.getcwd(), more, str(note)))
-        notes.append(note)
+    shared = local and machine.threads is None and not free[0].gpus
+    threads = max(1, _cores() // (jobs * sweep.processes)) if shared else None
+    work = []
+    for slot in free:
+        more = {HELPS: str(agenda.since)}
+        if slot.gpus:
+            more["CUDA_VISIBLE_DEVICES"] = ",".join(slot.gpus)
+        slot.note = home / f"{uuid4().hex}.pid"
+        port = 29600 + int(slot.note.name[:6], 16) % 2000
+        work.append(Job(words_of(options, sweep, threads, port), os.getcwd(), more, str(slot.note)))
     one = executor(home, None if local else sweep.slurm.partition or "")
-    if local:
-        one.update_parameters(name="antidote", timeout_min=LIMIT)
-        return [(one.submit(job), note) for job, note in zip(work, notes, strict=True)]
+    one.update_parameters(name="antidote", **({"timeout_min": LIMIT} if local else slurm_settings(sweep, jobs)))
+    for slot, started in zip(free, [one.submit(job) for job in work] if local else one.map_array(_call, work), strict=True):
+        slot.job = started
+
+
+def slurm_settings(sweep: Sweep, jobs: int) -> dict[str, Any]:
+    """What submitit asks Slurm for: an array of so many jobs, warned five minutes before their time is up."""
     asks = sweep.slurm
     settings: dict[str, Any] = {
-        "name": "antidote", "timeout_min": int(60 * asks.hours), "cpus_per_task": asks.cpus * sweep.processes,
+        "timeout_min": int(60 * asks.hours), "cpus_per_task": asks.cpus * sweep.processes,
         "slurm_array_parallelism": jobs, "slurm_signal_delay_s": 300, "slurm_setup": list(asks.setup),
     }  # fmt: skip
     if asks.gpus:
         settings["gpus_per_node"] = sweep.processes
     if asks.memory_gb:
         settings["mem_gb"] = asks.memory_gb
-    for name in ("partition", "account"):
-        if getattr(asks, name):
-            settings[f"slurm_{name}"] = getattr(asks, name)
-    one.update_parameters(**settings)
-    return list(zip(one.map_array(_call, work), notes, strict=True))
+    return settings | {f"slurm_{name}": value for name in ("partition", "account") if (value := getattr(asks, name))}
 
 
 def _call(job: Job) -> int:
     return job()
 
 
-def _stop(running: list[tuple[Any, Path]], sweep: Sweep, code: int) -> int:
+def _stop(busy: list[Slot], sweep: Sweep, code: int) -> int:
     """Asks the jobs of this machine to save and end; those of Slurm go on."""
     if sweep.executor == "slurm":
-        names = ", ".join(sorted({str(job.job_id).split("_")[0] for job, _ in running}))
+        names = ", ".join(sorted({str(slot.job.job_id).split("_")[0] for slot in busy}))
         print(f"the array goes on; end it with: scancel {names}", file=sys.stderr, flush=True)
         return code
-    for _, note in running:
-        if note.is_file():
-            try:
-                os.kill(int(note.read_text()), signal.SIGTERM)
-            except (ProcessLookupError, ValueError):
-                continue
+    for slot in busy:
+        with suppress(OSError, ValueError, IndexError):  # not yet begun, or gone
+            os.kill(int(slot.note.read_text().split()[0]), signal.SIGTERM)
     deadline = time.monotonic() + GRACE
-    while any(not job.done() for job, _ in running) and time.monotonic() < deadline:
+    while any(slot.busy for slot in busy) and time.monotonic() < deadline:
         time.sleep(0.1)
     print("stopped and saved", file=sys.stderr, flush=True)
     return code
-
-
-class Screen:
-    """The study on the terminal: a live table, or a line now and then where there is none."""
-
-    def __init__(self) -> None:
-        self.live: Any = None
-        self.said = -LINE
-        self.words = ""
-
-    def show(self, surveyor: Surveyor, jobs: int) -> None:
-        """Shows the study as it is now."""
-        if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.live import Live
-
-            if self.live is None:
-                self.live = Live(console=Console(stderr=True), auto_refresh=False)
-                self.live.start()
-            self.live.update(table(surveyor.survey(), jobs, SHOWN), refresh=True)
-            return
-        if time.monotonic() - self.said >= LINE:
-            words = surveyor.survey().line(jobs)
-            self.said = time.monotonic()
-            if words != self.words:
-                self.words = words
-                print(words, file=sys.stderr, flush=True)
-
-    def end(self) -> None:
-        """Leaves the last table on the terminal."""
-        if self.live is not None:
-            self.live.stop()

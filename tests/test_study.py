@@ -1,0 +1,281 @@
+"""A study is a set of runs, each done once: shared, killed, failing, stopped early, searched, spread over processes."""
+
+import csv
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT, SPEC, antidote, environment, journals, settings
+
+from configs.sweep import Median
+from engine import claim
+from engine.status import Surveyor, main
+from engine.stop import hopeless
+
+RATE = "clean.optimizer.rate"
+ONE_THREAD = SPEC.replace("workers: 0}}", "workers: 0, threads: 1}}")  # two would sum in another order than one
+TWELVE = """\
+sweep:
+  cleaner:
+    MMCL: {clean.objective: {kind: mmcl}}
+    CleanCLIP: {clean.objective: {kind: cleanclip}}
+    shrink-perturb: {clean.transform: {kind: shrink_perturb, shrink: 0.9}}
+    PAR: {clean.objective: {kind: par}}
+  clean.optimizer.rate: {low: 1.0e-5, high: 1.0e-3, scale: log, points: 3}
+"""
+
+
+@pytest.fixture
+def twelve(world: Path, tmp_path: Path) -> Path:
+    """A spec of one pre-training and twelve cleanings."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(ONE_THREAD.format(world=world) + TWELVE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def undisturbed(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    (folder / "tiny.yaml").write_text(ONE_THREAD.format(world=world) + TWELVE)
+    out = antidote("--spec", "tiny.yaml", cwd=folder)
+    assert out.returncode == 0, out.stderr
+    return folder / "runs/tiny"
+
+
+def table(study: Path) -> list[dict[str, str]]:
+    rows = csv.DictReader((study / "report/results.csv").read_text().splitlines())
+    return [{key: value for key, value in row.items() if key not in ("seconds", "pairs_per_s")} for row in rows]
+
+
+def started(spec: Path, *words: str, script: list[str] | None = None) -> subprocess.Popen[str]:
+    command = [sys.executable, *(script or [str(ROOT / "engine/run.py")]), "--spec", str(spec), *words]
+    return subprocess.Popen(
+        command, cwd=spec.parent, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+
+
+def until(what: Any, process: subprocess.Popen[str], seconds: float = 120) -> Any:
+    """What `what` gives, once it gives anything; fails when the process ends before."""
+    deadline = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.02)
+    return found
+
+
+def holders(study: Path, stage: str = "clean") -> list[int]:
+    """The processes that hold runs of a stage."""
+    held = [claim.holder(path.parent) for path in study.glob(f"{stage}-*/claim.*")]
+    return [one.pid for one in held if one is not None and one.alive]
+
+
+def ended(study: Path) -> int:
+    return len(list(study.glob("*/finished.json")))
+
+
+def test_twelve_runs_killed_three_times_end_with_the_same_table(undisturbed: Path, twelve: Path) -> None:
+    """SIGKILL of one run while two go on at once, SIGKILL of all there is, then a full disk; then to the end."""
+    study = twelve.parent / "runs/tiny"
+    spread = settings("sweep.executor=local", "sweep.jobs=2")
+    first = started(twelve, *spread)
+    try:
+        victim = until(lambda: holders(study), first)[0]
+        os.kill(victim, signal.SIGKILL)
+        before = ended(study)
+        until(lambda: ended(study) > before + 1, first)
+    finally:
+        os.killpg(first.pid, signal.SIGKILL)
+        first.communicate()
+    assert ended(study) < 13
+    full = started(twelve, script=[str(ROOT / "tests/full_disk.py"), "3"])
+    _, said = full.communicate(timeout=120)
+    assert full.returncode == 2, said
+    assert "disk full while saving a checkpoint" in said
+    assert "Traceback" not in said
+    assert said.strip().splitlines()[-1].startswith("go on with: ")
+    assert ended(study) < 13
+    assert not list(study.glob("*/failed.json")), "a full disk is no fault of the run"
+    out = antidote("--spec", str(twelve), *spread, cwd=twelve.parent)
+    assert out.returncode == 0, out.stderr
+    assert table(study) == table(undisturbed)
+    assert journals(study) == journals(undisturbed)
+    for path in undisturbed.glob("*/weights.safetensors"):
+        assert (study / path.parent.name / path.name).read_bytes() == path.read_bytes()
+    assert len(table(study)) == 3 + 12 * 2
+    assert not holders(study)
+
+
+def test_two_launches_share_a_study_and_do_no_run_twice(undisturbed: Path, twelve: Path) -> None:
+    both = [started(twelve) for _ in range(2)]
+    said = [process.communicate(timeout=200)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    done = [re.findall(r"run \d+ of 13: .*?\(((?:clean|pretrain)-[0-9a-f]+)\)", words) for words in said]
+    assert sorted(done[0] + done[1]) == sorted(path.parent.name for path in undisturbed.glob("*/finished.json"))
+    assert all(done), "both did some"
+    assert table(twelve.parent / "runs/tiny") == table(undisturbed)
+
+
+def test_a_run_that_fails_leaves_the_others_alone_and_is_named(twelve: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sets = settings("sweep={clean.optimizer.rate: [1.0e+30, 1.0e-4]}", "clean.epochs=3", "machine.max_bad_steps=2")
+    for _ in range(2):  # the second time it is tried again
+        out = antidote("--spec", str(twelve), *sets, cwd=twelve.parent)
+        assert out.returncode == 2
+        assert "1 of 3 runs failed; the same command tries them again" in out.stderr
+        assert out.stderr.count("the loss was not finite in the last 2 steps") == 2  # when it happens, and at the end
+        assert "Traceback" not in out.stderr
+    study = twelve.parent / "runs/tiny"
+    assert len(list(study.glob("clean-*/finished.json"))) == 1
+    assert main([str(study)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "2 of 3 runs done, 0 running, 0 left, 1 failed" in said
+    assert "failed: the loss was not finite" in said
+
+
+def test_what_needs_a_failed_run_is_not_tried(twelve: Path) -> None:
+    sets = settings("pretrain.optimizer.rate=1e30", "sweep={}", "machine.max_bad_steps=2")
+    out = antidote("--spec", str(twelve), *sets, cwd=twelve.parent)
+    assert out.returncode == 2
+    assert "2 of 2 runs failed" in out.stderr
+    assert "what it starts from failed" in out.stderr
+
+
+def test_a_run_whose_process_died_five_times_is_given_up(twelve: Path) -> None:
+    words = settings("sweep={}")
+    from configs.plan import runs
+    from configs.spec import load
+
+    run = runs(load(twelve, words[1::2]).points)[-1]
+    home = twelve.parent / "runs/tiny" / run.folder
+    home.mkdir(parents=True)
+    dead = {**claim.here(), "pid": 2**22 + 1}
+    (home / f"claim.{claim.DEATHS}").write_text(json.dumps(dead))
+    out = antidote("--spec", str(twelve), *words, cwd=twelve.parent)
+    assert out.returncode == 2
+    assert "its process died 5 times" in out.stderr
+    again = antidote("--spec", str(twelve), *words, cwd=twelve.parent)
+    assert again.returncode == 0, again.stderr
+
+
+def test_a_study_that_others_carry_out_is_joined_with_the_same_spec_only(undisturbed: Path, twelve: Path) -> None:
+    shutil.copytree(undisturbed, twelve.parent / "runs/tiny")
+    held = claim.take(twelve.parent / "runs/tiny" / "clean-0")
+    assert held is not None
+    out = antidote("--spec", str(twelve), *settings("clean.epochs=2", "machine.log_steps=2"), cwd=twelve.parent)
+    held.release()
+    assert out.returncode == 2
+    assert "is being carried out under another spec (clean.epochs: 1 -> 2; running: clean-0)" in out.stderr
+
+
+def test_sigterm_saves_the_runs_of_all_jobs(undisturbed: Path, twelve: Path) -> None:
+    study = twelve.parent / "runs/tiny"
+    process = started(twelve, *settings("sweep.executor=local", "sweep.jobs=2", "clean.epochs=40", "sweep={seed: [3]}"),
+                      *settings("sweep.executor=local"))  # fmt: skip
+    until(lambda: holders(study) and list(study.glob("clean-*/checkpoints/step-*")), process)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 143, said
+    assert "stopped and saved" in said
+    assert not list(study.glob("*/claim.*")), "given back"
+    assert list(study.glob("clean-*/checkpoints/step-*/manifest.json"))
+
+
+def test_hopeless_runs_are_stopped_by_the_median_rule_and_go_on_without_it(world: Path, tmp_path: Path) -> None:
+    """Of five cleanings the two that destroy the model reach nothing; they stop after the first epoch that may stop."""
+    (tmp_path / "tiny.yaml").write_text(SPEC.format(world=world))
+    sweep = {RATE: [0.0, 1e-8, 1e-7, 1e-1, 2e-1]}
+    rule = {"kind": "median", "after": 1, "runs": 2, "cap": 1.0}
+    sets = settings("clean.epochs=3", "clean.objective={kind: mmcl}", "pretrain.epochs=6")
+    out = antidote("--spec", "tiny.yaml", *sets, *settings(f"sweep={json.dumps({**sweep, 'stop': rule})}"), cwd=tmp_path)
+    assert out.returncode == 0, out.stderr
+    study = tmp_path / "runs/tiny"
+    stopped = {path.parent.name: json.loads(path.read_text()) for path in study.glob("clean-*/stopped.json")}
+    assert len(stopped) == 2
+    assert all(
+        re.match(r"after epoch 1 its best of .* was below .*, the median of \d others'", one["why"])
+        for one in stopped.values()
+    )
+    assert Surveyor(study).survey().count("stopped") == 2
+    out = antidote("--spec", "tiny.yaml", *sets, *settings(f"sweep={json.dumps(sweep)}"), cwd=tmp_path)
+    assert out.returncode == 0, out.stderr
+    assert out.stderr.count("goes on at step") == 2
+    assert not list(study.glob("*/stopped.json"))
+    epochs = {name: [row["epoch"] for row in rows if row["kind"] == "measure"] for name, rows in journals(study).items()}
+    assert all(found == [0, 1, 2, 3] for name, found in epochs.items() if name.startswith("clean"))
+
+
+def test_the_median_rule_by_hand(tmp_path: Path) -> None:
+    """Best accuracies at ASR <= 5 % after epoch 2: 0.5, 0.3 and, for one that never came below the cap, 0.05 - 0.4."""
+    rule = Median(kind="median", after=2, runs=3)
+
+    def journal(name: str, *points: tuple[float, float]) -> Path:
+        (tmp_path / name).mkdir()
+        rows = [{"kind": "measure", "epoch": e, "asr": asr, "top1": top1} for e, (asr, top1) in enumerate(points)]
+        (tmp_path / name / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return tmp_path / name
+
+    start = (1.0, 0.9)
+    others = [
+        journal("a", start, (0.04, 0.5), (0.03, 0.4), (0.01, 0.9)),
+        journal("b", start, (0.5, 0.9), (0.05, 0.3)),
+        journal("c", start, (0.6, 0.9), (0.4, 0.9)),
+        journal("short", start, (0.01, 0.9)),
+    ]
+    low, high = journal("low", start, (0.9, 0.9), (0.02, 0.2)), journal("high", start, (0.9, 0.9), (0.02, 0.3))
+    assert hopeless(rule, low, others, 1) is None, "too early"
+    assert hopeless(rule, low, others[1:], 2) is None, "too few"
+    assert hopeless(rule, low, others, 2) == "after epoch 2 its best of 0.2000 was below 0.3000, the median of 3 others'"
+    assert hopeless(rule, high, others, 2) is None
+
+
+def test_a_search_ends_with_the_same_runs_however_it_is_carried_out(world: Path, tmp_path: Path) -> None:
+    sweep = {
+        RATE: {"low": 1e-5, "high": 1e-2, "scale": "log"},
+        "search": {"kind": "optuna", "trials": 5, "together": 2, "cap": 1.0},
+    }
+    found = []
+    for name, more in (("here", {}), ("local", {"executor": "local", "jobs": 2})):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "tiny.yaml").write_text(ONE_THREAD.format(world=world))
+        out = antidote("--spec", "tiny.yaml", *settings(f"sweep={json.dumps({**sweep, **more})}"), cwd=folder)
+        assert out.returncode == 0, out.stderr
+        found.append(sorted(path.parent.name for path in folder.glob("runs/tiny/clean-*/finished.json")))
+        assert len(json.loads((folder / "runs/tiny/study.json").read_text())["runs"]) == 6
+    assert len(found[0]) == 5
+    assert found[0] == found[1]
+    assert len(list((tmp_path / "here/runs/tiny/search").iterdir())) == 2
+
+
+def test_status_tells_runs_by_their_folders(undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study = tmp_path / "study"
+    shutil.copytree(undisturbed, study)
+    clean = sorted(study.glob("clean-*"))
+    for path in clean[:4]:
+        (path / "finished.json").unlink()
+    held = claim.take(clean[0])
+    (clean[1] / "claim.1").write_text(json.dumps({**claim.here(), "pid": 2**22 + 1, "since": "x"}))
+    (clean[2] / "failed.json").write_text(json.dumps({"message": "no [luck]", "when": "x", "host": "h"}))
+    survey = Surveyor(study).survey()
+    states = {seen.run: seen.state for seen in survey.runs}
+    assert [states[path.name] for path in clean[:5]] == ["running", "lost", "failed", "to do", "finished"]
+    assert survey.left(2) is not None
+    next(study.glob("pretrain-*/finished.json")).unlink()
+    assert Surveyor(study).survey().count("waiting") == 1
+    assert main([str(study)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "8 of 13 runs done, 1 running, 3 left, 1 failed, best so far" in said
+    assert "no [luck]" in said
+    assert held is not None
+    held.release()
+    assert main([str(tmp_path)]) == 2
+    assert "is not a study" in capsys.readouterr().err

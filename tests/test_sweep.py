@@ -1,0 +1,185 @@
+"""Sweeps: what they expand to, how they draw and search, what is refused."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from configs.plan import runs
+from configs.spec import Loaded, load
+from configs.sweep import Arm, Optuna, Range, arms, size
+from data.refusal import Refusal
+from engine.search import propose, proposed, suggestions
+
+
+def swept(spec: Path, sweep: dict[str, Any], *more: str) -> Loaded:
+    return load(spec, [f"sweep={json.dumps(sweep)}", *more])
+
+
+RATE = "clean.optimizer.rate"
+RANDOM = {"kind": "random", "trials": 2}
+MMCL, PAR = {"kind": "mmcl"}, {"kind": "par"}
+
+
+def test_named_axes_set_several_fields_and_sweep_further_ones(spec: Path) -> None:
+    loaded = swept(
+        spec,
+        {
+            "arm": {
+                "MMCL": {"pretrain.objective": MMCL, "pretrain.batch": 32},
+                "MMCL+SSL": {"pretrain.objective": {"kind": "mmcl_ssl"}},
+            },
+            "cleaner": {
+                "CleanCLIP": {"clean.objective": {"kind": "cleanclip"}, "sweep": {RATE: [1e-4, 2e-4, 3e-4]}},
+                "PAR": {"clean.objective": PAR, "clean.optimizer": {"rate": 5e-5, "decay": 1e-4}},
+            },
+            "seed": [0, 1],
+        },
+    )
+    assert len(loaded.points) == size(loaded.spec.sweep) == 2 * (3 + 1) * 2
+    plan = runs(loaded.points)
+    assert [run.stage for run in plan] == ["pretrain"] * 4 + ["clean"] * 16
+    first, last = plan[0], plan[-1]
+    assert (first.settings.batch, last.spec.pretrain and last.spec.pretrain.batch) == (32, 16)
+    assert last.cleaner == "PAR"
+    assert last.settings.optimizer.rate == 5e-5
+    assert last.settings.optimizer.decay == 1e-4
+    assert last.title == "clean mmcl_ssl -> PAR"
+    assert first.card()["swept"] == {"arm": "MMCL", "seed": 0}
+    assert [run.title for run in plan if run.cleaner == "CleanCLIP"][0] == "clean mmcl -> CleanCLIP rate=0.0001"
+
+
+def test_a_section_may_be_swept_with_a_field_of_it(spec: Path) -> None:
+    loaded = swept(spec, {RATE: [1e-4], "arm": {"a": {"clean.optimizer": {"rate": 1.0, "warmup": 7}}}})
+    assert loaded.points[0].spec.clean is not None
+    assert loaded.points[0].spec.clean.optimizer.rate == 1e-4
+    assert loaded.points[0].spec.clean.optimizer.warmup == 7
+
+
+@pytest.mark.parametrize(
+    ("axis", "values"),
+    [
+        ({"low": 1e-5, "high": 1e-3, "scale": "log", "points": 3}, [1e-5, 1e-4, 1e-3]),
+        ({"low": 0.0, "high": 1.0, "points": 5}, [0, 0.25, 0.5, 0.75, 1]),
+        ({"low": 1, "high": 3, "whole": True, "points": 5}, [1, 2, 3]),
+        ({"low": 2.0, "high": 2.0, "points": 4}, [2.0]),
+    ],
+)
+def test_a_range_on_a_grid(axis: dict[str, Any], values: list[float]) -> None:
+    assert Range(**axis).values() == values
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.floats(1e-9, 1e3), st.floats(1, 1e6), st.sampled_from(["linear", "log"]), st.floats(0, 1))
+def test_a_range_never_leaves_its_bounds(low: float, factor: float, scale: Any, share: float) -> None:
+    one = Range(low=low, high=low * factor, scale=scale)
+    assert low <= one.at(share) <= low * factor
+
+
+def test_random_search_draws_the_same_for_the_same_seed_and_searches_each_arm(spec: Path) -> None:
+    sweep: dict[str, Any] = {
+        "pretrain.objective": [MMCL, {"kind": "mmcl_ssl"}],
+        RATE: {"low": 1e-6, "high": 1e-2, "scale": "log"},
+        "clean.epochs": {"low": 1, "high": 4, "whole": True},
+        "search": {"kind": "random", "trials": 6},
+    }
+    first, again = (swept(spec, sweep).points for _ in range(2))
+    assert [point.swept for point in first] == [point.swept for point in again]
+    assert len(first) == 12
+    rates = [point.swept[RATE] for point in first]
+    assert len(set(rates)) == 12, "arms draw their own"
+    assert all(1e-6 <= rate <= 1e-2 for rate in rates)
+    assert all(rate == float(f"{rate:.6g}") for rate in rates)
+    other = swept(spec, {**sweep, "search": {"kind": "random", "trials": 6, "seed": 1}}).points
+    assert [point.swept for point in other] != [point.swept for point in first]
+
+
+@pytest.mark.parametrize(
+    ("sweep", "words"),
+    [
+        ({"clean.optimiser.rate": [1.0]}, "no field 'clean.optimiser.rate'; did you mean 'clean.optimizer.rate'?"),
+        ({"clean.transform.shrnk": [1.0]}, "did you mean 'clean.transform.shrink'?"),
+        ({"seed": []}, "'seed' has no values; give at least one"),
+        ({"arm": {}}, "'arm' has no choices; give at least one"),
+        ({"arm": {"a": {"clean.epoch": 1}}}, "no field 'clean.epoch'; did you mean 'clean.epochs'?"),
+        ({"arm": {"a": {"sweep": {RATE: []}}}}, f"'arm: a': '{RATE}' has no values"),
+        ({"arm": {"a": {RATE: 1.0}}, RATE: [1.0]}, f"'{RATE}' is set by 'arm: a' and by another axis; leave one out"),
+        ({"arm": {"a": {RATE: 1.0}}, "b": {"c": {RATE: 1.0}}}, "is set by 'b: c' and by another axis"),
+        ({RATE: {"low": 1.0, "high": 2.0}}, "is a range; give points, how many of it are taken"),
+        ({RATE: {"low": 2.0, "high": 1.0}}, "low is 2 and high 1; expected low <= high"),
+        ({"seed": [*range(101)], "clean.epochs": [1, 2], "limit": 200}, "202 combinations, more than sweep.limit = 200"),
+        ({"seed": [*range(101)], "clean.epochs": [*range(100)]}, "10,100 combinations, more than sweep.limit = 10,000"),
+        ({"search": RANDOM, "seed": [1]}, "seed 1 leaves nothing to search; sweep a field of clean"),
+        ({"search": RANDOM, "arm": {"a": {"sweep": {"seed": [1, 2]}}}, RATE: [1.0]}, "can't be searched; cross it"),
+        ({"search": {"kind": "randon", "trials": 2}}, "unknown kind 'randon'; did you mean 'random'?"),
+        ({"executor": "cluster"}, "sweep.executor: is 'cluster'; expected 'here', 'local' or 'slurm'"),
+    ],
+)  # fmt: skip
+def test_sweeps_that_make_no_sense_are_refused(spec: Path, sweep: dict[str, Any], words: str) -> None:
+    with pytest.raises(Refusal) as caught:
+        swept(spec, sweep)
+    assert words in str(caught.value)
+
+
+def test_counting_is_expanding(spec: Path) -> None:
+    sweep = {"seed": [1, 2], "arm": {"a": {"sweep": {RATE: [1.0, 2.0]}}, "b": {}}, "clean.epochs": [1, 2, 3]}
+    loaded = swept(spec, sweep)
+    assert size(loaded.spec.sweep) == len(loaded.points) == 2 * 3 * 3
+
+
+# search by what runs reached
+
+
+def test_a_search_finds_what_a_smooth_goal_has_its_peak_at() -> None:
+    """Thirty trials of a goal that peaks at a rate of 1e-3; the later half is nearer than a random one."""
+    arm = Arm(axes={RATE: Range(low=1e-6, high=1.0, scale="log"), "clean.objective": [MMCL, PAR]})
+    search = Optuna(kind="optuna", trials=40, together=5)
+    told: list[tuple[dict[str, Any], list[float] | None]] = [(arm.drawn(0, i), None) for i in range(5)]
+
+    def goal(one: dict[str, Any]) -> list[float]:
+        return [(one["clean.objective"] == PAR) - abs(math.log10(one[RATE]) + 3)]
+
+    told = [(one, goal(one)) for one, _ in told]
+    while len(told) < 40:
+        told += [(one, goal(one)) for one in suggestions(search, arm, told, 5)]
+    early, late = told[:5], told[20:]
+    assert sum(value[0] for _, value in late if value) / 20 > sum(value[0] for _, value in early if value) / 5
+    assert max(value[0] for _, value in late if value) > 0.7
+    assert suggestions(search, arm, told, 3) == suggestions(search, arm, told, 3)
+    assert suggestions(search, arm, [*told, (told[0][0], None)], 3), "a trial that failed is no end"
+
+
+def finish(folder: Path, name: str, top1: float, asr: float) -> None:
+    home = folder / name
+    home.mkdir(parents=True)
+    rows = [{"kind": "measure", "images": "tiny", "epoch": e, "step": e, "top1": top1, "asr": asr} for e in (0, 1)]
+    (home / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (home / "finished.json").write_text("{}")
+    (home / "weights.safetensors").write_text("")
+
+
+def test_generations_are_proposed_once_when_the_one_before_has_ended(spec: Path, tmp_path: Path) -> None:
+    sweep = {RATE: {"low": 1e-6, "high": 1e-2, "scale": "log"}, "search": {"kind": "optuna", "trials": 7, "together": 3}}
+    loaded = swept(spec, sweep)
+    assert len(loaded.points) == 3
+    assert not propose(loaded, tmp_path), "the first ones are open"
+    known = list(loaded.points)
+    for count in (6, 7):
+        for number, run in enumerate(runs(known, "clean")):
+            if not (tmp_path / run.folder).exists():
+                finish(tmp_path, run.folder, 0.1 * number, 0.01)
+        assert propose(loaded, tmp_path)
+        known = [*loaded.points, *proposed(loaded, tmp_path)]
+        assert len(known) == count
+        assert not propose(loaded, tmp_path)
+        assert [*loaded.points, *proposed(swept(spec, sweep), tmp_path)] == known, "another process sees the same"
+    for run in runs(known, "clean"):
+        if not (tmp_path / run.folder).exists():
+            finish(tmp_path, run.folder, 0.5, 0.01)
+    assert not propose(loaded, tmp_path)
+    assert len({point.swept[RATE] for point in known}) == 7
+    assert len(list(arms(loaded.spec.sweep))) == 1
