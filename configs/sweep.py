@@ -141,10 +141,21 @@ class Slurm(Section):
     setup: tuple[str, ...] = Field((), description="shell lines that each job runs first, such as module load cuda")
 
 
+def _axis_schema() -> dict[str, Any]:
+    """What an editor should know of the keys that are no settings."""
+    axes = [{"type": "array", "minItems": 1}, Range.model_json_schema()]
+    further = {"type": "object", "additionalProperties": {"anyOf": axes}, "description": "fields that the choice sweeps"}
+    choice = {"type": "object", "description": "path: value", "properties": {"sweep": further}}
+    about = "path: values, or a range; or, under a name of your own, choices that set several fields at once"
+    return {"additionalProperties": {"description": about, "anyOf": [*axes, {"additionalProperties": choice}]}}
+
+
 class Sweep(BaseModel):
     """The axes of a study, how it searches them, and who carries out its runs."""
 
-    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="allow", allow_inf_nan=False, json_schema_extra=lambda schema: schema.update(_axis_schema())
+    )
     search: AnySearch = Grid()
     stop: Median | None = Field(None, description="stop hopeless cleaning runs early; default: carry all out to their end")
     limit: int = Field(10_000, ge=1, description="most combinations that it may expand to")

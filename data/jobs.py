@@ -14,6 +14,7 @@ from data.refusal import Refusal
 
 ROOT = Path(__file__).resolve().parent.parent
 POLL = 0.5  # seconds between looks
+REQUEUES = 1000  # times that Slurm's time limit may put a job back into the queue
 LIMIT = 7 * 24 * 60  # minutes that a local job may take
 T = TypeVar("T")
 
@@ -79,7 +80,9 @@ def executor(folder: Path, slurm: str | None) -> Any:
     path = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part and part != str(ROOT)]
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *path])
     try:
-        return submitit.AutoExecutor(folder=folder, cluster="local" if slurm is None else "slurm")
+        if slurm is None:
+            return submitit.AutoExecutor(folder=folder, cluster="local")
+        return submitit.AutoExecutor(folder=folder, cluster="slurm", slurm_max_num_timeout=REQUEUES)
     except RuntimeError as error:
         raise Refusal(f"{error}; run this on a machine that has Slurm's sbatch and srun, or without Slurm") from None
 

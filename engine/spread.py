@@ -62,11 +62,14 @@ class Job:
 
     def checkpoint(self) -> Any:
         """Called by submitit before Slurm's time limit and on preemption: the run saves, and the job is put back."""
+        import psutil
         import submitit
 
-        if self.process is not None and self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-            self.process.wait(GRACE)
+        with suppress(psutil.NoSuchProcess, AttributeError):  # it has ended, or not begun
+            # not Popen.wait: this is called by a signal, maybe in the midst of it, and its lock is held
+            child = psutil.Process(self.process.pid)
+            child.send_signal(signal.SIGTERM)
+            child.wait(GRACE)
         return submitit.helpers.DelayedSubmission(Job(self.words, self.folder, self.more, self.note))
 
     def __getstate__(self) -> dict[str, Any]:
@@ -191,8 +194,10 @@ def _start(free: list[Slot], agenda: Agenda, options: Namespace, jobs: int) -> N
         work.append(Job(words_of(options, sweep, threads, port), os.getcwd(), more, str(slot.note)))
     one = executor(home, None if local else sweep.slurm.partition or "")
     one.update_parameters(name="antidote", **({"timeout_min": LIMIT} if local else slurm_settings(sweep, jobs)))
-    for slot, started in zip(free, [one.submit(job) for job in work] if local else one.map_array(_call, work), strict=True):
-        slot.job = started
+    with one.batch():  # of Slurm one array
+        started = [one.submit(job) for job in work]
+    for slot, job in zip(free, started, strict=True):
+        slot.job = job
 
 
 def slurm_settings(sweep: Sweep, jobs: int) -> dict[str, Any]:
@@ -207,10 +212,6 @@ def slurm_settings(sweep: Sweep, jobs: int) -> dict[str, Any]:
     if asks.memory_gb:
         settings["mem_gb"] = asks.memory_gb
     return settings | {f"slurm_{name}": value for name in ("partition", "account") if (value := getattr(asks, name))}
-
-
-def _call(job: Job) -> int:
-    return job()
 
 
 def _stop(busy: list[Slot], sweep: Sweep, code: int) -> int:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# sbatch configs/cluster/slurm.sh specs/cc6m.yaml
+# sbatch configs/cluster/slurm.sh specs/cc6m.yaml [--stage pretrain ...]
 # One task a GPU. Slurm warns five minutes before the end: the run saves, exits with 143, and is put back into the queue,
 # where the same command goes on from its checkpoint.
 #SBATCH --job-name=antidote
@@ -14,7 +14,9 @@
 set -uo pipefail
 cd "${SLURM_SUBMIT_DIR:-.}"
 source .venv/bin/activate
-srun --kill-on-bad-exit=1 python engine/run.py --spec "${1:?give a spec, for example specs/cc6m.yaml}"
+spec="${1:?give a spec, for example specs/cc6m.yaml}"
+shift
+srun --kill-on-bad-exit=1 python engine/run.py --spec "$spec" "$@"
 code=$?
 if [ "$code" -eq 143 ]; then
     scontrol requeue "$SLURM_JOB_ID"
