@@ -23,7 +23,7 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)
 	$(BIN)/python -m data.synthetic shards/demo
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/deepspeed engine/run.py --spec specs/demo.yaml
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python engine/run.py --spec specs/demo.yaml
 
 test: check
 
