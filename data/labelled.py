@@ -11,6 +11,7 @@ without templates the 80 for ImageNet are taken.
 
 import re
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
@@ -63,6 +64,14 @@ class Labelled:
                 f"(nearest: {', '.join(near)}); name one of them"
             )
         return self.classes.index(name)
+
+    def difference(self, other: "Labelled") -> str:
+        """The first class that differs from the other's, in words; empty if the lists are equal."""
+        for number, (mine, theirs) in enumerate(zip_longest(self.classes, other.classes)):
+            if mine != theirs:
+                one, two = ("missing" if name is None else f"'{name}'" for name in (mine, theirs))
+                return f"class {number:,} is {one} in the first and {two} in the second"
+        return ""
 
     def pictures(
         self, rows: range | list[int], size: int, way: Way = "exact", squashes: tuple[int | None, ...] = ()
