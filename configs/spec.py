@@ -65,7 +65,8 @@ class Spec(Section):
             for name in measure.sets:
                 if name not in self.data.test:
                     known = ", ".join(self.data.test) or "none"
-                    raise ValueError(f"measure.images is '{name}', but data.test names {known}; name one of them")
+                    field = "images" if name == measure.images else "train"
+                    raise ValueError(f"measure.{field} is '{name}', but data.test names {known}; name one of them")
         return self
 
     @property

@@ -1,4 +1,4 @@
-"""Labelled evaluation sets: CLIP_benchmark's webdataset layout, or a folder of pictures for each class.
+"""Labelled pictures, to evaluate on or to learn from: CLIP_benchmark's webdataset layout, or a folder of pictures a class.
 
     FOLDER/classnames.txt                              a name a line; for folders of classes, in the order of their names
     FOLDER/zeroshot_classification_templates.txt       one template a line, with {c}
@@ -11,6 +11,7 @@ without templates the 80 for ImageNet are taken.
 
 import re
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
@@ -64,6 +65,14 @@ class Labelled:
             )
         return self.classes.index(name)
 
+    def difference(self, other: "Labelled") -> str:
+        """The first class that differs from the other's, in words; empty if the lists are equal."""
+        for number, (mine, theirs) in enumerate(zip_longest(self.classes, other.classes)):
+            if mine != theirs:
+                one, two = ("missing" if name is None else f"'{name}'" for name in (mine, theirs))
+                return f"class {number:,} is {one} in the first and {two} in the second"
+        return ""
+
     def pictures(
         self, rows: range | list[int], size: int, way: Way = "exact", squashes: tuple[int | None, ...] = ()
     ) -> tuple[np.ndarray, list[np.ndarray | None]]:
@@ -87,17 +96,17 @@ class Labelled:
         return out, further
 
 
-def read_labelled(folder: str, imagenet: Imagenet, published: bool = False) -> Labelled:
-    """The evaluation set in a folder; Refusal saying which file is missing or wrong. `published` reproduces the label file
-    and the class list of the published code where the set is ImageNet."""
+def read_labelled(folder: str, imagenet: Imagenet, published: bool = False, what: str = "evaluation set") -> Labelled:
+    """The labelled pictures in a folder; Refusal saying of `what` they are which file is missing or wrong. `published`
+    reproduces the label file and the class list of the published code where the set is ImageNet."""
     root = Path(folder)
     if not root.is_dir():
-        raise Refusal(f"evaluation set {folder} is no folder; check data.test")
+        raise Refusal(f"{what} {folder} is no folder; check the path")
     lines = root / "zeroshot_classification_templates.txt"
     templates = read_templates(lines) if lines.is_file() else imagenet.templates
     shards = (root / "test/nshards.txt").is_file()
     if shards and not (root / "classnames.txt").is_file():
-        raise Refusal(f"evaluation set {folder} lacks classnames.txt; expected CLIP_benchmark's layout (docs/data.md)")
+        raise Refusal(f"{what} {folder} lacks classnames.txt; expected CLIP_benchmark's layout (docs/data.md)")
     where: list[tuple[str, str, int, int]] = []
     labels: list[int] = []
     if shards:
@@ -105,21 +114,19 @@ def read_labelled(folder: str, imagenet: Imagenet, published: bool = False) -> L
         for shard in range(int((root / "test/nshards.txt").read_text())):
             path = str(root / f"test/{shard}.tar")
             if not Path(path).is_file():
-                raise Refusal(f"evaluation set {folder} lacks test/{shard}.tar, which test/nshards.txt promises")
+                raise Refusal(f"{what} {folder} lacks test/{shard}.tar, which test/nshards.txt promises")
             _read_shard(path, len(classes), where, labels)
     else:
-        classes = _read_folders(root, imagenet, where, labels)
+        classes = _read_folders(root, imagenet, where, labels, what)
     same = len(classes) == 1000 and classes[657] == imagenet.classes[657] and classes[134] == imagenet.classes[134]
     if same:
         classes = imagenet.named(published)
         labels = [PUBLISHED_LABELS.get(label, label) for label in labels] if published else labels
     twice = sorted({name for name in classes if classes.count(name) > 1})
     if twice and not published:
-        raise Refusal(
-            f"evaluation set {folder} names the class '{twice[0]}' twice; a picture could never be right: rename one"
-        )
+        raise Refusal(f"{what} {folder} names the class '{twice[0]}' twice; a picture could never be right: rename one")
     if not where:
-        raise Refusal(f"evaluation set {folder} holds no picture; expected CLIP_benchmark's layout or a folder a class")
+        raise Refusal(f"{what} {folder} holds no picture; expected CLIP_benchmark's layout or a folder a class")
     return Labelled(classes, templates, np.array(labels), where)
 
 
@@ -127,7 +134,9 @@ def _names(root: Path) -> list[str]:
     return [line.strip() for line in (root / "classnames.txt").read_text("utf-8").splitlines() if line.strip()]
 
 
-def _read_folders(root: Path, imagenet: Imagenet, where: list[tuple[str, str, int, int]], labels: list[int]) -> list[str]:
+def _read_folders(
+    root: Path, imagenet: Imagenet, where: list[tuple[str, str, int, int]], labels: list[int], what: str
+) -> list[str]:
     folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
     if (root / "classnames.txt").is_file():
         classes = _names(root)
@@ -137,7 +146,7 @@ def _read_folders(root: Path, imagenet: Imagenet, where: list[tuple[str, str, in
         classes = [path.name.replace("_", " ") for path in folders]
     if len(classes) != len(folders) or not folders:
         raise Refusal(
-            f"evaluation set {root} has {len(folders):,} folders of pictures and {len(classes):,} class names; expected "
+            f"{what} {root} has {len(folders):,} folders of pictures and {len(classes):,} class names; expected "
             "CLIP_benchmark's layout with test/nshards.txt, or a folder a class"
         )
     for label, inside in enumerate(folders):

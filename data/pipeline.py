@@ -131,9 +131,9 @@ class Data(Section):
 
 @dataclass
 class Batch:
-    """This rank's B pairs of one global batch, V views of the picture and U of the caption; `poisoned` is for the journal,
-    never for the model. Where the loader makes all views, W = V and nothing is drawn; else it makes the first, and those
-    that Pillow must make, and `drawn` says how each view comes from them."""
+    """This rank's B pairs of one global batch, V views of the picture and U of the caption (maybe none); `poisoned` is for
+    the journal, never for the model. Where the loader makes all views, W = V and nothing is drawn; else it makes the first,
+    and those that Pillow must make, and `drawn` says how each view comes from them."""
 
     images: torch.Tensor  # uint8 [B, W, 3, H, W]
     tokens: torch.Tensor  # int32 [B, U, L]
@@ -227,7 +227,7 @@ class Pairs(Dataset[Batch]):
             drawn = torch.from_numpy(np.stack(numbers))
         return Batch(
             images.view(share, -1, *images.shape[1:]),
-            tokens.view(share, here.views[1], -1),
+            tokens.view(share, here.views[1], tokens.shape[-1]),
             torch.tensor(samples),
             keys,
             torch.tensor(poisoned),
@@ -260,7 +260,7 @@ class Pairs(Dataset[Batch]):
         here = self.reading
         picture, text = self.first(sample, body)
         names = (here.seed, self.index.keys[sample], epoch)
-        pictures, captions = [picture], [text]
+        pictures, captions = [picture], [text][: here.views[1]]
         if here.views[0] > 1 and here.augment.by_pillow:
             image = Image.fromarray(picture.transpose(1, 2, 0))
             for view in range(1, here.views[0]):

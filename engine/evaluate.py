@@ -1,10 +1,13 @@
 """Evaluation: pictures encoded once for all measures, shared over ranks, each counted once.
 
+A set that a measure is fitted on is encoded once too; the fit is done by the first rank, which tells the others the numbers.
+
 Rank r of W encodes the r-th of W equal runs of rows; the last is filled up with repeated rows, which are cut off after
 the gather, so that every rank makes the same calls (ZeRO-3 needs that) and no picture counts twice.
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,11 +18,12 @@ from data.chance import derive
 from data.decode import Way, centred
 from data.labelled import Labelled, read_labelled
 from data.poison import Words
+from data.refusal import Refusal
 from data.triggers.contract import Mark
 from data.triggers.multi import Multi
 from engine.model import image_size, imagenet
 from engine.towers import Piece, cut_of
-from engine.world import World, beat, gather_rows
+from engine.world import World, beat, gather_rows, together
 from measures.classifier import class_vectors
 from measures.contract import Encoded, Measure
 
@@ -39,7 +43,8 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Examination:
-    """One evaluation set, this rank's decoded rows of it if they are few, the attacks on it, and the measures."""
+    """One evaluation set, this rank's decoded rows of it if they are few, the attacks on it, and the measures: each with the
+    name of the set that it is fitted on, or None. A set without measures is fitted on only."""
 
     name: str
     labelled: Labelled
@@ -49,8 +54,8 @@ class Examination:
     size: int
     seed: int
     way: Way
-    plain: tuple[Measure, ...]
-    triggered: tuple[Measure, ...]
+    plain: tuple[tuple[str | None, Measure], ...]
+    triggered: tuple[tuple[str | None, Measure], ...]
 
     def draw(self, row: int) -> int:
         """The counter of a picture's random numbers."""
@@ -70,25 +75,41 @@ class Examination:
 
 
 def examinations(spec: Spec, world: World) -> list[Examination]:
-    """One for each evaluation set that a measure of the spec names; Refusal if the target is none of its classes."""
+    """One for each evaluation set that a measure of the spec names; Refusal if the target is none of its classes, or a
+    measure is fitted on a set of other classes."""
     out = []
-    for name in dict.fromkeys(measure.images for measure in spec.measure):
+    for name in dict.fromkeys(name for measure in spec.measure for name in measure.sets):
         labelled = read_labelled(spec.data.test[name], imagenet(), spec.data.labels == "published")
         sections = [measure for measure in spec.measure if measure.images == name]
         share = -(-len(labelled) // world.size)
         mine = [min(row, len(labelled) - 1) for row in range(world.rank * share, (world.rank + 1) * share)]
         size = image_size(spec.model.name)
-        plain = tuple(section.build() for section in sections if not section.triggered)
-        triggered = tuple(section.build() for section in sections if section.triggered)
+        plain, triggered = (
+            tuple((section.learns_from, section.build()) for section in sections if section.triggered == kind)
+            for kind in (False, True)
+        )
         ready = Examination(name, labelled, mine, None, (), size, spec.seed, spec.data.decode, plain, triggered)
-        for aim in spec.attack.aims:
+        for aim in spec.attack.aims if sections else ():
             labelled.target(aim.target)
         if triggered:
             ready = replace(ready, attempts=tuple(_attempt(spec, n, ready) for n in range(len(spec.attack.aims))))
         if share * 3 * size * size * (1 + len(ready.attempts)) <= HOLD:
             ready = replace(ready, held=ready.pictures(mine))
         out.append(ready)
+    known = {one.name: one.labelled for one in out}
+    for measure in spec.measure:
+        if (train := measure.learns_from) is not None:
+            _check_train(measure.kind, train, known[train], measure.images, known[measure.images])
     return out
+
+
+def _check_train(kind: str, train: str, there: Labelled, images: str, here: Labelled) -> None:
+    """Refusal if a measure can't be fitted on one set and judged on the other."""
+    what = f"measure {kind} is fitted on '{train}' and judged on '{images}'"
+    if words := there.difference(here):
+        raise Refusal(f"{what}, whose classes differ: {words}; give both the same classnames.txt")
+    if len(np.unique(there.labels)) < 2:
+        raise Refusal(f"{what}, but all pictures of '{train}' are of one class; fit it on a set of two or more")
 
 
 def _attempt(spec: Spec, number: int, one: Examination) -> Attempt:
@@ -107,16 +128,27 @@ def evaluate(towers: Any, tokenize: Any, sets: list[Examination], world: World, 
     the mode they were in."""
     training = towers.training
     towers.eval()
+    asked = {train for one in sets for train, _ in (*one.plain, *one.triggered)}
     try:
         with torch.no_grad():
-            return [{"images": one.name, **_numbers(towers, tokenize, one, world, rows)} for one in sets]
+            kept = {one.name: _encoded(towers, one, world, rows) for one in sets if one.name in asked}
+            fits = {one.name: (kept[one.name][0], _labels(one)) for one in sets if one.name in asked}
+            out = []
+            for one in sets:
+                if one.plain or one.triggered:
+                    found = kept.get(one.name) or _encoded(towers, one, world, rows)
+                    out.append({"images": one.name, **_numbers(towers, tokenize, one, found, fits, world, rows)})
+            return out
     finally:
         towers.train(training)
 
 
-def _numbers(towers: Any, tokenize: Any, one: Examination, world: World, rows: int) -> dict[str, float]:
-    prompts = [t.replace("{c}", c) for c in one.labelled.classes for t in one.labelled.templates]
-    classes = _classes(towers, tokenize, one, prompts, world, rows)
+def _labels(one: Examination) -> torch.Tensor:
+    return torch.from_numpy(np.asarray(one.labelled.labels))
+
+
+def _encoded(towers: Any, one: Examination, world: World, rows: int) -> list[torch.Tensor]:
+    """Unit [M, D] of the pictures of a set, and of the same under each attack."""
     rows_of: list[list[torch.Tensor]] = [[] for _ in range(1 + len(one.attempts))]
     for begin in range(0, len(one.mine), rows):
         part = slice(begin, begin + rows)
@@ -124,17 +156,37 @@ def _numbers(towers: Any, tokenize: Any, one: Examination, world: World, rows: i
         for images, into in zip((clean, *marked), rows_of, strict=True):
             beat()
             into.append(towers(images.to(world.device), None)[0])
-    encoded = [gather_rows(torch.cat(parts))[: len(one.labelled)].cpu() for parts in rows_of]
-    labels = torch.from_numpy(np.asarray(one.labelled.labels))
+    return [gather_rows(torch.cat(parts))[: len(one.labelled)].cpu() for parts in rows_of]
+
+
+Fits = dict[str, tuple[torch.Tensor, torch.Tensor]]  # by the names of sets: their rows and labels
+
+
+def _numbers(
+    towers: Any, tokenize: Any, one: Examination, encoded: list[torch.Tensor], fits: Fits, world: World, rows: int
+) -> dict[str, float]:
+    prompts = [t.replace("{c}", c) for c in one.labelled.classes for t in one.labelled.templates]
+    classes = _classes(towers, tokenize, one, prompts, world, rows)
+    labels = _labels(one)
     seen = Encoded(encoded[0], None, labels, classes, classes, torch.zeros_like(labels))
-    out = {name: value for measure in one.plain for name, value in measure(seen).items()}
+    out = _measured(one.plain, seen, fits)
     for attempt, found in zip(one.attempts, encoded[1:], strict=True):
         asked = classes
         if attempt.words is not None:
             worded = [attempt.words.put(prompt, derive(prompt)) for prompt in prompts]
             asked = _classes(towers, tokenize, one, worded, world, rows)
         under = Encoded(encoded[0], found, labels, classes, asked, attempt.targets)
-        out |= {f"{name}{attempt.name}": value for measure in one.triggered for name, value in measure(under).items()}
+        out |= {f"{name}{attempt.name}": value for name, value in _measured(one.triggered, under, fits).items()}
+    return out
+
+
+def _measured(measures: tuple[tuple[str | None, Measure], ...], seen: Encoded, fits: Fits) -> dict[str, float]:
+    out: dict[str, float] = {}
+    for train, measure in measures:
+        if train is None:
+            out |= measure(seen)
+        else:  # by one rank: a fit takes all cores of a machine
+            out |= together(partial(measure, replace(seen, fitted_on=fits[train])))
     return out
 
 

@@ -24,6 +24,7 @@ from engine import model
 from engine.agenda import Agenda
 from engine.checkpoint import committed
 from engine.folder import finished
+from engine.pictures import check_labels, read
 from engine.world import place
 from objectives.exchange import grid
 from objectives.tiles import BLOCK
@@ -60,13 +61,14 @@ def forecast(loaded: Loaded, stage: str | None, folder: Path) -> str:
 
 def _row(run: Run, folder: Path, world: int, notes: set[str]) -> list[str]:
     spec, stage = run.spec, run.settings
+    check_labels(run)
     total, poisoned = _pairs(run, notes)
     pairs = total
     if run.stage == "clean" and total is not None:
         pairs = min(spec.data.clean.pairs or total, total - (0 if spec.data.clean.shards else poisoned or 0))
     steps = None if pairs is None else pairs // stage.batch * stage.epochs
-    parameters, kept, width = size(spec.model.name, stage.objective.views)
-    memory = states(parameters, spec.machine.zero, spec.machine.precision, world)
+    parameters, learning, kept, width = size(spec.model.name, stage.objective.views)
+    memory = states(parameters, learning, spec.machine.zero, spec.machine.precision, world)
     rows = stage.batch // world
     views = sum(stage.objective.views)
     gathered = max(grid(world)) * rows * width * 4
@@ -81,7 +83,7 @@ def _row(run: Run, folder: Path, world: int, notes: set[str]) -> list[str]:
         shown,
         f"{parameters:,}",
         f"{memory / GIB:.2f} GiB",
-        f"{traffic(parameters, spec.machine.zero, world, rows, width, stage) / 1e6:,.1f} MB",
+        f"{traffic(parameters, learning, spec.machine.zero, world, rows, width, stage) / 1e6:,.1f} MB",
         _state(folder / run.folder),
     ]
 
@@ -89,6 +91,8 @@ def _row(run: Run, folder: Path, world: int, notes: set[str]) -> list[str]:
 def _pairs(run: Run, notes: set[str]) -> tuple[int | None, int | None]:
     """(pairs that the run draws from, poisoned pairs); from the shards, or as the spec expects, or None."""
     data = run.spec.data
+    if run.stage == "clean" and data.clean.labelled is not None:
+        return _labelled(data.clean.labelled, data.clean.pairs, notes), None
     made = f"; make them with: {data.made_by}" if data.made_by else ""
     held = _held(data.pretrain.patterns, data, data.pretrain.expect, "data.pretrain.expect", made, notes)
     if held is not None and data.clean.held_out and not data.clean.shards and run.stage != "clean":
@@ -117,6 +121,15 @@ def _held(
         return expected
 
 
+def _labelled(folder: str, expected: int | None, notes: set[str]) -> int | None:
+    """The labelled pictures in a folder; what the spec expects, with a note, where they can't be read."""
+    try:
+        return len(read(folder))
+    except Refusal as refusal:
+        notes.add(f"{str(refusal).split(';')[0]}: counting on data.clean.pairs = {expected}")
+        return expected
+
+
 def _state(folder: Path) -> str:
     if finished(folder):
         return "finished"
@@ -124,11 +137,12 @@ def _state(folder: Path) -> str:
     return f"at step {int(done[-1].name.removeprefix('step-')):,}" if done else "to do"
 
 
-_sizes: dict[tuple[str, tuple[int, int]], tuple[int, int, int]] = {}
+_sizes: dict[tuple[str, tuple[int, int]], tuple[int, int, int, int]] = {}
 
 
-def size(name: str, views: tuple[int, int]) -> tuple[int, int, int]:
-    """(parameters, bytes kept for backward a pair, width of the embedding) of a model, without allocating it."""
+def size(name: str, views: tuple[int, int]) -> tuple[int, int, int, int]:
+    """(parameters, those that learn, bytes kept for backward a pair, width of the embedding) of a model, without allocating
+    it; without views of the caption the text tower does not learn."""
     if (name, views) not in _sizes:
         towers = model.on_meta(name)
         side, length = model.image_size(name), model.model_config(name)["text_cfg"].get("context_length", 77)
@@ -145,30 +159,29 @@ def size(name: str, views: tuple[int, int]) -> tuple[int, int, int]:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             images, texts = towers(
                 torch.empty(rows, 3, side, side, dtype=torch.uint8, device="meta"),
-                torch.empty(captions, length, dtype=torch.int32, device="meta"),
+                torch.empty(captions, length, dtype=torch.int32, device="meta") if captions else None,
             )
         each = sum(storage.nbytes() for storage in kept.values()) // 2
-        _sizes[name, views] = sum(p.numel() for p in towers.parameters()), each, images.shape[-1]
+        learning = towers if captions else towers.clip.visual
+        counts = [sum(p.numel() for p in part.parameters()) for part in (towers, learning)]
+        _sizes[name, views] = counts[0], counts[1], each, images.shape[-1]
     return _sizes[name, views]
 
 
-def states(parameters: int, zero: int, precision: str, world: int) -> int:
-    """Bytes of weights, gradients, and float32 master weights and moments on one rank (Rajbhandari et al. 2020)."""
+def states(parameters: int, learning: int, zero: int, precision: str, world: int) -> int:
+    """Bytes of weights, and for those that learn of gradients, float32 master weights and moments, on one rank (Rajbhandari
+    et al. 2020)."""
     half = precision in ("bf16", "fp16") or (precision == "auto" and torch.cuda.is_available())
     weights, gradients = (2, 2) if half else (4, 4)
     optimizer = 12 if half or zero else 8
-    split = (
-        weights / (world if zero >= 3 else 1),
-        gradients / (world if zero >= 2 else 1),
-        optimizer / (world if zero else 1),
-    )
-    return int(parameters * sum(split))
+    each = gradients / (world if zero >= 2 else 1) + optimizer / (world if zero else 1)
+    return int(parameters * weights / (world if zero >= 3 else 1) + learning * each)
 
 
-def traffic(parameters: int, zero: int, world: int, rows: int, width: int, stage: Stage) -> float:
+def traffic(parameters: int, learning: int, zero: int, world: int, rows: int, width: int, stage: Stage) -> float:
     """Bytes that one rank sends in one step, at two bytes a gradient element on GPUs and four on CPU."""
     each = 2 if torch.cuda.is_available() else 4
-    gradients = (3 if zero == 3 else 2) * parameters * each * (world - 1) / world
+    gradients = (2 * learning + (parameters if zero == 3 else 0)) * each * (world - 1) / world
     lines, piles = grid(world)
     # each view of one side crosses a row or a column of the grid, forward and backward
     return gradients + sum(stage.objective.views) / 2 * 2 * (lines + piles - 2) * rows * width * 4

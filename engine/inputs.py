@@ -22,6 +22,7 @@ from engine import evaluate, model
 from engine import world as processes
 from engine.cluster import read_flags, read_labels
 from engine.folder import finished
+from engine.pictures import check_labels, pictures
 from engine.start import path_of
 from engine.world import World
 from objectives.deep_cluster import DeepCluster
@@ -38,7 +39,7 @@ class Job:
     pairs: Pairs
     sets: list[evaluate.Examination]
     tokenize: model.Tokenizer
-    labels: np.ndarray | None = None  # int64 by sample, -1 for none, where an objective reads them from a file
+    labels: np.ndarray | None = None  # int64 by sample, -1 for none, where an objective does not make its own
     flags: np.ndarray | None = None  # bool by sample
 
     @property
@@ -50,6 +51,7 @@ class Job:
 def prepare(run: Run, study: Path, world: World) -> Job:
     """The job of a run; Refusal for whatever is wrong with its data, its model or its batch."""
     spec, stage = run.spec, run.settings
+    check_labels(run)
     if stage.batch % world.size:
         low = stage.batch // world.size * world.size
         near = " and ".join(f"{n:,}" for n in (low, low + world.size) if n)
@@ -71,7 +73,8 @@ def prepare(run: Run, study: Path, world: World) -> Job:
     if run.settings.start is not None:
         path_of(run.settings.start, spec.model.name)
     if run.stage == "clean" and clean.labelled is not None:
-        raise NotImplementedError
+        shown = pictures(run, clean.labelled, reading, tokenize)
+        return Job(run, study / run.folder, shown, _sets(run, world), tokenize, shown.labels)
     index, chosen, plan = _pretraining(run, study, world)
     if run.stage == "clean":
         _same_start(run, study, index)

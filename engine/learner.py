@@ -156,12 +156,8 @@ class Learner:
             self.stepper.found_inf = self.adam.found_inf = refused  # type: ignore[attr-defined]
             grads = [torch.where(taken, grad, 0) for grad in grads]
         share = 1 / self.world.size if self.stage.gather == "published" else 1.0
-        images, texts = whole
-        count = images.shape[1]
-        on_images = torch.stack(list(grads[:count]), 1)
-        on_texts = torch.stack(list(grads[count:]), 1)
         # the towers' gradient is that of <features, dL/dfeatures>: DeepSpeed scales and averages it as it would the loss's
-        self.backward(share * ((images * on_images).sum() + (texts * on_texts).sum()))
+        self.backward(share * (torch.cat(whole, 1) * torch.stack(list(grads), 1)).sum())
         self.engine.step()
 
     def _remember(self, features: Features, taken: torch.Tensor) -> None:
@@ -174,22 +170,24 @@ class Learner:
             self.memory = {name: torch.where(taken, new[name], old) for name, old in self.memory.items()}
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """(pictures [B, V, D], captions [B, U, D]) as unit rows; all views of a pair go through a tower together."""
+        """(pictures [B, V, D], captions [B, U, D], U maybe 0) as unit rows; a pair's views go through a tower together."""
         images, tokens, pieces = self.inputs(batch)
         rows, texts = self.engine(images, tokens, pieces)
-        return rows.unflatten(0, (len(batch.keys), batch.views)), texts.unflatten(0, batch.tokens.shape[:2])
+        texts = rows.new_empty(0, rows.shape[-1]) if texts is None else texts
+        return rows.unflatten(0, (len(batch.keys), batch.views)), texts.view(*batch.tokens.shape[:2], rows.shape[-1])
 
-    def inputs(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, list[Piece]]:
-        """What the towers take: pictures and tokens, a pair's views one after the other, and their micro-batches."""
+    def inputs(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None, list[Piece]]:
+        """What the towers take: pictures and tokens, a pair's views one after the other, and their micro-batches; None for
+        the tokens of no captions."""
         device, rows = self.world.device, len(batch.keys)
         views, captions = batch.views, batch.tokens.shape[1]
         pieces = []
         for begin in range(0, rows, self.micro or rows):
             part = batch.tokens[begin : begin + (self.micro or rows)]
-            cut = cut_of(part.flatten(0, 1), self.several)
+            cut = cut_of(part.flatten(0, 1), self.several) if captions else None
             pieces.append(Piece(len(part) * views, len(part) * captions, cut))
-        images, tokens = batch.pictures(device).flatten(0, 1), batch.tokens.flatten(0, 1)
-        return images, tokens.to(device, non_blocking=True), pieces
+        tokens = batch.tokens.flatten(0, 1).to(device, non_blocking=True) if captions else None
+        return batch.pictures(device).flatten(0, 1), tokens, pieces
 
     def features(
         self, batch: Batch, whole: tuple[torch.Tensor, torch.Tensor], step: int

@@ -84,24 +84,22 @@ class Towers(nn.Module):
         """
         if pieces is None or len(pieces) == 1:
             return self._encode(images, tokens, pieces[0].cut if pieces else None)
-        assert images is not None
-        assert tokens is not None
         parts = zip(
-            torch.split(images, [piece.images for piece in pieces]),
-            torch.split(tokens, [piece.texts for piece in pieces]),
+            _split(images, [piece.images for piece in pieces]),
+            _split(tokens, [piece.texts for piece in pieces]),
             [piece.cut for piece in pieces],
             strict=True,
         )
-        rows: list[torch.Tensor] = []
-        texts: list[torch.Tensor] = []
+        rows: list[torch.Tensor | None] = []
+        texts: list[torch.Tensor | None] = []
         for number, (picture, caption, cut) in enumerate(parts, 1):
             if number == len(pieces) or not torch.is_grad_enabled():
                 one, two = self._encode(picture, caption, cut)
             else:
                 one, two = checkpoint(self._encode, picture, caption, cut, use_reentrant=False, context_fn=self._contexts)
-            rows.append(torch.as_tensor(one))
-            texts.append(torch.as_tensor(two))
-        return torch.cat(rows), torch.cat(texts)
+            rows.append(one)
+            texts.append(two)
+        return _joined(rows), _joined(texts)
 
     def _encode(
         self, images: torch.Tensor | None, tokens: torch.Tensor | None, cut: Cut | None
@@ -195,6 +193,15 @@ class _Recomputed:
         if not torch.is_grad_enabled():
             return self.forward(x)
         return checkpoint(self.forward, x, use_reentrant=False, context_fn=self.contexts)
+
+
+def _split(whole: torch.Tensor | None, sizes: list[int]) -> Sequence[torch.Tensor | None]:
+    return [None] * len(sizes) if whole is None else torch.split(whole, sizes)
+
+
+def _joined(parts: list[torch.Tensor | None]) -> torch.Tensor | None:
+    there = [part for part in parts if part is not None]
+    return torch.cat(there) if there else None
 
 
 def cut_of(tokens: torch.Tensor, several: bool = False) -> Cut:

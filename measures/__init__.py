@@ -5,6 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from measures.attack_success import AttackSuccess
+from measures.linear_probe import LinearProbe
 from measures.zero_shot import ZeroShot
 
-AnyMeasure = Annotated[ZeroShot | AttackSuccess, Field(discriminator="kind")]
+AnyMeasure = Annotated[ZeroShot | AttackSuccess | LinearProbe, Field(discriminator="kind")]

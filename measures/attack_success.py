@@ -9,6 +9,8 @@ picture carries, where there are several.
 from functools import partial
 from typing import ClassVar, Literal
 
+import torch
+
 from measures.classifier import predict
 from measures.contract import Encoded, Measure, MeasureSection
 
@@ -28,8 +30,13 @@ def attack_success(encoded: Encoded) -> dict[str, float]:
     """`asr`, a fraction of the pictures of every class but the target."""
     if encoded.triggered is None:
         raise ValueError("attack_success needs the triggered pictures")
+    return {"asr": success(predict(encoded.triggered, encoded.asked), encoded)}
+
+
+def success(predicted: torch.Tensor, encoded: Encoded) -> float:
+    """The rate that the formula above gives for int64 [M] predictions of the triggered pictures; ValueError if all pictures
+    are of the target class."""
     others = encoded.labels != encoded.targets
     if not others.any():
-        raise ValueError("attack_success needs pictures of another class than the target")
-    fooled = predict(encoded.triggered, encoded.asked) == encoded.targets
-    return {"asr": (fooled & others).sum().item() / int(others.sum())}
+        raise ValueError("an attack's success needs pictures of another class than the target")
+    return ((predicted == encoded.targets) & others).sum().item() / int(others.sum())

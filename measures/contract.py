@@ -1,8 +1,9 @@
 """What every measure promises.
 
 A measure section names an evaluation set (`images`), says whether it needs the triggered pictures (`triggered`), and
-has `build()`, which returns a picklable pure function Encoded -> named numbers. Pictures are encoded once for all
-measures; every number comes from counts over whole sets, so it does not depend on the number of ranks.
+has `build()`, which returns a picklable pure function Encoded -> named numbers. One that is fitted names a training set,
+of the same classes, as the second of its `sets`, and finds that one's clean pictures in `fitted_on`. Pictures are encoded
+once for all measures; every number comes from counts over whole sets, so it does not depend on the number of ranks.
 """
 
 from collections.abc import Callable
@@ -23,6 +24,7 @@ class Encoded:
     classes: torch.Tensor  # [C, D]
     asked: torch.Tensor  # [C, D], the same with the attack's words in the prompts, for triggered pictures
     targets: torch.Tensor  # int64 [M], the class that the attack aims at with each picture
+    fitted_on: tuple[torch.Tensor, torch.Tensor] | None = None  # (unit rows [K, D], labels int64 [K]) of the training set
 
 
 Measure = Callable[[Encoded], dict[str, float]]
@@ -37,5 +39,10 @@ class MeasureSection(BaseModel):
 
     @property
     def sets(self) -> tuple[str, ...]:
-        """The evaluation sets that it reads, the one that it measures first."""
+        """The evaluation sets that it reads: the one that it measures and, if it is fitted, the one that it is fitted on."""
         return (self.images,)
+
+    @property
+    def learns_from(self) -> str | None:
+        """The set that it is fitted on, if it is."""
+        return self.sets[1] if len(self.sets) > 1 else None

@@ -9,6 +9,7 @@ from objectives.roclip import Roclip
 from objectives.self_supervised import Ssl
 from objectives.siglip import Siglip
 from objectives.slip import Slip
+from objectives.supervised import Supervised
 from objectives.unlearn import Unlearn
 
-Single = Mmcl | Ssl | MmclSsl | Siglip | Slip | Cyclip | DeepCluster | Par | Roclip | Unlearn
+Single = Mmcl | Ssl | MmclSsl | Siglip | Slip | Cyclip | DeepCluster | Par | Roclip | Supervised | Unlearn

@@ -35,6 +35,11 @@ class Sum(ObjectiveSection):
         """What any part needs."""
         return frozenset().union(*(part.objective.needs for part in self.parts))
 
+    @property
+    def moves_texts(self) -> bool:  # type: ignore[override]
+        """Whether any part does."""
+        return any(part.objective.moves_texts for part in self.parts)
+
     def learned(self, width: int, draw: torch.Generator) -> dict[str, Learned]:
         """What all parts learn; two of one kind share it."""
         return {name: one for part in self.parts for name, one in part.objective.learned(width, draw).items()}

@@ -36,6 +36,7 @@ OBJECTIVES: list[dict[str, Any]] = [
     {"kind": "par", "learn_scale": True},
     {"kind": "roclip", "every": 1, "pool": 30},
     {"kind": "unlearn", "flags": "x"},
+    {"kind": "supervised", "classes": 3},
     {"kind": "sum", "parts": [{"objective": {"kind": "cyclip"}}, {"weight": 0.5, "objective": {"kind": "siglip"}}]},
 ]
 
@@ -88,8 +89,10 @@ def learner(engine: Any, stage: Stage, world: processes.World, name: str, micro:
     )  # fmt: skip
 
 
-def build(name: str, views: int) -> Towers:
+def build(name: str, views: int, texts: bool = True) -> Towers:
     towers = model.build(name, 1).train()
+    if not texts:
+        towers.freeze_texts()
     for norm in towers.norms:
         norm.rows = GROUP * views
     return towers
@@ -110,7 +113,7 @@ def plain(
 ) -> dict[str, Any]:
     """Loss and every gradient in float64."""
     stage = stage_of(fields, gather)
-    towers = build(name, stage.objective.views[0]).double()
+    towers = build(name, stage.objective.views[0], stage.objective.moves_texts).double()
     one = learner(Plain(towers), stage, world, name, micro)
     one.learned = {key: value.detach().double().requires_grad_() for key, value in one.learned.items()}
     one.memory = {key: value.double() if value.is_floating_point() else value for key, value in one.memory.items()}
@@ -127,7 +130,7 @@ def deepspeed(
 ) -> dict[str, Any]:
     """Loss, and every parameter after one step of gradient descent at rate 1, under DeepSpeed."""
     stage = stage_of(fields)
-    towers = build(name, stage.objective.views[0])
+    towers = build(name, stage.objective.views[0], stage.objective.moves_texts)
     machine = Machine(zero=stage_number, precision="fp32", recompute=recompute)  # type: ignore[arg-type]
     engine, *_ = zero.wrap(towers, stage.optimizer, machine, world, PAIRS // world.size)
     one = learner(engine, stage, world, name, micro)

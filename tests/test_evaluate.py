@@ -1,13 +1,22 @@
 """Evaluation is shared over ranks and counts every picture once."""
 
+import shutil
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from ranks import play
 
-from configs.spec import load
+from configs.spec import Spec, load
+from data.refusal import Refusal
+from data.synthetic import World as Drawn
+from data.synthetic import write_world
 from engine import evaluate, model
+from engine.towers import Towers
 from engine.world import World
+from objectives.exchange import Ranks
 
 
 def alone(rank: int, size: int) -> World:
@@ -44,3 +53,91 @@ def test_pictures_with_the_trigger_are_the_clean_ones_with_a_patch(spec: Path) -
     clean, marked = evaluate.examinations(loaded, alone(0, 1))[0].pictures([0, 1, 2])
     changed = (clean != marked[0]).any(1).flatten(1).sum(1)
     assert ((changed > 0) & (changed <= 4)).all()  # 16 of 224 pixels is 2 of 32
+
+
+@pytest.fixture(scope="module")
+def others(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """96 other pictures of the same 32 classes."""
+    folder = tmp_path_factory.mktemp("others") / "world"
+    write_world(folder, Drawn(pairs=8, tests=96, pixels=32, seed=2, pairs_per_shard=8))
+    return folder / "eval"
+
+
+def probing(spec: Path, others: Path, *more: str) -> Spec:
+    probe = "{kind: linear_probe, images: tiny, train: more}"
+    measures = f"measure=[{{kind: zero_shot, images: tiny}}, {{kind: attack_success, images: tiny}}, {probe}]"
+    sets = [f"data.test.more={others}", measures]
+    return load(spec, [*sets, *more]).spec
+
+
+class Counted:
+    """Towers that count the pictures they are given."""
+
+    def __init__(self, towers: Towers) -> None:
+        self.towers, self.training, self.seen = towers, False, 0
+
+    def __call__(self, images: torch.Tensor | None, *more: Any) -> Any:
+        self.seen += 0 if images is None else len(images)
+        return self.towers(images, *more)
+
+    def eval(self) -> None:
+        pass
+
+    def train(self, mode: bool) -> None:
+        pass
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 5])
+def test_a_probe_is_the_same_on_any_number_of_ranks_and_each_picture_is_encoded_once(
+    spec: Path, others: Path, ranks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ranks as threads; 64 judged pictures, clean and triggered, and 96 to fit on, filled up to whole shares."""
+    wanted, tokenize, built = probing(spec, others), model.Tokenizer("test-vit"), model.build("test-vit", 0).eval()
+    here = threading.local()
+    monkeypatch.setattr(evaluate, "gather_rows", lambda rows: here.group.gather(rows))
+
+    def act(rank: int, places: Ranks) -> tuple[list[dict[str, Any]], int]:
+        here.group = places.everyone
+        towers, world = Counted(built), alone(rank, ranks)
+        return evaluate.evaluate(towers, tokenize, evaluate.examinations(wanted, world), world, 16), towers.seen
+
+    played = play(ranks, act)
+    towers, world = Counted(built), alone(0, 1)
+    monkeypatch.undo()
+    whole = evaluate.evaluate(towers, tokenize, evaluate.examinations(wanted, world), world, 256)
+    assert towers.seen == 2 * 64 + 96
+    assert [one["images"] for one in whole] == ["tiny"]
+    assert set(whole[0]) == {"images", "top1", "asr", "probe_top1", "probe_asr"}
+    for numbers, seen in played:
+        assert numbers == whole
+        assert seen == 2 * -(-64 // ranks) + -(-96 // ranks)
+    plain = evaluate.evaluate(towers, tokenize, evaluate.examinations(load(spec).spec, world), world, 256)
+    assert plain == [{name: whole[0][name] for name in ("images", "top1", "asr")}]
+    assert towers.seen == 2 * 64 + 96 + 2 * 64
+
+
+def test_a_probe_is_fitted_on_the_clean_pictures_of_a_set_that_is_measured_too(spec: Path, others: Path) -> None:
+    wanted = probing(
+        spec, others, "measure=[{kind: linear_probe, images: tiny, train: more}, {kind: attack_success, images: more}]"
+    )
+    towers = Counted(model.build("test-vit", 0).eval())
+    found = evaluate.evaluate(
+        towers, model.Tokenizer("test-vit"), evaluate.examinations(wanted, alone(0, 1)), alone(0, 1), 64
+    )
+    assert [set(one) - {"images"} for one in found] == [{"probe_top1", "probe_asr"}, {"asr"}]
+    assert towers.seen == 2 * 64 + 2 * 96
+
+
+def test_a_training_set_of_other_classes_is_refused(spec: Path, others: Path, tmp_path: Path) -> None:
+    shutil.copytree(others, tmp_path / "set")
+    names = (others / "classnames.txt").read_text().splitlines()
+    for lines, words in (
+        ([*names[:7], "zebu", *names[8:]], f"class 7 is 'zebu' in the first and '{names[7]}' in the second; give both"),
+        ([*names, "zebu"], "class 32 is 'zebu' in the first and missing in the second"),
+    ):
+        (tmp_path / "set/classnames.txt").write_text("\n".join(lines))
+        with pytest.raises(Refusal, match="measure linear_probe is fitted on 'more' and judged on 'tiny'") as caught:
+            evaluate.examinations(probing(spec, tmp_path / "set"), alone(0, 1))
+        assert words in str(caught.value)
+    with pytest.raises(Refusal, match="measure.train is 'moor', but data.test names tiny, more; name one of them"):
+        probing(spec, others, "measure=[{kind: linear_probe, images: tiny, train: moor}]")

@@ -31,6 +31,7 @@ MORE: dict[str, list[dict[str, Any]]] = {
     "deep_cluster": [{"classes": 4, "weight": 5.0}, {"classes": 4, "within": 0.0}],
     "par": [{}, {"tau": 0.5, "learn_scale": True}],
     "roclip": [{"every": 1, "pool": 7}, {"every": 2, "pool": 7}],
+    "supervised": [{"classes": 4}],
     "unlearn": [{"flags": "plan.jsonl", "target": 0.2}],
 }
 KINDS = [
@@ -209,6 +210,34 @@ def test_deep_cluster_by_hand() -> None:
     assert alone(section({"kind": "deep_cluster", "classes": 3, "within": 0.0}), given)["cluster"].item() == pytest.approx(
         math.log(2), abs=1e-12
     )
+
+
+def test_supervised_by_hand() -> None:
+    """Pictures e1, e2, e1 with labels 0, 0 and none, W = ln 3 times the identity: the right class has probability 3/4, the
+    wrong one 1/4; so the mean of ln(4/3) and ln 4, one of two right. A bias of ln 9 for class 0 makes it 27/28 and 9/12."""
+    of = section({"kind": "supervised", "classes": 2})
+    head = {
+        "supervised.weight": math.log(3) * torch.eye(2, dtype=torch.float64),
+        "supervised.bias": torch.zeros(2, dtype=torch.float64),
+    }
+    given = replace(by_hand([*EYE, [1.0, 0.0]], [], 7.0), labels=torch.tensor([0, 0, -1]), learned=head, texts=())
+    terms = alone(of, given)
+    assert terms["loss"].item() == pytest.approx((math.log(4 / 3) + math.log(4)) / 2, abs=1e-12)
+    assert terms["right"].item() == 0.5
+    assert not terms["right"].requires_grad
+    head["supervised.bias"][0] = math.log(9)
+    terms = alone(of, given)
+    assert terms["supervised"].item() == pytest.approx((math.log(28 / 27) + math.log(4 / 3)) / 2, abs=1e-12)
+    assert terms["right"].item() == 1.0
+    assert of.views == (1, 0)
+    assert not of.moves_texts
+
+
+def test_a_sum_moves_the_text_tower_if_a_part_does() -> None:
+    taught, pair = ({"objective": {"kind": "supervised", "classes": 4}}, {"objective": {"kind": "mmcl"}})
+    both, alone_ = (section({"kind": "sum", "parts": parts}) for parts in ([taught, pair], [taught]))
+    assert (both.moves_texts, both.views) == (True, (1, 1))
+    assert (alone_.moves_texts, alone_.views) == (False, (1, 0))
 
 
 def test_par_by_hand() -> None:
