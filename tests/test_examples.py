@@ -63,6 +63,8 @@ def test_every_example_of_the_page_on_cleaning_runs(world: Path, tmp_path: Path)
     published(Study(tmp_path / "runs/tiny"), tmp_path / "epoch.best.pt")
     (tmp_path / "shards").mkdir()
     (tmp_path / "shards/clean").symlink_to(world / "train")
+    for name in ("tiny", "more"):
+        (tmp_path / "shards" / name).symlink_to(world)
     yaml = YAML(typ="safe", pure=True)
     specs = []
     for number, text in enumerate(examples()):
