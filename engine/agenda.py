@@ -26,6 +26,7 @@ class Agenda:
     since: float = 0.0
     runs: list[Run] = field(default_factory=list)
     over: set[str] = field(default_factory=set)  # folders of runs that ended
+    proposals: int = 0  # files of a search that `runs` knows
 
     @classmethod
     def of(cls, loaded: Loaded, folder: Path, stage: str | None) -> "Agenda":
@@ -36,7 +37,10 @@ class Agenda:
 
     def renew(self) -> None:
         """Takes in what a search has proposed since."""
-        points = list(self.loaded.points)
+        known = len(list((self.folder / "search").glob("*.json")))
+        if self.runs and known == self.proposals:
+            return
+        points, self.proposals = list(self.loaded.points), known
         if isinstance(self.loaded.spec.sweep.search, Optuna):
             from engine.search import proposed
 

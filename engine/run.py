@@ -84,7 +84,7 @@ def study(options: argparse.Namespace, loaded: Any, again: str) -> int:
     from engine import world as processes
     from engine import zero
     from engine.agenda import Agenda
-    from engine.study import begin, check, conclude, work
+    from engine.study import HELPS, begin, check, conclude, work
 
     asked = {"to stop": 0}
 
@@ -96,25 +96,25 @@ def study(options: argparse.Namespace, loaded: Any, again: str) -> int:
     signal.signal(signal.SIGTERM, ask)
     signal.signal(signal.SIGINT, ask)
     spec = loaded.spec
-    sweep, helps = spec.sweep, "ANTIDOTE_HELPS" in os.environ  # started by another launch of this study
+    sweep, helps = spec.sweep, HELPS in os.environ  # started by another launch, which lists and reports
     world = processes.join(60 * spec.machine.timeout_minutes, spec.machine.threads)
     try:
         processes.agree(
             {"spec": digest_of(spec), **{name: version(name) for name in ("torch", "deepspeed", "open_clip_torch")}}
         )
-        agenda = Agenda.of(loaded, RUNS / spec.name, options.stage)
-        check(agenda, world)
+        agenda = mine = Agenda.of(loaded, RUNS / spec.name, options.stage)
+        if sweep.executor != "here" and world.size > 1:  # these processes pre-train together, then others clean
+            mine = Agenda.of(loaded, RUNS / spec.name, "pretrain")
+            mine.runs = [run for run in mine.runs if run in agenda.runs]
+        check(mine, world)
         if not helps:
             processes.together(lambda: begin(agenda, again))
         if sweep.executor == "here" or world.size > 1:
             zero.prepare()
-            mine = agenda
-            if sweep.executor != "here":  # these processes pre-train together, then others clean
-                mine = Agenda.of(loaded, RUNS / spec.name, options.stage or "pretrain")
             code = work(mine, world, lambda: asked["to stop"], again)
             processes.barrier()
-            if code or sweep.executor == "here" or options.stage == "pretrain":
-                return code or (conclude(mine) if world.first and not helps else 0)
+            if code or mine.runs == agenda.runs:
+                return code or (conclude(agenda) if world.first and not helps else 0)
         processes.leave()
         if not world.first:
             return 0

@@ -23,9 +23,9 @@ from engine import claim
 from engine.agenda import Agenda
 from engine.screen import Screen
 from engine.status import Surveyor
+from engine.study import HELPS
 
 SCRIPT = Path(__file__).resolve().with_name("run.py")
-HELPS = "ANTIDOTE_HELPS"  # in a job: since when who started it tries runs; he writes study.json and the report
 POLL = 1.0  # seconds between looks
 GRACE = 600.0  # seconds that a job may take to save when it is asked to stop
 DEATHS = 20  # of jobs, in one launch, after which something must be wrong with the machine

@@ -2,11 +2,13 @@
 
 import errno
 import os
+import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from configs.plan import Run, differences
 from configs.spec import Spec
@@ -22,6 +24,7 @@ from engine.stop import hopeless
 from engine.train import Stopped
 from engine.world import World
 
+HELPS = "ANTIDOTE_HELPS"  # set by engine/spread.py in a job: since when who started it tries runs
 POLL = 1.0  # seconds between looks for a run, while others carry out what this one needs
 ELSEWHERE = ("executor", "jobs", "processes", "slurm", "limit")  # of a sweep: who carries it out
 
@@ -30,7 +33,8 @@ def begin(agenda: Agenda, command: str) -> None:
     """Writes study.json; Refusal if the study is being carried out under another spec, or a run was begun under one and is
     not finished."""
     folder, spec = agenda.folder, agenda.loaded.spec
-    known = {run.folder for run in Agenda.of(agenda.loaded, folder, None).runs}
+    whole = agenda if agenda.stage is None else Agenda.of(agenda.loaded, folder, None)
+    known = {run.folder for run in whole.runs}
     old = read_json(folder / "study.json").get("spec")
     if old is not None and (changes := differences(_shared(old), _shared(spec.model_dump(mode="json")))):
         busy = [one.parent.name for one in folder.glob("*/claim.*") if (held := claim.holder(one.parent)) and held.alive]
@@ -64,7 +68,7 @@ def _shared(spec: dict[str, Any]) -> dict[str, Any]:
 
 def _list(agenda: Agenda, command: str) -> None:
     spec: Spec = agenda.loaded.spec
-    whole = Agenda.of(agenda.loaded, agenda.folder, None)
+    whole = agenda if agenda.stage is None else Agenda.of(agenda.loaded, agenda.folder, None)
     content = {
         "name": spec.name,
         "command": command,
@@ -94,63 +98,72 @@ def check(agenda: Agenda, world: World) -> None:
 def work(agenda: Agenda, world: World, asked: Callable[[], int], command: str) -> int:
     """Carries out one run after another until none is left for this process; 0, or the exit code of a stop that was asked
     for. Runs that fail are noted in their folders and passed over."""
-    helps = os.environ.get("ANTIDOTE_HELPS")  # since when who started this process tries runs
+    helps = os.environ.get(HELPS)
     agenda.since = float(helps) if helps else processes.together(partial(claim.now, agenda.folder))
     while True:
-        sign = max(processes.gather_objects(asked()))
-        if sign:
+        if sign := max(processes.gather_objects(asked())):
             return 128 + int(sign)
-        held: claim.Claim | None = None
-
-        def look() -> tuple[str, str]:
-            nonlocal held
-            before = len(agenda.runs)
-            found = agenda.next()
-            if len(agenda.runs) > before:
-                _list(agenda, command)
-            if isinstance(found, str):
-                return found, ""
-            held = found[1]
-            return "run", found[0].folder
-
-        what, name = processes.together(look)
-        if what == "none":
-            return 0
+        run, held = _taken(agenda, command)
         processes.beat()
-        if what == "wait":
+        if run == "none":
+            return 0
+        if isinstance(run, str):
             time.sleep(POLL)
             continue
-        if not any(run.folder == name for run in agenda.runs):
-            agenda.renew()
-        run = next(run for run in agenda.runs if run.folder == name)
-        over = True
-        try:
-            _carry_out(agenda, run, world, asked)
-        except Stopped:
-            if world.first:
-                print("stopped and saved", file=sys.stderr, flush=True)
-            return 128 + (max(processes.gather_objects(asked())) or 15)
-        except DiskFull:
+        with _holding(held):
+            try:
+                _carry_out(agenda, run, world, asked)
+            except Stopped:
+                if world.first:
+                    print("stopped and saved", file=sys.stderr, flush=True)
+                return 128 + (max(processes.gather_objects(asked())) or signal.SIGTERM)
+            except Refusal as refusal:
+                # of a full disk others would die too; of what one process met alone the others know nothing
+                if isinstance(refusal, DiskFull) or refusal.alone and world.size > 1:
+                    raise
+                if world.first:
+                    note_failure(agenda.folder / run.folder, str(refusal))
+                    print(f"error: {run.folder} ({run.title}): {refusal}", file=sys.stderr, flush=True)
+
+
+def _taken(agenda: Agenda, command: str) -> tuple[Run | Literal["wait", "none"], claim.Claim | None]:
+    """The run that comes next, the same on every process, and its claim on the first; or what Agenda.next says instead."""
+    held: list[claim.Claim] = []
+
+    def take() -> str:
+        before = len(agenda.runs)
+        found = agenda.next()
+        if len(agenda.runs) > before:  # a search went on
+            _list(agenda, command)
+        if isinstance(found, str):
+            return found
+        held.append(found[1])
+        return found[0].folder
+
+    name = processes.together(take)
+    if name in ("wait", "none"):
+        return name, None
+    agenda.renew()
+    return next(run for run in agenda.runs if run.folder == name), held[0] if held else None
+
+
+@contextmanager
+def _holding(held: claim.Claim | None) -> Iterator[None]:
+    """Gives the run back in the end. Not after a defect of ours: then the claim tells that its process died of the run."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                over = False
-                raise
-            raise DiskFull(
-                f"disk full while {run.folder} was written ({error.strerror}); free some space and run the command again"
-            ) from error
-        except Refusal as refusal:
-            if refusal.alone:  # the other processes know nothing of it
-                raise
-            if world.first:
-                note_failure(agenda.folder / run.folder, str(refusal))
-                print(f"error: {run.folder} ({run.title}): {refusal}", file=sys.stderr, flush=True)
-        except BaseException:
-            over = False  # a defect, or a death: the claim stays, and tells the others that its holder is gone
-            raise
-        finally:
-            if held is not None and over:
-                held.release()
+        if held is not None:
+            held.release()
+        raise DiskFull(f"disk full ({error.strerror}); free some space and run the same command again") from error
+    except Refusal:
+        if held is not None:
+            held.release()
+        raise
+    if held is not None:
+        held.release()
 
 
 def _carry_out(agenda: Agenda, run: Run, world: World, asked: Callable[[], int]) -> None:
