@@ -82,7 +82,8 @@ def learner(engine: Any, stage: Stage, world: processes.World, name: str, micro:
     """A learner with everything that any objective asks for."""
     towers = model.build(name, 7).eval()
     width = model.model_config(name)["embed_dim"]
-    kept = {"scale": torch.tensor([2.0])}
+    head = torch.randn(3, width, generator=torch.Generator().manual_seed(4))  # a fresh one gives gradients of 1e-4
+    kept = {"scale": torch.tensor([2.0]), "supervised.weight": head}
     return Learner.make(
         engine, torch.optim.SGD(engine.module.parameters()), stage, width, kept, 3, (world, processes.ranks()), (10, 5),
         micro=micro, start=towers, labels=np.arange(PAIRS) % 4 - 1, flags=np.arange(PAIRS) % 5 == 0,

@@ -22,7 +22,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Results]:
         words = ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--master-port", "0", "--standalone"]
         done = subprocess.run(
             [sys.executable, *words, str(ROOT / "tests/exactness.py"), str(path)],
-            env=environment(OMP_NUM_THREADS="1"), capture_output=True, text=True, timeout=230, check=False,
+            env=environment(OMP_NUM_THREADS="1"), capture_output=True, text=True, timeout=400, check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-3000:]
         out[ranks] = torch.load(path, weights_only=True)
