@@ -5,7 +5,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from configs.section import Section
-from configs.start import AnyTransform, Start
+from configs.start import Anp, AnyTransform, FinePrune, Start
 from objectives import AnyObjective
 
 
@@ -78,5 +78,10 @@ class Stage(Section):
             raise ValueError(
                 f"optimizer.state is {self.optimizer.state}, but weights by open_clip's name come without AdamW's moments; "
                 "use fresh, or start from a file that holds them"
+            )
+        if isinstance(self.transform, FinePrune | Anp) and self.optimizer.state != "fresh":
+            raise ValueError(
+                f"optimizer.state is {self.optimizer.state}, but moments from before would move the neurons that transform "
+                f"{self.transform.kind} removes; use fresh"
             )
         return self

@@ -1,6 +1,7 @@
 """What a run works on: its pairs, its evaluation sets, its labels, all checked before anything is trained."""
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 
 from configs.plan import Run
 from configs.spec import Spec
+from configs.start import Anp, FinePrune
 from data.augment import check_augment
 from data.chance import lowest, ranks
 from data.pipeline import CleanSource, Data, Pairs, Reading, clean_rows
@@ -22,6 +24,7 @@ from engine import evaluate, model
 from engine import world as processes
 from engine.cluster import read_flags, read_labels
 from engine.folder import finished
+from engine.neurons import neurons_of
 from engine.pictures import check_labels, pictures
 from engine.start import path_of
 from engine.world import World
@@ -47,6 +50,13 @@ class Job:
         """Steps of the whole run."""
         return self.pairs.steps * self.run.settings.epochs
 
+    def workers(self, world: World) -> int:
+        """Loader processes of each rank."""
+        asked = self.run.spec.machine.workers
+        if asked != "auto":
+            return int(asked)
+        return 0 if world.device.type == "cpu" else min(8, max(1, (os.cpu_count() or 1) // world.local_size - 1))
+
 
 def prepare(run: Run, study: Path, world: World) -> Job:
     """The job of a run; Refusal for whatever is wrong with its data, its model or its batch."""
@@ -61,6 +71,8 @@ def prepare(run: Run, study: Path, world: World) -> Job:
         )
     tokenize = model.Tokenizer(spec.model.name)
     _divides(run, world)
+    if isinstance(stage.transform, FinePrune | Anp):
+        neurons_of(model.on_meta(spec.model.name), spec.model.name)
     source, clean = spec.data.pretrain, spec.data.clean
     augment = clean.augment if run.stage == "clean" and clean.augment is not None else spec.data.augment
     if stage.objective.views[1] > 1:

@@ -123,9 +123,8 @@ def perform(
             job.pairs.steps, machine.log_steps, stage.measure_steps, 60 * machine.save_minutes, machine.max_bad_steps, stop,
             lambda epoch: _begin(job, learner, epoch), measure, save, ledger.add, lament, hopeless,
         )  # fmt: skip
-        workers = _workers(machine.workers, world)
         try:
-            train(learner, batches(job.pairs, stage.epochs, start, workers), journal, cadence, world)
+            train(learner, batches(job.pairs, stage.epochs, start, job.workers(world)), journal, cadence, world)
         except Hopeless as end:
             if world.first:
                 seconds = round(time.monotonic() - began, 1)
@@ -157,8 +156,9 @@ def _learner(job: Job, world: World) -> tuple[Learner, dict[str, Any]]:
     towers.to(world.device)
     # a run that goes on takes its weights from its checkpoint: what was done to the start's is in them
     begun = processes.together(lambda: bool(checkpoint.committed(job.folder / "checkpoints")))
+    done = processes.together(lambda: read_json(job.folder / "card.json").get("transformed")) if begun else None
     if stage.transform is not None and not begun:
-        found = transformed(stage.transform, towers, found, job, world)
+        found, done = transformed(stage.transform, towers, found, job, world)
     if not stage.objective.moves_texts:
         towers.freeze_texts()
     facts = {
@@ -169,6 +169,7 @@ def _learner(job: Job, world: World) -> tuple[Learner, dict[str, Any]]:
         "pairs a process": rows,
         "views": views,
         "data digest": job.pairs.index.digest,
+        "transformed": done,
     }
     processes.agree(facts)
     engine, stepper, adam, clip = zero.wrap(towers, section, machine, world, rows)
@@ -245,12 +246,6 @@ def _begin(job: Job, learner: Learner, epoch: int) -> None:
     learner.renew("cluster.", derive(spec.seed, "head", epoch))
 
 
-def _workers(workers: int | str, world: World) -> int:
-    if workers != "auto":
-        return int(workers)
-    return 0 if world.device.type == "cpu" else min(8, max(1, (os.cpu_count() or 1) // world.local_size - 1))
-
-
 def _same_data(then: str, now: str, path: Path) -> None:
     if then != now:
         raise Refusal(
@@ -306,6 +301,7 @@ def _card(job: Job, world: World, facts: dict[str, Any], digest: str) -> dict[st
         "title": run.title,
         "start": run.origin,
         "transform": stage.transform.model_dump() if stage.transform else None,
+        "transformed": facts["transformed"],
         "model": f"{run.spec.model.name}, {facts['parameters']:,} parameters and the scale",
         "objective": stage.objective.model_dump(),
         "pairs": len(job.pairs),

@@ -89,7 +89,8 @@ def check(agenda: Agenda, world: World) -> None:
                 f"{agenda.folder / run.start.folder} is not finished; run the pretrain stage first, or both at once"
             )
         same = repr((run.stage, run.spec.data, run.spec.attack, run.spec.model, run.spec.seed, run.settings.objective,
-                     run.settings.batch, run.settings.start, run.start and run.start.folder))  # fmt: skip
+                     run.settings.batch, run.settings.start, run.settings.transform and run.settings.transform.kind,
+                     run.start and run.start.folder))  # fmt: skip
         if same not in seen and agenda.state(run) != "ended":
             prepare(run, agenda.folder, world)
         seen.add(same)

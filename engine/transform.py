@@ -7,6 +7,7 @@ from data.chance import derive
 from engine import model
 from engine.inputs import Job
 from engine.learner import initial
+from engine.prune import anp, fine_pruned
 from engine.towers import Towers
 from engine.world import World
 
@@ -17,11 +18,14 @@ def transformed(
     found: dict[str, torch.Tensor],
     job: Job,
     world: World,
-) -> dict[str, torch.Tensor]:
-    """Changes the towers in place; the scale and the bias, given as `found` with the start's weights, as they are then."""
+) -> tuple[dict[str, torch.Tensor], str | None]:
+    """Changes the towers in place; (the scale and the bias, given as `found` with the start's weights, as they are then;
+    what was done, in words, where the section alone does not say it)."""
     if isinstance(section, ShrinkPerturb):
-        return shrunk(section, towers, found, job)
-    raise AssertionError(section)
+        return shrunk(section, towers, found, job), None
+    if isinstance(section, FinePrune):
+        return found, fine_pruned(section, towers, job, world)
+    return found, anp(section, towers, found, job, world)
 
 
 def shrunk(section: ShrinkPerturb, towers: Towers, found: dict[str, torch.Tensor], job: Job) -> dict[str, torch.Tensor]:

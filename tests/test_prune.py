@@ -1,0 +1,379 @@
+"""Removing neurons of the picture tower: for good, the right ones, the same on any number of processes."""
+
+import copy
+import json
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import antidote, journals
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from torch import nn
+
+from configs.stage import Stage
+from configs.start import Anp, FinePrune
+from data.pipeline import Batch
+from data.refusal import Refusal
+from engine import model
+from engine import world as processes
+from engine.neurons import Block, Neurons, neurons_of
+from engine.prune import Match, activations, fine_pruned, learned_masks, mask_slope, worst
+from engine.towers import Towers
+from engine.transform import transformed
+from objectives.contract import Features
+from objectives.exchange import ALONE, Exchange
+from objectives.mmcl import mmcl
+
+MODELS = ("test-vit", "test-resnet")
+ONE = processes.World(0, 1, 0, 1, torch.device("cpu"))
+SCALE = torch.tensor([2.6592])
+
+
+class Pairs:
+    """48 random pairs in batches of 16, as data.pipeline gives them by (epoch, step)."""
+
+    steps, batch = 3, 16
+
+    def __init__(self) -> None:
+        draw = np.random.default_rng(5)
+        self.images = torch.from_numpy(draw.integers(0, 256, (48, 1, 3, 32, 32), np.uint8))
+        self.tokens = torch.zeros(48, 1, 16, dtype=torch.int32)
+        self.tokens[:, 0, :5] = torch.from_numpy(draw.integers(1, 40000, (48, 5), np.int32))
+        self.tokens[:, 0, 0], self.tokens[:, 0, 5] = 49406, 49407
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, at: tuple[int, int]) -> Batch:
+        mine = slice(at[1] * self.batch, (at[1] + 1) * self.batch)
+        keys = [str(i) for i in range(48)][mine]
+        return Batch(self.images[mine], self.tokens[mine], torch.arange(48)[mine], keys, torch.zeros(16).bool(), [])
+
+
+def job(name: str, micro: int | None = None) -> Any:
+    """As much of a job as pruning reads."""
+    stage = Stage.model_validate({"objective": {"kind": "mmcl"}, "epochs": 1, "batch": 16, "optimizer": {"rate": 1e-3}})
+    machine = SimpleNamespace(eval_batch=7, micro_batch=micro)
+    spec = SimpleNamespace(model=SimpleNamespace(name=name), machine=machine, seed=3)
+    run = SimpleNamespace(spec=spec, settings=stage)
+    return SimpleNamespace(run=run, pairs=Pairs(), workers=lambda world: 0)
+
+
+def build(name: str) -> Towers:
+    """Towers whose BatchNorms have gains, biases and statistics that matter."""
+    towers = model.build(name, 1)
+    draw = torch.Generator().manual_seed(2)
+    for norm in towers.norms:
+        for values, low, high in ((norm.weight, 0.5, 1.5), (norm.bias, -0.5, 0.5), (norm.running_var, 0.5, 1.5)):
+            values.data.uniform_(low, high, generator=draw)
+    for block in neurons_of(towers, name).blocks:
+        block.into.bias.data.uniform_(-0.5, 0.5, generator=draw)
+    return towers
+
+
+def loss(towers: Towers, images: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    rows, texts = towers(images, tokens)
+    return mmcl(1.0, Features((rows,), (texts,), {"scale": SCALE.to(rows)}), Exchange(ALONE))["loss"]
+
+
+@cache
+def _fitted(name: str) -> Towers:
+    towers, pairs = build(name).train(), Pairs()
+    adam = torch.optim.AdamW(towers.parameters(), lr=3e-3, weight_decay=0.0)
+    for step in range(60):
+        descend(towers, adam, pairs[(1, step % pairs.steps)])
+    return towers.eval()
+
+
+def fitted(name: str) -> Towers:
+    """Towers that tell the 48 pairs apart, after 60 steps of AdamW."""
+    return copy.deepcopy(_fitted(name))
+
+
+def descend(towers: Towers, adam: torch.optim.Optimizer, one: Batch) -> None:
+    adam.zero_grad()
+    loss(towers, one.images[:, 0], one.tokens[:, 0]).backward()  # type: ignore[no-untyped-call]
+    adam.step()
+    towers.settle()
+
+
+def sides(neurons: Neurons) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """(weights and bias that lead into it, weights that lead out of it) of each neuron, flat."""
+    out = []
+    for block in neurons.blocks:
+        for i in range(len(block)):
+            into = torch.cat([block.into.weight[i].flatten(), block.into.bias[i : i + 1]])
+            out.append((into.detach().clone(), block.onward.weight[:, i].flatten().detach().clone()))
+    return out
+
+
+def dead(neurons: Neurons) -> list[int]:
+    """The neurons that are exactly zero on both sides."""
+    return [i for i, (into, onward) in enumerate(sides(neurons)) if not into.any() and not onward.any()]
+
+
+def state(towers: Towers) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in towers.state_dict().items()}
+
+
+@pytest.mark.parametrize(("name", "all_of_them", "last"), [("test-vit", 128, 128), ("test-resnet", 60, 32)])
+def test_neurons_are_those_of_all_blocks_or_of_the_last(name: str, all_of_them: int, last: int) -> None:
+    towers = model.build(name, 0)
+    assert (len(neurons_of(towers, name)), len(neurons_of(towers, name, last=True))) == (all_of_them, last)
+
+
+@settings(max_examples=4, deadline=None)
+@given(st.sampled_from(MODELS), st.sets(st.integers(0, 59), min_size=1, max_size=20), st.floats(0, 1))
+def test_removed_neurons_stay_exactly_zero_in_training_and_others_move(name: str, places: set[int], decay: float) -> None:
+    towers, pairs = build(name).train(), Pairs()
+    for norm in towers.norms:
+        norm.rows = 8
+    neurons = neurons_of(towers, name)
+    neurons.remove(torch.tensor(sorted(places)))
+    before = sides(neurons)
+    adam = torch.optim.AdamW(towers.parameters(), lr=1e-2, weight_decay=decay, fused=True)
+    for step in range(4):
+        descend(towers, adam, pairs[(1, step % pairs.steps)])
+    assert dead(neurons) == sorted(places)
+    for i, (then, now) in enumerate(zip(before, sides(neurons), strict=True)):
+        assert i in places or not any(torch.equal(a, b) for a, b in zip(then, now, strict=True))
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("training", [False, True])
+def test_a_tower_without_neurons_is_the_tower_with_their_activations_masked(name: str, training: bool) -> None:
+    towers, images = build(name).double().train(training), Pairs().images[:16, 0]
+    neurons = neurons_of(towers, name)
+    kept = torch.rand(len(neurons), generator=torch.Generator().manual_seed(0)) > 0.4
+    hooks = []
+    for block, own in zip(neurons.blocks, torch.split(kept, [len(b) for b in neurons.blocks]), strict=True):
+
+        def masked(module: nn.Module, given: Any, out: torch.Tensor, own: torch.Tensor = own) -> torch.Tensor:
+            return out * (own[:, None, None] if out.ndim == 4 else own)
+
+        hooks.append(block.active.register_forward_hook(masked))
+    want = towers(images, None)[0]
+    for hook in hooks:
+        hook.remove()
+    assert not torch.allclose(towers(images, None)[0], want, atol=1e-4)
+    neurons.remove((~kept).nonzero()[:, 0])
+    assert torch.allclose(towers(images, None)[0], want, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_scaled_neurons_are_those_with_scaled_weights_and_biases(name: str) -> None:
+    towers, images = build(name).double().eval(), Pairs().images[:16, 0]
+    neurons = neurons_of(towers, name)
+    before = towers(images, None)[0]
+    draw = torch.Generator().manual_seed(0)
+    gain, shift = torch.rand(2, len(neurons), generator=draw, dtype=torch.float64) * 2
+    with neurons.scaled(torch.ones_like(gain), torch.ones_like(gain)):
+        assert torch.equal(towers(images, None)[0], before)
+    with neurons.scaled(gain, shift):
+        got = towers(images, None)[0]
+    assert torch.equal(towers(images, None)[0], before)
+    sizes = [len(block) for block in neurons.blocks]
+    for block, g, s in zip(neurons.blocks, torch.split(gain, sizes), torch.split(shift, sizes), strict=True):
+        block.into.weight.data *= g.view(-1, *[1] * (block.into.weight.ndim - 1))
+        block.into.bias.data *= s
+    assert torch.allclose(towers(images, None)[0], got, atol=1e-12)
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.sampled_from(MODELS), st.lists(st.integers(0, 40), min_size=128, max_size=128), st.floats(0, 0.99))
+def test_fine_pruning_removes_the_share_with_the_lowest_activations(name: str, levels: list[int], share: float) -> None:
+    """Weights of zero and biases of b >= 0 give every picture the activation f(b), which grows with b."""
+    towers = build(name)
+    neurons = neurons_of(towers, name, last=True)
+    for block in neurons.blocks:
+        block.into.weight.data.zero_()
+        block.into.bias.data.copy_(torch.tensor(levels[: len(block)]) / 10 + 1)
+    words = fine_pruned(FinePrune(kind="fine_prune", share=share, pairs=20), towers, job(name), ONE)
+    expected = sorted(range(len(neurons)), key=lambda i: (levels[i], i))[: int(share * len(neurons) + 1e-9)]
+    assert dead(neurons) == sorted(expected)
+    assert words == f"removed {len(expected)} of {len(neurons)} neurons"
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("pairs", "used"), [(5, 5), (20, 20), (1000, 48)])
+def test_activations_are_means_over_the_first_pairs(name: str, pairs: int, used: int) -> None:
+    towers = build(name).train()
+    neurons = neurons_of(towers, name, last=True)
+    seen: list[torch.Tensor] = []
+    got = activations(neurons, towers, job(name), ONE, pairs)
+    assert all(module.training for module in towers.modules())
+    (block,) = neurons.blocks
+    hook = block.active.register_forward_hook(lambda module, given, out: seen.append(out.detach()))
+    with torch.no_grad():
+        towers.eval()(Pairs().images[:used, 0], None)
+    hook.remove()
+    want = seen[0].mean((0, 2, 3)) if seen[0].ndim == 4 else seen[0].mean((0, 1))
+    assert torch.allclose(got.float(), want, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_of_two_ranks_each_adds_its_part(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """20 of 48 pairs in batches of 16: rank 0 holds pairs 0-7 and 16-19, rank 1 holds pairs 8-15 and nothing more."""
+    towers = build(name)
+    neurons = neurons_of(towers, name, last=True)
+    want = activations(neurons, towers, job(name), ONE, 20)
+    monkeypatch.setattr(processes, "total_", lambda tensors: None)
+    total = torch.zeros_like(want)
+    for rank in (0, 1):
+        one = job(name)
+        whole = one.pairs.__getitem__
+
+        class Part(Pairs):
+            def __getitem__(self, at: tuple[int, int], whole: Any = whole, rank: int = rank) -> Batch:
+                batch, mine = whole(at), slice(rank * 8, rank * 8 + 8)
+                return Batch(batch.images[mine], batch.tokens[mine], batch.samples[mine], [], batch.poisoned[mine], [])
+
+        one.pairs = Part()
+        total += activations(neurons, towers, one, processes.World(rank, 2, 0, 1, ONE.device), 20)
+    assert torch.allclose(total, want, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("section", [FinePrune(kind="fine_prune", share=0), Anp(kind="anp", steps=0, threshold=1)])
+def test_no_share_and_no_steps_change_no_bit(name: str, section: FinePrune | Anp) -> None:
+    towers = build(name).train()
+    towers.freeze_texts()
+    before, asks = state(towers), [parameter.requires_grad for parameter in towers.parameters()]
+    found = {"scale": torch.tensor([1.0])}
+    kept, words = transformed(section, towers, found, job(name), ONE)
+    assert kept == found
+    assert words == f"removed 0 of {len(neurons_of(towers, name, last=section.kind == 'fine_prune'))} neurons"
+    assert all(torch.equal(value, before[key]) for key, value in towers.state_dict().items())
+    assert all(module.training for module in towers.modules())
+    assert [parameter.requires_grad for parameter in towers.parameters()] == asks
+
+
+def match(name: str, towers: Towers, rows: int = 16) -> Match:
+    return Match(towers.eval(), neurons_of(towers, name), SCALE.to(next(towers.parameters()).dtype), ALONE, rows)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("rows", [5, 16])
+def test_the_gradient_in_the_masks_is_that_of_finite_differences(name: str, rows: int) -> None:
+    """In float64, of the whole loss, with the perturbation held; all pictures at once and in micro-batches."""
+    towers, one = build(name).double(), Pairs()[(1, 0)]
+    here, images = match(name, towers, rows), one.images[:, 0]
+    texts, count = here.texts(one.tokens[:, 0]), len(here.neurons)
+    draw = torch.Generator().manual_seed(1)
+    masks = torch.rand(count, generator=draw, dtype=torch.float64)
+    noise = worst(0.4, here, images, texts, masks, draw)
+    assert noise.abs().max() <= 0.4
+    slope = mask_slope(0.2, here, images, texts, masks, noise)[1]
+    assert slope.abs().max() > 1e-4
+    way = torch.randn(count, generator=draw, dtype=torch.float64)
+    ends = [mask_slope(0.2, here, images, texts, masks + h * way, noise)[0] for h in (1e-6, -1e-6)]
+    assert torch.allclose((ends[0] - ends[1]) / 2e-6, slope @ way, atol=1e-7, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_perturbation_raises_the_loss(name: str) -> None:
+    towers, one = fitted(name), Pairs()[(1, 0)]
+    here, images = match(name, towers), one.images[:, 0]
+    texts, masks = here.texts(one.tokens[:, 0]), torch.ones(len(here.neurons))
+    noise = worst(0.4, here, images, texts, masks, torch.Generator().manual_seed(1))
+    plain = here.slopes(images, texts, masks, masks)[0]
+    assert here.slopes(images, texts, masks + noise[0], 1 + noise[1])[0] > 1.5 * plain
+
+
+def plant(towers: Towers, block: Block, place: int) -> None:
+    """Makes a neuron sleep on clean pairs and hurt when woken, as a backdoor's do: w x is about 10 on every picture, w x + b
+    at most -3, and what it sends on is large. 1.4 w x + 0.6 b is well above 0."""
+    seen: list[torch.Tensor] = []
+    hook = block.into.register_forward_pre_hook(lambda module, given: seen.append(given[0].detach()))
+    with torch.no_grad():
+        towers(Pairs().images[:, 0], None)
+        hook.remove()
+        into, x = block.into, seen[0]
+        if x.ndim == 4:
+            own = x[:, place]
+            into.running_mean[place], into.running_var[place] = own.mean() - 10 * own.std(), own.var()
+            into.weight[place] = 1.0
+            most = 10 + (own.max() - own.mean()) / own.std()
+        else:
+            mean = x.flatten(0, 1).mean(0)
+            into.weight[place] = 10 * mean / mean.square().sum()
+            most = (x @ into.weight[place]).max()
+        into.bias[place] = -most - 3
+        onward = block.onward.weight[:, place]
+        onward.copy_(5 * torch.randn(onward.shape, generator=torch.Generator().manual_seed(4)))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_neuron_that_sleeps_on_clean_pairs_and_hurts_when_woken_is_the_first_masked(name: str) -> None:
+    towers = fitted(name)
+    neurons = neurons_of(towers, name, last=True)
+    plant(towers, neurons.blocks[0], 7)
+    planted = len(neurons_of(towers, name)) - len(neurons) + 7
+    one, here = job(name), match(name, towers)
+    section = Anp(kind="anp", steps=2, rate=0.2)
+    masks = learned_masks(section, here, one, ONE, seed=3)
+    assert masks.argmin() == planted
+    assert masks[planted] < torch.cat([masks[:planted], masks[planted + 1 :]]).min() - 0.02
+    assert torch.equal(masks, learned_masks(section, here, one, ONE, seed=3))
+    assert torch.allclose(masks, learned_masks(section, match(name, towers, rows=5), one, ONE, seed=3), atol=1e-3)
+
+
+def test_anp_removes_the_planted_neuron_alone_and_leaves_the_others_as_they_were() -> None:
+    towers = fitted("test-vit")
+    neurons = neurons_of(towers, "test-vit")
+    plant(towers, neurons.blocks[0], 7)
+    before = sides(neurons)
+    found, words = transformed(Anp(kind="anp", steps=5), towers, {"scale": SCALE}, job("test-vit"), ONE)
+    assert words == "removed 1 of 128 neurons"
+    assert found == {"scale": SCALE}
+    assert dead(neurons) == [7]
+    for i, (then, now) in enumerate(zip(before, sides(neurons), strict=True)):
+        assert i == 7 or all(torch.equal(a, b) for a, b in zip(then, now, strict=True))
+
+
+def test_what_has_no_such_neurons_is_refused_in_a_sentence() -> None:
+    with pytest.raises(Refusal, match="the picture tower of convnext_tiny is neither; name a model such as RN50"):
+        neurons_of(model.on_meta("convnext_tiny"), "convnext_tiny")
+    fields = {"objective": {"kind": "mmcl"}, "epochs": 1, "batch": 8, "optimizer": {"rate": 1, "state": "inherited"}}
+    with pytest.raises(ValidationError, match="would move the neurons that transform anp removes; use fresh"):
+        Stage.model_validate({**fields, "transform": {"kind": "anp"}})
+    towers = build("test-vit")
+    with pytest.raises(Refusal, match="the loss of anp at budget 1e\\+30 and rate 0.2 is not finite; lower them"):
+        transformed(Anp(kind="anp", steps=1, budget=1e30), towers, {}, job("test-vit"), ONE)
+
+
+@pytest.mark.timeout(480)
+def test_whole_studies_prune_alike_on_one_process_and_two(spec: Path) -> None:
+    """Both cleaners after one pre-training; removed neurons are dead in the final weights, and the same."""
+    kinds = "[{kind: fine_prune, pairs: 40}, {kind: anp, steps: 5, rate: 20, threshold: 0.9}]"
+    text = spec.read_text() + f"sweep: {{clean.transform: {kinds}}}\n"
+    studies = []
+    for count in (0, 2):
+        folder = spec.parent / str(count)
+        folder.mkdir()
+        (folder / "tiny.yaml").write_text(text)
+        out = antidote("--spec", "tiny.yaml", cwd=folder, processes=count)
+        assert out.returncode == 0, out.stderr
+        studies.append(folder / "runs/tiny")
+    rows, others = (journals(study) for study in studies)
+    removed = {}
+    for run in sorted(name for name in rows if name.startswith("clean")):
+        for a, b in zip(rows[run], others[run], strict=True):
+            assert {k: v for k, v in b.items() if k in a} == pytest.approx({k: v for k, v in a.items() if k in b}, rel=1e-4)
+        lost = []
+        for study in studies:
+            card = json.loads((study / run / "card.json").read_text())
+            towers = model.build("test-vit", 0)
+            model.load_weights(towers, study / run / "weights.safetensors")
+            lost.append(dead(neurons_of(towers, "test-vit")))
+            assert card["transformed"] == f"removed {len(lost[-1])} of 128 neurons"
+        assert lost[0] == lost[1]
+        removed[card["transform"]["kind"]] = len(lost[0])
+    assert removed["fine_prune"] == 25
+    assert 0 < removed["anp"] < 128
