@@ -5,9 +5,10 @@ import os
 import socket
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from configs.plan import Run
+if TYPE_CHECKING:
+    from configs.plan import Run
 
 STOPPED, FAILED = "stopped.json", "failed.json"
 
@@ -17,7 +18,7 @@ def finished(folder: Path) -> bool:
     return (folder / "finished.json").is_file() and (folder / "weights.safetensors").is_file()
 
 
-def current(folder: Path, run: Run) -> bool:
+def current(folder: Path, run: "Run") -> bool:
     """Whether the run in a folder is finished and was measured as the spec says now."""
     return finished(folder) and bool(read_json(folder / "finished.json").get("measured") == run.measured)
 

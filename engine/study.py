@@ -20,6 +20,7 @@ from engine.checkpoint import DiskFull, committed
 from engine.folder import FAILED, finished, note_failure, read_json, write_json
 from engine.inputs import prepare
 from engine.journal import show_figure
+from engine.status import Surveyor
 from engine.stop import hopeless
 from engine.train import Stopped
 from engine.world import World
@@ -101,6 +102,7 @@ def work(agenda: Agenda, world: World, asked: Callable[[], int], command: str) -
     for. Runs that fail are noted in their folders and passed over."""
     helps = os.environ.get(HELPS)
     agenda.since = float(helps) if helps else processes.together(partial(claim.now, agenda.folder))
+    surveyor = Surveyor(agenda.folder) if world.first and not helps and len(agenda.runs) > 1 else None
     while True:
         if sign := max(processes.gather_objects(asked())):
             return 128 + int(sign)
@@ -125,6 +127,9 @@ def work(agenda: Agenda, world: World, asked: Callable[[], int], command: str) -
                 if world.first:
                     note_failure(agenda.folder / run.folder, str(refusal))
                     print(f"error: {run.folder} ({run.title}): {refusal}", file=sys.stderr, flush=True)
+        if surveyor is not None:
+            survey = surveyor.survey()
+            print(survey.line(1 + survey.count("running")), file=sys.stderr, flush=True)
 
 
 def _taken(agenda: Agenda, command: str) -> tuple[Run | Literal["wait", "none"], claim.Claim | None]:

@@ -168,7 +168,7 @@ def test_leftover_poison_is_left_in_the_clean_set(index: Index) -> None:
     with pytest.raises(Refusal, match="data.clean.leftover is 5, but 4 pairs are poisoned"):
         clean_rows(index, 0, CleanSource(pairs=20, leftover=5), excluded, poisoned)
     for wrong, words in (
-        ({"leftover": 1, "held_out": True, "pairs": 5}, "neither with shards nor with held_out"),
+        ({"leftover": 1, "held_out": True, "pairs": 5}, "it does not go with held_out"),
         ({"held_out": True}, "needs pairs"),
         ({"leftover": 3, "pairs": 2}, "more than the 2 pairs"),
     ):

@@ -153,6 +153,24 @@ def test_a_search_finds_what_a_smooth_goal_has_its_peak_at() -> None:
     assert suggestions(search, arm, [*told, (told[0][0], None)], 3), "a trial that failed is no end"
 
 
+def test_a_search_for_both_rates_trades_one_for_the_other() -> None:
+    """Both rates are best at 1e-3; half of the later trials are near it."""
+    arm = Arm(axes={RATE: Range(low=1e-6, high=1.0, scale="log")})
+    search = Optuna(kind="optuna", trials=40, together=5, goal="both")
+
+    def rates(one: dict[str, Any]) -> list[float]:
+        away = abs(math.log10(one[RATE]) + 3) / 3
+        return [1 - away, away]
+
+    told: list[tuple[dict[str, Any], list[float] | None]] = [
+        (one, rates(one)) for one in (arm.drawn(0, i) for i in range(5))
+    ]
+    while len(told) < 40:
+        told += [(one, rates(one)) for one in suggestions(search, arm, told, 5)]
+    late = sorted(values[0] for _, values in told[20:] if values)
+    assert late[10] > 0.8
+
+
 def finish(folder: Path, name: str, top1: float, asr: float) -> None:
     home = folder / name
     home.mkdir(parents=True)

@@ -1,0 +1,93 @@
+"""Jobs of a study on this machine: how many, on which GPUs, by which command; runs of several processes."""
+
+import json
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import ROOT, antidote, journals, settings
+
+from configs.sweep import Sweep
+from engine import spread
+from engine.screen import Screen
+from engine.spread import slots, words_of
+from engine.status import Surveyor
+
+
+@pytest.mark.parametrize(
+    ("sweep", "gpus", "visible", "runs", "expected"),
+    [
+        ({}, 4, None, 9, [["0"], ["1"], ["2"], ["3"]]),
+        ({}, 4, "4,6,7,9", 9, [["4"], ["6"], ["7"], ["9"]]),
+        ({"processes": 2}, 5, None, 9, [["0", "1"], ["2", "3"]]),
+        ({}, 4, None, 2, [["0"], ["1"]]),
+        ({"jobs": 3}, 2, None, 9, [["0"], ["1"], ["0"]]),
+        ({}, 0, None, 9, [[], [], []]),
+        ({"processes": 2}, 0, None, 9, [[]]),
+        ({"executor": "slurm"}, 0, None, 9, [[]] * 9),
+        ({"executor": "slurm", "jobs": 2}, 0, None, 9, [[], []]),
+    ],
+)
+def test_jobs_are_as_many_as_gpus_or_cores(
+    sweep: dict[str, Any],
+    gpus: int,
+    visible: str | None,
+    runs: int,
+    expected: list[list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(spread, "_cores", lambda: 3)
+    monkeypatch.setattr(spread, "MEMORY", 1.0)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert [slot.gpus for slot in slots(Sweep(**{"executor": "local", **sweep}), runs)] == expected
+
+
+def test_a_job_is_the_command_of_the_study_itself() -> None:
+    options = Namespace(spec="x.yaml", set=["clean.epochs=2"], stage="clean")
+    one = words_of(options, Sweep(), 3, 29700)
+    assert one[1:] == [
+        str(ROOT / "engine/run.py"), "--spec", "x.yaml", "--set", "clean.epochs=2", "--stage", "clean",
+        "--set", "sweep.executor=here", "--set", "machine.threads=3",
+    ]  # fmt: skip
+    several = words_of(options, Sweep(processes=4), None, 29700)
+    assert several[0].endswith("deepspeed")
+    assert several[1:6] == ["--num_gpus", "4", "--master_port", "29700", str(ROOT / "engine/run.py")]
+
+
+def test_several_processes_pre_train_together_then_runs_of_several_are_spread(spec: Path, tmp_path: Path) -> None:
+    """DeepSpeed's launcher with two processes; their cleaning runs, too, are jobs of two. As one process does it all."""
+    (tmp_path / "one").mkdir()
+    sweep = {"clean.optimizer.rate": [1e-4, 1e-3]}
+    alone = antidote("--spec", str(spec), *settings(f"sweep={json.dumps(sweep)}"), cwd=tmp_path / "one")
+    assert alone.returncode == 0, alone.stderr
+    assert "2 of 3 runs done" in alone.stderr, "how far it is, after each run"
+    more = {**sweep, "executor": "local", "jobs": 1, "processes": 2}
+    out = antidote("--spec", str(spec), *settings(f"sweep={json.dumps(more)}"), cwd=tmp_path, processes=2)
+    assert out.returncode == 0, out.stderr
+    study = tmp_path / "runs/tiny"
+    cards = [json.loads(path.read_text()) for path in study.glob("*/card.json")]
+    assert [card["processes"] for card in cards] == [2, 2, 2]
+    assert len(list((study / ".jobs").glob("*_log.out"))) == 1, "one job took both runs"
+    expected = journals(tmp_path / "one/runs/tiny")
+    for name, rows in journals(study).items():
+        losses = [[row["loss"] for row in of if row["kind"] == "step"] for of in (rows, expected[name])]
+        assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_on_a_terminal_a_live_table_shows_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    runs = [{"run": f"clean-{i}", "stage": "clean", "title": f"clean [{i}]"} for i in range(40)]
+    (tmp_path / "study.json").write_text(json.dumps({"runs": runs}))
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    screen = Screen()
+    screen.show(Surveyor(tmp_path), 2)
+    screen.show(Surveyor(tmp_path), 2)
+    screen.end()
+    said = capsys.readouterr().err
+    assert "0 of 40 runs done, 0 running, 40 left" in said
+    assert "clean [3]" in said
+    assert "and 10 more" in said
