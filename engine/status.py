@@ -187,7 +187,7 @@ def table(survey: Survey, jobs: int, rows: int | None = None) -> "Table":
         )
         out.add_row(*(escape(cell) for cell in cells))
     if rows is not None and len(shown) > rows:
-        out.add_row(f"and {len(shown) - rows:,} more")
+        out.caption = f"and {len(shown) - rows:,} more"
     return out
 
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 from conftest import ROOT, SPEC, antidote, environment
 from ruamel.yaml import YAML
 
@@ -47,7 +48,7 @@ def small(tree: dict[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def test_every_example_of_the_page_on_cleaning_runs(world: Path, tmp_path: Path) -> None:
+def test_every_example_of_the_page_on_cleaning_runs(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = SPEC.format(world=world).replace("epochs: 2", "epochs: 1")
     (tmp_path / "first.yaml").write_text(base)
     first = antidote("--spec", "first.yaml", "--stage", "pretrain", cwd=tmp_path)
@@ -83,6 +84,7 @@ def test_every_example_of_the_page_on_cleaning_runs(world: Path, tmp_path: Path)
     )  # fmt: skip
     codes = dict(line.rsplit(" ", 1) for line in out.stdout.splitlines() if line.startswith(str(tmp_path)))
     assert codes == {str(path): "0" for path in specs}, out.stderr[-3000:]
+    monkeypatch.chdir(tmp_path)  # what a spec names lies here
     for path in specs:
         for run in runs(load(path).points):
             home = tmp_path / "runs/tiny" / run.folder

@@ -365,7 +365,8 @@ def test_whole_studies_prune_alike_on_one_process_and_two(spec: Path) -> None:
     removed = {}
     for run in sorted(name for name in rows if name.startswith("clean")):
         for a, b in zip(rows[run], others[run], strict=True):
-            assert {k: v for k, v in b.items() if k in a} == pytest.approx({k: v for k, v in a.items() if k in b}, rel=1e-4)
+            same = [name for name in a if name in b and not isinstance(a[name], str)]
+            assert [b[name] for name in same] == pytest.approx([a[name] for name in same], rel=1e-4)
         lost = []
         for study in studies:
             card = json.loads((study / run / "card.json").read_text())

@@ -1,6 +1,7 @@
 """Jobs of a study on this machine: how many, on which GPUs, by which command; runs of several processes."""
 
 import json
+import re
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,7 @@ def test_on_a_terminal_a_live_table_shows_the_study(tmp_path: Path, monkeypatch:
     screen.show(Surveyor(tmp_path), 2)
     screen.show(Surveyor(tmp_path), 2)
     screen.end()
-    said = capsys.readouterr().err
+    said = " ".join(re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().err).split())
     assert "0 of 40 runs done, 0 running, 40 left" in said
     assert "clean [3]" in said
     assert "and 10 more" in said
