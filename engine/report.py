@@ -16,7 +16,7 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -320,8 +320,9 @@ def _cleaned(model: str, best: Point[Mark]) -> tuple[str, str]:
     return "dear", f"{done} (start {percent(start.top1)}), a loss of {loss:.1f} points."
 
 
-def summary(panel: Panel) -> list[tuple[str, str, str]]:
-    """The panel's rows of the small table: what, the number, and a remark on it."""
+def summary(panel: Panel, cleaners: Sequence[str]) -> list[tuple[str, str, str]]:
+    """The panel's rows of the small table: what, the number, and a remark on it; a row for each of the study's cleaners, so
+    that all panels have the same."""
     start, twin = _mean(panel.starts), _mean(panel.twins)
     many = f"mean of {len(panel.starts)} runs" if len(panel.starts) > 1 else ""
     rows = [
@@ -333,7 +334,6 @@ def summary(panel: Panel) -> list[tuple[str, str, str]]:
         best = best_accuracy(panel.points, cap)
         remark = f"ASR {percent(best.asr)}, {_where(best)}" if best else ""
         rows.append((f"best top-1 at ASR ≤ {100 * cap:g} %", percent(best.top1) if best else "none", remark))
-    cleaners = list(dict.fromkeys(point.label.objective for point in panel.points))
     for who in cleaners if len(cleaners) > 1 else ():
         best = best_accuracy([point for point in panel.points if point.label.objective == who], CAP)
         remark = f"ASR {percent(best.asr)}, {_where(best)}" if best else ""
@@ -432,12 +432,13 @@ def _page(read: Study, wide: dict[str, bytes], narrow: dict[str, bytes]) -> str:
         if record.poison:
             poisons.setdefault(record.poison, []).append(record.run.run)
     found = panels(read)
+    cleaners = list(dict.fromkeys(point.label.objective for panel in found for point in panel.points))
     return page.get_template("report.html.j2").render(
         plan=read.plan,
         records=read.records,
         finished=sum(record.finished for record in read.records),
         verdicts=[verdict(panel) for panel in found],
-        summaries=[(panel.title, summary(panel)) for panel in found],
+        summaries=[(panel.title, summary(panel, cleaners)) for panel in found],
         notes=notes(read),
         wide=wide,
         narrow=narrow,

@@ -29,10 +29,11 @@ def study(folder: Path, name: str = "s") -> Path:
         "pretrain-b": [(0.03, 0.01), (0.82, 0.97)],
         "clean-a": [(0.80, 0.99), (0.70, 0.20), (0.79, 0.03)],
         "clean-b": [(0.82, 0.97), (0.81, 0.60)],
-        "clean-c": [(0.82, 0.97)],
+        "clean-c": [(0.82, 0.97), (0.5, 0.7)],
     }
     for card in cards:
         card |= {"seed": 0, "clean_objective": "cleanclip" if card["start"] else None, "swept": {}}
+        card["cleaner"] = "ours" if card["run"] == "clean-c" else card["clean_objective"]
         run = folder / str(card["run"])
         run.mkdir(parents=True)
         rows = [
@@ -62,7 +63,7 @@ def test_verdict_table_and_page(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert re.search(r"MMCL .*99\.0 %.*3\.0 %.*79\.0 %", said)
     assert "60.0 %" in said
     rows = list(csv.DictReader((tmp_path / "s/report/results.csv").read_text().splitlines()))
-    assert len(rows) == 10
+    assert len(rows) == 11
     best = [row for row in rows if row["run"] == "clean-a" and row["epoch"] == "2"][0]
     assert (best["top1"], best["asr"], best["stage"], best["clean_objective"]) == ("0.79", "0.03", "clean", "cleanclip")
     page = (tmp_path / "s/report/index.html").read_text()
