@@ -286,48 +286,47 @@ def test_the_perturbation_raises_the_loss(name: str) -> None:
     assert here.slopes(images, texts, masks + noise[0], 1 + noise[1])[0] > 1.5 * plain
 
 
-def plant(towers: Towers, block: Block, place: int) -> None:
-    """Makes a neuron sleep on clean pairs and hurt when woken, as a backdoor's do: w x is about 10 on every picture, w x + b
-    at most -3, and what it sends on is large. 1.4 w x + 0.6 b is well above 0."""
+def plant(block: Block, place: int, towers: Towers) -> None:
+    """Makes a hidden unit sleep on clean pairs and hurt when woken, as a backdoor's do: w x is about 10 on every picture,
+    w x + b at most -3, and what it sends on is large. 1.4 w x + 0.6 b is well above 0.
+
+    Of a ViT alone: in a tiny ResNet the perturbation of all 60 channels ruins the loss by itself, so none stands out.
+    """
     seen: list[torch.Tensor] = []
     hook = block.into.register_forward_pre_hook(lambda module, given: seen.append(given[0].detach()))
     with torch.no_grad():
         towers(Pairs().images[:, 0], None)
         hook.remove()
-        into, x = block.into, seen[0]
-        if x.ndim == 4:
-            own = x[:, place]
-            into.running_mean[place], into.running_var[place] = own.mean() - 10 * own.std(), own.var()
-            into.weight[place] = 1.0
-            most = 10 + (own.max() - own.mean()) / own.std()
-        else:
-            mean = x.flatten(0, 1).mean(0)
-            into.weight[place] = 10 * mean / mean.square().sum()
-            most = (x @ into.weight[place]).max()
-        into.bias[place] = -most - 3
+        mean = seen[0].flatten(0, 1).mean(0)
+        block.into.weight[place] = 10 * mean / mean.square().sum()
+        block.into.bias[place] = -(seen[0] @ block.into.weight[place]).max() - 3
         onward = block.onward.weight[:, place]
         onward.copy_(5 * torch.randn(onward.shape, generator=torch.Generator().manual_seed(4)))
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_a_neuron_that_sleeps_on_clean_pairs_and_hurts_when_woken_is_the_first_masked(name: str) -> None:
-    towers = fitted(name)
-    neurons = neurons_of(towers, name, last=True)
-    plant(towers, neurons.blocks[0], 7)
-    planted = len(neurons_of(towers, name)) - len(neurons) + 7
-    one, here = job(name), match(name, towers)
-    section = Anp(kind="anp", steps=2, rate=0.2)
+@pytest.mark.parametrize("planted", [7, 20])
+def test_a_neuron_that_sleeps_on_clean_pairs_and_hurts_when_woken_is_the_first_masked(planted: int) -> None:
+    towers, one = fitted("test-vit"), job("test-vit")
+    plant(neurons_of(towers, "test-vit").blocks[0], planted, towers)
+    here, section = match("test-vit", towers), Anp(kind="anp", steps=5, rate=0.2)
     masks = learned_masks(section, here, one, ONE, seed=3)
-    assert masks.argmin() == planted
-    assert masks[planted] < torch.cat([masks[:planted], masks[planted + 1 :]]).min() - 0.02
+    assert masks[planted] < 0.2
+    assert torch.cat([masks[:planted], masks[planted + 1 :]]).min() > 0.9
     assert torch.equal(masks, learned_masks(section, here, one, ONE, seed=3))
-    assert torch.allclose(masks, learned_masks(section, match(name, towers, rows=5), one, ONE, seed=3), atol=1e-3)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_masks_do_not_depend_on_the_micro_batch(name: str) -> None:
+    towers, section = build(name), Anp(kind="anp", steps=2, rate=0.2)
+    masks, parts = (learned_masks(section, match(name, towers, rows), job(name), ONE, seed=3) for rows in (16, 5))
+    assert (masks != 1).any()
+    assert torch.allclose(masks, parts, atol=1e-3)
 
 
 def test_anp_removes_the_planted_neuron_alone_and_leaves_the_others_as_they_were() -> None:
     towers = fitted("test-vit")
     neurons = neurons_of(towers, "test-vit")
-    plant(towers, neurons.blocks[0], 7)
+    plant(neurons.blocks[0], 7, towers)
     before = sides(neurons)
     found, words = transformed(Anp(kind="anp", steps=5), towers, {"scale": SCALE}, job("test-vit"), ONE)
     assert words == "removed 1 of 128 neurons"
