@@ -220,7 +220,7 @@ def arms(sweep: Sweep) -> Iterator[Arm]:
         labels: dict[str, Any] = {}
         fields: dict[str, Any] = {}
         axes = dict(left)
-        cleaning = {name for name in left}
+        cleaning = set(left)
         for name, label, value, further in point:
             labels[name] = label
             set_here = value if isinstance(crossed[name], dict) else {name: value}

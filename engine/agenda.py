@@ -35,6 +35,11 @@ class Agenda:
         agenda.renew()
         return agenda
 
+    @property
+    def whole(self) -> "Agenda":
+        """The same of all stages."""
+        return self if self.stage is None else Agenda.of(self.loaded, self.folder, None)
+
     def renew(self) -> None:
         """Takes in what a search has proposed since."""
         known = len(list((self.folder / "search").glob("*.json")))

@@ -39,15 +39,10 @@ class Holder:
 
 def here() -> dict[str, Any]:
     """What tells this process from all others on all machines."""
-    with suppress(OSError):
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        space = os.readlink("/proc/self/ns/pid")  # containers on one machine have process numbers of their own
-        return {"host": socket.gethostname(), "machine": f"{boot} {space}", **_process(os.getpid())}
-    return {"host": socket.gethostname(), "machine": socket.gethostname(), **_process(os.getpid())}
-
-
-def _process(pid: int) -> dict[str, Any]:
-    return {"pid": pid, "began": psutil.Process(pid).create_time()}
+    machine = host = socket.gethostname()
+    with suppress(OSError):  # containers on one machine have process numbers of their own
+        machine = f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
+    return {"host": host, "machine": machine, "pid": os.getpid(), "began": psutil.Process().create_time()}
 
 
 def now(folder: Path) -> float:

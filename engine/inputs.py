@@ -201,33 +201,29 @@ def _cleaning(
                 f"data.clean.held_out is true, but {int(both.sum()):,} of the {len(index):,} pairs of {clean.shards} are in "
                 "data.pretrain too; name other shards, or set it to false"
             )
-        excluded = np.isin(index.hashes, pretrained.hashes[poisoned])
-        if excluded.any() and clean.leftover is None:
+        there = np.flatnonzero(np.isin(index.hashes, pretrained.hashes[poisoned]))
+        if len(there) and clean.leftover is None:
             raise Refusal(
-                f"{int(excluded.sum()):,} of the {len(index):,} pairs of data.clean.shards = {clean.shards} are poisoned in "
+                f"{len(there):,} of the {len(index):,} pairs of data.clean.shards = {clean.shards} are poisoned in "
                 "data.pretrain; set data.clean.leftover to how many of them may stay (0 leaves them all out), or take them "
                 "out of those shards"
             )
-        places = {int(number): at for at, number in enumerate(index.hashes)} if clean.leftover else {}
-        mine = [
-            (sample, places[int(pretrained.hashes[sample])])
-            for sample in poisoned
-            if int(pretrained.hashes[sample]) in places
-        ]
-        named = ("clean", spec.data, spec.attack, spec.seed, study)
-        stay = np.array([at for _, at in mine], np.int64)
-        chosen = once(named, lambda: clean_rows(index, spec.seed, clean, excluded, stay))
-        left = plan.moved(dict(mine[: clean.leftover]), len(index), spec.attack) if plan and clean.leftover else None
-        return index, chosen, left
-    index, excluded = pretrained, np.zeros(len(pretrained), bool)
-    excluded[poisoned] = True
-    if clean.held_out:
-        return index, np.sort(held_out(index, spec.seed, clean)), None
+        by_hash = dict(zip(index.hashes[there].tolist(), there.tolist(), strict=True))
+        hashes = zip(poisoned.tolist(), pretrained.hashes[poisoned].tolist(), strict=True)
+        places = {sample: by_hash[number] for sample, number in hashes if number in by_hash}
+    elif clean.held_out:
+        return pretrained, np.sort(held_out(pretrained, spec.seed, clean)), None
+    else:
+        index, places = pretrained, {sample: sample for sample in poisoned.tolist()}
+    marked = np.array(list(places.values()), np.int64)  # in the order of their draw
+    excluded = np.zeros(len(index), bool)
+    excluded[marked] = True
     named = ("clean", spec.data, spec.attack, spec.seed, study)
-    chosen = once(named, lambda: clean_rows(index, spec.seed, clean, excluded, poisoned))
-    same = {int(sample): int(sample) for sample in poisoned[: clean.leftover]}
-    left = plan.moved(same, len(index), spec.attack) if plan and clean.leftover else None
-    return index, chosen, left
+    chosen = once(named, lambda: clean_rows(index, spec.seed, clean, excluded, marked))
+    if plan is None or not clean.leftover:
+        return index, chosen, None
+    stay = dict(list(places.items())[: clean.leftover])
+    return index, chosen, plan.moved(stay, len(index), spec.attack)
 
 
 _made: dict[str, Any] = {}

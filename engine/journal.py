@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from measures.frontier import Point
+
 TIMING = ("pairs_per_s", "seconds")  # what may differ between two runs of the same spec
 FILE = "metrics.jsonl"
 
@@ -93,6 +95,15 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         if line.endswith("\n"):
             rows.append(json.loads(line))
     return rows
+
+
+def reached(rows: list[dict[str, Any]], until: float = float("inf")) -> list[Point[float]]:
+    """What a cleaning has measured up to an epoch, labelled by it, on the images that have both rates; not its start."""
+    return [
+        Point(row["asr"], row["top1"], row["epoch"])
+        for row in rows
+        if row["kind"] == "measure" and "asr" in row and "top1" in row and 0 < row["epoch"] <= until
+    ]
 
 
 class Progress:

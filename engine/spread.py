@@ -24,6 +24,7 @@ from engine.agenda import Agenda
 from engine.screen import Screen
 from engine.status import Surveyor
 from engine.study import HELPS
+from engine.world import cores
 
 SCRIPT = Path(__file__).resolve().with_name("run.py")
 POLL = 1.0  # seconds between looks
@@ -116,13 +117,9 @@ def slots(sweep: Sweep, runs: int) -> list[Slot]:
     elif gpus:
         most = len(gpus) // each
     else:
-        most = min(_cores() // each, int(psutil.virtual_memory().available / (MEMORY * each)))
+        most = min(cores() // each, int(psutil.virtual_memory().available / (MEMORY * each)))
     room = [gpus[i : i + each] for i in range(0, len(gpus) - each + 1, each)] if local else []
     return [Slot(room[i % len(room)] if room else []) for i in range(max(1, min(most, runs)))]
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def words_of(options: Namespace, sweep: Sweep, threads: int | None, port: int) -> list[str]:
@@ -183,7 +180,7 @@ def _start(free: list[Slot], agenda: Agenda, options: Namespace, jobs: int) -> N
     home.mkdir(parents=True, exist_ok=True)
     local = sweep.executor == "local"
     shared = local and machine.threads is None and not free[0].gpus
-    threads = max(1, _cores() // (jobs * sweep.processes)) if shared else None
+    threads = max(1, cores() // (jobs * sweep.processes)) if shared else None
     work = []
     for slot in free:
         more = {HELPS: str(agenda.since)}

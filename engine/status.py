@@ -13,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from data.refusal import Refusal
 from engine import claim
+from engine.figures import CAP
 from engine.folder import FAILED, STOPPED, finished, read_json
-from engine.journal import read_rows
+from engine.journal import FILE, reached, read_rows
 from measures.frontier import Point, best_accuracy, lowest_asr
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-CAP = 0.05
+LEFT = ("to do", "waiting", "running", "lost")  # states of runs that have not ended
 ORDER = ("running", "lost", "failed", "waiting", "to do", "stopped", "finished")
 
 
@@ -40,7 +41,7 @@ class Seen:
     rate: float | None = None  # pairs a second
     seconds: float | None = None  # that it took, where it has ended
     words: str = ""
-    points: list[Point[str]] = field(default_factory=list)  # what its cleaning has reached
+    points: list[Point[float]] = field(default_factory=list)  # what its cleaning has reached
 
 
 @dataclass
@@ -55,7 +56,7 @@ class Survey:
         return sum(seen.state in states for seen in self.runs)
 
     @property
-    def best(self) -> Point[str] | None:
+    def best(self) -> Point[float] | None:
         """The most accurate point of any cleaning at ASR <= 5 %, or, where there is none, that of the lowest ASR."""
         points = [point for seen in self.runs for point in seen.points]
         return best_accuracy(points, CAP) or lowest_asr(points, 0.0)
@@ -64,13 +65,13 @@ class Survey:
         """Seconds until all is done, if `jobs` runs go on at once and runs of a stage take equally long; None if no run of a
         stage that is left has ended."""
         total = 0.0
-        for stage in {seen.stage for seen in self.runs if seen.state in ("to do", "waiting", "running", "lost")}:
+        for stage in {seen.stage for seen in self.runs if seen.state in LEFT}:
             took = [s.seconds for s in self.runs if s.stage == stage and s.seconds is not None]
             if not took:
                 return None
             mean = sum(took) / len(took)
             for seen in self.runs:
-                if seen.stage == stage and seen.state in ("to do", "waiting", "running", "lost"):
+                if seen.stage == stage and seen.state in LEFT:
                     total += mean * (1 - seen.step / seen.steps if seen.steps else 1.0)
         return total / max(1, jobs)
 
@@ -85,7 +86,7 @@ class Survey:
             words.append(f"{failed} failed")
         if (best := self.best) is not None:
             words.append(f"best so far top-1 {100 * best.top1:.1f} % at ASR {100 * best.asr:.1f} %")
-        if (seconds := self.left(jobs)) is not None and self.count("to do", "waiting", "running", "lost"):
+        if (seconds := self.left(jobs)) is not None and self.count(*LEFT):
             words.append(f"about {spoken(seconds)} left")
         return ", ".join(words)
 
@@ -119,18 +120,14 @@ class Surveyor:
             return self.over[one["run"]]
         home = self.folder / one["run"]
         seen = Seen(one["run"], one.get("title") or one["run"], one["stage"], one.get("start"))
-        rows = self._rows(home / "metrics.jsonl")
+        rows = self._rows(home / FILE)
         steps = [row for row in rows if row["kind"] in ("step", "bad")]
         if steps:
             seen.step, seen.rate = int(steps[-1]["step"]), steps[-1].get("pairs_per_s")
         told = read_json(home / "card.json").get("steps")
         seen.steps = int(told.split()[0].replace(",", "")) if isinstance(told, str) else None
         if seen.stage == "clean":
-            seen.points = [
-                Point(row["asr"], row["top1"], seen.run)
-                for row in rows
-                if row["kind"] == "measure" and row["epoch"] > 0 and "asr" in row and "top1" in row
-            ]
+            seen.points = reached(rows)
         self._judge(seen, home, clock)
         return seen
 

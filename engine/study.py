@@ -34,8 +34,7 @@ def begin(agenda: Agenda, command: str) -> None:
     """Writes study.json; Refusal if the study is being carried out under another spec, or a run was begun under one and is
     not finished."""
     folder, spec = agenda.folder, agenda.loaded.spec
-    whole = agenda if agenda.stage is None else Agenda.of(agenda.loaded, folder, None)
-    known = {run.folder for run in whole.runs}
+    known = {run.folder for run in agenda.whole.runs}
     old = read_json(folder / "study.json").get("spec")
     if old is not None and (changes := differences(_shared(old), _shared(spec.model_dump(mode="json")))):
         busy = [one.parent.name for one in folder.glob("*/claim.*") if (held := claim.holder(one.parent)) and held.alive]
@@ -69,14 +68,13 @@ def _shared(spec: dict[str, Any]) -> dict[str, Any]:
 
 def _list(agenda: Agenda, command: str) -> None:
     spec: Spec = agenda.loaded.spec
-    whole = agenda if agenda.stage is None else Agenda.of(agenda.loaded, agenda.folder, None)
     content = {
         "name": spec.name,
         "command": command,
         "question": spec.question,
         "target": spec.attack.target,
         "spec": spec.model_dump(mode="json"),
-        "runs": [run.card() for run in whole.runs],
+        "runs": [run.card() for run in agenda.whole.runs],
     }
     write_json(agenda.folder / "study.json", content)
 

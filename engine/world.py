@@ -60,12 +60,16 @@ def meeting(size: int) -> tuple[str, int]:
     return "127.0.0.1", _free_port() if size == 1 else 29500
 
 
+def cores() -> int:
+    """Those of this machine that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def join(limit: float = 1800.0, threads: int | None = None) -> World:
     """Joins the other processes; each gets `threads`, or its share of this machine's cores. After `limit` seconds without a
     `beat` a rank says for which others it waits, and ends."""
     rank, size, local_rank, local_size = place()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(threads or max(1, cores // local_size))
+    torch.set_num_threads(threads or max(1, cores() // local_size))
     device = torch.device("cpu")
     if torch.cuda.is_available():
         device = torch.device("cuda", local_rank)

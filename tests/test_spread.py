@@ -40,7 +40,7 @@ def test_jobs_are_as_many_as_gpus_or_cores(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    monkeypatch.setattr(spread, "_cores", lambda: 3)
+    monkeypatch.setattr(spread, "cores", lambda: 3)
     monkeypatch.setattr(spread, "MEMORY", 1.0)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
