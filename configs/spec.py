@@ -187,6 +187,10 @@ def _faults(sweep: Sweep, source: Source) -> list[str]:
         if not isinstance(axis, dict):
             faults += [where + fault for fault in _wrong_axis(name, axis, searched)]
             continue
+        if is_path(name):  # it would be taken for one that the sweep leaves to choose, and dropped
+            faults.append(
+                f"{where}'{name}' is a field, which takes values or a range; give choices under a name without a dot"
+            )
         if not axis:
             faults.append(f"{where}'{name}' has no choices; give at least one, NAME: {{path: value}}")
         for choice, one in axis.items():

@@ -105,6 +105,7 @@ def test_random_search_draws_the_same_for_the_same_seed_and_searches_each_arm(sp
         ({"clean.transform.shrnk": [1.0]}, "did you mean 'clean.transform.shrink'?"),
         ({"seed": []}, "'seed' has no values; give at least one"),
         ({"arm": {}}, "'arm' has no choices; give at least one"),
+        ({"clean.objective": {"a": {RATE: 1.0}}}, "'clean.objective' is a field, which takes values or a range"),
         ({"arm": {"a": {"clean.epoch": 1}}}, "no field 'clean.epoch'; did you mean 'clean.epochs'?"),
         ({"arm": {"a": {"sweep": {RATE: []}}}}, f"'arm: a': '{RATE}' has no values"),
         ({"arm": {"a": {RATE: 1.0}}, RATE: [1.0]}, f"'{RATE}' is set by 'arm: a' and by another axis; leave one out"),
