@@ -18,7 +18,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
+from io import BytesIO
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,6 +32,7 @@ from data.store import expand, scheme, stamp
 
 FORMAT = 4  # raised when tables or joined files change
 THREADS = 8  # shards walked at a time by one process: waiting for a disk is most of it
+PARSING = Lock()  # numpy reads array headers with ast, which until Python 3.11.8 raises SystemError in two threads at once
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,8 @@ def read_table(path: str, cache: Path, beside: bool = True) -> Table:
     )
     for entry in (far,) if scheme(path) else (near, far):
         try:
-            with np.load(entry, allow_pickle=False) as kept:
+            body = BytesIO(entry.read_bytes())
+            with PARSING, np.load(body, allow_pickle=False) as kept:
                 if kept["stamp"].tolist() == [str(FORMAT), str(size), mark]:
                     keys = Keys(kept["body"], kept["ends"])
                     return Table(keys, kept["hashes"], kept["places"], *json.loads(str(kept["rest"])))

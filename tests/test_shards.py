@@ -1,9 +1,12 @@
 """What the shards hold, and every way in which they can be damaged."""
 
+import ast
 import gzip
 import json
 import os
 import tarfile
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -16,7 +19,7 @@ from tars import named, write_tar
 from data import archive
 from data.archive import BLOCK, Damage, contents, grouped, split_name, walk
 from data.refusal import Refusal
-from data.shards import Index, read_index
+from data.shards import Index, read_index, read_table
 
 
 def test_walk_finds_what_tarfile_finds(world: Path) -> None:
@@ -24,6 +27,27 @@ def test_walk_finds_what_tarfile_finds(world: Path) -> None:
         with tarfile.open(path) as tar:
             expected = [(m.name, m.offset_data, m.size) for m in tar if m.isreg()]
         assert walk(str(path)) == expected
+
+
+def test_no_two_threads_parse_array_headers_at_once(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """numpy parses them with ast, which until Python 3.11.8 may raise SystemError where another thread parses too."""
+    paths = [str(path) for path in sorted(world.glob("*/**/*.tar"))] * 4
+    before = [list(read_table(path, tmp_path, beside=False).keys) for path in paths]
+    here, most, parse = 0, 0, ast.parse
+
+    def slowly(*args: object, **named: object) -> ast.AST:
+        nonlocal here, most
+        here += 1
+        most = max(most, here)
+        time.sleep(0.002)
+        here -= 1
+        return parse(*args, **named)  # type: ignore[call-overload, no-any-return]
+
+    monkeypatch.setattr(ast, "parse", slowly)
+    with ThreadPoolExecutor(8) as pool:
+        after = list(pool.map(lambda path: list(read_table(path, tmp_path, beside=False).keys), paths))
+    assert after == before
+    assert most == 1
 
 
 @pytest.mark.parametrize("kind", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
