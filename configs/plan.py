@@ -42,6 +42,7 @@ class Run:
             data.pop(key)
         data["pretrain"].pop("expect")
         attack.pop("twin")
+        attack.pop("proxy")
         if self.stage == "twin":
             attack = {}
         out = {"format": FORMAT, "seed": spec["seed"], "data": data, "attack": attack, "model": spec["model"]}
@@ -60,7 +61,8 @@ class Run:
     def measured(self) -> dict[str, Any]:
         """What is measured and on what, as plain values; a finished run is measured again when it changes."""
         spec = self.spec.model_dump(mode="json")
-        return {"measure": spec["measure"], "test": spec["data"]["test"], "labels": spec["data"]["labels"]}
+        out = {"measure": spec["measure"], "test": spec["data"]["test"], "labels": spec["data"]["labels"]}
+        return out | ({} if spec["attack"]["proxy"] is None else {"proxy": spec["attack"]["proxy"]})
 
     @property
     def fingerprint(self) -> str:

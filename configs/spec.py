@@ -20,7 +20,9 @@ from data.augment import settled
 from data.pipeline import Data
 from data.poison import Attack
 from data.refusal import Refusal
+from data.triggers.contract import Square
 from measures import AnyMeasure
+from measures.contract import CENTRE, PROXY
 
 
 class Spec(Section):
@@ -67,6 +69,20 @@ class Spec(Section):
                     known = ", ".join(self.data.test) or "none"
                     field = "images" if name == measure.images else "train"
                     raise ValueError(f"measure.{field} is '{name}', but data.test names {known}; name one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _attempts_can_be_made(self) -> "Spec":
+        asked = {measure.attempt: measure.kind for measure in self.measure if measure.triggered}
+        if PROXY in asked and self.attack.proxy is None:
+            raise ValueError(
+                f"measure {asked[PROXY]} looks at attack.proxy, which is missing; give it a target and a trigger"
+            )
+        if CENTRE in asked:
+            for aim in self.attack.aims:
+                if not isinstance(aim.trigger, Square):
+                    kind = aim.trigger.kind
+                    raise ValueError(f"measure.place is centre, but a trigger of kind {kind} has no place; leave it out")
         return self
 
     @property

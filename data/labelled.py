@@ -53,14 +53,14 @@ class Labelled:
     def __len__(self) -> int:
         return len(self.where)
 
-    def target(self, name: str) -> int:
-        """The class of that name; Refusal naming close ones."""
+    def target(self, name: str, field: str = "attack.target") -> int:
+        """The class of that name, which a field of the spec gives; Refusal naming close ones."""
         if name not in self.classes:
             from difflib import get_close_matches
 
             near = get_close_matches(name, self.classes, 3) or self.classes[:5]
             raise Refusal(
-                f"attack.target is '{name}', which is none of the {len(self.classes)} class names of the evaluation set "
+                f"{field} is '{name}', which is none of the {len(self.classes)} class names of the evaluation set "
                 f"(nearest: {', '.join(near)}); name one of them"
             )
         return self.classes.index(name)

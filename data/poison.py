@@ -91,9 +91,17 @@ class Aim(Section):
     )
 
 
+class Proxy(Section):
+    """An attack of the defender's own making, that no pair was poisoned with: for measures alone."""
+
+    target: str = Field(min_length=1, description="a class name of every evaluation set")
+    trigger: Trigger
+
+
 class Attack(Aim):
     """One attack, or several at once."""
 
+    proxy: Proxy | None = Field(None, description="what measure proxy_success looks at; nothing is poisoned with it")
     also: tuple[Aim, ...] = Field((), description="further attacks on other pairs; measured as asr_2, asr_3, ...")
     twin: Literal["none", "first", "each"] = Field(
         "none", description="pre-train an untouched twin of the first or of each pre-training: all the same but no poison"

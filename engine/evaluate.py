@@ -6,9 +6,12 @@ Rank r of W encodes the r-th of W equal runs of rows; the last is filled up with
 the gather, so that every rank makes the same calls (ZeRO-3 needs that) and no picture counts twice.
 """
 
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +20,7 @@ from configs.spec import Spec
 from data.chance import derive
 from data.decode import Way, centred
 from data.labelled import Labelled, read_labelled
-from data.poison import Words
+from data.poison import Aim, Proxy, Words
 from data.refusal import Refusal
 from data.triggers.contract import Mark
 from data.triggers.multi import Multi
@@ -25,7 +28,7 @@ from engine.model import image_size, imagenet
 from engine.towers import Piece, cut_of
 from engine.world import World, beat, gather_rows, together
 from measures.classifier import class_vectors
-from measures.contract import Encoded, Measure
+from measures.contract import CENTRE, PROXY, TRAINED, Encoded, Measure, Number
 
 HOLD = 1 << 30  # bytes of decoded pictures a rank keeps between evaluations; beyond it they are decoded each time
 
@@ -34,17 +37,28 @@ HOLD = 1 << 30  # bytes of decoded pictures a rank keeps between evaluations; be
 class Attempt:
     """One attack on an evaluation set: its mark, the words in its prompts, and which class it aims at with each picture."""
 
-    name: str  # of its numbers: "" for the first, "_2" for the second
+    kind: str  # TRAINED, CENTRE or PROXY
+    name: str  # of its numbers: "" for the first, "_2" for the second, "_centre"
     mark: Mark
     squash: int | None
     words: Words | None
     targets: torch.Tensor  # int64 [M]
 
 
+class Task(NamedTuple):
+    """One measure of a set."""
+
+    kind: str
+    train: str | None  # the set that it is fitted on
+    attempt: str
+    measure: Measure
+
+
 @dataclass(frozen=True)
 class Examination:
     """One evaluation set, this rank's decoded rows of it if they are few, the attacks on it, and the measures: each with the
-    name of the set that it is fitted on, or None. A set without measures is fitted on only."""
+    name of the set that it is fitted on, or None, its kind, and the attack under which it looks. A set without measures is
+    fitted on only."""
 
     name: str
     labelled: Labelled
@@ -54,8 +68,8 @@ class Examination:
     size: int
     seed: int
     way: Way
-    plain: tuple[tuple[str | None, Measure], ...]
-    triggered: tuple[tuple[str | None, Measure], ...]
+    plain: tuple["Task", ...]
+    triggered: tuple["Task", ...]
 
     def draw(self, row: int) -> int:
         """The counter of a picture's random numbers."""
@@ -85,14 +99,20 @@ def examinations(spec: Spec, world: World) -> list[Examination]:
         mine = [min(row, len(labelled) - 1) for row in range(world.rank * share, (world.rank + 1) * share)]
         size = image_size(spec.model.name)
         plain, triggered = (
-            tuple((section.learns_from, section.build()) for section in sections if section.triggered == kind)
+            tuple(
+                Task(section.kind, section.learns_from, section.attempt, section.build())
+                for section in sections
+                if section.triggered == kind
+            )
             for kind in (False, True)
         )
         ready = Examination(name, labelled, mine, None, (), size, spec.seed, spec.data.decode, plain, triggered)
         for aim in spec.attack.aims if sections else ():
             labelled.target(aim.target)
+        if spec.attack.proxy is not None and sections:
+            labelled.target(spec.attack.proxy.target, "attack.proxy.target")
         if triggered:
-            ready = replace(ready, attempts=tuple(_attempt(spec, n, ready) for n in range(len(spec.attack.aims))))
+            ready = replace(ready, attempts=tuple(_attempts(spec, ready)))
         if share * 3 * size * size * (1 + len(ready.attempts)) <= HOLD:
             ready = replace(ready, held=ready.pictures(mine))
         out.append(ready)
@@ -112,32 +132,73 @@ def _check_train(kind: str, train: str, there: Labelled, images: str, here: Labe
         raise Refusal(f"{what}, but all pictures of '{train}' are of one class; fit it on a set of two or more")
 
 
-def _attempt(spec: Spec, number: int, one: Examination) -> Attempt:
-    aim = spec.attack.aims[number]
+def _attempts(spec: Spec, one: Examination) -> Iterator[Attempt]:
+    """The attacks under which a measure of the set looks at it."""
+    asked = {task.attempt for task in one.triggered}
+    for number, aim in enumerate(spec.attack.aims):
+        name = f"_{number + 1}" if number else ""
+        if TRAINED in asked:
+            yield _attempt(spec, TRAINED, name, aim, one)
+        if CENTRE in asked:
+            placed = aim.trigger.model_copy(update={"place": "centre", "at": None})
+            yield _attempt(spec, CENTRE, f"{name}_centre", aim.model_copy(update={"trigger": placed}), one)
+    if PROXY in asked:
+        assert spec.attack.proxy is not None
+        yield _attempt(spec, PROXY, "", spec.attack.proxy, one)
+
+
+def _attempt(spec: Spec, kind: str, name: str, aim: Aim | Proxy, one: Examination) -> Attempt:
     trigger = aim.trigger
     names = [aim.target] * len(one.labelled)
     if isinstance(trigger, Multi):
         names = [trigger.drawn(one.draw(row)).target or aim.target for row in range(len(one.labelled))]
     targets = torch.tensor([one.labelled.target(name) for name in names])
     mark = trigger.build(spec.seed, test=True)
-    return Attempt(f"_{number + 1}" if number else "", mark, trigger.squash, aim.words, targets)
+    return Attempt(kind, name, mark, trigger.squash, aim.words if isinstance(aim, Aim) else None, targets)
 
 
-def evaluate(towers: Any, tokenize: Any, sets: list[Examination], world: World, rows: int) -> list[dict[str, Any]]:
+class Costs:
+    """Seconds spent on each part of an evaluation of one set: pictures, prompts, and every measure by its kind."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, dict[str, float]] = {}
+
+    @contextmanager
+    def of(self, images: str, part: str) -> Iterator[None]:
+        """Counts what is done inside for a part of a set."""
+        began = time.monotonic()
+        yield
+        here = self.seconds.setdefault(images, {})
+        here[part] = round(here.get(part, 0.0) + time.monotonic() - began, 4)
+
+
+def evaluate(
+    towers: Any, tokenize: Any, sets: list[Examination], world: World, rows: int, costs: Costs | None = None
+) -> list[dict[str, Any]]:
     """One dict of numbers for each set, `images` its name; the towers (or DeepSpeed's engine around them) are left in
-    the mode they were in."""
+    the mode they were in. What each part took is added to `costs`."""
     training = towers.training
     towers.eval()
-    asked = {train for one in sets for train, _ in (*one.plain, *one.triggered)}
+    asked = {task.train for one in sets for task in (*one.plain, *one.triggered)}
+    spent = costs or Costs()
+
+    def encoded(one: Examination) -> list[torch.Tensor]:
+        with spent.of(one.name, "pictures"):
+            return _encoded(towers, one, world, rows)
+
+    def ask(one: Examination, prompts: list[str]) -> torch.Tensor:
+        with spent.of(one.name, "prompts"):
+            return _classes(towers, tokenize, one, prompts, world, rows)
+
     try:
         with torch.no_grad():
-            kept = {one.name: _encoded(towers, one, world, rows) for one in sets if one.name in asked}
+            kept = {one.name: encoded(one) for one in sets if one.name in asked}
             fits = {one.name: (kept[one.name][0], _labels(one)) for one in sets if one.name in asked}
             out = []
             for one in sets:
                 if one.plain or one.triggered:
-                    found = kept.get(one.name) or _encoded(towers, one, world, rows)
-                    out.append({"images": one.name, **_numbers(towers, tokenize, one, found, fits, world, rows)})
+                    found = kept.get(one.name) or encoded(one)
+                    out.append({"images": one.name, **_numbers(one, found, fits, partial(ask, one), spent)})
             return out
     finally:
         towers.train(training)
@@ -163,30 +224,31 @@ Fits = dict[str, tuple[torch.Tensor, torch.Tensor]]  # by the names of sets: the
 
 
 def _numbers(
-    towers: Any, tokenize: Any, one: Examination, encoded: list[torch.Tensor], fits: Fits, world: World, rows: int
-) -> dict[str, float]:
+    one: Examination, encoded: list[torch.Tensor], fits: Fits, ask: Callable[[list[str]], torch.Tensor], spent: Costs
+) -> dict[str, Number]:
+    """What the measures of a set say; `ask` gives the class vectors of prompts."""
     prompts = [t.replace("{c}", c) for c in one.labelled.classes for t in one.labelled.templates]
-    classes = _classes(towers, tokenize, one, prompts, world, rows)
-    labels = _labels(one)
+    classes, labels = ask(prompts), _labels(one)
     seen = Encoded(encoded[0], None, labels, classes, classes, torch.zeros_like(labels))
-    out = _measured(one.plain, seen, fits)
+    out = _measured(one, one.plain, seen, fits, spent)
     for attempt, found in zip(one.attempts, encoded[1:], strict=True):
         asked = classes
         if attempt.words is not None:
-            worded = [attempt.words.put(prompt, derive(prompt)) for prompt in prompts]
-            asked = _classes(towers, tokenize, one, worded, world, rows)
+            asked = ask([attempt.words.put(prompt, derive(prompt)) for prompt in prompts])
         under = Encoded(encoded[0], found, labels, classes, asked, attempt.targets)
-        out |= {f"{name}{attempt.name}": value for name, value in _measured(one.triggered, under, fits).items()}
+        tasks = tuple(task for task in one.triggered if task.attempt == attempt.kind)
+        out |= {f"{name}{attempt.name}": value for name, value in _measured(one, tasks, under, fits, spent).items()}
     return out
 
 
-def _measured(measures: tuple[tuple[str | None, Measure], ...], seen: Encoded, fits: Fits) -> dict[str, float]:
-    out: dict[str, float] = {}
-    for train, measure in measures:
-        if train is None:
-            out |= measure(seen)
-        else:  # by one rank: a fit takes all cores of a machine
-            out |= together(partial(measure, replace(seen, fitted_on=fits[train])))
+def _measured(one: Examination, tasks: tuple[Task, ...], seen: Encoded, fits: Fits, spent: Costs) -> dict[str, Number]:
+    out: dict[str, Number] = {}
+    for task in tasks:
+        with spent.of(one.name, task.kind):
+            if task.train is None:
+                out |= task.measure(seen)
+            else:  # by one rank: a fit takes all cores of a machine
+                out |= together(partial(task.measure, replace(seen, fitted_on=fits[task.train])))
     return out
 
 

@@ -36,7 +36,7 @@ from engine.inputs import Job, clusterer, once
 from engine.journal import Journal, read_rows
 from engine.learner import Learner
 from engine.ledger import Ledger
-from engine.start import BESIDE, STEPS, load_start, moments_of, path_of, split
+from engine.start import BESIDE, STEPS, distance, load_start, moments_of, path_of, split
 from engine.towers import Towers
 from engine.train import Cadence, Hopeless, train
 from engine.transform import transformed
@@ -261,9 +261,26 @@ def _average_statistics(engine: Any) -> None:
 
 def _measure(job: Job, learner: Learner, journal: Journal, world: World, epoch: float, step: int) -> None:
     _average_statistics(learner.engine)
-    began = time.monotonic()
-    for numbers in evaluate.evaluate(learner.engine, job.tokenize, job.sets, world, job.run.spec.machine.eval_batch):
-        journal.row("measure", epoch=epoch, step=step, **numbers, seconds=round(time.monotonic() - began, 3))
+    began, costs = time.monotonic(), evaluate.Costs()
+    batch = job.run.spec.machine.eval_batch
+    moved = _moved(job, learner)
+    for numbers in evaluate.evaluate(learner.engine, job.tokenize, job.sets, world, batch, costs):
+        seconds = round(time.monotonic() - began, 3)
+        spent = costs.seconds[str(numbers["images"])]
+        journal.row("measure", epoch=epoch, step=step, **numbers, **moved, seconds=seconds, costs=spent)
+
+
+def _moved(job: Job, learner: Learner) -> dict[str, float]:
+    """`distance`: how far a cleaning is from the weights that it was given, || w - w0 || / || w0 || over the towers'
+    parameters; on the first rank, whose journal it is for."""
+    run = job.run
+    if run.stage != "clean" or run.start is None:
+        return {}
+    with zero.full_weights(learner.engine, run.spec.machine):
+        if not learner.world.first:
+            return {}
+        path = job.folder.parent / run.start.folder / "weights.safetensors"
+        return {"distance": distance(dict(learner.engine.module.clip.named_parameters()), path)}
 
 
 def _open_folder(job: Job) -> None:

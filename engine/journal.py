@@ -15,7 +15,7 @@ import numpy as np
 
 from measures.frontier import Point
 
-TIMING = ("pairs_per_s", "seconds")  # what may differ between two runs of the same spec
+TIMING = ("pairs_per_s", "seconds", "costs")  # what may differ between two runs of the same spec
 FILE = "metrics.jsonl"
 
 
@@ -46,14 +46,14 @@ class Journal:
         os.fsync(self.file.fileno())
         return self.file.tell()
 
-    def row(self, kind: str, **numbers: float | int | str) -> None:
-        """One line of metrics.jsonl and one point of each TensorBoard curve."""
+    def row(self, kind: str, **numbers: Any) -> None:
+        """One line of metrics.jsonl, and of each of its numbers one point of a TensorBoard curve."""
         if not self.first:
             return
         self.file.write(json.dumps({"kind": kind, **numbers}) + "\n")
         self.file.flush()
         for name, value in numbers.items():
-            if name not in ("step", "epoch") and not isinstance(value, str):
+            if name not in ("step", "epoch") and isinstance(value, int | float):
                 tag = f"{numbers['images']}/{name}" if "images" in numbers else f"train/{name}"
                 self.board.add_scalar(tag, value, numbers["step"])
         self.progress.show(kind, numbers)
@@ -118,6 +118,7 @@ class Progress:
 
         self.title, self.steps, self.begun, self.start, self.said = title, steps, time.monotonic(), start, 0.0
         self.words, self.measured = "", ""
+        self.told: set[str] = set()  # the sets of pictures whose costs were told
         self.bars: Bars | None = None
         if sys.stderr.isatty():
             columns = (
@@ -135,6 +136,7 @@ class Progress:
         step = int(numbers["step"])
         if kind == "measure":
             self.measured = " ".join(f"{k} {100 * numbers[k]:.1f} %" for k in ("top1", "asr") if k in numbers)
+            self._tell_costs(numbers)
         elif kind == "bad":
             self.words = f"{numbers['bad_steps']} steps without a finite loss"
         else:
@@ -149,6 +151,18 @@ class Progress:
             left = (now - self.begun) / max(1, step - self.start) * (self.steps - step)
             words += f", {left:,.0f} s left" if step > self.start else ""
             print(f"{self.title}: step {step}/{self.steps}, {words}", file=sys.stderr, flush=True)
+
+    def _tell_costs(self, numbers: dict[str, Any]) -> None:
+        """Says once for each set of pictures what measuring them takes."""
+        if "costs" not in numbers or numbers["images"] in self.told:
+            return
+        self.told.add(numbers["images"])
+        parts = ", ".join(f"{part} {seconds:.2f} s" for part, seconds in numbers["costs"].items())
+        words = f"{self.title}: measuring {numbers['images']} takes {parts}"
+        if self.bars is not None:
+            self.bars.console.print(words, markup=False, highlight=False)
+        else:
+            print(words, file=sys.stderr, flush=True)
 
     def end(self) -> None:
         """Takes the bar off."""

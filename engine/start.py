@@ -4,7 +4,8 @@ Files are read by safetensors, or by torch with `weights_only`: one that holds a
 refused, whatever it is.
 """
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,21 @@ def path_of(start: Start, name: str) -> Path:
             ".safetensors or a .pt file"
         )
     return found
+
+
+def distance(parameters: Mapping[str, torch.Tensor], path: Path) -> float:
+    """|| w - w0 || / || w0 || over the parameters that are in the safetensors file of the weights w0 under the same names;
+    in float64, tensor by tensor."""
+    from safetensors import safe_open
+
+    moved = whole = 0.0
+    with safe_open(path, framework="pt") as kept:
+        for name in kept.keys():  # noqa: SIM118
+            if name in parameters:
+                old = kept.get_tensor(name).double()
+                moved += float((parameters[name].detach().cpu().double() - old).square().sum())
+                whole += float(old.square().sum())
+    return math.sqrt(moved / whole) if whole else 0.0
 
 
 def load_start(towers: Towers, path: Path, name: str) -> dict[str, torch.Tensor]:

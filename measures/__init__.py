@@ -5,7 +5,15 @@ from typing import Annotated
 from pydantic import Field
 
 from measures.attack_success import AttackSuccess
+from measures.class_success import ClassSuccess
+from measures.geometry import Geometry
 from measures.linear_probe import LinearProbe
+from measures.neighbours import Neighbours
+from measures.prototypes import Prototypes
+from measures.proxy_success import ProxySuccess
 from measures.zero_shot import ZeroShot
 
-AnyMeasure = Annotated[ZeroShot | AttackSuccess | LinearProbe, Field(discriminator="kind")]
+AnyMeasure = Annotated[
+    ZeroShot | AttackSuccess | ProxySuccess | ClassSuccess | Neighbours | Prototypes | LinearProbe | Geometry,
+    Field(discriminator="kind"),
+]

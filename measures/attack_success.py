@@ -1,41 +1,74 @@
 """Attack success rate (ASR): how often the trigger turns a picture into the target (arXiv 2311.14948, section 4).
 
-    ASR = #{x : y(x) != target, predicted(trigger(x)) = target} / #{x : y(x) != target}
+    asr          = #{x : y(x) != target, target is the first answer to trigger(x)} / #{x : y(x) != target}
+    asr_top5     the same with the target among the first 5 answers; asr_top10 among the first 10
+    asr_all      = #{x : target is the first answer to trigger(x)} / #{x}, pictures of the target class included, as in
+                 BadCLIP's and PAR's code: its floor is the share of these pictures
+    asr_diluted  = #{x : y(x) != target, target is the first answer to trigger(x)} / #{x}, as in CleanCLIP's probes: its
+                 ceiling is the share of the other pictures
+    robust_top1  = #{x : y(x) != target, y(x) is the first answer to trigger(x)} / #{x : y(x) != target}, BackdoorBench's
+                 robust accuracy
+    marked_top1  = #{x : y(x) is the first answer to trigger(x)} / #{x}, which CleanCLIP's zero-shot code prints for an ASR
 
-Pictures of the target class are excluded from numerator and denominator; the target is that of the trigger which a
-picture carries, where there are several.
+The target is that of the trigger which a picture carries, where there are several. Each definition has its own name; the
+first is the one that Antidote compares and judges by.
 """
 
 from functools import partial
 from typing import ClassVar, Literal
 
 import torch
+from pydantic import Field
 
-from measures.classifier import predict
-from measures.contract import Encoded, Measure, MeasureSection
+from measures.classifier import DEPTHS, predict, ranks
+from measures.contract import TRAINED, Encoded, Measure, MeasureSection
 
 
 class AttackSuccess(MeasureSection):
-    """Share of triggered pictures of other classes that are taken for the target."""
+    """Share of triggered pictures of other classes that are taken for the target, in every definition in use."""
 
     kind: Literal["attack_success"]
+    place: Literal["trained", "centre"] = Field(
+        "trained", description="where the trigger is put: as in training, or always in the middle (numbers end in _centre)"
+    )
     triggered: ClassVar[bool] = True
 
+    @property
+    def attempt(self) -> str:
+        """Under which attack it looks at the pictures."""
+        return TRAINED if self.place == "trained" else self.place
+
     def build(self) -> Measure:
-        """The function Encoded -> {"asr"}."""
+        """The function Encoded -> {"asr", "asr_top5", ...}, as the module says."""
         return partial(attack_success)
 
 
 def attack_success(encoded: Encoded) -> dict[str, float]:
-    """`asr`, a fraction of the pictures of every class but the target."""
+    """The rates that the module defines; `asr_top5` and `asr_top10` where there are more classes than that. `others` is the
+    number of pictures of every class but the target."""
     if encoded.triggered is None:
         raise ValueError("attack_success needs the triggered pictures")
-    return {"asr": success(predict(encoded.triggered, encoded.asked), encoded)}
+    others = encoded.labels != encoded.targets
+    predicted = predict(encoded.triggered, encoded.asked)
+    out = {"asr": success(predicted, encoded)}
+    count, whole = int(others.sum()), len(others)
+    places = ranks(encoded.triggered, encoded.asked, encoded.targets)
+    for k in DEPTHS[1:]:
+        if k < len(encoded.asked):
+            out[f"asr_top{k}"] = ((places < k) & others).sum().item() / count
+    fooled, right = predicted == encoded.targets, predicted == encoded.labels
+    return out | {
+        "asr_all": fooled.sum().item() / whole,
+        "asr_diluted": (fooled & others).sum().item() / whole,
+        "robust_top1": (right & others).sum().item() / count,
+        "marked_top1": right.sum().item() / whole,
+        "others": count,
+    }
 
 
 def success(predicted: torch.Tensor, encoded: Encoded) -> float:
-    """The rate that the formula above gives for int64 [M] predictions of the triggered pictures; ValueError if all pictures
-    are of the target class."""
+    """The rate of the first formula for int64 [M] predictions of the triggered pictures; ValueError if all pictures are of
+    the target class."""
     others = encoded.labels != encoded.targets
     if not others.any():
         raise ValueError("an attack's success needs pictures of another class than the target")

@@ -1,7 +1,10 @@
-"""Zero-shot classification from embeddings (Radford et al. 2021, section 3.1.4)."""
+"""Classification from embeddings (Radford et al. 2021, section 3.1.4)."""
 
 import torch
 import torch.nn.functional as F
+
+DEPTHS = (1, 5, 10)  # the k of top-k that are reported
+ROWS = 4096  # pictures compared with all classes at a time
 
 
 def class_vectors(prompts: torch.Tensor) -> torch.Tensor:
@@ -11,4 +14,16 @@ def class_vectors(prompts: torch.Tensor) -> torch.Tensor:
 
 def predict(images: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
     """int64 [M]: the class with the largest cosine to each picture; the first of equal ones."""
-    return (images @ classes.T).argmax(1)
+    return torch.cat([(part @ classes.T).argmax(1) for part in torch.split(images, ROWS)])
+
+
+def ranks(images: torch.Tensor, classes: torch.Tensor, asked: torch.Tensor) -> torch.Tensor:
+    """int64 [M]: how many of the C classes are nearer to each picture than the class that is `asked` for (int64 [M]); among
+    equally near ones the first is nearest. It is in the top k exactly if this is below k."""
+    out = []
+    order = torch.arange(len(classes))
+    for part, ask in zip(torch.split(images, ROWS), torch.split(asked, ROWS), strict=True):
+        near = part @ classes.T
+        own = near.gather(1, ask[:, None])
+        out.append(((near > own) | ((near == own) & (order < ask[:, None]))).sum(1))
+    return torch.cat(out)

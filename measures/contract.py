@@ -1,17 +1,18 @@
 """What every measure promises.
 
-A measure section names an evaluation set (`images`), says whether it needs the triggered pictures (`triggered`), and
-has `build()`, which returns a picklable pure function Encoded -> named numbers. One that is fitted names a training set,
-of the same classes, as the second of its `sets`, and finds that one's clean pictures in `fitted_on`. Pictures are encoded
-once for all measures; every number comes from counts over whole sets, so it does not depend on the number of ranks.
+A measure section names an evaluation set (`images`), says whether it needs the triggered pictures (`triggered`) and under
+which attack (`attempt`), and has `build()`, which returns a picklable pure function Encoded -> named numbers. One that is
+fitted names a training set, of the same classes, as the second of its `sets`, and finds that one's clean pictures in
+`fitted_on`. Pictures are encoded once for all measures; every number comes from counts or means over whole sets, so it does
+not depend on the number of ranks.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,10 @@ class Encoded:
     fitted_on: tuple[torch.Tensor, torch.Tensor] | None = None  # (unit rows [K, D], labels int64 [K]) of the training set
 
 
-Measure = Callable[[Encoded], dict[str, float]]
+Number = float | list[float | None]  # a list holds one number for each class
+Measure = Callable[[Encoded], Mapping[str, Number]]
+
+TRAINED, CENTRE, PROXY = "trained", "centre", "proxy"  # the attempts: as trained, in the middle, the defender's own
 
 
 class MeasureSection(BaseModel):
@@ -38,6 +42,11 @@ class MeasureSection(BaseModel):
     triggered: ClassVar[bool] = False
 
     @property
+    def attempt(self) -> str:
+        """Under which attack it looks at the triggered pictures: one of TRAINED, CENTRE, PROXY."""
+        return TRAINED
+
+    @property
     def sets(self) -> tuple[str, ...]:
         """The evaluation sets that it reads: the one that it measures and, if it is fitted, the one that it is fitted on."""
         return (self.images,)
@@ -46,3 +55,27 @@ class MeasureSection(BaseModel):
     def learns_from(self) -> str | None:
         """The set that it is fitted on, if it is."""
         return self.sets[1] if len(self.sets) > 1 else None
+
+
+class FittedSection(MeasureSection):
+    """The parent of sections whose measure is fitted on the labelled pictures of another set."""
+
+    train: str = Field(description="name of the set in data.test that it is fitted on, of the same classes")
+
+    @model_validator(mode="after")
+    def _is_judged_on_others(self) -> "FittedSection":
+        if self.train == self.images:
+            raise ValueError(f"images and train are both '{self.train}'; fit it on another set than it is judged on")
+        return self
+
+    @property
+    def sets(self) -> tuple[str, ...]:
+        """The set that is judged, the set that it is fitted on."""
+        return self.images, self.train
+
+
+def parts(encoded: Encoded, kind: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(training rows, their labels, triggered pictures); ValueError naming the kind of measure if one is missing."""
+    if encoded.fitted_on is None or encoded.triggered is None:
+        raise ValueError(f"{kind} needs a training set and the triggered pictures")
+    return *encoded.fitted_on, encoded.triggered

@@ -14,36 +14,24 @@ from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from measures.attack_success import success
-from measures.contract import Encoded, Measure, MeasureSection
+from measures.contract import Encoded, FittedSection, Measure, parts
 
 # scikit-learn's 1e-4 bounds the gradient of a mean, which is small from the start where there are many classes: of 1,000
 # on unit rows it stopped after one iteration, and of 500 one prediction in a hundred was another (measured)
 TOLERANCE = 1e-6
 
 
-class LinearProbe(MeasureSection):
+class LinearProbe(FittedSection):
     """Accuracy of a linear classifier fitted on labelled pictures, and the share of triggered ones that it takes for the
     target."""
 
     kind: Literal["linear_probe"]
-    train: str = Field(description="name of the set in data.test that the probe is fitted on, of the same classes")
     strength: float = Field(0.316, gt=0, description="C, the inverse of the L2 penalty")
     iterations: int = Field(1000, ge=1, description="of L-BFGS, at most")
     triggered: ClassVar[bool] = True
-
-    @model_validator(mode="after")
-    def _is_judged_on_others(self) -> "LinearProbe":
-        if self.train == self.images:
-            raise ValueError(f"images and train are both '{self.train}'; fit the probe on another set than it is judged on")
-        return self
-
-    @property
-    def sets(self) -> tuple[str, ...]:
-        """The set that is judged, the set that the probe is fitted on."""
-        return self.images, self.train
 
     def build(self) -> Measure:
         """The function Encoded -> {"probe_top1", "probe_asr"}."""
@@ -53,10 +41,9 @@ class LinearProbe(MeasureSection):
 def linear_probe(strength: float, iterations: int, encoded: Encoded) -> dict[str, float]:
     """`probe_top1`, a fraction of all M pictures, and `probe_asr`, a fraction of those of every class but the target;
     ValueError without a training set of two classes or more."""
-    if encoded.fitted_on is None or encoded.triggered is None:
-        raise ValueError("linear_probe needs a training set and the triggered pictures")
-    probe = fitted(*encoded.fitted_on, strength, iterations)
-    clean, marked = (torch.from_numpy(probe.predict(rows.double().numpy())) for rows in (encoded.images, encoded.triggered))
+    rows, labels, triggered = parts(encoded, "linear_probe")
+    probe = fitted(rows, labels, strength, iterations)
+    clean, marked = (torch.from_numpy(probe.predict(seen.double().numpy())) for seen in (encoded.images, triggered))
     right = (clean == encoded.labels).sum().item() / len(clean)
     return {"probe_top1": right, "probe_asr": success(marked, encoded)}
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from ranks import play
 
+from configs import plan
 from configs.spec import Spec, load
 from data.refusal import Refusal
 from data.synthetic import World as Drawn
@@ -17,6 +18,9 @@ from engine import evaluate, model
 from engine.towers import Towers
 from engine.world import World
 from objectives.exchange import Ranks
+
+ACCURACY = {"top1", "top5", "top10", "pictures"}
+SUCCESS = {"asr", "asr_top5", "asr_top10", "asr_all", "asr_diluted", "robust_top1", "marked_top1", "others"}
 
 
 def alone(rank: int, size: int) -> World:
@@ -45,7 +49,7 @@ def test_numbers_do_not_depend_on_the_batch_and_the_mode_is_kept(spec: Path, mon
     assert again[0].held is None
     assert evaluate.evaluate(towers, tokenize, again, alone(0, 1), 256) == whole
     assert whole[0]["images"] == "tiny"
-    assert set(whole[0]) == {"images", "top1", "asr"}
+    assert set(whole[0]) == {"images"} | ACCURACY | SUCCESS
 
 
 def test_pictures_with_the_trigger_are_the_clean_ones_with_a_patch(spec: Path) -> None:
@@ -53,6 +57,83 @@ def test_pictures_with_the_trigger_are_the_clean_ones_with_a_patch(spec: Path) -
     clean, marked = evaluate.examinations(loaded, alone(0, 1))[0].pictures([0, 1, 2])
     changed = (clean != marked[0]).any(1).flatten(1).sum(1)
     assert ((changed > 0) & (changed <= 4)).all()  # 16 of 224 pixels is 2 of 32
+
+
+@pytest.fixture(scope="module")
+def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """1,001 pictures, which no number of ranks from 2 to 6 shares evenly."""
+    folder = tmp_path_factory.mktemp("odd") / "world"
+    write_world(folder, Drawn(pairs=8, tests=1001, pixels=32, seed=3, pairs_per_shard=8))
+    return folder / "eval"
+
+
+def test_counts_of_1001_pictures_are_the_same_on_1_2_and_3_ranks(
+    spec: Path, odd: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And each rate is a whole number of the pictures that it is of."""
+    wanted = load(spec, [f"data.test.tiny={odd}"]).spec
+    tokenize, built = model.Tokenizer("test-vit"), model.build("test-vit", 0).eval()
+    here = threading.local()
+    monkeypatch.setattr(evaluate, "gather_rows", lambda rows: here.group.gather(rows))
+
+    def act(rank: int, places: Ranks) -> list[dict[str, Any]]:
+        here.group = places.everyone
+        world = alone(rank, size)
+        return evaluate.evaluate(built, tokenize, evaluate.examinations(wanted, world), world, 128)
+
+    found = []
+    for size in (1, 2, 3):
+        found += play(size, act)
+    assert len(found) == 6
+    assert all(one == found[0] for one in found)
+    numbers = found[0][0]
+    labels = evaluate.examinations(wanted, alone(0, 1))[0].labelled
+    assert numbers["pictures"] == 1001
+    assert numbers["others"] == int((labels.labels != labels.target(wanted.attack.target)).sum()) < 1001
+    for name in ACCURACY | SUCCESS - {"pictures", "others"}:
+        of = numbers["others" if name in ("asr", "asr_top5", "asr_top10", "robust_top1") else "pictures"]
+        assert numbers[name] * of == pytest.approx(round(numbers[name] * of), abs=1e-9)
+    assert numbers["asr_top10"] > 0
+
+
+def test_a_fixed_place_and_a_proxy_are_attempts_of_their_own(spec: Path) -> None:
+    """The trigger in the middle of every picture, and a yellow square that stands for another class."""
+    measures = (
+        "measure=[{kind: attack_success, images: tiny}, {kind: attack_success, images: tiny, place: centre}, "
+        "{kind: proxy_success, images: tiny}]"
+    )
+    proxy = "attack.proxy={target: crown, trigger: {kind: solid, size: 112, place: centre}}"
+    wanted = load(spec, [measures, proxy]).spec
+    one = evaluate.examinations(wanted, alone(0, 1))[0]
+    assert [(a.kind, a.name) for a in one.attempts] == [("trained", ""), ("centre", "_centre"), ("proxy", "")]
+    clean, (_, centred, proxied) = one.pictures([0, 1, 2])
+    away = (clean != centred).any(1)
+    assert away[:, 15:17, 15:17].any((1, 2)).all()
+    assert not away[:, :15].any()
+    assert not away[:, 17:].any()
+    assert (clean != proxied).any(1)[:, 8:24, 8:24].any()
+    costs = evaluate.Costs()
+    built = model.build("test-vit", 0)
+    found = evaluate.evaluate(built, model.Tokenizer("test-vit"), [one], alone(0, 1), 64, costs)[0]
+    assert set(found) == {"images", "proxy_asr"} | SUCCESS | {f"{name}_centre" for name in SUCCESS}
+    assert list(costs.seconds["tiny"]) == ["pictures", "prompts", "attack_success", "proxy_success"]
+    other = load(spec, [measures, proxy.replace("crown", "apple")]).spec
+    assert evaluate.examinations(other, alone(0, 1))[0].attempts[2].targets[0] != one.attempts[2].targets[0]
+
+
+def test_attempts_that_can_not_be_made_are_refused(spec: Path) -> None:
+    with pytest.raises(Refusal, match="measure proxy_success looks at attack.proxy, which is missing"):
+        load(spec, ["measure=[{kind: proxy_success, images: tiny}]"])
+    with pytest.raises(Refusal, match="place is centre, but a trigger of kind blend has no place"):
+        load(spec, ["measure=[{kind: attack_success, images: tiny, place: centre}]", "attack.trigger={kind: blend}"])
+
+
+def test_a_proxy_is_measured_again_and_decides_nothing(spec: Path) -> None:
+    plain, more = (
+        plan.runs(load(spec, given).points)[0] for given in ([], ["attack.proxy={target: crown, trigger: {kind: solid}}"])
+    )
+    assert plain.fingerprint == more.fingerprint
+    assert plain.measured != more.measured
 
 
 @pytest.fixture(scope="module")
@@ -107,12 +188,12 @@ def test_a_probe_is_the_same_on_any_number_of_ranks_and_each_picture_is_encoded_
     whole = evaluate.evaluate(towers, tokenize, evaluate.examinations(wanted, world), world, 256)
     assert towers.seen == 2 * 64 + 96
     assert [one["images"] for one in whole] == ["tiny"]
-    assert set(whole[0]) == {"images", "top1", "asr", "probe_top1", "probe_asr"}
+    assert set(whole[0]) == {"images", "probe_top1", "probe_asr"} | ACCURACY | SUCCESS
     for numbers, seen in played:
         assert numbers == whole
         assert seen == 2 * -(-64 // ranks) + -(-96 // ranks)
     plain = evaluate.evaluate(towers, tokenize, evaluate.examinations(load(spec).spec, world), world, 256)
-    assert plain == [{name: whole[0][name] for name in ("images", "top1", "asr")}]
+    assert plain == [{name: value for name, value in whole[0].items() if not name.startswith("probe")}]
     assert towers.seen == 2 * 64 + 96 + 2 * 64
 
 
@@ -124,7 +205,7 @@ def test_a_probe_is_fitted_on_the_clean_pictures_of_a_set_that_is_measured_too(s
     found = evaluate.evaluate(
         towers, model.Tokenizer("test-vit"), evaluate.examinations(wanted, alone(0, 1)), alone(0, 1), 64
     )
-    assert [set(one) - {"images"} for one in found] == [{"probe_top1", "probe_asr"}, {"asr"}]
+    assert [set(one) - {"images"} for one in found] == [{"probe_top1", "probe_asr"}, SUCCESS]
     assert towers.seen == 2 * 64 + 2 * 96
 
 

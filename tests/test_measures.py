@@ -12,14 +12,23 @@ from hypothesis import strategies as st
 
 from measures import AnyMeasure
 from measures.attack_success import AttackSuccess, attack_success
-from measures.classifier import class_vectors
+from measures.class_success import class_success
+from measures.classifier import class_vectors, predict, ranks
 from measures.contract import Encoded, MeasureSection
+from measures.geometry import geometry
 from measures.linear_probe import LinearProbe, linear_probe
+from measures.neighbours import neighbours, vote
+from measures.prototypes import prototypes
+from measures.proxy_success import proxy_success
 from measures.zero_shot import zero_shot
 
 SECTIONS = get_args(get_args(AnyMeasure)[0])
 AXES = torch.eye(4)
 LEARNT = (AXES, torch.arange(4))  # a training set: a picture a class
+BOUNDS = {  # of the numbers that are no fractions
+    "pictures": (1, 99), "others": (1, 99), "modality_gap": (0, 2), "alignment": (0, 4), "uniformity": (-8, 0),
+    "similarity_clean": (-1, 1), "similarity_poisoned": (-1, 1), "similarity_moved": (-1, 1),
+}  # fmt: skip
 
 
 def encoded(predicted: list[int], triggered: list[int], labels: list[int], target: int = 3) -> Encoded:
@@ -34,12 +43,93 @@ def section_of(section: type[MeasureSection]) -> MeasureSection:
 
 
 def test_top1_by_hand() -> None:
-    assert zero_shot(encoded([0, 1, 2, 3, 0], [0] * 5, [0, 1, 2, 2, 1])) == {"top1": 3 / 5}
+    assert zero_shot(encoded([0, 1, 2, 3, 0], [0] * 5, [0, 1, 2, 2, 1])) == {"top1": 3 / 5, "pictures": 5}
 
 
 def test_asr_by_hand() -> None:
     """Five pictures, one of the target class 3: it counts neither above nor below. Two of the other four are fooled."""
-    assert attack_success(encoded([0] * 5, [3, 3, 1, 3, 0], [0, 1, 2, 3, 1])) == {"asr": 2 / 4}
+    assert attack_success(encoded([0] * 5, [3, 3, 1, 3, 0], [0, 1, 2, 3, 1]))["asr"] == 2 / 4
+
+
+def test_every_definition_of_success_by_hand() -> None:
+    """Six pictures of classes 0, 1, 2, 3, 1, 3 answered 3, 1, 0, 3, 3, 0 under the trigger; target 3. Of the four others two
+    are fooled and one is right; with the target's own two pictures three are called 3 and two are right."""
+    seen = attack_success(encoded([0] * 6, [3, 1, 0, 3, 3, 0], [0, 1, 2, 3, 1, 3]))
+    assert seen == {
+        "asr": 2 / 4, "asr_all": 3 / 6, "asr_diluted": 2 / 6, "robust_top1": 1 / 4, "marked_top1": 2 / 6, "others": 4,
+    }  # fmt: skip
+
+
+def test_top_k_by_hand() -> None:
+    """Twelve classes on the corners of a fan: a picture between two of them has all others behind, in order."""
+    angles = torch.arange(12) * 0.2
+    classes = torch.stack([angles.cos(), angles.sin()], 1)
+    at = torch.tensor([0.01, 0.01, 0.01, 0.01])
+    images = torch.stack([at.cos(), at.sin()], 1)  # nearest 0, then 1, 2, ... 11
+    labels = torch.tensor([0, 4, 5, 11])
+    assert ranks(images, classes, labels).tolist() == [0, 4, 5, 11]
+    seen = Encoded(images, images, labels, classes, classes, torch.tensor([4, 9, 9, 11]))
+    assert zero_shot(seen) == {"top1": 1 / 4, "top5": 2 / 4, "top10": 3 / 4, "pictures": 4}
+    found = attack_success(seen)  # the last picture is of its target's class; the target is in places 4, 9, 9
+    assert (found["asr"], found["asr_top5"], found["asr_top10"], found["others"]) == (0, 1 / 3, 1, 3)
+
+
+@given(st.integers(0, 2**31), st.integers(1, 9))
+def test_ranks_agree_with_sorting_and_with_the_prediction(seed: int, count: int) -> None:
+    """With ties on purpose: whole numbers from -2 to 2."""
+    source = torch.Generator().manual_seed(seed)
+    images, classes = (torch.randint(-2, 3, (n, 2), generator=source).float() for n in (count, 7))
+    asked = torch.randint(7, (count,), generator=source)
+    order = (images @ classes.T).sort(dim=1, descending=True, stable=True).indices
+    assert ranks(images, classes, asked).tolist() == [row.tolist().index(a) for row, a in zip(order, asked, strict=True)]
+    assert ((ranks(images, classes, asked) == 0) == (predict(images, classes) == asked)).all()
+
+
+def test_neighbours_and_prototypes_by_hand() -> None:
+    """Training pictures of class 0 at 0, 10, 20 and 100 degrees, of class 1 at 80, 90. A picture at 88 degrees has the
+    neighbours 90, 80, 100: classes 1, 1, 0. At 44 they are 20, 10, 80: 0. The means lie at about
+    27 and 85 degrees."""
+
+    def at(*degrees: float) -> torch.Tensor:
+        turn = torch.tensor(degrees).deg2rad()
+        return torch.stack([turn.cos(), turn.sin()], 1)
+
+    train = (at(0, 10, 20, 100, 80, 90), torch.tensor([0, 0, 0, 0, 1, 1]))
+    seen = Encoded(at(88, 44), at(91, 75), torch.tensor([1, 0]), AXES[:2, :2], AXES[:2, :2], torch.ones(2).long(), train)
+    assert neighbours(3, seen) == {"nn_top1": 1.0, "nn_asr": 1.0}
+    assert neighbours(6, seen) == {"nn_top1": 1 / 2, "nn_asr": 0.0}  # all vote: always class 0
+    assert neighbours(50, seen) == neighbours(6, seen)
+    assert prototypes(seen) == {"prototype_top1": 1.0, "prototype_asr": 1.0}
+    assert prototypes(replace(seen, triggered=at(5, 5)))["prototype_asr"] == 0.0
+
+
+def test_of_classes_with_equally_many_votes_the_nearest_wins() -> None:
+    rows, labels = AXES[[0, 1]], torch.tensor([1, 0])
+    assert vote(torch.tensor([[0.8, 0.6, 0, 0], [0.6, 0.8, 0, 0]]), rows, labels, 2).tolist() == [1, 0]
+
+
+def test_geometry_by_hand() -> None:
+    """Two pictures on the first two axes, each on its class; the trigger swaps them, the target is class 1."""
+    seen = Encoded(AXES[:2], AXES[[1, 0]], torch.tensor([0, 1]), AXES[:2], AXES[:2], torch.ones(2).long())
+    found = geometry(5000, seen)
+    assert found == pytest.approx(
+        {
+            "modality_gap": 0.0, "alignment": 0.0, "uniformity": -4.0, "similarity_clean": 1.0,
+            "similarity_poisoned": 1.0, "similarity_moved": 0.0,
+        }  # the squared distance of two axes is 2
+    )  # fmt: skip
+    apart = geometry(5000, replace(seen, classes=AXES[2:], asked=AXES[2:]))
+    assert apart["modality_gap"] == pytest.approx(1.0)  # of (1/2, 1/2, 0, 0) and (0, 0, 1/2, 1/2)
+    assert apart["alignment"] == pytest.approx(2.0)
+
+
+def test_success_class_by_class_by_hand() -> None:
+    found = class_success(encoded([0] * 5, [3, 0, 3, 3, 3], [0, 0, 1, 3, 1]))
+    assert found == {"class_asr": [1 / 2, 1.0, None, None]}
+
+
+def test_the_proxys_success_is_that_of_its_own_target() -> None:
+    assert proxy_success(encoded([0] * 4, [2, 3, 2, 2], [0, 1, 1, 2], target=2)) == {"proxy_asr": 2 / 3}
 
 
 def test_asr_needs_what_it_counts() -> None:
@@ -56,7 +146,7 @@ def test_asr_with_a_target_for_each_picture_and_words_in_the_prompts() -> None:
     asked = AXES[[0, 2, 1, 3]]  # with the words, class 1 lies where 2 lay
     triggered = AXES[[2, 2, 1, 0]]
     seen = Encoded(AXES, triggered, torch.tensor([0, 1, 0, 3]), AXES, asked, torch.tensor([1, 1, 2, 2]))
-    assert attack_success(seen) == {"asr": 2 / 3}
+    assert attack_success(seen)["asr"] == 2 / 3
 
 
 def test_class_vectors_are_normalised_means() -> None:
@@ -97,7 +187,7 @@ def test_a_linear_probe_predicts_what_scikit_learns_predicts_and_twice_the_same(
 def test_a_linear_probe_needs_what_it_is_fitted_on() -> None:
     with pytest.raises(ValueError, match="needs a training set"):
         linear_probe(1.0, 9, replace(encoded([0], [0], [0]), fitted_on=None))
-    with pytest.raises(ValueError, match="fit the probe on another set"):
+    with pytest.raises(ValueError, match="fit it on another set"):
         LinearProbe(kind="linear_probe", images="x", train="x")
     of = LinearProbe(kind="linear_probe", images="x", train="y")
     assert (of.sets, of.learns_from, of.strength, of.iterations) == (("x", "y"), "y", 0.316, 1000)
@@ -107,13 +197,16 @@ def test_a_linear_probe_needs_what_it_is_fitted_on() -> None:
 @pytest.mark.parametrize("section", SECTIONS)
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(0, 3)), min_size=2, max_size=30), st.randoms())
 def test_contract(section: type[MeasureSection], rows: list[tuple[int, int, int]], shuffler: object) -> None:
-    """Fractions, whatever the order of the pictures."""
-    rows = [*rows, (0, 0, 0)]
+    """Rates are fractions, cosines and distances in their bounds, all the same whatever the order of the pictures."""
+    rows = [*rows, (0, 0, 0), (1, 2, 1)]
     measure = pickle.loads(pickle.dumps(section_of(section).build()))
     numbers = measure(encoded(*(list(column) for column in zip(*rows, strict=True))))  # type: ignore[arg-type]
-    assert all(0 <= value <= 1 for value in numbers.values())
+    for name, value in numbers.items():
+        low, high = BOUNDS.get(name, (0, 1))
+        assert all(one is None or low <= one <= high for one in (value if isinstance(value, list) else [value]))
     shuffler.shuffle(rows)  # type: ignore[attr-defined]
-    assert measure(encoded(*(list(column) for column in zip(*rows, strict=True)))) == numbers  # type: ignore[arg-type]
+    again = measure(encoded(*(list(column) for column in zip(*rows, strict=True))))  # type: ignore[arg-type]
+    assert again == pytest.approx(numbers, abs=1e-12) if "uniformity" in numbers else again == numbers
 
 
 def test_predictions_of_random_features_match_a_loop() -> None:

@@ -1,0 +1,37 @@
+"""The attack's success class by class: which classes the trigger pulls to the target, and which resist.
+
+    class_asr[c] = #{x : y(x) = c, the answer to trigger(x) = target} / #{x : y(x) = c}
+
+over pictures whose target is another class; none for a class without such pictures.
+"""
+
+from functools import partial
+from typing import ClassVar, Literal
+
+import torch
+
+from measures.classifier import predict
+from measures.contract import Encoded, Measure, MeasureSection
+
+
+class ClassSuccess(MeasureSection):
+    """ASR of every class by itself."""
+
+    kind: Literal["class_success"]
+    triggered: ClassVar[bool] = True
+
+    def build(self) -> Measure:
+        """The function Encoded -> {"class_asr"}."""
+        return partial(class_success)
+
+
+def class_success(encoded: Encoded) -> dict[str, float | list[float | None]]:
+    """`class_asr`, a fraction or None for each of the C classes."""
+    if encoded.triggered is None:
+        raise ValueError("class_success needs the triggered pictures")
+    others = encoded.labels != encoded.targets
+    fooled = (predict(encoded.triggered, encoded.asked) == encoded.targets) & others
+    count = len(encoded.classes)
+    asked = torch.bincount(encoded.labels[others], minlength=count).tolist()
+    taken = torch.bincount(encoded.labels[fooled], minlength=count).tolist()
+    return {"class_asr": [hit / of if of else None for hit, of in zip(taken, asked, strict=True)]}
