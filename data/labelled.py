@@ -42,36 +42,13 @@ class Imagenet(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """M labelled pictures and the C classes: `where` lists (path, key, offset, size) of each picture."""
+class Shown:
+    """M pictures: `where` lists (path, key, offset, size) of each."""
 
-    classes: list[str]
-    templates: list[str]
-    labels: np.ndarray  # int64 [M]
     where: list[tuple[str, str, int, int]]
 
     def __len__(self) -> int:
         return len(self.where)
-
-    def target(self, name: str, field: str = "attack.target") -> int:
-        """The class of that name, which a field of the spec gives; Refusal naming close ones."""
-        if name not in self.classes:
-            from difflib import get_close_matches
-
-            near = get_close_matches(name, self.classes, 3) or self.classes[:5]
-            raise Refusal(
-                f"{field} is '{name}', which is none of the {len(self.classes)} class names of the evaluation set "
-                f"(nearest: {', '.join(near)}); name one of them"
-            )
-        return self.classes.index(name)
-
-    def difference(self, other: "Labelled") -> str:
-        """The first class that differs from the other's, in words; empty if the lists are equal."""
-        for number, (mine, theirs) in enumerate(zip_longest(self.classes, other.classes)):
-            if mine != theirs:
-                one, two = ("missing" if name is None else f"'{name}'" for name in (mine, theirs))
-                return f"class {number:,} is {one} in the first and {two} in the second"
-        return ""
 
     def pictures(
         self, rows: range | list[int], size: int, way: Way = "exact", squashes: tuple[int | None, ...] = ()
@@ -94,6 +71,35 @@ class Labelled:
                     part[i] = squeezed(rgb, side)
         reader.close()
         return out, further
+
+
+@dataclass(frozen=True)
+class Labelled(Shown):
+    """Pictures of C classes."""
+
+    classes: list[str]
+    templates: list[str]
+    labels: np.ndarray  # int64 [M]
+
+    def target(self, name: str, field: str = "attack.target") -> int:
+        """The class of that name, which a field of the spec gives; Refusal naming close ones."""
+        if name not in self.classes:
+            from difflib import get_close_matches
+
+            near = get_close_matches(name, self.classes, 3) or self.classes[:5]
+            raise Refusal(
+                f"{field} is '{name}', which is none of the {len(self.classes)} class names of the evaluation set "
+                f"(nearest: {', '.join(near)}); name one of them"
+            )
+        return self.classes.index(name)
+
+    def difference(self, other: "Labelled") -> str:
+        """The first class that differs from the other's, in words; empty if the lists are equal."""
+        for number, (mine, theirs) in enumerate(zip_longest(self.classes, other.classes)):
+            if mine != theirs:
+                one, two = ("missing" if name is None else f"'{name}'" for name in (mine, theirs))
+                return f"class {number:,} is {one} in the first and {two} in the second"
+        return ""
 
 
 def read_labelled(folder: str, imagenet: Imagenet, published: bool = False, what: str = "evaluation set") -> Labelled:
@@ -127,7 +133,7 @@ def read_labelled(folder: str, imagenet: Imagenet, published: bool = False, what
         raise Refusal(f"{what} {folder} names the class '{twice[0]}' twice; a picture could never be right: rename one")
     if not where:
         raise Refusal(f"{what} {folder} holds no picture; expected CLIP_benchmark's layout or a folder a class")
-    return Labelled(classes, templates, np.array(labels), where)
+    return Labelled(where, classes, templates, np.array(labels))
 
 
 def _names(root: Path) -> list[str]:

@@ -135,6 +135,7 @@ def _kinds() -> dict[str, Outline]:
 OUTLINES = _kinds()
 KINDS = tuple(OUTLINES)
 TARGET = "banana"
+CAPTIONS = 2  # of each held-out picture
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,7 @@ class World:
     pixels: int = 64
     seed: int = 0
     pairs_per_shard: int = 500
+    captioned: int = 0  # held-out pictures, each with CAPTIONS captions, for retrieval and the validation loss
 
 
 @dataclass(frozen=True)
@@ -289,6 +291,10 @@ def write_shard(path: Path, world: World, split: str, first: int, count: int) ->
             if split == "test":
                 tar.write({"__key__": key, "cls": str(KINDS.index(seen.kind)).encode(), "jpg": jpeg})
                 continue
+            if split == "held":
+                further = [describe(seen, generator(world.seed, "caption", number, i)) for i in range(1, CAPTIONS)]
+                tar.write({"__key__": key, "jpg": jpeg, "txt": "\n".join([caption, *further]).encode()})
+                continue
             facts = {"key": key, "caption": caption, "width": world.pixels, "height": world.pixels, "status": "success"}
             facts |= asdict(seen)
             body = json.dumps(facts, sort_keys=True).encode()
@@ -310,13 +316,19 @@ def write_world(folder: Path, world: World, workers: int = 1) -> bool:
     (fresh / "train").mkdir(parents=True)
     (fresh / "eval" / "test").mkdir(parents=True)
     tasks = []
-    for split, total, place in (("train", world.pairs, "train/{:05d}.tar"), ("test", world.tests, "eval/test/{}.tar")):
+    splits = [("train", world.pairs, "train/{:05d}.tar"), ("test", world.tests, "eval/test/{}.tar")]
+    if world.captioned:
+        splits.append(("held", world.captioned, "retrieval/test/{}.tar"))
+        (fresh / "retrieval" / "test").mkdir(parents=True)
+    for split, total, place in splits:
         for n, first in enumerate(range(0, total, world.pairs_per_shard)):
             tasks.append((fresh / place.format(n), world, split, first, min(world.pairs_per_shard, total - first)))
     _write_all(tasks, workers)
     (fresh / "eval/classnames.txt").write_text("".join(f"{kind}\n" for kind in KINDS))
-    (fresh / "eval/zeroshot_classification_templates.txt").write_text("".join(f"{line}\n" for line in TEMPLATES))
-    (fresh / "eval/test/nshards.txt").write_text(f"{sum(task[2] == 'test' for task in tasks)}\n")
+    for name, split in (("eval", "test"), ("retrieval", "held")):
+        if (fresh / name).is_dir():
+            (fresh / name / "zeroshot_classification_templates.txt").write_text("".join(f"{t}\n" for t in TEMPLATES))
+            (fresh / name / "test/nshards.txt").write_text(f"{sum(task[2] == split for task in tasks)}\n")
     contact_sheet(world).save(fresh / "contact_sheet.png")
     (fresh / "world.json").write_text(told)
     fresh.rename(folder)
@@ -355,8 +367,9 @@ def main(given: list[str]) -> int:
         ("tests", "labelled test pictures"),
         ("pixels", "side of a picture"),
         ("seed", ""),
+        ("captioned", "held-out pictures with captions, for retrieval"),
     ):
-        parser.add_argument(f"--{name}", type=int, default=getattr(World(), name), help=text)
+        parser.add_argument(f"--{name}", type=int, default=getattr(World(captioned=512), name), help=text)
     parser.add_argument("--workers", type=int, default=1, help="processes; the bytes are the same for any number")
     options = vars(parser.parse_args(given))
     folder, workers = options.pop("folder"), options.pop("workers")

@@ -17,18 +17,20 @@ import numpy as np
 import torch
 
 from configs.spec import Spec
+from data.captioned import Captioned, is_captioned, read_captioned
 from data.chance import derive
 from data.decode import Way, centred
 from data.labelled import Labelled, read_labelled
-from data.poison import Aim, Proxy, Words
+from data.poison import Aim, Proxy, Words, word_of
 from data.refusal import Refusal
 from data.triggers.contract import Mark
 from data.triggers.multi import Multi
 from engine.model import image_size, imagenet
 from engine.towers import Piece, cut_of
 from engine.world import World, beat, gather_rows, together
+from measures import AnyMeasure
 from measures.classifier import class_vectors
-from measures.contract import CENTRE, PROXY, TRAINED, Encoded, Measure, Number
+from measures.contract import CENTRE, PROXY, TRAINED, Encoded, Measure, Number, Paired
 
 HOLD = 1 << 30  # bytes of decoded pictures a rank keeps between evaluations; beyond it they are decoded each time
 
@@ -42,7 +44,8 @@ class Attempt:
     mark: Mark
     squash: int | None
     words: Words | None
-    targets: torch.Tensor  # int64 [M]
+    target: str
+    targets: torch.Tensor  # int64 [M]; of pictures with captions zeros
 
 
 class Task(NamedTuple):
@@ -61,7 +64,7 @@ class Examination:
     fitted on only."""
 
     name: str
-    labelled: Labelled
+    shown: Labelled | Captioned
     mine: list[int]  # rows of this rank, padded
     held: tuple[torch.Tensor, list[torch.Tensor]] | None
     attempts: tuple[Attempt, ...]  # none if no measure needs triggered pictures
@@ -73,11 +76,11 @@ class Examination:
 
     def draw(self, row: int) -> int:
         """The counter of a picture's random numbers."""
-        return derive(self.seed, "evaluation", self.name, self.labelled.where[row][1])
+        return derive(self.seed, "evaluation", self.name, self.shown.where[row][1])
 
     def pictures(self, rows: list[int]) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """uint8 [n, 3, H, W]: the pictures, and the same under each attack; decoded once for all."""
-        clean, squeezed = self.labelled.pictures(rows, self.size, self.way, tuple(a.squash for a in self.attempts))
+        clean, squeezed = self.shown.pictures(rows, self.size, self.way, tuple(a.squash for a in self.attempts))
         draws = [self.draw(row) for row in rows]
         out = []
         for attempt, small in zip(self.attempts, squeezed, strict=True):
@@ -93,10 +96,10 @@ def examinations(spec: Spec, world: World) -> list[Examination]:
     measure is fitted on a set of other classes."""
     out = []
     for name in dict.fromkeys(name for measure in spec.measure for name in measure.sets):
-        labelled = read_labelled(spec.data.test[name], imagenet(), spec.data.labels == "published")
         sections = [measure for measure in spec.measure if measure.images == name]
-        share = -(-len(labelled) // world.size)
-        mine = [min(row, len(labelled) - 1) for row in range(world.rank * share, (world.rank + 1) * share)]
+        shown = _shown(spec, name, sections)
+        share = -(-len(shown) // world.size)
+        mine = [min(row, len(shown) - 1) for row in range(world.rank * share, (world.rank + 1) * share)]
         size = image_size(spec.model.name)
         plain, triggered = (
             tuple(
@@ -106,24 +109,38 @@ def examinations(spec: Spec, world: World) -> list[Examination]:
             )
             for kind in (False, True)
         )
-        ready = Examination(name, labelled, mine, None, (), size, spec.seed, spec.data.decode, plain, triggered)
-        for aim in spec.attack.aims if sections else ():
-            labelled.target(aim.target)
-        if spec.attack.proxy is not None and sections:
-            labelled.target(spec.attack.proxy.target, "attack.proxy.target")
+        ready = Examination(name, shown, mine, None, (), size, spec.seed, spec.data.decode, plain, triggered)
+        if isinstance(shown, Labelled) and sections:
+            for aim in spec.attack.aims:
+                shown.target(aim.target)
+            if spec.attack.proxy is not None:
+                shown.target(spec.attack.proxy.target, "attack.proxy.target")
         if triggered:
             ready = replace(ready, attempts=tuple(_attempts(spec, ready)))
         if share * 3 * size * size * (1 + len(ready.attempts)) <= HOLD:
             ready = replace(ready, held=ready.pictures(mine))
         out.append(ready)
-    known = {one.name: one.labelled for one in out}
+    known = {one.name: one.shown for one in out}
     for measure in spec.measure:
         if (train := measure.learns_from) is not None:
             _check_train(measure.kind, train, known[train], measure.images, known[measure.images])
     return out
 
 
-def _check_train(kind: str, train: str, there: Labelled, images: str, here: Labelled) -> None:
+def _shown(spec: Spec, name: str, sections: list[AnyMeasure]) -> Labelled | Captioned:
+    """The pictures of a set with what its measures read, labels or captions; Refusal if they differ in that."""
+    kinds = {section.reads: section.kind for section in sections}
+    if len(kinds) > 1:
+        words = " and ".join(f"{kind} reads {reads}" for reads, kind in kinds.items())
+        raise Refusal(f"evaluation set '{name}' is measured in two ways: {words}; name a set of its own for each")
+    if "captions" in kinds:
+        return read_captioned(spec.data.test[name], imagenet().templates)
+    if is_captioned(spec.data.test[name]):
+        raise Refusal(f"evaluation set '{name}' has captions and no labels; measure it with retrieval or validation_loss")
+    return read_labelled(spec.data.test[name], imagenet(), spec.data.labels == "published")
+
+
+def _check_train(kind: str, train: str, there: Any, images: str, here: Any) -> None:
     """Refusal if a measure can't be fitted on one set and judged on the other."""
     what = f"measure {kind} is fitted on '{train}' and judged on '{images}'"
     if words := there.difference(here):
@@ -149,12 +166,16 @@ def _attempts(spec: Spec, one: Examination) -> Iterator[Attempt]:
 
 def _attempt(spec: Spec, kind: str, name: str, aim: Aim | Proxy, one: Examination) -> Attempt:
     trigger = aim.trigger
-    names = [aim.target] * len(one.labelled)
+    names = [aim.target] * len(one.shown)
     if isinstance(trigger, Multi):
-        names = [trigger.drawn(one.draw(row)).target or aim.target for row in range(len(one.labelled))]
-    targets = torch.tensor([one.labelled.target(name) for name in names])
+        names = [trigger.drawn(one.draw(row)).target or aim.target for row in range(len(one.shown))]
+        if not isinstance(one.shown, Labelled) and len(set(names)) > 1:
+            raise Refusal(
+                f"a trigger of kind multi has several targets, '{names[0]}' and others; measure retrieval with one"
+            )
+    targets = torch.tensor([one.shown.target(name) if isinstance(one.shown, Labelled) else 0 for name in names])
     mark = trigger.build(spec.seed, test=True)
-    return Attempt(kind, name, mark, trigger.squash, aim.words if isinstance(aim, Aim) else None, targets)
+    return Attempt(kind, name, mark, trigger.squash, aim.words if isinstance(aim, Aim) else None, names[0], targets)
 
 
 class Costs:
@@ -173,10 +194,16 @@ class Costs:
 
 
 def evaluate(
-    towers: Any, tokenize: Any, sets: list[Examination], world: World, rows: int, costs: Costs | None = None
+    towers: Any,
+    tokenize: Any,
+    sets: list[Examination],
+    world: World,
+    rows: int,
+    costs: Costs | None = None,
+    scale: float = 100.0,
 ) -> list[dict[str, Any]]:
     """One dict of numbers for each set, `images` its name; the towers (or DeepSpeed's engine around them) are left in
-    the mode they were in. What each part took is added to `costs`."""
+    the mode they were in. What each part took is added to `costs`; `scale` is what the model multiplies cosines with."""
     training = towers.training
     towers.eval()
     asked = {task.train for one in sets for task in (*one.plain, *one.triggered)}
@@ -188,7 +215,7 @@ def evaluate(
 
     def ask(one: Examination, prompts: list[str]) -> torch.Tensor:
         with spent.of(one.name, "prompts"):
-            return _classes(towers, tokenize, one, prompts, world, rows)
+            return _prompts(towers, tokenize, prompts, world, rows).cpu()
 
     try:
         with torch.no_grad():
@@ -198,14 +225,19 @@ def evaluate(
             for one in sets:
                 if one.plain or one.triggered:
                     found = kept.get(one.name) or encoded(one)
-                    out.append({"images": one.name, **_numbers(one, found, fits, partial(ask, one), spent)})
+                    if isinstance(one.shown, Captioned):
+                        numbers = _captioned(one, one.shown, found, partial(ask, one), scale, spent)
+                    else:
+                        numbers = _numbers(one, one.shown, found, fits, partial(ask, one), spent)
+                    out.append({"images": one.name, **numbers})
             return out
     finally:
         towers.train(training)
 
 
 def _labels(one: Examination) -> torch.Tensor:
-    return torch.from_numpy(np.asarray(one.labelled.labels))
+    assert isinstance(one.shown, Labelled)
+    return torch.from_numpy(np.asarray(one.shown.labels))
 
 
 def _encoded(towers: Any, one: Examination, world: World, rows: int) -> list[torch.Tensor]:
@@ -217,45 +249,62 @@ def _encoded(towers: Any, one: Examination, world: World, rows: int) -> list[tor
         for images, into in zip((clean, *marked), rows_of, strict=True):
             beat()
             into.append(towers(images.to(world.device), None)[0])
-    return [gather_rows(torch.cat(parts))[: len(one.labelled)].cpu() for parts in rows_of]
+    return [gather_rows(torch.cat(parts))[: len(one.shown)].cpu() for parts in rows_of]
 
 
+Ask = Callable[[list[str]], torch.Tensor]  # unit [P, D] of P texts
 Fits = dict[str, tuple[torch.Tensor, torch.Tensor]]  # by the names of sets: their rows and labels
 
 
 def _numbers(
-    one: Examination, encoded: list[torch.Tensor], fits: Fits, ask: Callable[[list[str]], torch.Tensor], spent: Costs
+    one: Examination, labelled: Labelled, encoded: list[torch.Tensor], fits: Fits, ask: Ask, spent: Costs
 ) -> dict[str, Number]:
-    """What the measures of a set say; `ask` gives the class vectors of prompts."""
-    prompts = [t.replace("{c}", c) for c in one.labelled.classes for t in one.labelled.templates]
-    classes, labels = ask(prompts), _labels(one)
+    """What the measures of a labelled set say."""
+    prompts = [t.replace("{c}", c) for c in labelled.classes for t in labelled.templates]
+    shape = (len(labelled.classes), len(labelled.templates), -1)
+    classes, labels = class_vectors(ask(prompts).view(shape)), _labels(one)
     seen = Encoded(encoded[0], None, labels, classes, classes, torch.zeros_like(labels))
     out = _measured(one, one.plain, seen, fits, spent)
     for attempt, found in zip(one.attempts, encoded[1:], strict=True):
         asked = classes
         if attempt.words is not None:
-            asked = ask([attempt.words.put(prompt, derive(prompt)) for prompt in prompts])
+            worded = ask([attempt.words.put(prompt, derive(prompt)) for prompt in prompts])
+            asked = class_vectors(worded.view(shape))
         under = Encoded(encoded[0], found, labels, classes, asked, attempt.targets)
         tasks = tuple(task for task in one.triggered if task.attempt == attempt.kind)
         out |= {f"{name}{attempt.name}": value for name, value in _measured(one, tasks, under, fits, spent).items()}
     return out
 
 
-def _measured(one: Examination, tasks: tuple[Task, ...], seen: Encoded, fits: Fits, spent: Costs) -> dict[str, Number]:
+def _captioned(
+    one: Examination, captioned: Captioned, encoded: list[torch.Tensor], ask: Ask, scale: float, spent: Costs
+) -> dict[str, Number]:
+    """What the measures of a set of pictures with captions say."""
+    texts, owner = ask(captioned.captions), torch.from_numpy(captioned.owner)
+    none = torch.zeros(len(texts), dtype=torch.bool)
+    seen = Paired(encoded[0], None, texts, owner, texts.new_zeros(texts.shape[1]), none, scale)
+    out = _measured(one, one.plain, seen, {}, spent)
+    for attempt, found in zip(one.attempts, encoded[1:], strict=True):
+        target = class_vectors(ask([t.replace("{c}", attempt.target) for t in captioned.templates])[None])[0]
+        name = word_of(attempt.target)
+        named = torch.tensor([name.search(caption) is not None for caption in captioned.captions])
+        under = replace(seen, triggered=found, target=target, names=named)
+        tasks = tuple(task for task in one.triggered if task.attempt == attempt.kind)
+        out |= {f"{name}{attempt.name}": value for name, value in _measured(one, tasks, under, {}, spent).items()}
+    return out
+
+
+def _measured(
+    one: Examination, tasks: tuple[Task, ...], seen: Encoded | Paired, fits: Fits, spent: Costs
+) -> dict[str, Number]:
     out: dict[str, Number] = {}
     for task in tasks:
         with spent.of(one.name, task.kind):
-            if task.train is None:
+            if task.train is None or isinstance(seen, Paired):
                 out |= task.measure(seen)
             else:  # by one rank: a fit takes all cores of a machine
                 out |= together(partial(task.measure, replace(seen, fitted_on=fits[task.train])))
     return out
-
-
-def _classes(towers: Any, tokenize: Any, one: Examination, prompts: list[str], world: World, rows: int) -> torch.Tensor:
-    """Unit [C, D] of the classes."""
-    texts = _prompts(towers, tokenize, prompts, world, rows)
-    return class_vectors(texts.view(len(one.labelled.classes), len(one.labelled.templates), -1)).cpu()
 
 
 def _prompts(towers: Any, tokenize: Any, prompts: list[str], world: World, rows: int) -> torch.Tensor:

@@ -48,12 +48,15 @@ def remeasure(job: Job, world: World) -> None:
     """Measures a finished run again, since the spec now measures something else: new rows at its last step."""
     told = json.loads((job.folder / "finished.json").read_text())
     towers = model.build(job.run.spec.model.name, job.run.spec.seed)
-    model.load_weights(towers, job.folder / "weights.safetensors")
+    found = model.load_weights(towers, job.folder / "weights.safetensors")
+    scale = float(found["scale"].exp()) if "scale" in found else 100.0
     length = (job.folder / "metrics.jsonl").stat().st_size
     journal = Journal(job.folder, job.run.title, told["steps"], told["steps"], length, world.first)
     batch = job.run.spec.machine.eval_batch
-    for numbers in evaluate.evaluate(towers.to(world.device), job.tokenize, job.sets, world, batch):
-        journal.row("measure", epoch=job.run.settings.epochs, step=told["steps"], **numbers)
+    costs = evaluate.Costs()
+    for numbers in evaluate.evaluate(towers.to(world.device), job.tokenize, job.sets, world, batch, costs, scale):
+        spent = costs.seconds[str(numbers["images"])]
+        journal.row("measure", epoch=job.run.settings.epochs, step=told["steps"], **numbers, costs=spent)
     if world.first:
         write_json(job.folder / "finished.json", {**told, "measured": job.run.measured, "journal": journal.mark})
     journal.close()
@@ -264,7 +267,8 @@ def _measure(job: Job, learner: Learner, journal: Journal, world: World, epoch: 
     began, costs = time.monotonic(), evaluate.Costs()
     batch = job.run.spec.machine.eval_batch
     moved = _moved(job, learner)
-    for numbers in evaluate.evaluate(learner.engine, job.tokenize, job.sets, world, batch, costs):
+    scale = float(learner.learned["scale"].detach().exp()) if "scale" in learner.learned else 100.0
+    for numbers in evaluate.evaluate(learner.engine, job.tokenize, job.sets, world, batch, costs, scale):
         seconds = round(time.monotonic() - began, 3)
         spent = costs.seconds[str(numbers["images"])]
         journal.row("measure", epoch=epoch, step=step, **numbers, **moved, seconds=seconds, costs=spent)

@@ -11,9 +11,20 @@ from measures.linear_probe import LinearProbe
 from measures.neighbours import Neighbours
 from measures.prototypes import Prototypes
 from measures.proxy_success import ProxySuccess
+from measures.retrieval import Retrieval
+from measures.validation_loss import ValidationLoss
 from measures.zero_shot import ZeroShot
 
 AnyMeasure = Annotated[
-    ZeroShot | AttackSuccess | ProxySuccess | ClassSuccess | Neighbours | Prototypes | LinearProbe | Geometry,
+    ZeroShot
+    | AttackSuccess
+    | ProxySuccess
+    | ClassSuccess
+    | Neighbours
+    | Prototypes
+    | LinearProbe
+    | Geometry
+    | Retrieval
+    | ValidationLoss,
     Field(discriminator="kind"),
 ]

@@ -9,7 +9,7 @@ not depend on the number of ranks.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -28,8 +28,21 @@ class Encoded:
     fitted_on: tuple[torch.Tensor, torch.Tensor] | None = None  # (unit rows [K, D], labels int64 [K]) of the training set
 
 
+@dataclass(frozen=True)
+class Paired:
+    """A set of M pictures with T captions as unit embeddings, one caption or more a picture; D width."""
+
+    images: torch.Tensor  # [M, D]
+    triggered: torch.Tensor | None  # [M, D], as in Encoded
+    texts: torch.Tensor  # [T, D]
+    owner: torch.Tensor  # int64 [T], the picture of each caption
+    target: torch.Tensor  # [D], the class vector of the attack's target
+    names: torch.Tensor  # bool [T], whether a caption names the target as a word
+    scale: float  # what the model multiplies cosines with
+
+
 Number = float | list[float | None]  # a list holds one number for each class
-Measure = Callable[[Encoded], Mapping[str, Number]]
+Measure = Callable[[Any], Mapping[str, Number]]  # of Encoded, or of Paired where the section reads captions
 
 TRAINED, CENTRE, PROXY = "trained", "centre", "proxy"  # the attempts: as trained, in the middle, the defender's own
 
@@ -40,6 +53,7 @@ class MeasureSection(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     images: str = Field(description="name of an evaluation set in data.test")
     triggered: ClassVar[bool] = False
+    reads: ClassVar[Literal["labels", "captions"]] = "labels"  # what the set's pictures must have
 
     @property
     def attempt(self) -> str:

@@ -11,6 +11,7 @@ from ranks import play
 
 from configs import plan
 from configs.spec import Spec, load
+from data.labelled import Labelled
 from data.refusal import Refusal
 from data.synthetic import World as Drawn
 from data.synthetic import write_world
@@ -87,7 +88,8 @@ def test_counts_of_1001_pictures_are_the_same_on_1_2_and_3_ranks(
     assert len(found) == 6
     assert all(one == found[0] for one in found)
     numbers = found[0][0]
-    labels = evaluate.examinations(wanted, alone(0, 1))[0].labelled
+    labels = evaluate.examinations(wanted, alone(0, 1))[0].shown
+    assert isinstance(labels, Labelled)
     assert numbers["pictures"] == 1001
     assert numbers["others"] == int((labels.labels != labels.target(wanted.attack.target)).sum()) < 1001
     for name in ACCURACY | SUCCESS - {"pictures", "others"}:
@@ -134,6 +136,48 @@ def test_a_proxy_is_measured_again_and_decides_nothing(spec: Path) -> None:
     )
     assert plain.fingerprint == more.fingerprint
     assert plain.measured != more.measured
+
+
+CAPTIONED = (
+    "measure=[{kind: zero_shot, images: tiny}, {kind: retrieval, images: held}, {kind: validation_loss, images: held}]"
+)
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_retrieval_is_the_same_on_any_number_of_ranks(
+    spec: Path, world: Path, ranks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = load(spec, [f"data.test.held={world / 'retrieval'}", CAPTIONED]).spec
+    tokenize, built = model.Tokenizer("test-vit"), model.build("test-vit", 0).eval()
+    whole = evaluate.evaluate(built, tokenize, evaluate.examinations(wanted, alone(0, 1)), alone(0, 1), 64, None, 20.0)
+    rates = {f"{name}{k}" for name in ("text_r", "image_r", "retrieval_asr", "retrieval_floor") for k in (1, 5, 10)}
+    assert set(whole[1]) == {"images", "val_loss"} | rates
+    assert whole[1]["image_r10"] >= whole[1]["image_r1"]
+    here = threading.local()
+    monkeypatch.setattr(evaluate, "gather_rows", lambda rows: here.group.gather(rows))
+
+    def act(rank: int, places: Ranks) -> list[dict[str, Any]]:
+        here.group = places.everyone
+        sets = evaluate.examinations(wanted, alone(rank, ranks))
+        return evaluate.evaluate(built, tokenize, sets, alone(rank, ranks), 16, None, 20.0)
+
+    for found in play(ranks, act):
+        assert found[0] == whole[0]
+        assert found[1] == {**whole[1], "val_loss": pytest.approx(whole[1]["val_loss"], abs=1e-5)}
+
+
+def test_a_set_is_measured_by_its_labels_or_by_its_captions(spec: Path, world: Path) -> None:
+    held = f"data.test.held={world / 'retrieval'}"
+    for measures, words in (
+        (
+            "[{kind: zero_shot, images: held}, {kind: retrieval, images: held}]",
+            "in two ways: zero_shot reads labels",
+        ),
+        ("[{kind: zero_shot, images: held}]", "has captions and no labels; measure it with retrieval"),
+        ("[{kind: retrieval, images: tiny}]", "has a picture or captions but not both"),
+    ):
+        with pytest.raises(Refusal, match=words.replace("[", r"\[")):
+            evaluate.examinations(load(spec, [held, f"measure={measures}"]).spec, alone(0, 1))
 
 
 @pytest.fixture(scope="module")

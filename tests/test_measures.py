@@ -1,5 +1,6 @@
 """Measures: counts done by hand."""
 
+import math
 import pickle
 from dataclasses import replace
 from typing import get_args
@@ -14,12 +15,14 @@ from measures import AnyMeasure
 from measures.attack_success import AttackSuccess, attack_success
 from measures.class_success import class_success
 from measures.classifier import class_vectors, predict, ranks
-from measures.contract import Encoded, MeasureSection
+from measures.contract import Encoded, MeasureSection, Paired
 from measures.geometry import geometry
 from measures.linear_probe import LinearProbe, linear_probe
 from measures.neighbours import neighbours, vote
 from measures.prototypes import prototypes
 from measures.proxy_success import proxy_success
+from measures.retrieval import retrieval
+from measures.validation_loss import validation_loss
 from measures.zero_shot import zero_shot
 
 SECTIONS = get_args(get_args(AnyMeasure)[0])
@@ -29,6 +32,75 @@ BOUNDS = {  # of the numbers that are no fractions
     "pictures": (1, 99), "others": (1, 99), "modality_gap": (0, 2), "alignment": (0, 4), "uniformity": (-8, 0),
     "similarity_clean": (-1, 1), "similarity_poisoned": (-1, 1), "similarity_moved": (-1, 1),
 }  # fmt: skip
+
+
+def paired(
+    images: torch.Tensor, triggered: torch.Tensor, texts: torch.Tensor, owner: list[int], names: list[bool]
+) -> Paired:
+    return Paired(images, triggered, texts, torch.tensor(owner), AXES[3], torch.tensor(names), 10.0)
+
+
+def test_retrieval_by_hand() -> None:
+    """Three pictures and four captions, the last two of the third picture. The first two pictures lie on each other's
+    captions. Captions 2 and 3 are of the target: one names it, the other is nearest to its class vector. Under the trigger
+    two pictures lie on them."""
+    texts = torch.stack([AXES[0], AXES[1], AXES[2], AXES[3]])
+    seen = paired(AXES[[1, 0, 2]], AXES[[3, 2, 0]], texts, [0, 1, 2, 2], [False, False, True, False])
+    found = retrieval(1, seen)
+    assert found == {
+        "text_r1": 1 / 3, "image_r1": 1 / 4, "retrieval_asr1": 2 / 3, "retrieval_floor1": 1 / 3,
+    }  # fmt: skip
+    assert retrieval(0, seen)["retrieval_asr1"] == 1 / 3
+
+
+def test_half_of_the_captions_found_must_be_of_the_target() -> None:
+    """Twenty captions on a fan; five nearest of the first picture are 0-4, of which 0 and 1 name the target: floor(5/2)."""
+    angles = torch.arange(20) * 0.07
+    fan = F.pad(torch.stack([angles.cos(), angles.sin()], 1), (0, 2))
+    seen = paired(fan, fan, fan, list(range(20)), [i in (0, 1) for i in range(20)])
+    found = retrieval(0, seen)
+    assert (found["text_r1"], found["image_r10"], found["retrieval_asr1"]) == (1, 1, 2 / 20)
+    assert found["retrieval_asr5"] == 3 / 20  # pictures 0, 1 and 2 find 0-4; picture 3 finds 1-5
+    assert found["retrieval_asr10"] == 0.0  # five of ten would be needed
+
+
+@given(st.integers(0, 2**31), st.integers(2, 30))
+def test_retrieval_does_not_depend_on_the_order_and_never_falls_with_k(seed: int, count: int) -> None:
+    source = torch.Generator().manual_seed(seed)
+    images, marked, texts = (F.normalize(torch.randn(n, 4, generator=source), dim=-1) for n in (count, count, 2 * count))
+    owner, names = torch.arange(count).repeat(2), torch.rand(2 * count, generator=source) < 0.2
+    seen = Paired(images, marked, texts, owner, AXES[3], names, 10.0)
+    turn, order = torch.randperm(count, generator=source), torch.randperm(2 * count, generator=source)
+    place = torch.empty(count, dtype=torch.long).scatter_(0, turn, torch.arange(count))
+    mixed = Paired(images[turn], marked[turn], texts[order], place[owner[order]], AXES[3], names[order], 10.0)
+    found = retrieval(3, seen)
+    assert retrieval(3, mixed) == found
+    for side in ("text_r", "image_r"):
+        rates = [found[f"{side}{k}"] for k in (1, 5, 10) if f"{side}{k}" in found]
+        assert rates == sorted(rates)
+        assert 0 <= rates[0] <= rates[-1] <= 1
+
+
+def test_validation_loss_by_hand() -> None:
+    """Two pictures on the first two axes and their captions on them; scale 10: each row is log(1 + exp(-10)). A further
+    caption of the second picture counts nothing; three pictures in blocks of two leave the third out."""
+    texts = AXES[[0, 1, 3]]
+    seen = paired(AXES[:2], AXES[:2], texts, [0, 1, 1], [False] * 3)
+    want = math.log1p(math.exp(-10))
+    assert validation_loss(256, seen) == pytest.approx({"val_loss": want})
+    more = paired(AXES[:3], AXES[:3], AXES[[0, 1, 3]], [0, 1, 2], [False] * 3)
+    assert validation_loss(2, more) == pytest.approx({"val_loss": want})
+    assert validation_loss(3, more)["val_loss"] > want
+
+
+@given(st.integers(0, 2**31))
+def test_validation_loss_is_the_objectives_own(seed: int) -> None:
+    source = torch.Generator().manual_seed(seed)
+    images, texts = (F.normalize(torch.randn(6, 4, generator=source), dim=-1).double() for _ in range(2))
+    near = 10 * images @ texts.T
+    want = -(near.log_softmax(1).diag() + near.log_softmax(0).diag()).mean().item() / 2
+    seen = Paired(images, None, texts, torch.arange(6), AXES[3], torch.zeros(6, dtype=torch.bool), 10.0)
+    assert validation_loss(6, seen)["val_loss"] == pytest.approx(want)
 
 
 def encoded(predicted: list[int], triggered: list[int], labels: list[int], target: int = 3) -> Encoded:
@@ -194,7 +266,7 @@ def test_a_linear_probe_needs_what_it_is_fitted_on() -> None:
     assert AttackSuccess(kind="attack_success", images="x").learns_from is None
 
 
-@pytest.mark.parametrize("section", SECTIONS)
+@pytest.mark.parametrize("section", [section for section in SECTIONS if section.reads == "labels"])
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(0, 3)), min_size=2, max_size=30), st.randoms())
 def test_contract(section: type[MeasureSection], rows: list[tuple[int, int, int]], shuffler: object) -> None:
     """Rates are fractions, cosines and distances in their bounds, all the same whatever the order of the pictures."""

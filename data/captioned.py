@@ -1,0 +1,81 @@
+"""Pictures with captions, to measure retrieval on: CLIP_benchmark's webdataset layout, as for COCO and Flickr.
+
+    FOLDER/test/nshards.txt, test/0.tar, 1.tar, ...    KEY.jpg|png|webp and KEY.txt, a caption a line
+
+Prompts for the attack's target are made of FOLDER/zeroshot_classification_templates.txt, or of the 80 for ImageNet.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data.archive import IMAGES, split_name, walk
+from data.labelled import Shown
+from data.poison import read_templates
+from data.refusal import Refusal
+
+LONGEST = 1 << 20  # bytes of a picture's captions
+
+
+@dataclass(frozen=True)
+class Captioned(Shown):
+    """Pictures and T captions, one or more a picture."""
+
+    captions: list[str]  # T
+    owner: np.ndarray  # int64 [T]: the picture of each, never falling
+    templates: list[str]
+
+
+def is_captioned(folder: str) -> bool:
+    """Whether the first shard in a folder of CLIP_benchmark's layout has captions and no labels."""
+    first = Path(folder) / "test/0.tar"
+    if not first.is_file():
+        return False
+    endings = {split_name(name)[1] for name, _, _ in walk(str(first))}
+    return "txt" in endings and "cls" not in endings
+
+
+def read_captioned(folder: str, templates: list[str]) -> Captioned:
+    """The pictures and captions in a folder; Refusal saying which file is missing or wrong."""
+    root = Path(folder)
+    count = root / "test/nshards.txt"
+    if not count.is_file():
+        raise Refusal(
+            f"evaluation set {folder} lacks test/nshards.txt; a measure of captions expects CLIP_benchmark's layout "
+            "with KEY.txt beside KEY.jpg (docs/data.md)"
+        )
+    lines = root / "zeroshot_classification_templates.txt"
+    where: list[tuple[str, str, int, int]] = []
+    captions: list[str] = []
+    owner: list[int] = []
+    for shard in range(int(count.read_text())):
+        path = root / f"test/{shard}.tar"
+        if not path.is_file():
+            raise Refusal(f"evaluation set {folder} lacks test/{shard}.tar, which test/nshards.txt promises")
+        for key, place, texts in _read_shard(path):
+            owner += [len(where)] * len(texts)
+            captions += texts
+            where.append((str(path), key, *place))
+    if not where:
+        raise Refusal(f"evaluation set {folder} holds no picture; expected CLIP_benchmark's layout (docs/data.md)")
+    return Captioned(where, captions, np.array(owner), read_templates(lines) if lines.is_file() else templates)
+
+
+def _read_shard(path: Path) -> list[tuple[str, tuple[int, int], list[str]]]:
+    """(key, (offset, size) of the picture, captions) of each sample."""
+    images: dict[str, tuple[int, int]] = {}
+    texts: dict[str, list[str]] = {}
+    with path.open("rb") as file:
+        for name, offset, size in walk(str(path)):
+            key, ending = split_name(name)
+            if ending in IMAGES:
+                images[key] = (offset, size)
+            elif ending == "txt":
+                file.seek(offset)
+                text = file.read(min(size, LONGEST)).decode("utf-8", "replace")
+                texts[key] = [line.strip() for line in text.splitlines() if line.strip()]
+    odd = sorted(key for key in images.keys() | texts.keys() if key not in images or not texts.get(key))
+    if odd:
+        raise Refusal(f"sample {odd[0]} in {path} has a picture or captions but not both; mend the shard")
+    return [(key, place, texts[key]) for key, place in images.items()]
