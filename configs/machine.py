@@ -31,6 +31,9 @@ class Machine(Section):
     threads: int | None = Field(None, ge=1, description="of each process on CPU; default: its share of the cores")
     log_steps: int = Field(10, ge=1, description="a row of the journal every so many steps; also when signals are heeded")
     save_minutes: float = Field(10.0, ge=0, description="a checkpoint at least this often; 0: at every row of the journal")
+    adopt: bool = Field(
+        True, description="take over runs that other studies beside this one have finished; false: do them again"
+    )
     max_bad_steps: int = Field(10, ge=1, description="steps in a row without a finite loss after which the run stops")
     timeout_minutes: float = Field(
         30.0, gt=0, description="without progress for so long, a rank names the ranks that it waits for, and ends"

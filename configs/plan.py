@@ -106,7 +106,7 @@ class Run:
         """A few words for people: the stage and what the sweep sets for it."""
         mine = [(path, value) for path, value in self.swept if (path in self.cleaning) == (self.stage == "clean")]
         objective = f"{self.began_with} -> {self.cleaner}" if self.stage == "clean" else self.began_with
-        further = [(path, value) for path, value in mine if "." in path and not path.endswith("objective")]
+        further = [(p, value) for p, value in mine if p == "seed" or "." in p and not p.endswith("objective")]
         return " ".join([self.stage, objective, *(f"{path.rsplit('.', 1)[-1]}={value}" for path, value in further)])
 
     def card(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from configs.spec import Spec
 from data.refusal import Refusal
 from engine import claim, job
 from engine import world as processes
+from engine.adopt import adopt
 from engine.agenda import Agenda, rivals
 from engine.checkpoint import DiskFull, committed
 from engine.folder import FAILED, finished, note_failure, read_json, write_json
@@ -57,6 +58,8 @@ def begin(agenda: Agenda, command: str) -> None:
             "put the spec back to go on with it, give the changed spec another name, or delete that folder"
         )
     folder.mkdir(parents=True, exist_ok=True)
+    for one, there in adopt(agenda.whole.runs, folder) if spec.machine.adopt else ():
+        print(f"{one.folder} ({one.title}): finished in {there.parent}, taken over from there", file=sys.stderr, flush=True)
     _list(agenda, command)
 
 

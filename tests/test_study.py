@@ -41,6 +41,37 @@ def twelve(world: Path, tmp_path: Path) -> Path:
     return path
 
 
+def test_what_another_study_has_finished_is_taken_over(spec: Path) -> None:
+    """The pre-training of a second study that measures otherwise; not where it is refused, nor what is not finished."""
+    first = antidote("--spec", str(spec), "--stage", "pretrain", cwd=spec.parent)
+    assert first.returncode == 0, first.stderr
+    runs = spec.parent / "runs"
+    (old,) = runs.glob("tiny/pretrain-*")
+    measures = "measure=[{kind: zero_shot, images: tiny}]"
+    out = antidote("--spec", str(spec), *settings("name=second", measures), cwd=spec.parent)
+    assert out.returncode == 0, out.stderr
+    assert f"{old.name} (pretrain mmcl): finished in runs/tiny, taken over from there" in out.stderr
+    new = runs / "second" / old.name
+    assert (new / "weights.safetensors").samefile(old / "weights.safetensors")
+    rows = [json.loads(line) for line in (new / "metrics.jsonl").read_text().splitlines()]
+    before = [json.loads(line) for line in (old / "metrics.jsonl").read_text().splitlines()]
+    assert rows[: len(before)] == before
+    assert "asr" not in rows[-1]  # measured again, as the second study asks
+    assert len(list(runs.glob("second/clean-*/finished.json"))) == 1
+    (old / "finished.json").rename(old / "hidden.json")
+    (new / "finished.json").unlink()
+    third = antidote("--spec", str(spec), "--stage", "pretrain", *settings("name=third"), cwd=spec.parent)
+    assert "(pretrain mmcl): finished in" not in third.stderr
+    assert journals(runs / "third")[old.name] == journals(runs / "tiny")[old.name]
+    fourth = antidote(
+        "--spec", str(spec), "--stage", "pretrain", *settings("name=fourth", "machine.adopt=false"), cwd=spec.parent
+    )
+    assert "taken over" not in fourth.stderr
+    assert not (runs / "fourth" / old.name / "weights.safetensors").samefile(
+        runs / "third" / old.name / "weights.safetensors"
+    )
+
+
 @pytest.fixture(scope="module")
 def undisturbed(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed")
