@@ -104,8 +104,9 @@ class Run:
     @property
     def title(self) -> str:
         """A few words for people: the stage and what the sweep sets for it."""
-        mine = [(path, value) for path, value in self.swept if (path in self.cleaning) == (self.stage == "clean")]
-        objective = f"{self.began_with} -> {self.cleaner}" if self.stage == "clean" else self.began_with
+        cleans = self.stage == "clean"
+        mine = [(p, value) for p, value in self.swept if (p in self.cleaning) == cleans or p == "seed"]
+        objective = f"{self.began_with} -> {self.cleaner}" if cleans else self.began_with
         further = [(p, value) for p, value in mine if p == "seed" or "." in p and not p.endswith("objective")]
         return " ".join([self.stage, objective, *(f"{path.rsplit('.', 1)[-1]}={value}" for path, value in further)])
 
