@@ -90,3 +90,17 @@ def test_every_example_of_the_page_on_cleaning_runs(world: Path, tmp_path: Path,
             home = tmp_path / "runs/tiny" / run.folder
             ended = (home / "finished.json").is_file() or (home / "stopped.json").is_file()
             assert ended, (path.read_text(), [one.read_text() for one in home.glob("failed.json")], out.stderr[-2000:])
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "specs/mini").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_miniature_says_what_it_asks_and_shares_the_main_questions_pre_trainings(path: Path) -> None:
+    """Its header has question, the paper's numbers, cost and data; where it says so, its pre-trainings are main's."""
+    head = path.read_text().split("name:")[0]
+    for word in ("Question", "Paper", "Cost", "Data"):
+        assert f"# {word}" in head
+    loaded = load(str(path))
+    assert loaded.spec.name == f"mini-{path.stem}"
+    assert loaded.spec.question in " ".join(head.replace("#", " ").split())
+    mine = {run.fingerprint for run in runs(loaded.points) if run.stage == "pretrain"}
+    main = {run.fingerprint for run in runs(load(str(path.with_name("main.yaml"))).points) if run.stage == "pretrain"}
+    assert (mine <= main) == ("taken over" in head or path.stem == "main")
