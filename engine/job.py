@@ -277,14 +277,20 @@ def _measure(job: Job, learner: Learner, journal: Journal, world: World, epoch: 
 def _moved(job: Job, learner: Learner) -> dict[str, float]:
     """`distance`: how far a cleaning is from the weights that it was given, || w - w0 || / || w0 || over the towers'
     parameters; on the first rank, whose journal it is for."""
-    run = job.run
-    if run.stage != "clean" or run.start is None:
+    run, name = job.run, job.run.spec.model.name
+    if run.stage != "clean":
         return {}
     with zero.full_weights(learner.engine, run.spec.machine):
         if not learner.world.first:
             return {}
-        path = job.folder.parent / run.start.folder / "weights.safetensors"
-        return {"distance": distance(dict(learner.engine.module.clip.named_parameters()), path)}
+
+        def origin() -> dict[str, torch.Tensor]:
+            towers = model.build(name, 0)
+            _started(job, towers)
+            return dict(towers.clip.named_parameters())
+
+        old = once(("origin", run.origin, name), origin)
+        return {"distance": distance(dict(learner.engine.module.clip.named_parameters()), old)}
 
 
 def _open_folder(job: Job) -> None:
