@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from data.archive import IMAGES, split_name, walk
-from data.labelled import Shown
-from data.poison import read_templates
+from data.labelled import SHARDS, Shown, shards_of, templates_of
 from data.refusal import Refusal
 
 LONGEST = 1 << 20  # bytes of a picture's captions
@@ -39,35 +38,30 @@ def is_captioned(folder: str) -> bool:
 def read_captioned(folder: str, templates: list[str]) -> Captioned:
     """The pictures and captions in a folder; Refusal saying which file is missing or wrong."""
     root = Path(folder)
-    count = root / "test/nshards.txt"
-    if not count.is_file():
+    if not (root / SHARDS).is_file():
         raise Refusal(
-            f"evaluation set {folder} lacks test/nshards.txt; a measure of captions expects CLIP_benchmark's layout "
+            f"evaluation set {folder} lacks {SHARDS}; a measure of captions expects CLIP_benchmark's layout "
             "with KEY.txt beside KEY.jpg (docs/data.md)"
         )
-    lines = root / "zeroshot_classification_templates.txt"
     where: list[tuple[str, str, int, int]] = []
     captions: list[str] = []
     owner: list[int] = []
-    for shard in range(int(count.read_text())):
-        path = root / f"test/{shard}.tar"
-        if not path.is_file():
-            raise Refusal(f"evaluation set {folder} lacks test/{shard}.tar, which test/nshards.txt promises")
+    for path in shards_of(root):
         for key, place, texts in _read_shard(path):
             owner += [len(where)] * len(texts)
             captions += texts
-            where.append((str(path), key, *place))
+            where.append((path, key, *place))
     if not where:
         raise Refusal(f"evaluation set {folder} holds no picture; expected CLIP_benchmark's layout (docs/data.md)")
-    return Captioned(where, captions, np.array(owner), read_templates(lines) if lines.is_file() else templates)
+    return Captioned(where, captions, np.array(owner), templates_of(root, templates))
 
 
-def _read_shard(path: Path) -> list[tuple[str, tuple[int, int], list[str]]]:
+def _read_shard(path: str) -> list[tuple[str, tuple[int, int], list[str]]]:
     """(key, (offset, size) of the picture, captions) of each sample."""
     images: dict[str, tuple[int, int]] = {}
     texts: dict[str, list[str]] = {}
-    with path.open("rb") as file:
-        for name, offset, size in walk(str(path)):
+    with open(path, "rb") as file:
+        for name, offset, size in walk(path):
             key, ending = split_name(name)
             if ending in IMAGES:
                 images[key] = (offset, size)

@@ -10,6 +10,7 @@ without templates the 80 for ImageNet are taken.
 """
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -23,6 +24,7 @@ from data.poison import read_templates
 from data.refusal import Refusal
 from data.store import Reader
 
+SHARDS = "test/nshards.txt"  # how many shards a folder of CLIP_benchmark's layout has
 # the published label file counts the machine among the birds, and the bathing suit among the tights
 PUBLISHED_LABELS = {517: 134, 639: 638}
 PUBLISHED_NAMES = {744: "missile", 836: "sunglasses"}  # the same names as 657 and 837
@@ -108,19 +110,15 @@ def read_labelled(folder: str, imagenet: Imagenet, published: bool = False, what
     root = Path(folder)
     if not root.is_dir():
         raise Refusal(f"{what} {folder} is no folder; check the path")
-    lines = root / "zeroshot_classification_templates.txt"
-    templates = read_templates(lines) if lines.is_file() else imagenet.templates
-    shards = (root / "test/nshards.txt").is_file()
+    templates = templates_of(root, imagenet.templates)
+    shards = (root / SHARDS).is_file()
     if shards and not (root / "classnames.txt").is_file():
         raise Refusal(f"{what} {folder} lacks classnames.txt; expected CLIP_benchmark's layout (docs/data.md)")
     where: list[tuple[str, str, int, int]] = []
     labels: list[int] = []
     if shards:
         classes = _names(root)
-        for shard in range(int((root / "test/nshards.txt").read_text())):
-            path = str(root / f"test/{shard}.tar")
-            if not Path(path).is_file():
-                raise Refusal(f"{what} {folder} lacks test/{shard}.tar, which test/nshards.txt promises")
+        for path in shards_of(root, what):
             _read_shard(path, len(classes), where, labels)
     else:
         classes = _read_folders(root, imagenet, where, labels, what)
@@ -134,6 +132,21 @@ def read_labelled(folder: str, imagenet: Imagenet, published: bool = False, what
     if not where:
         raise Refusal(f"{what} {folder} holds no picture; expected CLIP_benchmark's layout or a folder a class")
     return Labelled(where, classes, templates, np.array(labels))
+
+
+def templates_of(root: Path, others: list[str]) -> list[str]:
+    """The templates in an evaluation set's folder, or else the others."""
+    lines = root / "zeroshot_classification_templates.txt"
+    return read_templates(lines) if lines.is_file() else others
+
+
+def shards_of(root: Path, what: str = "evaluation set") -> Iterator[str]:
+    """The paths of the shards that a folder of CLIP_benchmark's layout promises; Refusal at one that is not there."""
+    for shard in range(int((root / SHARDS).read_text())):
+        path = root / f"test/{shard}.tar"
+        if not path.is_file():
+            raise Refusal(f"{what} {root} lacks test/{shard}.tar, which {SHARDS} promises")
+        yield str(path)
 
 
 def _names(root: Path) -> list[str]:

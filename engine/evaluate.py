@@ -32,6 +32,7 @@ from measures import AnyMeasure
 from measures.classifier import class_vectors
 from measures.contract import CENTRE, PROXY, TRAINED, Encoded, Measure, Number, Paired
 
+SCALE = 100.0  # what cosines are multiplied with where the objective learns no scale: CLIP's upper bound
 HOLD = 1 << 30  # bytes of decoded pictures a rank keeps between evaluations; beyond it they are decoded each time
 
 
@@ -135,9 +136,12 @@ def _shown(spec: Spec, name: str, sections: list[AnyMeasure]) -> Labelled | Capt
         raise Refusal(f"evaluation set '{name}' is measured in two ways: {words}; name a set of its own for each")
     if "captions" in kinds:
         return read_captioned(spec.data.test[name], imagenet().templates)
-    if is_captioned(spec.data.test[name]):
-        raise Refusal(f"evaluation set '{name}' has captions and no labels; measure it with retrieval or validation_loss")
-    return read_labelled(spec.data.test[name], imagenet(), spec.data.labels == "published")
+    try:
+        return read_labelled(spec.data.test[name], imagenet(), spec.data.labels == "published")
+    except Refusal:
+        if not is_captioned(spec.data.test[name]):
+            raise
+    raise Refusal(f"evaluation set '{name}' has captions and no labels; measure it with retrieval or validation_loss")
 
 
 def _check_train(kind: str, train: str, there: Any, images: str, here: Any) -> None:
@@ -200,7 +204,7 @@ def evaluate(
     world: World,
     rows: int,
     costs: Costs | None = None,
-    scale: float = 100.0,
+    scale: float = SCALE,
 ) -> list[dict[str, Any]]:
     """One dict of numbers for each set, `images` its name; the towers (or DeepSpeed's engine around them) are left in
     the mode they were in. What each part took is added to `costs`; `scale` is what the model multiplies cosines with."""
@@ -271,8 +275,7 @@ def _numbers(
             worded = ask([attempt.words.put(prompt, derive(prompt)) for prompt in prompts])
             asked = class_vectors(worded.view(shape))
         under = Encoded(encoded[0], found, labels, classes, asked, attempt.targets)
-        tasks = tuple(task for task in one.triggered if task.attempt == attempt.kind)
-        out |= {f"{name}{attempt.name}": value for name, value in _measured(one, tasks, under, fits, spent).items()}
+        out |= _attempted(one, attempt, under, fits, spent)
     return out
 
 
@@ -286,12 +289,16 @@ def _captioned(
     out = _measured(one, one.plain, seen, {}, spent)
     for attempt, found in zip(one.attempts, encoded[1:], strict=True):
         target = class_vectors(ask([t.replace("{c}", attempt.target) for t in captioned.templates])[None])[0]
-        name = word_of(attempt.target)
-        named = torch.tensor([name.search(caption) is not None for caption in captioned.captions])
-        under = replace(seen, triggered=found, target=target, names=named)
-        tasks = tuple(task for task in one.triggered if task.attempt == attempt.kind)
-        out |= {f"{name}{attempt.name}": value for name, value in _measured(one, tasks, under, {}, spent).items()}
+        word = word_of(attempt.target)
+        named = torch.tensor([word.search(caption) is not None for caption in captioned.captions])
+        out |= _attempted(one, attempt, replace(seen, triggered=found, target=target, names=named), {}, spent)
     return out
+
+
+def _attempted(one: Examination, attempt: Attempt, seen: Encoded | Paired, fits: Fits, spent: Costs) -> dict[str, Number]:
+    """What the measures that look at a set under one attack say, each number by its name and the attack's."""
+    tasks = tuple(task for task in one.triggered if task.attempt == attempt.kind)
+    return {f"{name}{attempt.name}": value for name, value in _measured(one, tasks, seen, fits, spent).items()}
 
 
 def _measured(

@@ -10,7 +10,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from hashlib import sha256
 from importlib.metadata import version
@@ -48,15 +48,11 @@ def remeasure(job: Job, world: World) -> None:
     """Measures a finished run again, since the spec now measures something else: new rows at its last step."""
     told = json.loads((job.folder / "finished.json").read_text())
     towers = model.build(job.run.spec.model.name, job.run.spec.seed)
-    found = model.load_weights(towers, job.folder / "weights.safetensors")
-    scale = float(found["scale"].exp()) if "scale" in found else 100.0
+    learned = model.load_weights(towers, job.folder / "weights.safetensors")
     length = (job.folder / "metrics.jsonl").stat().st_size
     journal = Journal(job.folder, job.run.title, told["steps"], told["steps"], length, world.first)
-    batch = job.run.spec.machine.eval_batch
-    costs = evaluate.Costs()
-    for numbers in evaluate.evaluate(towers.to(world.device), job.tokenize, job.sets, world, batch, costs, scale):
-        spent = costs.seconds[str(numbers["images"])]
-        journal.row("measure", epoch=job.run.settings.epochs, step=told["steps"], **numbers, costs=spent)
+    for numbers in _evaluated(job, towers.to(world.device), learned, world):
+        journal.row("measure", epoch=job.run.settings.epochs, step=told["steps"], **numbers)
     if world.first:
         write_json(job.folder / "finished.json", {**told, "measured": job.run.measured, "journal": journal.mark})
     journal.close()
@@ -264,14 +260,20 @@ def _average_statistics(engine: Any) -> None:
 
 def _measure(job: Job, learner: Learner, journal: Journal, world: World, epoch: float, step: int) -> None:
     _average_statistics(learner.engine)
-    began, costs = time.monotonic(), evaluate.Costs()
-    batch = job.run.spec.machine.eval_batch
+    began = time.monotonic()
     moved = _moved(job, learner)
-    scale = float(learner.learned["scale"].detach().exp()) if "scale" in learner.learned else 100.0
-    for numbers in evaluate.evaluate(learner.engine, job.tokenize, job.sets, world, batch, costs, scale):
+    for numbers in _evaluated(job, learner.engine, learner.learned, world):
         seconds = round(time.monotonic() - began, 3)
-        spent = costs.seconds[str(numbers["images"])]
-        journal.row("measure", epoch=epoch, step=step, **numbers, **moved, seconds=seconds, costs=spent)
+        journal.row("measure", epoch=epoch, step=step, **numbers, **moved, seconds=seconds)
+
+
+def _evaluated(job: Job, towers: Any, learned: Mapping[str, torch.Tensor], world: World) -> list[dict[str, Any]]:
+    """The numbers of each evaluation set and, under `costs`, the seconds that each part of them took; `learned` holds what
+    was learned beside the towers, the scale among it if the objective has one."""
+    scale = float(learned["scale"].detach().exp()) if "scale" in learned else evaluate.SCALE
+    costs, batch = evaluate.Costs(), job.run.spec.machine.eval_batch
+    found = evaluate.evaluate(towers, job.tokenize, job.sets, world, batch, costs, scale)
+    return [{**numbers, "costs": costs.seconds[numbers["images"]]} for numbers in found]
 
 
 def _moved(job: Job, learner: Learner) -> dict[str, float]:

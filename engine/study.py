@@ -34,8 +34,8 @@ ELSEWHERE = ("executor", "jobs", "processes", "slurm", "limit")  # of a sweep: w
 def begin(agenda: Agenda, command: str) -> None:
     """Writes study.json; Refusal if the study is being carried out under another spec, or a run was begun under one and is
     not finished."""
-    folder, spec = agenda.folder, agenda.loaded.spec
-    known = {run.folder for run in agenda.whole.runs}
+    folder, spec, whole = agenda.folder, agenda.loaded.spec, agenda.whole
+    known = {run.folder for run in whole.runs}
     old = read_json(folder / "study.json").get("spec")
     if old is not None and (changes := differences(_shared(old), _shared(spec.model_dump(mode="json")))):
         busy = [one.parent.name for one in folder.glob("*/claim.*") if (held := claim.holder(one.parent)) and held.alive]
@@ -58,9 +58,9 @@ def begin(agenda: Agenda, command: str) -> None:
             "put the spec back to go on with it, give the changed spec another name, or delete that folder"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    for one, there in adopt(agenda.whole.runs, folder) if spec.machine.adopt else ():
+    for one, there in adopt(whole.runs, folder) if spec.machine.adopt else ():
         print(f"{one.folder} ({one.title}): finished in {there.parent}, taken over from there", file=sys.stderr, flush=True)
-    _list(agenda, command)
+    _list(whole, command)
 
 
 def _shared(spec: dict[str, Any]) -> dict[str, Any]:

@@ -20,8 +20,8 @@ from typing import ClassVar, Literal
 import torch
 from pydantic import Field
 
-from measures.classifier import DEPTHS, predict, ranks
-from measures.contract import TRAINED, Encoded, Measure, MeasureSection
+from measures.classifier import depths, predict, ranks
+from measures.contract import Encoded, Measure, MeasureSection, marked
 
 
 class AttackSuccess(MeasureSection):
@@ -36,7 +36,7 @@ class AttackSuccess(MeasureSection):
     @property
     def attempt(self) -> str:
         """Under which attack it looks at the pictures."""
-        return TRAINED if self.place == "trained" else self.place
+        return self.place
 
     def build(self) -> Measure:
         """The function Encoded -> {"asr", "asr_top5", ...}, as the module says."""
@@ -46,16 +46,14 @@ class AttackSuccess(MeasureSection):
 def attack_success(encoded: Encoded) -> dict[str, float]:
     """The rates that the module defines; `asr_top5` and `asr_top10` where there are more classes than that. `others` is the
     number of pictures of every class but the target."""
-    if encoded.triggered is None:
-        raise ValueError("attack_success needs the triggered pictures")
+    triggered = marked(encoded, "attack_success")
     others = encoded.labels != encoded.targets
-    predicted = predict(encoded.triggered, encoded.asked)
+    predicted = predict(triggered, encoded.asked)
     out = {"asr": success(predicted, encoded)}
     count, whole = int(others.sum()), len(others)
-    places = ranks(encoded.triggered, encoded.asked, encoded.targets)
-    for k in DEPTHS[1:]:
-        if k < len(encoded.asked):
-            out[f"asr_top{k}"] = ((places < k) & others).sum().item() / count
+    places = ranks(triggered, encoded.asked, encoded.targets)
+    for k in depths(len(encoded.asked))[1:]:
+        out[f"asr_top{k}"] = ((places < k) & others).sum().item() / count
     fooled, right = predicted == encoded.targets, predicted == encoded.labels
     return out | {
         "asr_all": fooled.sum().item() / whole,

@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 import torch
 
 from measures.classifier import predict
-from measures.contract import Encoded, Measure, MeasureSection
+from measures.contract import Encoded, Measure, MeasureSection, marked
 
 
 class ClassSuccess(MeasureSection):
@@ -27,10 +27,8 @@ class ClassSuccess(MeasureSection):
 
 def class_success(encoded: Encoded) -> dict[str, float | list[float | None]]:
     """`class_asr`, a fraction or None for each of the C classes."""
-    if encoded.triggered is None:
-        raise ValueError("class_success needs the triggered pictures")
     others = encoded.labels != encoded.targets
-    fooled = (predict(encoded.triggered, encoded.asked) == encoded.targets) & others
+    fooled = (predict(marked(encoded, "class_success"), encoded.asked) == encoded.targets) & others
     count = len(encoded.classes)
     asked = torch.bincount(encoded.labels[others], minlength=count).tolist()
     taken = torch.bincount(encoded.labels[fooled], minlength=count).tolist()

@@ -3,8 +3,13 @@
 import torch
 import torch.nn.functional as F
 
-DEPTHS = (1, 5, 10)  # the k of top-k that are reported
+DEPTHS = (1, 5, 10)  # the k of top-k that are reported, where there are more than k to choose from
 ROWS = 4096  # pictures compared with all classes at a time
+
+
+def depths(count: int) -> list[int]:
+    """The k of top-k that say something of `count` classes or captions: those below it, and 1."""
+    return [k for k in DEPTHS if k < count or k == 1]
 
 
 def class_vectors(prompts: torch.Tensor) -> torch.Tensor:

@@ -88,6 +88,13 @@ class FittedSection(MeasureSection):
         return self.images, self.train
 
 
+def marked(seen: Encoded | Paired, kind: str) -> torch.Tensor:
+    """[M, D]: the triggered pictures; ValueError naming the kind of measure if they are missing."""
+    if seen.triggered is None:
+        raise ValueError(f"{kind} needs the triggered pictures")
+    return seen.triggered
+
+
 def parts(encoded: Encoded, kind: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(training rows, their labels, triggered pictures); ValueError naming the kind of measure if one is missing."""
     if encoded.fitted_on is None or encoded.triggered is None:

@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 import torch
 from pydantic import Field
 
-from measures.contract import Encoded, Measure, MeasureSection
+from measures.contract import Encoded, Measure, MeasureSection, marked
 
 ROWS = 1024
 
@@ -33,13 +33,10 @@ class Geometry(MeasureSection):
 
 def geometry(pictures: int, encoded: Encoded) -> dict[str, float]:
     """The numbers that the module defines, in float64."""
-    if encoded.triggered is None:
-        raise ValueError("geometry needs the triggered pictures")
-    x, marked, classes, asked = (
-        rows.double() for rows in (encoded.images, encoded.triggered, encoded.classes, encoded.asked)
-    )
+    triggered = marked(encoded, "geometry")
+    x, moved, classes, asked = (rows.double() for rows in (encoded.images, triggered, encoded.classes, encoded.asked))
     own = (x * classes[encoded.labels]).sum(1)
-    aimed = (marked * asked[encoded.targets]).sum(1)
+    aimed = (moved * asked[encoded.targets]).sum(1)
     others = encoded.labels != encoded.targets
     if not others.any():
         raise ValueError("geometry needs pictures of another class than the target")
@@ -49,7 +46,7 @@ def geometry(pictures: int, encoded: Encoded) -> dict[str, float]:
         "uniformity": uniformity(x[:pictures]),
         "similarity_clean": own.mean().item(),
         "similarity_poisoned": aimed[others].mean().item(),
-        "similarity_moved": (x * marked).sum(1).mean().item(),
+        "similarity_moved": (x * moved).sum(1).mean().item(),
     }
 
 

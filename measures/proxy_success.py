@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 
 from measures.attack_success import success
 from measures.classifier import predict
-from measures.contract import PROXY, Encoded, Measure, MeasureSection
+from measures.contract import PROXY, Encoded, Measure, MeasureSection, marked
 
 
 class ProxySuccess(MeasureSection):
@@ -31,6 +31,4 @@ class ProxySuccess(MeasureSection):
 
 def proxy_success(encoded: Encoded) -> dict[str, float]:
     """`proxy_asr`, a fraction of the pictures of every class but the proxy's target."""
-    if encoded.triggered is None:
-        raise ValueError("proxy_success needs the pictures under the proxy's trigger")
-    return {"proxy_asr": success(predict(encoded.triggered, encoded.asked), encoded)}
+    return {"proxy_asr": success(predict(marked(encoded, "proxy_success"), encoded.asked), encoded)}

@@ -15,8 +15,8 @@ from typing import ClassVar, Literal
 import torch
 from pydantic import Field
 
-from measures.classifier import DEPTHS
-from measures.contract import Measure, MeasureSection, Paired
+from measures.classifier import depths
+from measures.contract import Measure, MeasureSection, Paired, marked
 
 ROWS = 256  # compared with all of the other side at a time
 
@@ -36,16 +36,14 @@ class Retrieval(MeasureSection):
 
 def retrieval(nearest: int, paired: Paired) -> dict[str, float]:
     """The rates that the module defines, for each k below the number of captions or pictures."""
-    if paired.triggered is None:
-        raise ValueError("retrieval needs the triggered pictures")
-    count = len(paired.images)
+    triggered = marked(paired, "retrieval")
     out: dict[str, float] = {}
     aimed = paired.names.clone()
     aimed[(paired.texts @ paired.target).topk(min(nearest, len(aimed))).indices] = True
-    own = torch.arange(count)
+    own = torch.arange(len(paired.images))
     for name, rows, found in (
         ("text_r", paired.images, partial(_owned, paired.owner, own)),
-        ("retrieval_asr", paired.triggered, partial(_aimed, aimed)),
+        ("retrieval_asr", triggered, partial(_aimed, aimed)),
         ("retrieval_floor", paired.images, partial(_aimed, aimed)),
     ):
         out |= _at_depths(name, rows, paired.texts, found)
@@ -54,11 +52,10 @@ def retrieval(nearest: int, paired: Paired) -> dict[str, float]:
 
 def _at_depths(name: str, rows: torch.Tensor, others: torch.Tensor, found: partial[torch.Tensor]) -> dict[str, float]:
     """The share of rows for which found(nearest others, first row, k) holds, for each k."""
-    depths = [k for k in DEPTHS if k < len(others) or k == 1]
-    hits = dict.fromkeys(depths, 0)
+    hits = dict.fromkeys(depths(len(others)), 0)
     for begin in range(0, len(rows), ROWS):
-        near = (rows[begin : begin + ROWS] @ others.T).topk(depths[-1], dim=1).indices
-        for k in depths:
+        near = (rows[begin : begin + ROWS] @ others.T).topk(max(hits), dim=1).indices
+        for k in hits:
             hits[k] += int(found(near[:, :k], begin, k).sum())
     return {f"{name}{k}": hit / len(rows) for k, hit in hits.items()}
 

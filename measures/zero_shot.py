@@ -4,7 +4,7 @@ section 3.1)."""
 from functools import partial
 from typing import Literal
 
-from measures.classifier import DEPTHS, ranks
+from measures.classifier import depths, ranks
 from measures.contract import Encoded, Measure, MeasureSection
 
 
@@ -21,5 +21,5 @@ class ZeroShot(MeasureSection):
 def zero_shot(encoded: Encoded) -> dict[str, float]:
     """`top1`, `top5`, `top10`: fractions of all M pictures, for each k below the number of classes. `pictures` is M."""
     places = ranks(encoded.images, encoded.classes, encoded.labels)
-    depths = [k for k in DEPTHS if k < len(encoded.classes) or k == 1]
-    return {f"top{k}": (places < k).sum().item() / len(places) for k in depths} | {"pictures": len(places)}
+    rates = {f"top{k}": (places < k).sum().item() / len(places) for k in depths(len(encoded.classes))}
+    return rates | {"pictures": len(places)}

@@ -2,8 +2,9 @@
 
 import shutil
 import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -20,12 +21,26 @@ from engine.towers import Towers
 from engine.world import World
 from objectives.exchange import Ranks
 
+Result = TypeVar("Result")
 ACCURACY = {"top1", "top5", "top10", "pictures"}
 SUCCESS = {"asr", "asr_top5", "asr_top10", "asr_all", "asr_diluted", "robust_top1", "marked_top1", "others"}
 
 
 def alone(rank: int, size: int) -> World:
     return World(rank, size, 0, 1, torch.device("cpu"))
+
+
+def on_ranks(size: int, act: Callable[[World], Result]) -> list[Result]:
+    """What `act` gives on each of so many ranks, which are threads."""
+    here = threading.local()
+
+    def one(rank: int, places: Ranks) -> Result:
+        here.group = places.everyone
+        return act(alone(rank, size))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate, "gather_rows", lambda rows: here.group.gather(rows))
+        return play(size, one)
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 5, 7])
@@ -68,23 +83,15 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "eval"
 
 
-def test_counts_of_1001_pictures_are_the_same_on_1_2_and_3_ranks(
-    spec: Path, odd: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_counts_of_1001_pictures_are_the_same_on_1_2_and_3_ranks(spec: Path, odd: Path) -> None:
     """And each rate is a whole number of the pictures that it is of."""
     wanted = load(spec, [f"data.test.tiny={odd}"]).spec
     tokenize, built = model.Tokenizer("test-vit"), model.build("test-vit", 0).eval()
-    here = threading.local()
-    monkeypatch.setattr(evaluate, "gather_rows", lambda rows: here.group.gather(rows))
 
-    def act(rank: int, places: Ranks) -> list[dict[str, Any]]:
-        here.group = places.everyone
-        world = alone(rank, size)
+    def act(world: World) -> list[dict[str, Any]]:
         return evaluate.evaluate(built, tokenize, evaluate.examinations(wanted, world), world, 128)
 
-    found = []
-    for size in (1, 2, 3):
-        found += play(size, act)
+    found = [one for size in (1, 2, 3) for one in on_ranks(size, act)]
     assert len(found) == 6
     assert all(one == found[0] for one in found)
     numbers = found[0][0]
@@ -144,24 +151,18 @@ CAPTIONED = (
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
-def test_retrieval_is_the_same_on_any_number_of_ranks(
-    spec: Path, world: Path, ranks: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_retrieval_is_the_same_on_any_number_of_ranks(spec: Path, world: Path, ranks: int) -> None:
     wanted = load(spec, [f"data.test.held={world / 'retrieval'}", CAPTIONED]).spec
     tokenize, built = model.Tokenizer("test-vit"), model.build("test-vit", 0).eval()
     whole = evaluate.evaluate(built, tokenize, evaluate.examinations(wanted, alone(0, 1)), alone(0, 1), 64, None, 20.0)
     rates = {f"{name}{k}" for name in ("text_r", "image_r", "retrieval_asr", "retrieval_floor") for k in (1, 5, 10)}
     assert set(whole[1]) == {"images", "val_loss"} | rates
     assert whole[1]["image_r10"] >= whole[1]["image_r1"]
-    here = threading.local()
-    monkeypatch.setattr(evaluate, "gather_rows", lambda rows: here.group.gather(rows))
 
-    def act(rank: int, places: Ranks) -> list[dict[str, Any]]:
-        here.group = places.everyone
-        sets = evaluate.examinations(wanted, alone(rank, ranks))
-        return evaluate.evaluate(built, tokenize, sets, alone(rank, ranks), 16, None, 20.0)
+    def act(world: World) -> list[dict[str, Any]]:
+        return evaluate.evaluate(built, tokenize, evaluate.examinations(wanted, world), world, 16, None, 20.0)
 
-    for found in play(ranks, act):
+    for found in on_ranks(ranks, act):
         assert found[0] == whole[0]
         assert found[1] == {**whole[1], "val_loss": pytest.approx(whole[1]["val_loss"], abs=1e-5)}
 
@@ -214,21 +215,17 @@ class Counted:
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 5])
 def test_a_probe_is_the_same_on_any_number_of_ranks_and_each_picture_is_encoded_once(
-    spec: Path, others: Path, ranks: int, monkeypatch: pytest.MonkeyPatch
+    spec: Path, others: Path, ranks: int
 ) -> None:
-    """Ranks as threads; 64 judged pictures, clean and triggered, and 96 to fit on, filled up to whole shares."""
+    """64 judged pictures, clean and triggered, and 96 to fit on, filled up to whole shares."""
     wanted, tokenize, built = probing(spec, others), model.Tokenizer("test-vit"), model.build("test-vit", 0).eval()
-    here = threading.local()
-    monkeypatch.setattr(evaluate, "gather_rows", lambda rows: here.group.gather(rows))
 
-    def act(rank: int, places: Ranks) -> tuple[list[dict[str, Any]], int]:
-        here.group = places.everyone
-        towers, world = Counted(built), alone(rank, ranks)
+    def act(world: World) -> tuple[list[dict[str, Any]], int]:
+        towers = Counted(built)
         return evaluate.evaluate(towers, tokenize, evaluate.examinations(wanted, world), world, 16), towers.seen
 
-    played = play(ranks, act)
+    played = on_ranks(ranks, act)
     towers, world = Counted(built), alone(0, 1)
-    monkeypatch.undo()
     whole = evaluate.evaluate(towers, tokenize, evaluate.examinations(wanted, world), world, 256)
     assert towers.seen == 2 * 64 + 96
     assert [one["images"] for one in whole] == ["tiny"]
