@@ -83,17 +83,18 @@ def join(limit: float = 1800.0, threads: int | None = None) -> World:
         dist.init_process_group(backend, timeout=timedelta(seconds=limit + 60))  # the watch speaks before
         if size > 1:
             global _watch
-            _watch = Watch(rank, size, limit)
+            _watch = Watch(rank, size, limit, dist.distributed_c10d._get_default_store().clone())
     return World(rank, size, local_rank, local_size, device)
 
 
 class Watch:
     """Tells every rank, through the store that they met at, how far each has come, and ends one that waits too long."""
 
-    def __init__(self, rank: int, size: int, limit: float) -> None:
+    def __init__(self, rank: int, size: int, limit: float, store: dist.distributed_c10d.Store) -> None:
         self.rank, self.size, self.limit = rank, size, limit
-        self.beats, self.last = 0, time.monotonic()
-        self.store = dist.distributed_c10d._get_default_store().clone()
+        self.beats, self.last, self.looks = 0, time.monotonic(), 0
+        self.pause = min(1.0, limit / 4)
+        self.store = store
         self.done = threading.Event()
         self._publish()
         self.thread = threading.Thread(target=self._look, daemon=True)
@@ -105,15 +106,23 @@ class Watch:
         self.thread.join(10)
 
     def _publish(self) -> None:
-        self.store.set(f"antidote/{self.rank}", f"{self.beats} {socket.gethostname()}")
+        self.looks += 1
+        self.store.set(f"antidote/{self.rank}", f"{self.beats} {self.looks} {socket.gethostname()}")
+
+    def _read(self) -> list[tuple[int, int, str]]:
+        """(beats, looks, host) of every rank as last told; -1 for one that never told."""
+        told = []
+        for rank in range(self.size):
+            key = f"antidote/{rank}"
+            words = self.store.get(key).decode() if self.store.check([key]) else "-1 -1 an unknown host"
+            beats, looks, host = words.split(" ", 2)
+            told.append((int(beats), int(looks), host))
+        return told
 
     def _look(self) -> None:
-        told = 0
-        while not self.done.wait(min(1.0, self.limit / 4)):
+        while not self.done.wait(self.pause):
             try:
-                if told != self.beats:
-                    told = self.beats
-                    self._publish()
+                self._publish()
                 if time.monotonic() - self.last > self.limit:
                     print(f"error on rank {self.rank}: {self.waiting()}", file=sys.stderr, flush=True)
                     os._exit(2)
@@ -124,23 +133,24 @@ class Watch:
 
     def waiting(self) -> str:
         """What this rank waits for, in words."""
-        who = self.behind() or "no rank that is behind it: all stand at the same step"
+        who = self.missing() or "no rank that is behind it: all stand at the same step and answer"
         return (
             f"no progress for {self.limit:,.0f} s; waiting for {who}; look at their machines, or raise "
             "machine.timeout_minutes"
         )
 
-    def behind(self) -> str:
-        """The ranks that are behind this one; empty if none is."""
-        behind = []
-        for other in range(self.size):
-            key = f"antidote/{other}"
-            beats, host = (
-                self.store.get(key).decode().split(" ", 1) if self.store.check([key]) else ("-1", "an unknown host")
-            )
-            if other != self.rank and int(beats) < self.beats:
-                behind.append(f"rank {other} on {host}")
-        return ", ".join(behind)
+    def missing(self) -> str:
+        """The ranks that are behind this one or have stopped looking, as a stopped process or a dead machine does at
+        whatever step it stands; empty if none is. Takes four looks."""
+        before = self._read()
+        for _ in range(4):
+            time.sleep(self.pause)
+            self._publish()
+        return ", ".join(
+            f"rank {rank} on {host}"
+            for rank, (beats, looks, host) in enumerate(self._read())
+            if rank != self.rank and (beats < self.beats or looks == before[rank][1])
+        )
 
 
 _watch: Watch | None = None
@@ -170,7 +180,10 @@ def agree(facts: dict[str, Any]) -> None:
 
 def farewell(error: BaseException) -> str:
     """Which rank went away, as far as this one can tell."""
-    who = _watch.behind() if _watch is not None else ""
+    try:
+        who = _watch.missing() if _watch is not None else ""
+    except RuntimeError:  # the store, which rank 0 keeps, went with it
+        who = "rank 0"
     return f"lost contact with {who or 'another rank'} ({str(error).splitlines()[0]}); look at its messages and start again"
 
 

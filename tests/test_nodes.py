@@ -5,10 +5,12 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 from conftest import ROOT, antidote, environment, journals, settings
 
 from engine import world
@@ -108,6 +110,24 @@ def test_a_batch_step_without_srun_is_one_process(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("SLURM_PROCID", "0")
     monkeypatch.setenv("SLURM_NTASKS", "16")
     assert world.place() == (0, 1, 0, 1)
+
+
+def test_a_rank_that_stops_is_told_from_those_that_wait_at_the_same_step_or_behind_it() -> None:
+    store = dist.HashStore()
+    watches = [world.Watch(rank, 4, 0.2, store) for rank in range(4)]
+    try:
+        for watch in watches:
+            watch.limit, watch.beats = 1e9, 7
+        assert watches[0].missing() == ""
+        watches[1].end()  # as SIGSTOP does: it stands at the same step and says nothing more
+        assert watches[0].missing().startswith("rank 1 on ")
+        assert ", " not in watches[0].missing()
+        watches[3].beats = 6  # alive, and late
+        time.sleep(0.2)
+        assert [who.split()[1] for who in watches[2].missing().split(", ")] == ["1", "3"]
+    finally:
+        for watch in watches:
+            watch.end()
 
 
 def test_the_slurm_script_is_valid_shell_and_the_job_valid_yaml() -> None:
