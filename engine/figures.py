@@ -4,6 +4,7 @@ Figures are built without pyplot, so nothing is global and no display is needed.
 where it is used, because the command line must answer at once.
 """
 
+import io
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -32,7 +33,8 @@ class Mark(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """All that was measured for one way of pre-training; `finished` of its `total` runs are done."""
+    """All that was measured for one way of pre-training; `finished` of its `total` runs are done. The drawing is headed by
+    `heading`, or by the title if there is none."""
 
     title: str
     starts: list[Point[str]]
@@ -40,6 +42,7 @@ class Panel(NamedTuple):
     points: list[Point[Mark]]
     finished: int
     total: int
+    heading: str | None = None
 
 
 class Curve(NamedTuple):
@@ -128,6 +131,13 @@ def dynamics(curves: Sequence[Curve], columns: int = 2) -> "Figure":
     return figure
 
 
+def drawn(figure: "Figure", kind: str) -> bytes:
+    """The figure as a file's bytes, without a date, so that equal numbers give equal files."""
+    out = io.BytesIO()
+    figure.savefig(out, format=kind, metadata={"CreationDate": None} if kind == "pdf" else {"Software": None})
+    return out.getvalue()
+
+
 def _style() -> AbstractContextManager[None]:
     """A context in which our figures are made; names are never read as formulas."""
     from matplotlib import rc_context
@@ -182,7 +192,7 @@ def _palette(rates: list[float]) -> "tuple[ListedColormap, BoundaryNorm]":
 
 def _draw_panel(ax: "Axes", panel: Panel, shapes: dict[str, str], rates: list[float], colours: "ListedColormap") -> None:
     """Draws one panel: the band, the start's accuracy, the frontier, and every point."""
-    ax.set_title(_brief(f"pre-trained with {panel.title}"))
+    ax.set_title(_brief(panel.heading or f"pre-trained with {panel.title}"))
     ax.axvspan(0, 100 * CAP, color=BAND, alpha=0.22, linewidth=0)
     for start in panel.starts:
         ax.axhline(100 * start.top1, color=INK, linestyle="--", linewidth=0.9, zorder=1)

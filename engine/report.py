@@ -1,6 +1,7 @@
 """Turns a study folder into its report: figures, one table of every number, one page.
 
     python -m engine.report runs/demo
+    python -m engine.report --import published.json --out there
 
 reads what the engine wrote (`study.json`, a folder for each run) and writes `runs/demo/report/`. It works on
 unfinished studies, and the same numbers always give the same files. Names, captions and specs come from
@@ -8,14 +9,13 @@ other people: the page escapes them, and the table keeps spreadsheets from runni
 """
 
 import argparse
-import io
-import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data.refusal import Refusal
 from engine import figures
+from engine.imports import write_files, write_published
 from engine.page import page_of
 from engine.panels import curves, panels
 from engine.records import Study, read_study
@@ -39,53 +39,50 @@ def write_report(study: Path) -> Path:
 def _write(read: Study) -> Path:
     """Writes every file of the report, each at once or not at all; returns the page's path."""
     out, course = read.folder / "report", curves(read)
-    out.mkdir(exist_ok=True)
     whole = frontier_figure(read)
-    wide = {"frontier.png": _drawn(whole, "png"), "dynamics.png": _drawn(figures.dynamics(course), "png")}
+    wide = {"frontier.png": figures.drawn(whole, "png"), "dynamics.png": figures.drawn(figures.dynamics(course), "png")}
     narrow = {
-        "frontier.png": _drawn(figures.frontier(panels(read), columns=1), "png"),
-        "dynamics.png": _drawn(figures.dynamics(course, columns=1), "png"),
+        "frontier.png": figures.drawn(figures.frontier(panels(read), columns=1), "png"),
+        "dynamics.png": figures.drawn(figures.dynamics(course, columns=1), "png"),
     }
-    files = {**wide, "frontier.pdf": _drawn(whole, "pdf"), "results.csv": results_csv(read).encode()}
+    files = {**wide, "frontier.pdf": figures.drawn(whole, "pdf"), "results.csv": results_csv(read).encode()}
     files["index.html"] = page_of(read, wide, narrow).encode()
-    for name, content in files.items():
-        _write_whole(out / name, content)
+    write_files(out, files)
     return out / "index.html"
 
 
-def _drawn(figure: "Figure", kind: str) -> bytes:
-    """The figure as a file's bytes, without a date, so that equal numbers give equal files."""
-    out = io.BytesIO()
-    figure.savefig(out, format=kind, metadata={"CreationDate": None} if kind == "pdf" else {"Software": None})
-    return out.getvalue()
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    """Writes the file so that readers see the old or the new one, never a part."""
-    staged = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        staged.write_bytes(content)
-        staged.replace(path)
-    finally:
-        staged.unlink(missing_ok=True)
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m engine.report", description="Report on a study or on published points.")
+    parser.add_argument("study", type=Path, nargs="?", help="the folder that engine/run.py wrote, such as runs/demo")
+    parser.add_argument(
+        "--import", dest="published", metavar="FILE", type=Path, action="append", default=[],
+        help='a published sweep: {"group": [[asr, ...], [accuracy, ...]]} in JSON, fractions; may be given again',
+    )  # fmt: skip
+    parser.add_argument("--out", metavar="FOLDER", type=Path, help="where to write the report on published points")
+    return parser
 
 
 def main(given: list[str]) -> int:
-    """Runs the command line; the exit code is 2 when the folder is no study."""
-    parser = argparse.ArgumentParser(prog="python -m engine.report", description="Report on a study.")
-    parser.add_argument("study", type=Path, help="the folder that engine/run.py wrote, such as runs/demo")
+    """Runs the command line; the exit code is 2 for what the user can put right."""
+    asked = _parser().parse_args(given)
     try:
-        read = read_study(parser.parse_args(given).study)
+        print("\n".join(_carried_out(asked.study, asked.published, asked.out)))
     except Refusal as error:
         print(error, file=sys.stderr)
         return 2
-    page = _write(read)
-    for panel in panels(read):
-        print(verdict(panel).sentence)
-    for remark in notes(read):
-        print(f"Note: {remark}")
-    print(page, page.with_name("frontier.png"), sep="\n")
     return 0
+
+
+def _carried_out(study: Path | None, published: list[Path], out: Path | None) -> list[str]:
+    """Writes what was asked for; returns what to say. Raises Refusal."""
+    if published and study is None:
+        return write_published(published, out)
+    if study is None or published:
+        raise Refusal("expected either a study's folder, such as runs/demo, or published points by --import FILE; give one")
+    read = read_study(study)
+    page = _write(read)
+    said = [*(verdict(panel).sentence for panel in panels(read)), *(f"Note: {remark}" for remark in notes(read))]
+    return [*said, str(page), str(page.with_name("frontier.png"))]
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from engine.records import KEYS, RATES, Study, evaluations, flat
@@ -13,6 +14,11 @@ def results_csv(study: Study) -> str:
     swept = {key for record in study.records for key, _ in flat(record.run.swept)} - {*KEYS, *RATES}
     others = {key for row in rows for key in row} - {*KEYS, *RATES} - swept
     columns = [*KEYS, *RATES, *sorted(others), *sorted(swept)]
+    return as_csv(columns, rows)
+
+
+def as_csv(columns: list[str], rows: Iterable[Mapping[str, Any]]) -> str:
+    """The rows' columns as CSV with a line of heads; what a row lacks is an empty cell."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([cell(column) for column in columns])
