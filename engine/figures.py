@@ -5,7 +5,7 @@ where it is used, because the command line must answer at once.
 """
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,13 +23,16 @@ LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000
 
 
 class Mark(NamedTuple):
-    """What a cleaned point is: its run, epoch, rate and objective, and the model it started from."""
+    """What a cleaned point is: its run, epoch, rate and objective, the model it started from, its seed, and what else was
+    measured there: of how many pictures its rates are, and what a defender could know."""
 
     run: str
     epoch: float
     rate: float | None
     objective: str
     start: Point[str] | None
+    seed: int | None = None
+    facts: Mapping[str, float] = {}
 
 
 class Panel(NamedTuple):

@@ -6,15 +6,17 @@ import json
 import shlex
 from pathlib import Path
 
+from engine.difference import sentence
+from engine.exports import Judged, page_table
 from engine.figures import rate_text
 from engine.panels import panels, spoken
-from engine.records import Study, evaluations, flat
+from engine.records import Study, flat
 from engine.verdict import notes, summary, verdict
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def page_of(read: Study, wide: dict[str, bytes], narrow: dict[str, bytes]) -> str:
+def page_of(read: Study, judged: Judged, wide: dict[str, bytes], narrow: dict[str, bytes]) -> str:
     """The page, complete in itself: the pictures for wide and for narrow screens travel inside it."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -45,10 +47,14 @@ def page_of(read: Study, wide: dict[str, bytes], narrow: dict[str, bytes]) -> st
         verdicts=[verdict(panel) for panel in found],
         summaries=[(panel.title, summary(panel, cleaners)) for panel in found],
         notes=notes(read),
+        groups=list(judged.means),
+        means=page_table(judged),
+        differences=[sentence(one) for one in judged.differences],
+        lacking=judged.notes,
         wide=wide,
         narrow=narrow,
         poisons=poisons,
-        rows=[row for record in read.records for row in evaluations(record)],
+        rows=[row for record in read.records for row in record.evaluations],
         machines=[(json.loads(facts), count) for facts, count in machines.items()],
         spec=json.dumps(read.plan.spec, indent=2, ensure_ascii=False),
         again=f"python -m engine.report {shlex.quote(str(_short(read.folder)))}",

@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from engine.figures import Curve, Mark, Panel
-from engine.records import RATES, Record, Run, Study, evaluations, flat
+from engine.records import RATES, Record, Run, Study, flat
 from measures.frontier import Point
 
 NAMES = {
@@ -19,20 +19,24 @@ NAMES = {
     "unlearn": "unlearning",
 }
 
+COUNTED = {"top1": "pictures", "asr": "others"}  # of how many pictures a rate is
+KNOWN = ("val_loss", "distance", "proxy_asr")  # what a defender can know, who does not see the attack
 Way = tuple[str, tuple[tuple[str, str], ...]]  # objective, swept settings
 
 
 class Moment(NamedTuple):
-    """What one run measured at one moment, on the compared images; rates in [0, 1]."""
+    """What one run measured at one moment, on the compared images; rates in [0, 1]. `facts`: of how many pictures the rates
+    are, and what a defender could know, on whichever images it was measured."""
 
     epoch: float
     top1: float | None
     asr: float | None
+    facts: dict[str, float]
 
 
 def compared_images(study: Study) -> tuple[str | None, str | None]:
     """The images whose top-1 and whose ASR are compared: the first with both, or the first of each."""
-    rows = [row for record in study.records for row in evaluations(record)]
+    rows = [row for record in study.records for row in record.evaluations]
     tops, asrs = (list(dict.fromkeys(row["images"] for row in rows if row[key] is not None)) for key in RATES)
     both = [images for images in tops if images in asrs]
     return (both or tops or [None])[0], (both or asrs or [None])[0]
@@ -41,12 +45,18 @@ def compared_images(study: Study) -> tuple[str | None, str | None]:
 def timeline(record: Record, images: tuple[str | None, str | None]) -> list[Moment]:
     """The run's numbers on the compared images, in the order of epochs and steps."""
     moments: dict[tuple[float, float], dict[str, float]] = {}
-    for row in evaluations(record):
+    for row in record.evaluations:
         here = moments.setdefault((row["epoch"], row["step"]), {})
         for key, chosen in zip(RATES, images, strict=True):
             if row["images"] == chosen and row[key] is not None:
                 here[key] = row[key]
-    return [Moment(epoch, m.get("top1"), m.get("asr")) for (epoch, _), m in sorted(moments.items())]
+                if COUNTED[key] in row:
+                    here[COUNTED[key]] = row[COUNTED[key]]
+        here.update({key: row[key] for key in KNOWN if row.get(key) is not None})
+    return [
+        Moment(epoch, m.get("top1"), m.get("asr"), {key: m[key] for key in (*COUNTED.values(), *KNOWN) if key in m})
+        for (epoch, _), m in sorted(moments.items())
+    ]
 
 
 def _way(run: Run) -> Way:
@@ -93,17 +103,17 @@ def _panel(way: Way, members: list[Record], images: tuple[str | None, str | None
     for record in sorted(members, key=lambda member: member.run.stage == "clean"):
         run, origin = record.run, record.run.start or record.run.run
         seen = [
-            (moment.epoch, Point(moment.asr, moment.top1, origin))
+            (moment, Point(moment.asr, moment.top1, origin))
             for moment in timeline(record, images)
             if moment.asr is not None and moment.top1 is not None
         ]
         if run.stage == "clean":
-            for epoch, point in seen:
-                if epoch == 0:
+            for moment, point in seen:
+                if moment.epoch == 0:
                     starts.setdefault(origin, point)
                     continue
                 who = spoken(run.cleaner or run.clean_objective)
-                mark = Mark(run.run, epoch, run.rate, who, starts.get(origin))
+                mark = Mark(run.run, moment.epoch, run.rate, who, starts.get(origin), run.seed, moment.facts)
                 points.append(Point(point.asr, point.top1, mark))
         elif seen and record.finished and run.stage == "pretrain":
             starts[origin] = seen[-1][1]

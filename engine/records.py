@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -11,6 +13,7 @@ from data.refusal import Refusal
 
 KEYS = ("run", "stage", "pretrain_objective", "clean_objective", "cleaner", "rate", "seed", "epoch", "step", "images")
 RATES = ("top1", "asr")
+STEP = b'{"kind": "step"'  # how the journal begins a step's row
 LARGEST_PICTURE = 16 * 2**20  # bytes of a poison.png that the page takes in
 
 
@@ -40,7 +43,8 @@ class Plan(BaseModel, frozen=True):
     runs: list[Run]
 
 
-class Record(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Record:
     """What one run has written so far; `state` says in words how far it came."""
 
     run: Run
@@ -50,6 +54,21 @@ class Record(NamedTuple):
     finished: bool
     state: str
     poison: bytes | None
+
+    @cached_property
+    def evaluations(self) -> list[dict[str, Any]]:
+        """One row for each evaluation of the run, its keys the columns of results.csv.
+
+        Rows of one moment and one set of images are one evaluation; of a number measured twice (a resumed
+        run) the later one counts.
+        """
+        merged: dict[tuple[float, float, str], dict[str, Any]] = {}
+        for row in self.measures:
+            at = (number(row, "epoch") or 0, number(row, "step") or 0, str(row.get("images", "")))
+            numbers = {key: n for key in row if key not in KEYS and (n := number(row, key)) is not None}
+            merged.setdefault(at, dict.fromkeys(RATES)).update(numbers)
+        facts = dict(flat(self.run.swept)) | self.run.model_dump(include=set(KEYS))
+        return [{**numbers, **facts, **dict(zip(KEYS[-3:], at, strict=True))} for at, numbers in sorted(merged.items())]
 
 
 class Study(NamedTuple):
@@ -80,26 +99,35 @@ def read_study(folder: Path) -> Study:
 
 def _read_run(folder: Path, run: Run) -> Record:
     """What is in a run's folder; a missing or half-written file is an early state, no error."""
-    rows, damaged = _read_rows(folder / "metrics.jsonl")
+    measures, damaged, last = _read_rows(folder / "metrics.jsonl")
     finished = (folder / "finished.json").is_file()
     state = "finished" if finished else "not started"
-    if rows and not finished:
-        state = f"unfinished, at epoch {rows[-1].get('epoch', '?')}, step {rows[-1].get('step', '?')}"
+    if last and not finished:
+        state = f"unfinished, at epoch {last.get('epoch', '?')}, step {last.get('step', '?')}"
     card = folder / "card.json"
     facts = parse(card.read_bytes()) if card.is_file() else None
     poison = folder / "poison.png"
     picture = poison.read_bytes() if poison.is_file() and poison.stat().st_size < LARGEST_PICTURE else None
-    measures = [row for row in rows if row.get("kind") == "measure"]
     return Record(run, measures, damaged, facts or {}, finished, state, picture)
 
 
-def _read_rows(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """The rows of a journal and how many lines were damaged; a last line cut short is not counted."""
+def _read_rows(path: Path) -> tuple[list[dict[str, Any]], int, dict[str, Any] | None]:
+    """The measures of a journal, how many lines were damaged, and its last row; a last line cut short is not counted.
+
+    Most lines are steps, of which the report needs no number: a whole one is not parsed.
+    """
     if not path.is_file():
-        return [], 0
-    *lines, last = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    rows = [parse(line) for line in lines if line.strip()]
-    return [row for row in [*rows, parse(last)] if row is not None], rows.count(None)
+        return [], 0, None
+    lines = path.read_bytes().split(b"\n")
+    told = [line for line in lines[:-1] if line.strip() and not (line.startswith(STEP) and line.endswith(b"}"))]
+    rows = [_row(line) for line in told]
+    whole = [row for row in [*rows, _row(lines[-1])] if row is not None]
+    last = next((row for line in reversed(lines) if (row := _row(line)) is not None), None)
+    return [row for row in whole if row.get("kind") == "measure"], rows.count(None), last
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    return parse(line.decode("utf-8", "replace"))
 
 
 def parse(text: str | bytes) -> dict[str, Any] | None:
@@ -115,21 +143,6 @@ def number(row: dict[str, Any], key: str) -> float | None:
     """The row's finite number under the key, or None."""
     value = row.get(key)
     return value if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300 else None
-
-
-def evaluations(record: Record) -> list[dict[str, Any]]:
-    """One row for each evaluation of the run, its keys the columns of results.csv.
-
-    Rows of one moment and one set of images are one evaluation; of a number measured twice (a resumed
-    run) the later one counts.
-    """
-    merged: dict[tuple[float, float, str], dict[str, Any]] = {}
-    for row in record.measures:
-        at = (number(row, "epoch") or 0, number(row, "step") or 0, str(row.get("images", "")))
-        numbers = {key: n for key in row if key not in KEYS and (n := number(row, key)) is not None}
-        merged.setdefault(at, dict.fromkeys(RATES)).update(numbers)
-    facts = dict(flat(record.run.swept)) | record.run.model_dump(include=set(KEYS))
-    return [{**numbers, **facts, **dict(zip(KEYS[-3:], at, strict=True))} for at, numbers in sorted(merged.items())]
 
 
 def flat(facts: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING
 
 from data.refusal import Refusal
 from engine import figures
+from engine.difference import sentence
+from engine.exports import Judged, judge, verdict_files
 from engine.imports import write_files, write_published
 from engine.page import page_of
 from engine.panels import curves, panels
 from engine.records import Study, read_study
-from engine.tables import results_csv
+from engine.tables import results, results_csv, results_parquet
 from engine.verdict import notes, verdict
 
 if TYPE_CHECKING:
@@ -33,12 +35,12 @@ def frontier_figure(study: Study) -> "Figure":
 
 def write_report(study: Path) -> Path:
     """Writes `report/` inside the study folder and returns the path of its page. Raises Refusal."""
-    return _write(read_study(study))
+    return _write(read_study(study))[0]
 
 
-def _write(read: Study) -> Path:
-    """Writes every file of the report, each at once or not at all; returns the page's path."""
-    out, course = read.folder / "report", curves(read)
+def _write(read: Study) -> tuple[Path, Judged]:
+    """Writes every file of the report, each at once or not at all; returns the page's path and the verdict's numbers."""
+    out, course, judged = read.folder / "report", curves(read), judge(panels(read))
     whole = frontier_figure(read)
     wide = {"frontier.png": figures.drawn(whole, "png"), "dynamics.png": figures.drawn(figures.dynamics(course), "png")}
     narrow = {
@@ -46,9 +48,19 @@ def _write(read: Study) -> Path:
         "dynamics.png": figures.drawn(figures.dynamics(course, columns=1), "png"),
     }
     files = {**wide, "frontier.pdf": figures.drawn(whole, "pdf"), "results.csv": results_csv(read).encode()}
-    files["index.html"] = page_of(read, wide, narrow).encode()
+    files |= verdict_files(judged)
+    table = results_parquet(*results(read))
+    if table is not None:
+        files["results.parquet"] = table
+    files["index.html"] = page_of(read, judged, wide, narrow).encode()
     write_files(out, files)
-    return out / "index.html"
+    return out / "index.html", judged
+
+
+def missing(out: Path) -> list[str]:
+    """What was not written, as notes."""
+    told = "results.parquet is not written: it needs pyarrow, which `pip install -e .[parquet]` brings."
+    return [] if (out / "results.parquet").is_file() else [told]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -80,8 +92,9 @@ def _carried_out(study: Path | None, published: list[Path], out: Path | None) ->
     if study is None or published:
         raise Refusal("expected either a study's folder, such as runs/demo, or published points by --import FILE; give one")
     read = read_study(study)
-    page = _write(read)
-    said = [*(verdict(panel).sentence for panel in panels(read)), *(f"Note: {remark}" for remark in notes(read))]
+    page, judged = _write(read)
+    said = [verdict(panel).sentence for panel in panels(read)] + [sentence(one) for one in judged.differences]
+    said += [f"Note: {remark}" for remark in [*notes(read), *judged.notes, *missing(page.parent)]]
     return [*said, str(page), str(page.with_name("frontier.png"))]
 
 

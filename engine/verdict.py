@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from engine.figures import CAP, Mark, Panel, percent, rate_text
 from engine.panels import compared_images, panels
-from engine.records import Study, evaluations
+from engine.records import Study
 from measures.frontier import Point, best_accuracy, lowest_asr
 
 CAPS = (0.01, 0.05, 0.10, 0.20)
@@ -96,7 +96,7 @@ def notes(study: Study) -> list[str]:
     of_top1, of_asr = compared_images(study)
     if of_top1 and of_asr and of_top1 != of_asr:
         said.append(f"Top-1 is measured on {of_top1}, ASR on {of_asr}.")
-    others = {row["images"] for r in study.records for row in evaluations(r)} - {of_top1, of_asr}
+    others = {row["images"] for r in study.records for row in r.evaluations} - {of_top1, of_asr}
     if others:
         listed = ", ".join(sorted(others))
         said.append(f"Figures and verdicts are for {of_top1 or of_asr}; the table has also {listed}.")
