@@ -1,6 +1,7 @@
 """Turns a study folder into its report: figures, one table of every number, one page.
 
     python -m engine.report runs/demo
+    python -m engine.report runs/demo runs/other
     python -m engine.report --import published.json --out there
 
 reads what the engine wrote (`study.json`, a folder for each run) and writes `runs/demo/report/`. It works on
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from data.refusal import Refusal
 from engine import figures
+from engine.compare import write_comparison
 from engine.difference import sentence
 from engine.exports import Judged, judge, verdict_files
 from engine.imports import write_files, write_published
@@ -65,12 +67,16 @@ def missing(out: Path) -> list[str]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m engine.report", description="Report on a study or on published points.")
-    parser.add_argument("study", type=Path, nargs="?", help="the folder that engine/run.py wrote, such as runs/demo")
+    parser.add_argument(
+        "study", type=Path, nargs="*", help="the folder that engine/run.py wrote, such as runs/demo; of several: compared"
+    )
     parser.add_argument(
         "--import", dest="published", metavar="FILE", type=Path, action="append", default=[],
         help='a published sweep: {"group": [[asr, ...], [accuracy, ...]]} in JSON, fractions; may be given again',
     )  # fmt: skip
-    parser.add_argument("--out", metavar="FOLDER", type=Path, help="where to write the report on published points")
+    parser.add_argument(
+        "--out", metavar="FOLDER", type=Path, help="where to write a comparison or a report on published points"
+    )
     return parser
 
 
@@ -85,13 +91,17 @@ def main(given: list[str]) -> int:
     return 0
 
 
-def _carried_out(study: Path | None, published: list[Path], out: Path | None) -> list[str]:
+def _carried_out(studies: list[Path], published: list[Path], out: Path | None) -> list[str]:
     """Writes what was asked for; returns what to say. Raises Refusal."""
-    if published and study is None:
+    if published and not studies:
         return write_published(published, out)
-    if study is None or published:
+    if published or not studies:
         raise Refusal("expected either a study's folder, such as runs/demo, or published points by --import FILE; give one")
-    read = read_study(study)
+    if len(studies) > 1:
+        return write_comparison(studies, out)
+    if out is not None:
+        raise Refusal(f"--out {out} was given with one study, whose report lies in the study's own folder; leave it out")
+    read = read_study(studies[0])
     page, judged = _write(read)
     said = [verdict(panel).sentence for panel in panels(read)] + [sentence(one) for one in judged.differences]
     said += [f"Note: {remark}" for remark in [*notes(read), *judged.notes, *missing(page.parent)]]

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from engine.compare import joint_panels, named
+from engine.records import read_study
 from engine.report import main, write_report
 
 
@@ -87,3 +89,32 @@ def test_the_report_is_made_again_from_the_journals_alone(tmp_path: Path) -> Non
 def test_a_folder_that_is_no_study_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path)]) == 2
     assert "study.json" in capsys.readouterr().err
+
+
+def test_two_studies_are_laid_over_one_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, other = study(tmp_path / "a", "first"), study(tmp_path / "b", "second")
+    assert main([str(one), str(other)]) == 0
+    said = capsys.readouterr().out
+    assert "MMCL (first) model" in said
+    assert "MMCL (first) less MMCL (second): +0.0 points" in said
+    out = one / "report/compare-b"
+    assert (out / "frontier.png").read_bytes().startswith(b"\x89PNG")
+    assert [panel.title for panel in joint_panels(named([read_study(one), read_study(other)]))] == [
+        "MMCL (first)", "MMCL (second)", "MMCL+SSL (first)", "MMCL+SSL (second)",
+    ]  # fmt: skip
+    rows = list(csv.DictReader((out / "results.csv").read_text().splitlines()))
+    assert [row["study"] for row in rows].count("second") == 11
+    assert {row["way"] for row in csv.DictReader((out / "verdict.csv").read_text().splitlines())} >= {"MMCL (second)"}
+    assert main([str(one), str(other), "--out", str(tmp_path / "c")]) == 0
+    assert (tmp_path / "c/verdict.json").read_bytes() == (out / "verdict.json").read_bytes()
+
+
+def test_what_cannot_be_compared_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = study(tmp_path / "a")
+    assert main([str(one), str(one)]) == 2
+    assert "two are one folder" in capsys.readouterr().err
+    assert main([str(one), "--out", str(tmp_path / "o")]) == 2
+    assert main([str(one), "--import", "x.json"]) == 2
+    (tmp_path / "file").write_text("")
+    assert main([str(one), str(study(tmp_path / "b", "t")), "--out", str(tmp_path / "file")]) == 2
+    assert "--out" in capsys.readouterr().err

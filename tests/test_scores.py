@@ -19,8 +19,8 @@ Row = tuple[float, float]  # top1, asr
 
 
 def journals(folder: Path, ways: dict[str, list[list[Row]]], **more: dict[int, Any]) -> Path:
-    """A study: of each way a list of seeds, each the points of one cleaning after its start, which is the first. `more` gives
-    further numbers of the measures, on other images, by epoch."""
+    """A study: of each way a list of seeds, each the points of one cleaning after its start, which is the first. `more`
+    gives further numbers of the measures, on other images, by epoch."""
     runs: list[dict[str, Any]] = []
     for objective, seeds in ways.items():
         for seed, rows in enumerate(seeds):
