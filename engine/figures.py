@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from measures.frontier import Point, best_accuracy, pareto
 
 if TYPE_CHECKING:
@@ -245,10 +247,11 @@ def _free(ax: "Axes", panel: Panel, at: tuple[float, float]) -> tuple[float, flo
     for group in (panel.points, panel.starts, panel.twins):
         everything += [place(x, y) for x, y in zip(*_percents(group), strict=True)]
     wide, high = 0.28, 0.19
+    a, b = np.asarray(everything).T
 
     def cost(corner: tuple[float, float]) -> tuple[int, float]:
         x, y = corner
-        covered = sum(x - 0.03 < a < x + wide and y - 0.04 < b < y + high for a, b in everything)
+        covered = int(np.sum((x - 0.03 < a) & (a < x + wide) & (y - 0.04 < b) & (b < y + high)))
         return covered, abs(x - everything[0][0]) + abs(y - everything[0][1])
 
     corners = [(x / 20, y / 20) for x in range(1, 14) for y in range(1, 16)]

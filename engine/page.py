@@ -5,6 +5,7 @@ import hashlib
 import json
 import shlex
 from pathlib import Path
+from typing import Any
 
 from engine.difference import sentence
 from engine.exports import Judged, page_table
@@ -13,6 +14,7 @@ from engine.panels import panels, spoken
 from engine.records import Study, flat
 from engine.verdict import notes, summary, verdict
 
+MOST = 5_000  # evaluations that the page lists; more make it slow to open, and nobody reads them there
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -39,6 +41,7 @@ def page_of(read: Study, judged: Judged, wide: dict[str, bytes], narrow: dict[st
         if record.poison:
             poisons.setdefault(record.poison, []).append(record.run.run)
     found = panels(read)
+    rows, evaluated = shown(read)
     cleaners = list(dict.fromkeys(point.label.objective for panel in found for point in panel.points))
     return filled.get_template("report.html.j2").render(
         plan=read.plan,
@@ -54,11 +57,26 @@ def page_of(read: Study, judged: Judged, wide: dict[str, bytes], narrow: dict[st
         wide=wide,
         narrow=narrow,
         poisons=poisons,
-        rows=[row for record in read.records for row in record.evaluations],
+        rows=rows,
+        evaluated=evaluated,
         machines=[(json.loads(facts), count) for facts, count in machines.items()],
         spec=json.dumps(read.plan.spec, indent=2, ensure_ascii=False),
         again=f"python -m engine.report {shlex.quote(str(_short(read.folder)))}",
     )
+
+
+def shown(read: Study) -> tuple[list[dict[str, Any]], int]:
+    """The rows of the page's table, and how many evaluations there are: of more than MOST only each run's last moment."""
+    rows = [row for record in read.records for row in record.evaluations]
+    if len(rows) <= MOST:
+        return rows, len(rows)
+    last = [
+        row
+        for record in read.records
+        for row in record.evaluations
+        if (row["epoch"], row["step"]) == (record.evaluations[-1]["epoch"], record.evaluations[-1]["step"])
+    ]
+    return last, len(rows)
 
 
 def _short(folder: Path) -> Path:

@@ -1,5 +1,6 @@
 """What a study measured, by way of pre-training: panels of points for the frontier, curves over the epochs."""
 
+from functools import lru_cache
 from typing import NamedTuple
 
 from engine.figures import Curve, Mark, Panel
@@ -34,6 +35,7 @@ class Moment(NamedTuple):
     facts: dict[str, float]
 
 
+@lru_cache(maxsize=8)
 def compared_images(study: Study) -> tuple[str | None, str | None]:
     """The images whose top-1 and whose ASR are compared: the first with both, or the first of each."""
     rows = [row for record in study.records for row in record.evaluations]
@@ -75,6 +77,7 @@ def title(way: Way) -> str:
     return " · ".join([spoken(way[0]), *(f"{key}={value}" for key, value in way[1])])
 
 
+@lru_cache(maxsize=8)  # a study is read once and never changes; its panels are asked for in many places
 def panels(study: Study) -> list[Panel]:
     """Everything measured, one panel for each way of pre-training; seeds of one way share a panel."""
     images = compared_images(study)

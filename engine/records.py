@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
 
@@ -71,7 +71,8 @@ class Record:
         return [{**numbers, **facts, **dict(zip(KEYS[-3:], at, strict=True))} for at, numbers in sorted(merged.items())]
 
 
-class Study(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Study:
     """A study folder, read."""
 
     folder: Path
