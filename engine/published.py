@@ -110,11 +110,11 @@ def sentence(overlap: Overlap) -> str:
     """The overlap as a warning."""
     (one, other), (size, rest), shared = overlap
     if shared == size == rest:
-        return f"{one} and {other} hold the same {shared} points."
+        return f"{one} and {other} hold the same points, {shared}; count them once."
     for small, large, whole in ((one, other, size), (other, one, rest)):
         if shared == whole:
-            return f"{small} is a subset of {large}: all its {shared} points are also there; count them once."
-    return f"{one} and {other} share {shared} identical points (of {size} and {rest})."
+            return f"{small} is a subset of {large}: all its points, {shared}, are also there; count them once."
+    return f"{one} and {other} share identical points: {shared} (of {size} and {rest})."
 
 
 def panels(groups: Groups) -> list[Panel]:

@@ -33,8 +33,8 @@ def test_a_published_file_by_hand(
     said = capsys.readouterr().out
     assert "a      " in said
     assert "10.00 @ 0.80" in said
-    assert "part of a is a subset of a: all its 2 points are also there" in said
-    assert "a and $x^{2 share 1 identical points (of 4 and 2)" in said
+    assert "part of a is a subset of a: all its points, 2, are also there" in said
+    assert "a and $x^{2 share identical points: 1 (of 4 and 2)" in said
     assert "no accuracy floors and no drops" in said
     out = tmp_path / "sweep-report"
     rows = list(csv.DictReader((out / "frontier.csv").read_text().splitlines()))
@@ -50,7 +50,7 @@ def test_two_files_keep_their_groups_apart(tmp_path: Path) -> None:
         (tmp_path / f"{name}.json").write_text(json.dumps({"g": [[0.5], [0.5]]}))
     groups = read_all([tmp_path / "one.json", tmp_path / "two.json"])
     assert list(groups) == ["one: g", "two: g"]
-    assert [sentence(one) for one in overlaps(groups)] == ["one: g and two: g hold the same 1 points."]
+    assert [sentence(one) for one in overlaps(groups)] == ["one: g and two: g hold the same points, 1; count them once."]
 
 
 @pytest.mark.parametrize(
