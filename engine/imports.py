@@ -51,9 +51,8 @@ def table(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         best = [_pair(row[f"best_top1_at_asr_{cap:g}"], row[f"its_asr_{cap:g}"]) for cap in CAPS]
         area = "none" if row["hypervolume"] is None else f"{row['hypervolume']:.4f}"
-        name = "".join(letter if letter.isprintable() else "?" for letter in row["group"])
         low = _pair(row["lowest_asr"], row["its_top1"])
-        cells.append([name, str(row["points"]), *best, low, str(row["pareto_points"]), area])
+        cells.append([row["group"], str(row["points"]), *best, low, str(row["pareto_points"]), area])
     wide = [max(len(line[at]) for line in cells) for at in range(len(heads))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, wide, strict=True)).rstrip() for line in cells)
 
@@ -93,8 +92,7 @@ def write_published(paths: list[Path], out: Path | None) -> list[str]:
         "notes.txt": ("\n".join(said) + "\n").encode(),
     }
     write_files(folder, files)
-    printable = ["".join(letter if letter.isprintable() else "?" for letter in text) for text in said]
-    return [table(rows), *(f"Note: {text}" for text in printable), str(folder / "frontier.png")]
+    return [table(rows), *(f"Note: {text}" for text in said), str(folder / "frontier.png")]
 
 
 def write_files(folder: Path, files: dict[str, bytes]) -> None:

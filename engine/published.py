@@ -45,6 +45,9 @@ def read_published(path: Path) -> Groups:
         raise Refusal(f"{path} holds {_kind(whole)}; {FORM}; name each group")
     if len(whole) > MOST:
         raise Refusal(f"{path} holds {len(whole)} groups, expected at most {MOST}; split it into several files")
+    for name in whole:
+        if not name.isprintable():
+            raise Refusal(f"{path} names a group {ascii(name)[:80]}, expected a name that can be printed; rename it")
     return {name: _points(f"{path}, group {name!r}", value) for name, value in whole.items()}
 
 

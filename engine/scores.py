@@ -20,6 +20,7 @@ RULES: dict[str, tuple[str, Callable[..., Candidate[Point[Mark]] | None]]] = {  
     "distance": ("distance", by_distance),
     "proxy": ("proxy_asr", by_proxy),
 }
+MOST = 10**12  # pictures; a journal that claims more is not believed
 Group = tuple[str, str]  # the way of pre-training, the cleaner
 
 
@@ -72,7 +73,8 @@ def _score(group: Group, seed: int | None, points: list[Point[Mark]]) -> Score:
     for share in SHARES if start else ():
         low = lowest_asr(points, share * start.top1) if start else None
         numbers[f"lowest_asr_at_{share:g}_of_start"] = _number(low, "asr", "others")
-    numbers["hypervolume"] = Number(hypervolume(points))
+    inside = [point for point in points if 0 <= point.asr <= 1 and 0 <= point.top1 <= 1]
+    numbers["hypervolume"] = Number(hypervolume(inside))
     if start:
         carrying = [p for p in points if p.asr <= CAP and p.top1 >= FLOOR * start.top1]
         numbers["carrying_points"] = Number(len(carrying))
@@ -85,7 +87,7 @@ def _number(point: Point[Mark] | None, rate: str, counted: str) -> Number:
     if point is None:
         return Number(None)
     value, of = float(getattr(point, rate)), round(point.label.facts.get(counted, 0))
-    known = of > 0 and 0 <= value <= 1
+    known = 0 < of < MOST and 0 <= value <= 1
     return Number(value, wilson(round(value * of), of) if known else None, point)
 
 

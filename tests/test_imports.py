@@ -68,6 +68,8 @@ def test_two_files_keep_their_groups_apart(tmp_path: Path) -> None:
         ('{"a": {"asr": [0.1]}}', "an object"),
         ('{"a": [0.1, 0.2]}', "a list"),
         ('{"a": [], "a": []}', "twice"),
+        ('{"\\ud800": []}', "can be printed"),
+        ('{"a\\n": []}', "can be printed"),
         ("[" * 100_000, "not JSON"),
         (f'{{"a": [[0.1], [1{"0" * 400}]]}}', "fraction"),
     ],

@@ -151,3 +151,11 @@ def test_without_counts_or_start_nothing_is_invented() -> None:
     assert "drop_at_asr_0.05" not in numbers
     assert any("was not measured" in note for note in judged.notes)
     assert judged.means["way 0", "c"]["best_top1_at_asr_0.05"].interval is None, "one seed has no interval"
+
+
+def test_absurd_journals_still_give_files() -> None:
+    mark = Mark("r", 1, None, "c", None, 0, {"pictures": 1e299, "others": -1.0})
+    judged = judge([Panel("w", [], [], [Point(1e299, 1e299, mark), Point(0.0, 0.5, mark)], 1, 1)])
+    assert judged.scores[0].numbers["hypervolume"].value == 0.5
+    assert judged.scores[0].numbers["best_top1_at_asr_0.05"].interval is None
+    assert json.loads(verdict_json(judged))["groups"][0]["way"] == "w"
