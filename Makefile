@@ -40,7 +40,7 @@ schema: $(READY)
 	$(BIN)/python engine/run.py --schema > configs/spec.schema.json
 
 bench: $(READY)
-	for part in loss step ranks start data sweep table; do $(BIN)/python benchmarks/$$part.py || exit 1; done
+	for part in loss step ranks start data sweep report table; do $(BIN)/python benchmarks/$$part.py || exit 1; done
 
 clean:
 	rm -rf $(VENV) shards/demo .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage *.egg-info

@@ -44,6 +44,7 @@ WHAT = {
     "trigger_warp": "trigger warp on 640 x 480",
     "trigger_warp_224": "the same, on 224 x 224",
     "sweep_8_runs": "a sweep of eight short cleanings, one command",
+    "report_1000": "report of 1,000 runs x 20 epochs from their journals: CPU time; the peer is the budget",
     "memory_6m": "memory of a rank and its 8 workers for 6,000,000 pairs",
     "resume_6m": "to the first batch at 90 % of an epoch of 6,000,000 pairs",
 }

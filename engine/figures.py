@@ -4,9 +4,12 @@ Figures are built without pyplot, so nothing is global and no display is needed.
 where it is used, because the command line must answer at once.
 """
 
-from collections.abc import Iterable, Sequence
+import io
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
 
 from measures.frontier import Point, best_accuracy, pareto
 
@@ -22,17 +25,21 @@ LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000
 
 
 class Mark(NamedTuple):
-    """What a cleaned point is: its run, epoch, rate and objective, and the model it started from."""
+    """What a cleaned point is: its run, epoch, rate and objective, the model it started from, its seed, and what else was
+    measured there: of how many pictures its rates are, and what a defender could know."""
 
     run: str
     epoch: float
     rate: float | None
     objective: str
     start: Point[str] | None
+    seed: int | None = None
+    facts: Mapping[str, float] = {}
 
 
 class Panel(NamedTuple):
-    """All that was measured for one way of pre-training; `finished` of its `total` runs are done."""
+    """All that was measured for one way of pre-training; `finished` of its `total` runs are done. The drawing is headed by
+    `heading`, or by the title if there is none."""
 
     title: str
     starts: list[Point[str]]
@@ -40,6 +47,7 @@ class Panel(NamedTuple):
     points: list[Point[Mark]]
     finished: int
     total: int
+    heading: str | None = None
 
 
 class Curve(NamedTuple):
@@ -128,6 +136,13 @@ def dynamics(curves: Sequence[Curve], columns: int = 2) -> "Figure":
     return figure
 
 
+def drawn(figure: "Figure", kind: str) -> bytes:
+    """The figure as a file's bytes, without a date, so that equal numbers give equal files."""
+    out = io.BytesIO()
+    figure.savefig(out, format=kind, metadata={"CreationDate": None} if kind == "pdf" else {"Software": None})
+    return out.getvalue()
+
+
 def _style() -> AbstractContextManager[None]:
     """A context in which our figures are made; names are never read as formulas."""
     from matplotlib import rc_context
@@ -182,7 +197,7 @@ def _palette(rates: list[float]) -> "tuple[ListedColormap, BoundaryNorm]":
 
 def _draw_panel(ax: "Axes", panel: Panel, shapes: dict[str, str], rates: list[float], colours: "ListedColormap") -> None:
     """Draws one panel: the band, the start's accuracy, the frontier, and every point."""
-    ax.set_title(_brief(f"pre-trained with {panel.title}"))
+    ax.set_title(_brief(panel.heading or f"pre-trained with {panel.title}"))
     ax.axvspan(0, 100 * CAP, color=BAND, alpha=0.22, linewidth=0)
     for start in panel.starts:
         ax.axhline(100 * start.top1, color=INK, linestyle="--", linewidth=0.9, zorder=1)
@@ -232,10 +247,11 @@ def _free(ax: "Axes", panel: Panel, at: tuple[float, float]) -> tuple[float, flo
     for group in (panel.points, panel.starts, panel.twins):
         everything += [place(x, y) for x, y in zip(*_percents(group), strict=True)]
     wide, high = 0.28, 0.19
+    a, b = np.asarray(everything).T
 
     def cost(corner: tuple[float, float]) -> tuple[int, float]:
         x, y = corner
-        covered = sum(x - 0.03 < a < x + wide and y - 0.04 < b < y + high for a, b in everything)
+        covered = int(np.sum((x - 0.03 < a) & (a < x + wide) & (y - 0.04 < b) & (b < y + high)))
         return covered, abs(x - everything[0][0]) + abs(y - everything[0][1])
 
     corners = [(x / 20, y / 20) for x in range(1, 14) for y in range(1, 16)]

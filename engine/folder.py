@@ -34,12 +34,17 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON whole or not at all, whoever else writes the same file."""
-    fresh = path.with_name(f".{path.name}-{socket.gethostname()}-{os.getpid()}")
+    write_whole(path, (json.dumps(value, indent=1) + "\n").encode())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes the file so that readers see the old or the new one, never a part."""
+    staged = path.with_name(f".{path.name}-{socket.gethostname()}-{os.getpid()}")
     try:
-        fresh.write_text(json.dumps(value, indent=1) + "\n")
-        os.replace(fresh, path)
+        staged.write_bytes(content)
+        staged.replace(path)
     finally:
-        fresh.unlink(missing_ok=True)
+        staged.unlink(missing_ok=True)
 
 
 def note_failure(folder: Path, words: str) -> None:

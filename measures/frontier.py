@@ -4,6 +4,8 @@ Pure functions over points; a point whose rate is not a number qualifies for not
 """
 
 from collections.abc import Iterable
+from itertools import pairwise
+from math import fsum
 from typing import Generic, NamedTuple, TypeVar
 
 Label = TypeVar("Label")
@@ -56,6 +58,17 @@ def pareto(points: Iterable[Point[Label]]) -> list[Point[Label]]:
         if not front or p.top1 > front[-1].top1:
             front.append(p)
     return front
+
+
+def hypervolume(points: Iterable[Point[Label]]) -> float:
+    """The share of the unit square of (1 - attack success, accuracy) that the points dominate, in [0, 1]; 0 of no points.
+
+    It is the best accuracy under a cap, averaged over all caps from 0 to 1. Zitzler and Thiele, "Multiobjective
+    evolutionary algorithms", IEEE Trans. Evol. Comput. 3(4), 1999, with the corner (ASR 1, accuracy 0) for reference.
+    """
+    front = pareto(points)
+    ends = [*(p.asr for p in front), 1.0]
+    return fsum(p.top1 * (right - left) for p, (left, right) in zip(front, pairwise(ends), strict=True))
 
 
 def _is_nan(point: Point[Label]) -> bool:

@@ -3,10 +3,11 @@
 import math
 from itertools import pairwise
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from measures.frontier import Point, best_accuracy, lowest_asr, pareto
+from measures.frontier import Point, best_accuracy, hypervolume, lowest_asr, pareto
 
 POINTS = [
     Point(0.99, 0.72, "start"),
@@ -43,6 +44,13 @@ def test_pareto_by_hand() -> None:
     assert [p.label for p in pareto(POINTS)] == ["d", "c", "a", "start"]
     assert pareto([]) == []
     assert pareto([Point(0.1, 0.5, 1), Point(0.1, 0.5, 2)]) == [Point(0.1, 0.5, 1)]
+
+
+def test_hypervolume_by_hand() -> None:
+    # caps from 0.01 to 0.04 reach 0.40, to 0.50 0.60, to 0.99 0.70, to 1 0.72
+    assert hypervolume(POINTS) == pytest.approx(0.03 * 0.40 + 0.46 * 0.60 + 0.49 * 0.70 + 0.01 * 0.72)
+    assert hypervolume([]) == 0
+    assert hypervolume([Point(0.0, 1.0, "perfect")]) == 1
 
 
 def test_not_a_number_qualifies_for_nothing() -> None:
@@ -97,3 +105,19 @@ def test_pareto_holds_every_answer_in_any_order(points: list[Point[int]], cap: f
     assert best is None or (best.asr, best.top1) in rates_of
     cleanest = lowest_asr(points, cap)
     assert cleanest is None or (cleanest.asr, cleanest.top1) in rates_of
+
+
+@given(clouds)
+def test_hypervolume_is_the_area_counted_cell_by_cell(points: list[Point[int]]) -> None:
+    xs, ys = sorted({1 - p.asr for p in points} | {0.0}), sorted({p.top1 for p in points} | {0.0})
+    area = 0.0
+    for left, right in pairwise(xs):
+        for low, high in pairwise(ys):
+            if any(1 - p.asr >= right and p.top1 >= high for p in points):
+                area += (right - left) * (high - low)
+    assert hypervolume(points) == pytest.approx(area, abs=1e-9)
+
+
+@given(clouds, rates, rates)
+def test_hypervolume_never_falls_when_a_point_is_added(points: list[Point[int]], asr: float, top1: float) -> None:
+    assert hypervolume([*points, Point(asr, top1, -1)]) >= hypervolume(points) - 1e-12

@@ -1,6 +1,7 @@
 """The report: verdict, table and page from journals alone."""
 
 import csv
+import importlib.util
 import json
 import re
 from pathlib import Path
@@ -8,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from engine.compare import joint_panels, named
+from engine.records import read_study
 from engine.report import main, write_report
 
 
@@ -87,3 +90,57 @@ def test_the_report_is_made_again_from_the_journals_alone(tmp_path: Path) -> Non
 def test_a_folder_that_is_no_study_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path)]) == 2
     assert "study.json" in capsys.readouterr().err
+
+
+def test_two_studies_are_laid_over_one_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, other = study(tmp_path / "a", "first"), study(tmp_path / "b", "second")
+    assert main([str(one), str(other)]) == 0
+    said = capsys.readouterr().out
+    assert "MMCL (first) model" in said
+    assert "MMCL (first) less MMCL (second): +0.0 points" in said
+    out = one / "report/compare-b"
+    assert (out / "frontier.png").read_bytes().startswith(b"\x89PNG")
+    assert [panel.title for panel in joint_panels(named([read_study(one), read_study(other)]))] == [
+        "MMCL (first)", "MMCL (second)", "MMCL+SSL (first)", "MMCL+SSL (second)",
+    ]  # fmt: skip
+    rows = list(csv.DictReader((out / "results.csv").read_text().splitlines()))
+    assert [row["study"] for row in rows].count("second") == 11
+    assert {row["way"] for row in csv.DictReader((out / "verdict.csv").read_text().splitlines())} >= {"MMCL (second)"}
+    assert main([str(one), str(other), "--out", str(tmp_path / "c")]) == 0
+    assert (tmp_path / "c/verdict.json").read_bytes() == (out / "verdict.json").read_bytes()
+
+
+def test_what_cannot_be_compared_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = study(tmp_path / "a")
+    assert main([str(one), str(one)]) == 2
+    assert "two are one folder" in capsys.readouterr().err
+    assert main([str(one), "--out", str(tmp_path / "o")]) == 2
+    assert main([str(one), "--import", "x.json"]) == 2
+    (tmp_path / "file").write_text("")
+    assert main([str(one), str(study(tmp_path / "b", "t")), "--out", str(tmp_path / "file")]) == 2
+    assert "--out" in capsys.readouterr().err
+
+
+def test_step_rows_are_passed_over_and_damage_is_counted(tmp_path: Path) -> None:
+    folder = study(tmp_path / "s")
+    path = folder / "clean-c/metrics.jsonl"
+    step = '{"kind": "step", "epoch": 7, "step": 70, "loss": 1.0}'
+    measure = '{"kind": "measure", "images": "demo", "epoch": 6, "step": 60, "top1": 0.4, "asr": 0.3}'
+    path.write_text(f'{measure}\n{{"kind": "mea\n{{"kind": "step", "epo\n{step}\n{{"kind": "st')
+    (record,) = (one for one in read_study(folder).records if one.run.run == "clean-c")
+    assert (record.damaged, len(record.evaluations)) == (2, 1)
+    assert record.state == "unfinished, at epoch 7, step 70"
+
+
+def test_the_page_of_a_large_study_lists_the_last_moments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.page.MOST", 10)
+    page = write_report(study(tmp_path / "s")).read_text()
+    assert "The last evaluation of each run, 5 of 11 rows" in page
+    assert len((tmp_path / "s/report/results.csv").read_text().splitlines()) == 12
+
+
+def test_parquet_or_a_note(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(study(tmp_path / "s"))]) == 0
+    written = (tmp_path / "s/report/results.parquet").is_file()
+    assert written == (importlib.util.find_spec("pyarrow") is not None)
+    assert written != ("needs pyarrow" in capsys.readouterr().out)

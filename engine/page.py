@@ -1,0 +1,101 @@
+"""The report's page, complete in itself: `report.html.j2` filled with a study. Every value is other people's text."""
+
+import base64
+import hashlib
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+from engine.difference import sentence
+from engine.exports import Judged, page_table
+from engine.figures import rate_text
+from engine.panels import panels, spoken
+from engine.records import Study, flat
+from engine.verdict import notes, summary, verdict
+
+MOST = 5_000  # evaluations that the page lists; more make it slow to open, and nobody reads them there
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def page_of(read: Study, judged: Judged, wide: dict[str, bytes], narrow: dict[str, bytes]) -> str:
+    """The page, complete in itself: the pictures for wide and for narrow screens travel inside it."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    filled = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    filled.filters.update(picture=_data_uri, digest=_digest, rate=rate_text, name=spoken, flat=flat, tied=_tied)
+    machines: dict[str, int] = {}
+    for record in read.records:
+        facts = {key: record.card[key] for key in ("hardware", "versions") if key in record.card}
+        if facts:
+            text = json.dumps(facts, sort_keys=True)
+            machines[text] = machines.get(text, 0) + 1
+    poisons: dict[bytes, list[str]] = {}
+    for record in read.records:
+        if record.poison:
+            poisons.setdefault(record.poison, []).append(record.run.run)
+    found = panels(read)
+    rows, evaluated = shown(read)
+    cleaners = list(dict.fromkeys(point.label.objective for panel in found for point in panel.points))
+    return filled.get_template("report.html.j2").render(
+        plan=read.plan,
+        records=read.records,
+        finished=sum(record.finished for record in read.records),
+        verdicts=[verdict(panel) for panel in found],
+        summaries=[(panel.title, summary(panel, cleaners)) for panel in found],
+        notes=notes(read),
+        groups=list(judged.means),
+        means=page_table(judged),
+        differences=[sentence(one) for one in judged.differences],
+        lacking=judged.notes,
+        wide=wide,
+        narrow=narrow,
+        poisons=poisons,
+        rows=rows,
+        evaluated=evaluated,
+        machines=[(json.loads(facts), count) for facts, count in machines.items()],
+        spec=json.dumps(read.plan.spec, indent=2, ensure_ascii=False),
+        again=f"python -m engine.report {shlex.quote(str(_short(read.folder)))}",
+    )
+
+
+def shown(read: Study) -> tuple[list[dict[str, Any]], int]:
+    """The rows of the page's table, and how many evaluations there are: of more than MOST only each run's last moment."""
+    rows = [row for record in read.records for row in record.evaluations]
+    if len(rows) <= MOST:
+        return rows, len(rows)
+    last = [
+        row
+        for record in read.records
+        for row in record.evaluations
+        if (row["epoch"], row["step"]) == (record.evaluations[-1]["epoch"], record.evaluations[-1]["step"])
+    ]
+    return last, len(rows)
+
+
+def _short(folder: Path) -> Path:
+    """The folder as seen from the repository, if it lies there."""
+    whole = folder.resolve()
+    return whole.relative_to(ROOT) if whole.is_relative_to(ROOT) else whole
+
+
+def _tied(sentence: str) -> str:
+    """The sentence with its numbers tied to their signs, so that no line breaks between them."""
+    whole = sentence.replace(" %", "\N{NO-BREAK SPACE}%").replace("≤ ", "≤\N{NO-BREAK SPACE}")
+    return whole.replace("top-1", "top-\N{WORD JOINER}1")
+
+
+def _data_uri(picture: bytes) -> str:
+    """The PNG as an address that needs no network."""
+    return "data:image/png;base64," + base64.b64encode(picture).decode()
+
+
+def _digest(script: str) -> str:
+    """The script's SHA-256 in base64, as a content security policy wants it."""
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

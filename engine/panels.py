@@ -1,0 +1,147 @@
+"""What a study measured, by way of pre-training: panels of points for the frontier, curves over the epochs."""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+from engine.figures import Curve, Mark, Panel
+from engine.records import RATES, Record, Run, Study, flat
+from measures.frontier import Point
+
+NAMES = {
+    "mmcl": "MMCL",
+    "ssl": "SSL",
+    "mmcl_ssl": "MMCL+SSL",
+    "siglip": "SigLIP",
+    "cleanclip": "CleanCLIP",
+    "cyclip": "CyCLIP",
+    "slip": "SLIP",
+    "par": "PAR",
+    "deep_cluster": "deep clustering",
+    "unlearn": "unlearning",
+}
+
+COUNTED = {"top1": "pictures", "asr": "others"}  # of how many pictures a rate is
+KNOWN = ("val_loss", "distance", "proxy_asr")  # what a defender can know, who does not see the attack
+Way = tuple[str, tuple[tuple[str, str], ...]]  # objective, swept settings
+
+
+class Moment(NamedTuple):
+    """What one run measured at one moment, on the compared images; rates in [0, 1]. `facts`: of how many pictures the rates
+    are, and what a defender could know, on whichever images it was measured."""
+
+    epoch: float
+    top1: float | None
+    asr: float | None
+    facts: dict[str, float]
+
+
+@lru_cache(maxsize=8)
+def compared_images(study: Study) -> tuple[str | None, str | None]:
+    """The images whose top-1 and whose ASR are compared: the first with both, or the first of each."""
+    rows = [row for record in study.records for row in record.evaluations]
+    tops, asrs = (list(dict.fromkeys(row["images"] for row in rows if row[key] is not None)) for key in RATES)
+    both = [images for images in tops if images in asrs]
+    return (both or tops or [None])[0], (both or asrs or [None])[0]
+
+
+def timeline(record: Record, images: tuple[str | None, str | None]) -> list[Moment]:
+    """The run's numbers on the compared images, in the order of epochs and steps."""
+    moments: dict[tuple[float, float], dict[str, float]] = {}
+    for row in record.evaluations:
+        here = moments.setdefault((row["epoch"], row["step"]), {})
+        for key, chosen in zip(RATES, images, strict=True):
+            if row["images"] == chosen and row[key] is not None:
+                here[key] = row[key]
+                if COUNTED[key] in row:
+                    here[COUNTED[key]] = row[COUNTED[key]]
+        here.update({key: row[key] for key in KNOWN if row.get(key) is not None})
+    return [
+        Moment(epoch, m.get("top1"), m.get("asr"), {key: m[key] for key in (*COUNTED.values(), *KNOWN) if key in m})
+        for (epoch, _), m in sorted(moments.items())
+    ]
+
+
+def _way(run: Run) -> Way:
+    """How a run pre-trains: its objective, and the other swept settings that are not of the cleaning."""
+    own = {name: value for name, value in run.swept.items() if name not in run.cleaning}
+    settings = []
+    for key, value in flat(own):
+        elsewhere = key.startswith(("clean", "data.clean", "measure", "machine")) or key.endswith("seed")
+        if not elsewhere and key not in ("pretrain.objective", "pretrain.objective.kind"):
+            settings.append((".".join(key.split(".")[-2:]), value))
+    return run.pretrain_objective, tuple(settings)
+
+
+def title(way: Way) -> str:
+    """The way of pre-training in words: 'MMCL', or with more settings 'MMCL · poison.count=500'."""
+    return " · ".join([spoken(way[0]), *(f"{key}={value}" for key, value in way[1])])
+
+
+@lru_cache(maxsize=8)  # a study is read once and never changes; its panels are asked for in many places
+def panels(study: Study) -> list[Panel]:
+    """Everything measured, one panel for each way of pre-training; seeds of one way share a panel."""
+    images = compared_images(study)
+    origins = {r.run.run: r.run for r in study.records if r.run.stage == "pretrain"}
+    ways: dict[Way, list[Record]] = {}
+    for record in study.records:
+        if record.run.stage != "twin":
+            ways.setdefault(_way(origins.get(record.run.start or "", record.run)), []).append(record)
+    for record in study.records:
+        if record.run.stage == "twin":
+            objective, settings = _way(record.run)  # it may know nothing of a swept attack
+            for way, members in ways.items():
+                members += [record] if way[0] == objective and set(settings) <= set(way[1]) else []
+    return [_panel(way, members, images) for way, members in ways.items()]
+
+
+def _panel(way: Way, members: list[Record], images: tuple[str | None, str | None]) -> Panel:
+    """The panel of the runs that share one way of pre-training.
+
+    The uncleaned model is the last evaluation of a finished pre-training run, or else epoch 0 of a
+    cleaning run that starts from it. Epoch 0 is never a cleaned point.
+    """
+    starts: dict[str, Point[str]] = {}
+    twins: list[Point[str]] = []
+    points: list[Point[Mark]] = []
+    for record in sorted(members, key=lambda member: member.run.stage == "clean"):
+        run, origin = record.run, record.run.start or record.run.run
+        seen = [
+            (moment, Point(moment.asr, moment.top1, origin))
+            for moment in timeline(record, images)
+            if moment.asr is not None and moment.top1 is not None
+        ]
+        if run.stage == "clean":
+            for moment, point in seen:
+                if moment.epoch == 0:
+                    starts.setdefault(origin, point)
+                    continue
+                who = spoken(run.cleaner or run.clean_objective)
+                mark = Mark(run.run, moment.epoch, run.rate, who, starts.get(origin), run.seed, moment.facts)
+                points.append(Point(point.asr, point.top1, mark))
+        elif seen and record.finished and run.stage == "pretrain":
+            starts[origin] = seen[-1][1]
+        elif seen and record.finished:
+            twins.append(seen[-1][1])
+    finished = sum(member.finished for member in members)
+    return Panel(title(way), list(starts.values()), twins, points, finished, len(members))
+
+
+def curves(study: Study) -> list[Curve]:
+    """The course of every pre-training run, the twins included."""
+    images = compared_images(study)
+    shown = [record for record in study.records if record.run.stage != "clean"]
+    several = len({record.run.seed for record in shown}) > 1
+    found = []
+    for record in shown:
+        way, line = title(_way(record.run)), timeline(record, images)
+        label = f"{way}, seed {record.run.seed}" if several else way
+        twin = record.run.stage == "twin"
+        top1 = [(moment.epoch, moment.top1) for moment in line if moment.top1 is not None]
+        asr = [(moment.epoch, moment.asr) for moment in line if moment.asr is not None]
+        found.append(Curve(way, f"{label}, twin without poison" if twin else label, twin, top1, asr))
+    return found
+
+
+def spoken(kind: str | None) -> str:
+    """An objective's name as people write it; an unlisted one stays as it is."""
+    return NAMES.get(kind or "", kind or "an unnamed objective")

@@ -1,0 +1,116 @@
+"""What a study says: a sentence for each way of pre-training, its small table, and what to know before trusting it."""
+
+from collections.abc import Sequence
+from statistics import fmean
+from typing import NamedTuple
+
+from engine.figures import CAP, Mark, Panel, percent, rate_text
+from engine.panels import compared_images, panels
+from engine.records import Study
+from measures.frontier import Point, best_accuracy, lowest_asr
+
+CAPS = (0.01, 0.05, 0.10, 0.20)
+FLOOR = 0.95  # of the start's accuracy
+
+
+class Verdict(NamedTuple):
+    """One sentence for one way of pre-training; status is 'cleaned', 'dear', 'poisoned' or 'open'."""
+
+    status: str
+    sentence: str
+
+
+def verdict(panel: Panel) -> Verdict:
+    """What the panel says, in one sentence with its numbers."""
+    best, lowest, start = best_accuracy(panel.points, CAP), lowest_asr(panel.points, 0.0), mean(panel.starts)
+    model, under = f"the {panel.title} model", f"ASR ≤ {100 * CAP:g} %"
+    begun = f"ASR {percent(start.asr)} at top-1 {percent(start.top1)}" if start else "not measured"
+    status = "open"
+    if start and start.asr <= CAP:
+        sentence = f"The attack did not take on {model}: {begun} before any cleaning."
+    elif best:
+        status, sentence = _cleaned(model, best)
+    elif lowest:
+        low = f"{percent(lowest.asr)} at top-1 {percent(lowest.top1)}"
+        sentence = f"No cleaning run reached {under} on {model}; lowest was {low} (start {begun})."
+        status = "poisoned"
+    else:
+        sentence = f"No cleaning run has been measured yet on {model} (start {begun})."
+    return Verdict(status, sentence if panel.finished == panel.total else f"So far: {sentence}")
+
+
+def _cleaned(model: str, best: Point[Mark]) -> tuple[str, str]:
+    """Status and sentence for a model that was cleaned; a loss beyond the floor is spelled out."""
+    start, who, top1 = best.label.start, best.label.objective, percent(best.top1)
+    if start is None:
+        return (
+            "open",
+            f"{who} brought {model} to ASR {percent(best.asr)} at top-1 {top1} (start not measured).",
+        )
+    done = f"{who} brought {model} from ASR {percent(start.asr)} to {percent(best.asr)} at top-1 {top1}"
+    if best.top1 >= FLOOR * start.top1:
+        return "cleaned", f"{done} (start {percent(start.top1)})."
+    loss = 100 * (start.top1 - best.top1)
+    return "dear", f"{done} (start {percent(start.top1)}), a loss of {loss:.1f} points."
+
+
+def summary(panel: Panel, cleaners: Sequence[str]) -> list[tuple[str, str, str]]:
+    """The panel's rows of the small table: what, the number, and a remark on it; a row for each of the study's cleaners, so
+    that all panels have the same."""
+    start, twin = mean(panel.starts), mean(panel.twins)
+    many = f"mean of {len(panel.starts)} runs" if len(panel.starts) > 1 else ""
+    rows = [
+        ("start top-1", percent(start.top1) if start else "none", many),
+        ("start ASR", percent(start.asr) if start else "none", many),
+        ("twin ASR", percent(twin.asr) if twin else "none", f"top-1 {percent(twin.top1)}" if twin else ""),
+    ]
+    for cap in CAPS:
+        best = best_accuracy(panel.points, cap)
+        remark = f"ASR {percent(best.asr)}, {where(best)}" if best else ""
+        rows.append((f"best top-1 at ASR ≤ {100 * cap:g} %", percent(best.top1) if best else "none", remark))
+    for who in cleaners if len(cleaners) > 1 else ():
+        best = best_accuracy([point for point in panel.points if point.label.objective == who], CAP)
+        remark = f"ASR {percent(best.asr)}, {where(best)}" if best else ""
+        rows.append((f"{who}: best top-1 at ASR ≤ {100 * CAP:g} %", percent(best.top1) if best else "none", remark))
+    low = lowest_asr(panel.points, FLOOR * start.top1) if start else None
+    remark = f"top-1 {percent(low.top1)}, {where(low)}" if low else ""
+    what = f"lowest ASR at top-1 ≥ {100 * FLOOR:g} % of start"
+    rows.append((what, percent(low.asr) if low else "none", remark))
+    return [*rows, ("cleaned points", str(len(panel.points)), f"{panel.finished} of {panel.total} runs done")]
+
+
+def notes(study: Study) -> list[str]:
+    """What a reader must know before trusting the numbers."""
+    done, total = sum(record.finished for record in study.records), len(study.records)
+    said = [] if done == total else [f"{done} of {total} runs are finished; the rest is still missing here."]
+    for record in study.records:
+        if record.damaged:
+            said.append(f"{record.run.run}/metrics.jsonl has damaged lines, left out: {record.damaged}.")
+    for panel in panels(study):
+        twin = mean(panel.twins)
+        if twin and twin.asr > CAP:
+            said.append(
+                f"The {panel.title} twin, never poisoned, has itself an ASR of {percent(twin.asr)}: "
+                f"a cap of {100 * CAP:g} % asks for less than a clean model reaches on these images."
+            )
+    of_top1, of_asr = compared_images(study)
+    if of_top1 and of_asr and of_top1 != of_asr:
+        said.append(f"Top-1 is measured on {of_top1}, ASR on {of_asr}.")
+    others = {row["images"] for r in study.records for row in r.evaluations} - {of_top1, of_asr}
+    if others:
+        listed = ", ".join(sorted(others))
+        said.append(f"Figures and verdicts are for {of_top1 or of_asr}; the table has also {listed}.")
+    return said
+
+
+def mean(points: list[Point[str]]) -> Point[str] | None:
+    """The mean of the points, or None of none."""
+    if not points:
+        return None
+    return Point(fmean(p.asr for p in points), fmean(p.top1 for p in points), "mean")
+
+
+def where(point: Point[Mark]) -> str:
+    """Which evaluation a point is."""
+    rate = f", rate {rate_text(point.label.rate)}" if point.label.rate is not None else ""
+    return f"{point.label.objective}{rate}, epoch {point.label.epoch:g}"

@@ -1,0 +1,91 @@
+"""measures.interval: answers worked out by hand, and laws that hold for any values."""
+
+from itertools import combinations
+from statistics import fmean, median
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from measures.interval import bootstrap, bootstrap_of, permutation, wilson
+
+values = st.lists(st.floats(0, 1), min_size=1, max_size=8)
+few = st.lists(st.integers(0, 20).map(lambda n: n / 20), min_size=1, max_size=4)
+
+
+def test_wilson_by_hand() -> None:
+    low, high = wilson(5, 10)
+    assert low == pytest.approx(0.2366, abs=1e-4)
+    assert high == pytest.approx(0.7634, abs=1e-4)
+    assert wilson(0, 10).low == 0
+    assert wilson(0, 10).high == pytest.approx(0.2775, abs=1e-4)  # z^2 / (n + z^2)
+    with pytest.raises(ValueError):
+        wilson(0, 0)
+    with pytest.raises(ValueError):
+        wilson(11, 10)
+
+
+@given(st.integers(1, 50_000).flatmap(lambda of: st.tuples(st.integers(0, of), st.just(of))))
+def test_wilson_holds_the_rate_and_mirrors(trials: tuple[int, int]) -> None:
+    successes, of = trials
+    low, high = wilson(successes, of)
+    assert 0 <= low <= successes / of <= high <= 1
+    other = wilson(of - successes, of)
+    assert (1 - other.high, 1 - other.low) == pytest.approx((low, high), abs=1e-9)
+    wide = wilson(successes, of, 0.99)
+    assert wide.low <= low
+    assert high <= wide.high
+
+
+def test_bootstrap_by_hand() -> None:
+    assert bootstrap([0.25]) == (0.25, 0.25)
+    # of two values the mean is 0, 1/2 or 1 with chances 1/4, 1/2, 1/4: both ends are reached
+    assert bootstrap([0.0, 1.0], seed=3) == (0.0, 1.0)
+    assert bootstrap([0.0, 0.0, 1.0], median, seed=3) == (0.0, 1.0)
+    with pytest.raises(ValueError):
+        bootstrap([])
+
+
+@settings(max_examples=30, deadline=None)
+@given(values, st.integers(0, 9))
+def test_bootstrap_is_repeatable_and_within_the_values(some: list[float], seed: int) -> None:
+    low, high = bootstrap(some, seed=seed)
+    assert (low, high) == bootstrap(some, seed=seed)
+    assert min(some) - 1e-12 <= low <= high <= max(some) + 1e-12
+
+
+def test_bootstrap_of_two_groups_by_hand() -> None:
+    assert bootstrap_of([[0.5, 0.5], [0.2]], lambda g: fmean(g[0]) - fmean(g[1])) == pytest.approx((0.3, 0.3))
+
+
+def test_permutation_by_hand() -> None:
+    apart = permutation([0.1, 0.2, 0.3], [0.7, 0.8, 0.9])
+    assert apart == (pytest.approx(0.1), pytest.approx(0.1), True), "3 against 3: 2 of 20 divisions, never fewer"
+    assert permutation([1.0], [0.0, 0.0, 0.0]).p == pytest.approx(0.25)
+    assert permutation([0.5, 0.5], [0.5, 0.5]).p == 1
+    with pytest.raises(ValueError):
+        permutation([], [1.0])
+
+
+@settings(max_examples=60, deadline=None)
+@given(few, few)
+def test_permutation_is_a_count_of_divisions(one: list[float], other: list[float]) -> None:
+    every, seen = [*one, *other], abs(fmean(one) - fmean(other))
+    hits = total = 0
+    for chosen in combinations(range(len(every)), len(one)):
+        a = [every[n] for n in chosen]
+        b = [every[n] for n in range(len(every)) if n not in chosen]
+        hits, total = hits + (abs(fmean(a) - fmean(b)) >= seen - 1e-9), total + 1
+    found = permutation(one, other)
+    assert found.p == pytest.approx(hits / total)
+    assert found.p >= found.smallest - 1e-12
+    assert permutation(other, one).p == pytest.approx(found.p)
+
+
+def test_many_values_are_drawn_with_a_seed() -> None:
+    one, other = [n / 100 for n in range(12)], [n / 100 + 0.5 for n in range(12)]
+    found = permutation(one, other, seed=1)
+    assert not found.exact
+    assert found == permutation(one, other, seed=1)
+    assert found.p == pytest.approx(1 / 20_001)
+    assert permutation(one, one, seed=1).p == 1
