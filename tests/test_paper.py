@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
+from configs.plan import runs
 from configs.spec import load
+from engine.model import has_norms
 from engine.survey import survey, total
 
 FILES = sorted((ROOT / "specs/paper").glob("*.yaml"))
@@ -34,6 +36,16 @@ def test_a_header_says_how_many_runs_there_are_and_what_they_cost(path: Path) ->
     question = loaded.spec.question or ""
     assert question[0].lower() + question[1:] == said["Question"]
     assert not [note for note in notes if "not counted" in note]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.stem))
+def test_processes_hold_whole_groups_of_batch_norm(path: Path) -> None:
+    """As the header says: pre-training on 8 GPUs or one, cleaning on one."""
+    said = header(path)["Processes"]
+    for run in runs(load(path).points):
+        if has_norms(run.spec.model.name):
+            gpus = 8 if run.stage == "pretrain" and said.startswith("deepspeed") else 1
+            assert run.settings.batch // gpus % min(run.spec.model.norm_group, run.settings.batch) == 0
 
 
 def test_the_folder_has_one_row_a_file() -> None:
