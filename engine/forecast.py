@@ -23,6 +23,7 @@ from data.shards import read_index
 from engine import model
 from engine.agenda import Agenda
 from engine.checkpoint import committed
+from engine.cost import Cost, cost, how
 from engine.folder import finished
 from engine.pictures import check_labels, read
 from engine.world import place
@@ -32,26 +33,33 @@ from objectives.tiles import BLOCK
 GIB = 1 << 30
 
 
-def forecast(loaded: Loaded, stage: str | None, folder: Path) -> str:
-    """The plan of every run as text: a table, then what it means for this number of processes."""
+def forecast(loaded: Loaded, stage: str | None, folder: Path, dollars: float | None = None) -> str:
+    """The plan of every run as text: a table, then what it means for this number of processes; `dollars` is the price of one
+    GPU-hour."""
     from rich.console import Console
     from rich.table import Table
 
     _, world, _, _ = place()
     spec = loaded.spec
     table = Table(title=f"study {spec.name}: {folder}", title_justify="left")
-    for column in ("run", "what", "steps", "pairs", "poisoned", "parameters", "memory/rank", "bytes/rank/step", "state"):
+    sizes = ("steps", "pairs", "poisoned", "parameters", "memory/rank", "bytes/rank/step", "GPU-h")
+    for column in ("run", "what", *sizes, "state"):
         table.add_column(column, overflow="fold", justify="left" if column in ("run", "what", "state") else "right")
     notes: set[str] = set()
+    whole = Cost()
     for run in Agenda.of(loaded, folder, stage).runs:
-        table.add_row(*_row(run, folder, world, notes))
+        pairs = drawn(run, notes)
+        one = None if pairs is None else cost(run, pairs, notes)
+        whole += one or Cost()
+        table.add_row(*_row(run, folder, world, pairs, one, notes))
     if isinstance(search := spec.sweep.search, Optuna):
         arms = len(loaded.arms)
         notes.add(f"the search proposes {search.trials:,} cleanings for each of {arms:,} arms; the known ones are listed")
     out = io.StringIO()
     console = Console(file=out, width=150)
     console.print(table)
-    for note in sorted(notes):
+    price = "" if dollars is None else f", {whole.hours * dollars:,.0f} dollars"
+    for note in (*sorted(notes), f"in all {whole.hours:,.1f} GPU-hours{price}", *how(dollars)):
         console.print(note, markup=False, highlight=False)
     console.print(
         f"{world} process{'es' * (world > 1)}, ZeRO stage {spec.machine.zero}; nothing was written", highlight=False
@@ -59,14 +67,19 @@ def forecast(loaded: Loaded, stage: str | None, folder: Path) -> str:
     return out.getvalue()
 
 
-def _row(run: Run, folder: Path, world: int, notes: set[str]) -> list[str]:
+def drawn(run: Run, notes: set[str]) -> int | None:
+    """The pairs of one epoch, less the last, partial batch: from the shards, or as the spec expects, or None."""
+    total, poisoned = _pairs(run, notes)
+    if run.stage != "clean" or total is None:
+        return total
+    clean = run.spec.data.clean
+    return min(clean.pairs or total, total - (0 if clean.shards else poisoned or 0))
+
+
+def _row(run: Run, folder: Path, world: int, pairs: int | None, one: Cost | None, notes: set[str]) -> list[str]:
     spec, stage = run.spec, run.settings
     check_labels(run)
-    total, poisoned = _pairs(run, notes)
-    pairs = total
-    if run.stage == "clean" and total is not None:
-        pairs = min(spec.data.clean.pairs or total, total - (0 if spec.data.clean.shards else poisoned or 0))
-    steps = None if pairs is None else pairs // stage.batch * stage.epochs
+    poisoned = _pairs(run, notes)[1]
     parameters, learning, kept, width = size(spec.model.name, stage.objective.views)
     memory = states(parameters, learning, spec.machine.zero, spec.machine.precision, world)
     rows = stage.batch // world
@@ -78,12 +91,13 @@ def _row(run: Run, folder: Path, world: int, notes: set[str]) -> list[str]:
     return [
         run.folder,
         run.title,
-        "?" if steps is None else f"{steps:,}",
+        "?" if one is None else f"{one.steps:,}",
         "?" if pairs is None else f"{pairs:,}",
         shown,
         f"{parameters:,}",
         f"{memory / GIB:.2f} GiB",
         f"{traffic(parameters, learning, spec.machine.zero, world, rows, width, stage) / 1e6:,.1f} MB",
+        "?" if one is None else f"{one.hours:,.1f}",
         _state(folder / run.folder),
     ]
 
@@ -103,22 +117,27 @@ def _pairs(run: Run, notes: set[str]) -> tuple[int | None, int | None]:
     return held, poisoned
 
 
-_counts: dict[str, int] = {}
+_counts: dict[str, int | Refusal] = {}
+_absent: dict[str, str] = {}  # why shards can't be read
 
 
 def _held(
     shards: str | dict[str, str], data: Data, expected: int | None, field: str, hint: str, notes: set[str]
 ) -> int | None:
-    """The pairs in some shards, read once; what the spec expects, with a note, where they can't be read."""
-    try:
-        if repr(shards) not in _counts:
+    """The pairs in some shards, read once for all runs; what the spec expects, with a note, where they can't be read."""
+    known = repr((shards, data.schemes, data.pretrain.caption))
+    if known not in _counts:
+        try:
             with TemporaryDirectory() as cache:
                 index = read_index(shards, Path(cache), schemes=data.schemes, caption=data.pretrain.caption, beside=False)
-                _counts[repr(shards)] = len(index)
-        return _counts[repr(shards)]
-    except Refusal as refusal:
-        notes.add(f"{str(refusal).split(';')[0]}: counting on {field} = {expected}{hint}")
+                _counts[known] = len(index)
+        except Refusal as refusal:
+            _counts[known] = refusal
+    held = _counts[known]
+    if isinstance(held, Refusal):
+        notes.add(f"{str(held).split(';')[0]}: counting on {field} = {expected}{hint}")
         return expected
+    return held
 
 
 def _labelled(folder: str, expected: int | None, notes: set[str]) -> int | None:

@@ -29,17 +29,22 @@ def arguments(given: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="deepspeed engine/run.py", description=__doc__.split("\n\n")[0], allow_abbrev=False
     )
-    parser.add_argument("--spec", metavar="FILE", help="the experiment, a YAML file such as specs/demo.yaml")
+    parser.add_argument(
+        "--spec", metavar="FILE", help="the experiment, a YAML file such as specs/demo.yaml; for --dry-run also a folder"
+    )
     parser.add_argument(
         "--set", metavar="PATH=VALUE", action="append", default=[], help="override one field of the spec; repeatable"
     )
     parser.add_argument("--stage", choices=("pretrain", "clean"), help="only this stage")
     parser.add_argument("--dry-run", action="store_true", help="print the plan of every run and touch nothing")
+    parser.add_argument("--dollars", metavar="RATE", type=float, help="for --dry-run: the price of one GPU-hour")
     parser.add_argument("--schema", action="store_true", help="print the JSON schema of a spec")
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)
     out = parser.parse_args(given)
     if not out.schema and out.spec is None:
         parser.error("give --spec FILE, for example --spec specs/demo.yaml")
+    if out.dollars is not None and not (out.dry_run and 0 < out.dollars < float("inf")):
+        parser.error("--dollars is the price of one GPU-hour, above 0, and goes with --dry-run")
     return out
 
 
@@ -61,11 +66,13 @@ def main(given: list[str]) -> int:
         if options.schema:
             print(schema(), end="")
             return 0
+        if Path(options.spec).is_dir():
+            return survey(options)
         loaded = load(options.spec, options.set, partial(print, file=sys.stderr) if first else lambda words: None)
         if options.dry_run:
             from engine.forecast import forecast
 
-            print(forecast(loaded, options.stage, RUNS / loaded.spec.name), end="")
+            print(forecast(loaded, options.stage, RUNS / loaded.spec.name, options.dollars), end="")
             return 0
         studying = True
         code = study(options, loaded, command(given))
@@ -77,6 +84,20 @@ def main(given: list[str]) -> int:
         if studying and first and code:
             print(f"go on with: {command(given)}", file=sys.stderr, flush=True)
     return code
+
+
+def survey(options: argparse.Namespace) -> int:
+    """Prints what the specs in a folder would cost; 2 if some can't be loaded, which it lists."""
+    if not options.dry_run:
+        raise Refusal(f"--spec is the folder {options.spec}; a study is one file: give one of it, or add --dry-run")
+    from engine.survey import survey as surveyed
+
+    said: set[str] = set()
+    text, broken = surveyed(Path(options.spec), options.set, options.stage, options.dollars, said.add)
+    print(text, end="", flush=True)
+    for line in (*sorted(said), *(f"error: {line}" for line in broken)):
+        print(line, file=sys.stderr)
+    return 2 if broken else 0
 
 
 def study(options: argparse.Namespace, loaded: Any, again: str) -> int:

@@ -1,0 +1,145 @@
+"""What studies would cost in GPU-hours, from two published measurements; --dry-run on a folder of specs prints it.
+
+The published pre-trainings of RN50 on 6 million pairs for 64 epochs (arXiv 2311.14948; vsahil/attack-cleanclip) took 24-28 h
+with MMCL and 36-40 h with MMCL+SSL on 8 A100-40GB: 513 and 351 pairs a second and GPU. MMCL encodes one view of picture and
+caption, MMCL+SSL two, so that both together give the two unknowns of
+
+    seconds a pair = host + F / speed      F: FLOP of the towers' forward pass over the pair's views, captions of full length
+
+F1 = 17.77 GFLOP of one view and F2 = 2 F1: F1 / speed = 1/351 - 1/513 = 0.90 ms, so speed = 19.8 TFLOP/s of forward passes,
+each with its backward pass, and host = 1/513 - 0.90 ms = 1.05 ms for all that no model changes, such as reading. A forward
+pass alone takes a third. With V views of the picture and U of the caption, i and t the FLOP of one:
+
+    training    = pairs * epochs * (host + (V i + U t) / speed)
+    evaluation  = (epochs + 1) * sum over sets [pictures * (host + (1 + attacks) i / 3 speed) + prompts * t / 3 speed]
+
+k-means adds a forward pass over the clean set an epoch. Not counted: what is done to a start's weights before the first
+step, a frozen start's forward passes, micro-batches, idle GPUs. An estimate of what the published code would take.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from configs.plan import Run
+from engine import model
+from objectives.sum import objectives_of
+
+GPU = "A100-40GB"
+MEASURED = {1: 513.0, 2: 351.0}  # pairs a second and GPU of RN50 by views of picture and caption
+REFERENCE = "RN50-quickgelu"
+
+
+class Flop(NamedTuple):
+    """Of a forward pass over one picture and one caption."""
+
+    picture: float
+    caption: float
+
+
+class Size(NamedTuple):
+    """Of an evaluation set."""
+
+    pictures: int
+    texts: int  # prompts of all classes and templates, or captions
+
+
+SETS = {  # by the name that a spec gives them; sets of other names cost nothing here, and a note says so
+    "imagenet": Size(50_000, 80_000),
+    "caltech101": Size(6_085, 102 * 34),
+    "cifar100": Size(10_000, 100 * 18),
+    "coco": Size(5_000, 25_010),
+}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of some runs; what can't be known without the data is not in it."""
+
+    pretrainings: int = 0
+    cleanings: int = 0
+    steps: int = 0
+    pairs: int = 0  # seen, over all epochs
+    hours: float = 0.0  # of one GPU
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(
+            self.pretrainings + other.pretrainings,
+            self.cleanings + other.cleanings,
+            self.steps + other.steps,
+            self.pairs + other.pairs,
+            self.hours + other.hours,
+        )
+
+
+@cache
+def flop(name: str) -> Flop:
+    """Counted on the meta device: multiplications and additions of convolutions and matrix products."""
+    towers, side = model.on_meta(name), model.image_size(name)
+    length = model.model_config(name)["text_cfg"].get("context_length", 77)
+    pictures = torch.empty(2, 3, side, side, dtype=torch.uint8, device="meta")
+    captions = torch.empty(2, length, dtype=torch.int32, device="meta")
+    counts = []
+    for given in ((pictures, None), (None, captions)):
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            towers(*given)
+        counts.append(counter.get_total_flops() / 2)
+    return Flop(*counts)
+
+
+@cache
+def speed() -> tuple[float, float]:
+    """(seconds of a pair that no model changes, FLOP a second of forward passes that each have a backward pass)."""
+    one, two = (1 / MEASURED[views] for views in (1, 2))
+    return 2 * one - two, sum(flop(REFERENCE)) / (two - one)
+
+
+def training_seconds(run: Run, pairs: int) -> float:
+    """Of one GPU, for `pairs` pairs seen by the run's stage."""
+    stage, one = run.settings, flop(run.spec.model.name)
+    host, rate = speed()
+    pictures, captions = stage.objective.views
+    work = pictures * one.picture + captions * one.caption
+    seconds = host + work / rate / (3 if stage.norms == "estimated" else 1)
+    if any("labels" in part.needs and getattr(part, "labels", "") is None for part in objectives_of(stage.objective)):
+        seconds += host + one.picture / rate / 3
+    return pairs * seconds
+
+
+def evaluation_seconds(run: Run, steps: int, notes: set[str]) -> float:
+    """Of one GPU, for every time that the run is measured."""
+    stage, one = run.settings, flop(run.spec.model.name)
+    host, rate = speed()
+    each = 0.0
+    for name in dict.fromkeys(name for measure in run.spec.measure for name in measure.sets):
+        if name not in SETS:
+            notes.add(f"evaluation on '{name}' is not counted: its size is known to none of {', '.join(SETS)}")
+            continue
+        triggered = any(measure.triggered and name in measure.sets for measure in run.spec.measure)
+        views = 1 + (len(run.spec.attack.aims) if triggered else 0)
+        pictures, texts = SETS[name]
+        each += pictures * (host + views * one.picture / rate / 3) + texts * one.caption / rate / 3
+    between = steps // stage.measure_steps if stage.measure_steps else 0
+    return (stage.epochs + 1 + between) * each
+
+
+def cost(run: Run, pairs: int, notes: set[str]) -> Cost:
+    """Of a run that draws from `pairs` pairs."""
+    stage = run.settings
+    steps = pairs // stage.batch * stage.epochs
+    seen = steps * stage.batch
+    hours = (training_seconds(run, seen) + evaluation_seconds(run, steps, notes)) / 3600
+    cleans = run.stage == "clean"
+    return Cost(int(not cleans), int(cleans), steps, seen, hours)
+
+
+def how(dollars: float | None) -> list[str]:
+    """What to know about GPU-hours, and the price."""
+    words = f"GPU-hours are an estimate for {GPU}, from the published times of RN50 (engine/cost.py): other GPUs differ"
+    price = (
+        f"dollars at {dollars:g} a GPU-hour" if dollars is not None else "--dollars RATE, of one GPU-hour, adds the price"
+    )
+    return [words, price]

@@ -1,0 +1,71 @@
+"""What a folder of studies would cost, one line a spec: --dry-run on a folder touches nothing and needs no data."""
+
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from configs.plan import runs
+from configs.spec import Loaded, load
+from configs.sweep import Optuna
+from data.refusal import Refusal
+from engine.cost import Cost, cost, how
+from engine.forecast import drawn
+
+
+def total(loaded: Loaded, stage: str | None, notes: set[str]) -> Cost:
+    """Of all runs of a spec, finished ones too."""
+    out = Cost()
+    for run in runs(loaded.points, stage):
+        pairs = drawn(run, notes)
+        if pairs is None:
+            notes.add(f"{loaded.spec.name}: its pairs are unknown and not counted; give data.pretrain.expect")
+            out += Cost(int(run.stage != "clean"), int(run.stage == "clean"))
+        else:
+            out += cost(run, pairs, notes)
+    if isinstance(loaded.spec.sweep.search, Optuna):
+        notes.add(f"{loaded.spec.name}: of its search only the first trials are counted")
+    return out
+
+
+def survey(
+    folder: Path, settings: list[str], stage: str | None, dollars: float | None, say: Callable[[str], None]
+) -> tuple[str, list[str]]:
+    """(one table of all specs in a folder, a line for each that can't be loaded); Refusal if it holds none."""
+    found = sorted(folder.glob("*.yaml"))
+    if not found:
+        raise Refusal(f"{folder} holds no .yaml file; give a spec, or a folder of specs")
+    rows: list[tuple[str, Cost]] = []
+    broken: list[str] = []
+    notes: set[str] = set()
+    for path in found:
+        try:
+            rows.append((path.name, total(load(path, settings, say), stage, notes)))
+        except Refusal as refusal:
+            broken.append(f"{path.name}: {' '.join(str(refusal).split())}")
+    return _table(folder, rows, sorted(notes), dollars), broken
+
+
+def _table(folder: Path, rows: Sequence[tuple[str, Cost]], notes: list[str], dollars: float | None) -> str:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"specs in {folder}", title_justify="left")
+    heads = ("file", "pre-trainings", "cleanings", "steps", "pairs seen", "GPU-hours", *(["dollars"] if dollars else []))
+    for head in heads:
+        table.add_column(head, overflow="fold", justify="left" if head == "file" else "right")
+    for name, one in rows:
+        table.add_row(name, *_cells(one, dollars))
+    table.add_section()
+    table.add_row("total", *_cells(sum((one for _, one in rows), Cost()), dollars))
+    out = io.StringIO()
+    console = Console(file=out, width=150)
+    console.print(table)
+    for note in (*notes, *how(dollars), "each file pre-trains for itself; nothing was written"):
+        console.print(note, markup=False, highlight=False)
+    return out.getvalue()
+
+
+def _cells(one: Cost, dollars: float | None) -> list[str]:
+    hours = f"{one.hours:,.0f}" if one.hours >= 10 else f"{one.hours:.1f}"
+    numbers = [f"{number:,}" for number in (one.pretrainings, one.cleanings, one.steps, one.pairs)]
+    return [*numbers, hours, *([f"{one.hours * dollars:,.0f}"] if dollars else [])]

@@ -1,0 +1,57 @@
+"""specs/paper: every file loads and expands, and its header says what it does."""
+
+import re
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from configs.plan import runs
+from configs.spec import load
+from engine.model import has_norms
+from engine.survey import survey, total
+
+FILES = sorted((ROOT / "specs/paper").glob("*.yaml"))
+
+
+def header(path: Path) -> dict[str, str]:
+    """The header's paragraphs by their first word."""
+    lines = [line for line in path.read_text().splitlines() if line.startswith("#")][1:]
+    text = "\n".join(line.removeprefix("#").removeprefix(" ") for line in lines)
+    found = re.split(r"^([A-Z][a-z]+): ", text, flags=re.MULTILINE)
+    return {name: " ".join(words.split()) for name, words in zip(found[1::2], found[2::2], strict=True)}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.stem))
+def test_a_header_says_how_many_runs_there_are_and_what_they_cost(path: Path) -> None:
+    said = header(path)
+    assert {"Question", "Runs", "Published", "Differs", "Cost", "Data"} <= said.keys()
+    loaded, notes = load(path), set[str]()
+    one, first = total(loaded, None, notes), total(loaded, "pretrain", notes)
+    words = [f"{n} {what}{'s' * (n != 1)}" for n, what in ((one.pretrainings, "pre-training"), (one.cleanings, "cleaning"))]
+    assert said["Runs"] == f"{', '.join(words)}."
+    assert said["Cost"].startswith(f"about {one.hours:,.0f} GPU-hours of A100-40GB, {first.hours:,.0f} of them pre-training")
+    assert "2311.14948" in said["Published"]
+    assert loaded.spec.name == f"paper-{path.stem}"
+    question = loaded.spec.question or ""
+    assert question[0].lower() + question[1:] == said["Question"]
+    assert not [note for note in notes if "not counted" in note]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.stem))
+def test_processes_hold_whole_groups_of_batch_norm(path: Path) -> None:
+    """As the header says: pre-training on 8 GPUs or one, cleaning on one."""
+    said = header(path)["Processes"]
+    for run in runs(load(path).points):
+        if has_norms(run.spec.model.name):
+            gpus = 8 if run.stage == "pretrain" and said.startswith("deepspeed") else 1
+            assert run.settings.batch // gpus % min(run.spec.model.norm_group, run.settings.batch) == 0
+
+
+def test_the_folder_has_one_row_a_file() -> None:
+    text, broken = survey(ROOT / "specs/paper", [], None, None, lambda words: None)
+    assert not broken
+    rows = [line.split("│")[1].strip() for line in text.splitlines() if ".yaml" in line]
+    assert rows == [path.name for path in FILES]
+    counts = [int(line.split("│")[3].replace(",", "")) for line in text.splitlines() if line.startswith("│ ")]
+    assert sum(counts[:-1]) == counts[-1]
