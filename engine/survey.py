@@ -1,7 +1,7 @@
 """What a folder of studies would cost, one line a spec: --dry-run on a folder touches nothing and needs no data."""
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from pathlib import Path
 
 from configs.plan import runs
@@ -12,10 +12,12 @@ from engine.cost import Cost, cost, how
 from engine.forecast import drawn
 
 
-def total(loaded: Loaded, stage: str | None, notes: set[str]) -> Cost:
-    """Of all runs of a spec, finished ones too."""
+def total(loaded: Loaded, stage: str | None, notes: set[str], done: Container[str] = ()) -> Cost:
+    """Of all runs of a spec, finished ones too, but for those whose fingerprints are in `done`."""
     out = Cost()
     for run in runs(loaded.points, stage):
+        if run.fingerprint in done:
+            continue
         pairs = drawn(run, notes)
         if pairs is None:
             notes.add(f"{loaded.spec.name}: its pairs are unknown and not counted; give data.pretrain.expect")
@@ -35,17 +37,28 @@ def survey(
     if not found:
         raise Refusal(f"{folder} holds no .yaml file; give a spec, or a folder of specs")
     rows: list[tuple[str, Cost]] = []
+    shared, known = Cost(), set[str]()
     broken: list[str] = []
     notes: set[str] = set()
     for path in found:
         try:
-            rows.append((path.name, total(load(path, settings, say), stage, notes)))
+            loaded = load(path, settings, say)
+            rows.append((path.name, total(loaded, stage, notes)))
+            shared += total(loaded, stage, notes, known)
+            known |= {run.fingerprint for run in runs(loaded.points, stage)}
         except Refusal as refusal:
             broken.append(f"{path.name}: {' '.join(str(refusal).split())}")
-    return _table(folder, rows, sorted(notes), dollars), broken
+    sums = [("total", sum((one for _, one in rows), Cost())), ("runs in common done once", shared)]
+    return _table(folder, rows, sums, sorted(notes), dollars), broken
 
 
-def _table(folder: Path, rows: Sequence[tuple[str, Cost]], notes: list[str], dollars: float | None) -> str:
+def _table(
+    folder: Path,
+    rows: Sequence[tuple[str, Cost]],
+    sums: Sequence[tuple[str, Cost]],
+    notes: list[str],
+    dollars: float | None,
+) -> str:
     from rich.console import Console
     from rich.table import Table
 
@@ -56,11 +69,16 @@ def _table(folder: Path, rows: Sequence[tuple[str, Cost]], notes: list[str], dol
     for name, one in rows:
         table.add_row(name, *_cells(one, dollars))
     table.add_section()
-    table.add_row("total", *_cells(sum((one for _, one in rows), Cost()), dollars))
+    for name, one in sums:
+        table.add_row(name, *_cells(one, dollars))
     out = io.StringIO()
     console = Console(file=out, width=150)
     console.print(table)
-    for note in (*notes, *how(dollars), "each file pre-trains for itself; nothing was written"):
+    for note in (
+        *notes,
+        *how(dollars),
+        "studies in one folder take finished runs over from each other (machine.adopt); nothing was written",
+    ):
         console.print(note, markup=False, highlight=False)
     return out.getvalue()
 
