@@ -4,8 +4,9 @@ import base64
 import hashlib
 import json
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from engine.difference import sentence
 from engine.exports import Judged, page_table
@@ -18,8 +19,18 @@ MOST = 5_000  # evaluations that the page lists; more make it slow to open, and 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def page_of(read: Study, judged: Judged, wide: dict[str, bytes], narrow: dict[str, bytes]) -> str:
-    """The page, complete in itself: the pictures for wide and for narrow screens travel inside it."""
+class Picture(NamedTuple):
+    """A figure as the page shows it: PNG files for wide and for narrow screens; `name`.pdf lies beside the page."""
+
+    name: str
+    heading: str
+    caption: str
+    wide: bytes
+    narrow: bytes
+
+
+def page_of(read: Study, judged: Judged, pictures: Sequence[Picture]) -> str:
+    """The page, complete in itself: the pictures travel inside it."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     filled = Environment(
@@ -54,8 +65,7 @@ def page_of(read: Study, judged: Judged, wide: dict[str, bytes], narrow: dict[st
         means=page_table(judged),
         differences=[sentence(one) for one in judged.differences],
         lacking=judged.notes,
-        wide=wide,
-        narrow=narrow,
+        pictures=pictures,
         poisons=poisons,
         rows=rows,
         evaluated=evaluated,

@@ -12,27 +12,19 @@ other people: the page escapes them, and the table keeps spreadsheets from runni
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from data.refusal import Refusal
-from engine import figures
 from engine.compare import write_comparison
 from engine.difference import sentence
 from engine.exports import Judged, judge, verdict_files
+from engine.figures import drawn
+from engine.gallery import plates
 from engine.imports import write_files, write_published
-from engine.page import page_of
-from engine.panels import curves, panels
+from engine.page import Picture, page_of
+from engine.panels import panels
 from engine.records import Study, read_study
 from engine.tables import results, results_csv, results_parquet
 from engine.verdict import notes, verdict
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-
-def frontier_figure(study: Study) -> "Figure":
-    """Accuracy against attack success, also for TensorBoard: `frontier_figure(read_study(folder))`."""
-    return figures.frontier(panels(study))
 
 
 def write_report(study: Path) -> Path:
@@ -42,19 +34,17 @@ def write_report(study: Path) -> Path:
 
 def _write(read: Study) -> tuple[Path, Judged]:
     """Writes every file of the report, each at once or not at all; returns the page's path and the verdict's numbers."""
-    out, course, judged = read.folder / "report", curves(read), judge(panels(read))
-    whole = frontier_figure(read)
-    wide = {"frontier.png": figures.drawn(whole, "png"), "dynamics.png": figures.drawn(figures.dynamics(course), "png")}
-    narrow = {
-        "frontier.png": figures.drawn(figures.frontier(panels(read), columns=1), "png"),
-        "dynamics.png": figures.drawn(figures.dynamics(course, columns=1), "png"),
-    }
-    files = {**wide, "frontier.pdf": figures.drawn(whole, "pdf"), "results.csv": results_csv(read).encode()}
-    files |= verdict_files(judged)
+    out, judged = read.folder / "report", judge(panels(read))
+    files, pictures = {"results.csv": results_csv(read).encode()} | verdict_files(judged), list[Picture]()
+    for plate in plates(read):
+        figure = plate.draw(False)
+        files |= {f"{plate.name}.{kind}": drawn(figure, kind) for kind in ("png", "pdf")}
+        wide, narrow = files[f"{plate.name}.png"], drawn(plate.draw(True), "png")
+        pictures.append(Picture(plate.name, plate.heading, plate.caption, wide, narrow))
     table = results_parquet(*results(read))
     if table is not None:
         files["results.parquet"] = table
-    files["index.html"] = page_of(read, judged, wide, narrow).encode()
+    files["index.html"] = page_of(read, judged, pictures).encode()
     write_files(out, files)
     return out / "index.html", judged
 
