@@ -28,8 +28,8 @@ def plates(study: Study) -> list[Plate]:
             "frontier",
             "Accuracy against attack success",
             "Every epoch of every cleaning run is a point: up is more accurate, left is cleaner. Stars are the models "
-            "before cleaning, the dashed line is their accuracy, hollow diamonds are twins trained without poison. The ring marks "
-            "the best accuracy in the shaded band.",
+            "before cleaning, the dashed line is their accuracy, hollow diamonds are twins trained without poison. The ring "
+            "marks the best accuracy in the shaded band.",
             lambda narrow: figures.frontier(found, 1 if narrow else 3),
         ),
         Plate(
