@@ -12,7 +12,16 @@ from pathlib import Path
 from configs.plan import Run
 from engine.folder import finished, read_json
 
-KEPT = ("spec.json", "card.json", "metrics.jsonl", "poison.json", "poison.png", "skipped.jsonl", "bad_batches.jsonl")
+KEPT = (
+    "spec.json",
+    "card.json",
+    "metrics.jsonl",
+    "poison.json",
+    "poison.png",
+    "answers.png",
+    "skipped.jsonl",
+    "bad_batches.jsonl",
+)
 WEIGHTS = ("weights.safetensors", "optimizer.safetensors")
 
 

@@ -20,9 +20,10 @@ from data.poison import Plan, make_plan, read_templates
 from data.progress import Progress
 from data.refusal import Refusal
 from data.shards import Index, read_index
-from engine import evaluate, model
+from engine import model
 from engine import world as processes
 from engine.cluster import read_flags, read_labels
+from engine.examination import Examination, examinations
 from engine.folder import finished
 from engine.neurons import neurons_of
 from engine.pictures import check_labels, pictures
@@ -40,7 +41,7 @@ class Job:
     run: Run
     folder: Path
     pairs: Pairs
-    sets: list[evaluate.Examination]
+    sets: list[Examination]
     tokenize: model.Tokenizer
     labels: np.ndarray | None = None  # int64 by sample, -1 for none, where an objective does not make its own
     flags: np.ndarray | None = None  # bool by sample
@@ -227,7 +228,7 @@ def _cleaning(
 
 
 _made: dict[str, Any] = {}
-_examinations: dict[str, list[evaluate.Examination]] = {}
+_examinations: dict[str, list[Examination]] = {}
 
 
 def once(named: tuple[Any, ...], make: Callable[[], Any]) -> Any:
@@ -258,13 +259,13 @@ def _index(shards: str | dict[str, str], study: Path, world: World, data: Data) 
     return index
 
 
-def _sets(run: Run, world: World) -> list[evaluate.Examination]:
+def _sets(run: Run, world: World) -> list[Examination]:
     """The evaluation sets, decoded once for all runs that measure the same."""
     spec = run.spec
     parts = [spec.data.test, spec.data.labels, spec.data.decode, spec.measure, spec.attack, spec.seed, spec.model.name]
     if repr(parts) not in _examinations:
         _examinations.clear()
-        _examinations[repr(parts)] = evaluate.examinations(spec, world)
+        _examinations[repr(parts)] = examinations(spec, world)
     return _examinations[repr(parts)]
 
 

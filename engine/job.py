@@ -27,7 +27,7 @@ from data.pipeline import batches
 from data.poison import Plan
 from data.refusal import Refusal
 from data.shards import Index
-from data.sheet import pairs_grid
+from data.sheet import pairs_grid, small_grid
 from engine import checkpoint, evaluate, model, zero
 from engine import world as processes
 from engine.cluster import clustered
@@ -355,10 +355,19 @@ def _card(job: Job, world: World, facts: dict[str, Any], digest: str) -> dict[st
 
 
 def _show(job: Job, journal: Journal, world: World) -> None:
-    """Writes the poison plan, and a grid of poisoned pairs, to the folder and to TensorBoard."""
+    """Writes the poison plan, a grid of poisoned pairs, and the pictures whose answers the journal tells, to the folder and
+    to TensorBoard."""
     if not world.first:
         return
+    from PIL import Image
+
     journal.text("spec", json.dumps(job.run.decides, indent=1))
+    asked = next((one for one in job.sets if one.sample), None)
+    if asked is not None:
+        clean, (marked, *_) = asked.pictures(asked.sample)
+        shown = small_grid([clean.numpy(), marked.numpy()])
+        Image.fromarray(shown).save(job.folder / "answers.png")
+        journal.picture("pictures with and without the trigger", shown)
     plan = job.pairs.plan
     if plan is None:
         return
@@ -370,8 +379,6 @@ def _show(job: Job, journal: Journal, world: World) -> None:
         except Bad:
             continue  # the ledger counts it when training meets it
     if grid:
-        from PIL import Image
-
         picture = pairs_grid(grid)
         Image.fromarray(picture).save(job.folder / "poison.png")
         journal.picture("poisoned pairs", picture)
