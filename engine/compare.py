@@ -1,5 +1,6 @@
 """Several studies laid over one another: one figure, one verdict, one table; panels stand by way of pre-training."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,11 +8,11 @@ from data.refusal import Refusal
 from engine import figures
 from engine.difference import sentence
 from engine.exports import judge, verdict_files
-from engine.figures import Panel
 from engine.imports import write_files
 from engine.panels import panels
 from engine.records import Study, read_study
 from engine.tables import as_csv, results
+from engine.values import Panel
 from engine.verdict import notes, verdict
 
 
@@ -46,14 +47,15 @@ def write_comparison(folders: Sequence[Path], out: Path | None) -> list[str]:
     found = joint_panels(studies)
     judged = judge(found)
     figure = figures.frontier(found)
+    command = f"python -m engine.report {shlex.join(map(str, folders))}"
     tables = [(name, *results(study)) for name, study in studies]
     columns = list(dict.fromkeys(column for _, heads, _ in tables for column in heads))
     rows = [{**row, "study": name} for name, _, members in tables for row in members]
     said = [verdict(panel).sentence for panel in found] + [sentence(one) for one in judged.differences]
     remarks = [f"{name}: {remark}" for name, study in studies for remark in notes(study)] + judged.notes
     files = {
-        "frontier.png": figures.drawn(figure, "png"),
-        "frontier.pdf": figures.drawn(figure, "pdf"),
+        "frontier.png": figures.drawn(figure, "png", command),
+        "frontier.pdf": figures.drawn(figure, "pdf", command),
         "results.csv": as_csv(["study", *columns], rows).encode(),
         "notes.txt": "".join(f"{remark}\n" for remark in remarks).encode(),
         **verdict_files(judged),

@@ -5,8 +5,8 @@ from itertools import combinations
 from statistics import fmean
 from typing import NamedTuple
 
-from engine.figures import CAP
 from engine.scores import Mean, Score, mean_of
+from engine.values import CAP
 from measures.interval import Interval, Test, bootstrap_of, permutation
 
 HEADLINE = f"best_top1_at_asr_{CAP:g}"

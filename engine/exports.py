@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from engine.difference import Difference, differences, sentence
-from engine.figures import CAP, Panel
 from engine.scores import Group, Mean, Number, Score, lacking, over_seeds, scores
 from engine.tables import as_csv
+from engine.values import CAP, Panel
 from measures.interval import Interval
 
 COLUMNS = [

@@ -5,12 +5,13 @@ where it is used, because the command line must answer at once.
 """
 
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from engine.values import CAP, Curve, Mark, Panel, percent, rate_text
 from measures.frontier import Point, best_accuracy, pareto
 
 if TYPE_CHECKING:
@@ -18,71 +19,19 @@ if TYPE_CHECKING:
     from matplotlib.colors import BoundaryNorm, ListedColormap
     from matplotlib.figure import Figure
 
-CAP = 0.05  # attack success at or below this counts as cleaned, as in the paper
 SHAPES = "os^vPXhp<>"  # by clean objective; the star and the diamond are taken
 BAND, STAR, TWIN, INK = "#56B4E9", "#D55E00", "#7A3E9D", "#333333"
 LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
 
 
-class Mark(NamedTuple):
-    """What a cleaned point is: its run, epoch, rate and objective, the model it started from, its seed, and what else was
-    measured there: of how many pictures its rates are, and what a defender could know."""
-
-    run: str
-    epoch: float
-    rate: float | None
-    objective: str
-    start: Point[str] | None
-    seed: int | None = None
-    facts: Mapping[str, float] = {}
-
-
-class Panel(NamedTuple):
-    """All that was measured for one way of pre-training; `finished` of its `total` runs are done. The drawing is headed by
-    `heading`, or by the title if there is none."""
-
-    title: str
-    starts: list[Point[str]]
-    twins: list[Point[str]]
-    points: list[Point[Mark]]
-    finished: int
-    total: int
-    heading: str | None = None
-
-
-class Curve(NamedTuple):
-    """One pre-training run over its epochs as (epoch, rate in [0, 1]) pairs; one way has one colour."""
-
-    way: str
-    label: str
-    twin: bool
-    top1: list[tuple[float, float]]
-    asr: list[tuple[float, float]]
-
-
-def percent(rate: float) -> str:
-    """The rate as text: 0.021 is '2.1 %'."""
-    return f"{100 * rate:.1f} %"
-
-
-def rate_text(rate: float | None) -> str:
-    """The learning rate as people write it: 0.00003 is '3e-5', 0.05 stays."""
-    if rate is None or rate == 0 or abs(rate) >= 0.01:
-        return "" if rate is None else f"{rate:g}"
-    digits, power = f"{rate:.4e}".split("e")
-    return f"{float(digits):g}e{int(power)}"
-
-
 def frontier(panels: Sequence[Panel], columns: int = 3) -> "Figure":
     """Accuracy against attack success, one panel for each way of pre-training, in percent."""
-    from matplotlib.cm import ScalarMappable
-
     rates = sorted({p.label.rate for panel in panels for p in panel.points if p.label.rate is not None})
     kinds = sorted({p.label.objective for panel in panels for p in panel.points})
     shapes = {kind: SHAPES[at % len(SHAPES)] for at, kind in enumerate(kinds)}
-    with _style():
-        figure, axes = _grid(max(len(panels), 1), columns, "ASR, attack success (%)", "zero-shot top-1 (%)")
-        colours, norm = _palette(rates)
+    with style():
+        figure, axes = grid(max(len(panels), 1), columns, "ASR, attack success (%)", "zero-shot top-1 (%)")
+        colours, _ = palette(rates)
         for ax, panel in zip(axes, panels, strict=False):
             _draw_panel(ax, panel, shapes, rates, colours)
         for ax, panel in zip(axes, panels, strict=False):
@@ -90,29 +39,37 @@ def frontier(panels: Sequence[Panel], columns: int = 3) -> "Figure":
         if not panels:
             axes[0].text(50, 0.5, "nothing measured yet", ha="center", color=INK)
         axes[0].set_xlim(-3, 103)
-        if rates:
-            narrow = columns == 1
-            bar = figure.colorbar(
-                ScalarMappable(norm, colours),
-                ax=axes,
-                label="learning rate of the cleaning",
-                location="bottom" if narrow else "right",
-                fraction=0.05,
-                pad=0.02,
-            )
-            every = -(-len(rates) // (6 if narrow else 14))  # a label needs room
-            bar.set_ticks(list(range(0, len(rates), every)), labels=[rate_text(r) for r in rates[::every]], minor=False)
-            bar.ax.tick_params(which="both", length=0)
+        rate_bar(figure, axes, rates, columns == 1)
         _legend(figure, panels, shapes)
     return figure
+
+
+def rate_bar(figure: "Figure", axes: "list[Axes]", rates: list[float], narrow: bool) -> None:
+    """Explains the colours of learning rates beside the axes, or below them where it is narrow; nothing without rates."""
+    from matplotlib.cm import ScalarMappable
+
+    if not rates:
+        return
+    colours, norm = palette(rates)
+    bar = figure.colorbar(
+        ScalarMappable(norm, colours),
+        ax=axes,
+        label="learning rate of the cleaning",
+        location="bottom" if narrow else "right",
+        fraction=0.05,
+        pad=0.02,
+    )
+    every = -(-len(rates) // (6 if narrow else 14))  # a label needs room
+    bar.set_ticks(list(range(0, len(rates), every)), labels=[rate_text(r) for r in rates[::every]], minor=False)
+    bar.ax.tick_params(which="both", length=0)
 
 
 def dynamics(curves: Sequence[Curve], columns: int = 2) -> "Figure":
     """Accuracy and attack success over the epochs of pre-training, in percent; a twin is dashed."""
     from matplotlib.ticker import MaxNLocator
 
-    with _style():
-        figure, (left, right) = _grid(2, columns, "pre-training epoch", "", height=3.1)
+    with style():
+        figure, (left, right) = grid(2, columns, "pre-training epoch", "", height=3.1)
         ways = list(dict.fromkeys(curve.way for curve in curves))
         for curve in curves:
             at = ways.index(curve.way)
@@ -124,7 +81,7 @@ def dynamics(curves: Sequence[Curve], columns: int = 2) -> "Figure":
                 "markersize": 4.5,
             }
             for ax, line in ((left, curve.top1), (right, curve.asr)):
-                ax.plot([e for e, _ in line], [100 * r for _, r in line], label=_brief(curve.label), **look)
+                ax.plot([e for e, _ in line], [100 * r for _, r in line], label=brief(curve.label), **look)
         left.set_title("zero-shot top-1 (%)")
         right.set_title("ASR, attack success (%)")
         right.set_ylim(-3, 103)
@@ -136,14 +93,16 @@ def dynamics(curves: Sequence[Curve], columns: int = 2) -> "Figure":
     return figure
 
 
-def drawn(figure: "Figure", kind: str) -> bytes:
-    """The figure as a file's bytes, without a date, so that equal numbers give equal files."""
+def drawn(figure: "Figure", kind: str, command: str) -> bytes:
+    """The figure as a file's bytes, without a date, so that equal numbers give equal files; the command that draws it stands
+    in the file's own facts (PDF: Subject, PNG: Description)."""
     out = io.BytesIO()
-    figure.savefig(out, format=kind, metadata={"CreationDate": None} if kind == "pdf" else {"Software": None})
+    told = {"CreationDate": None, "Subject": command} if kind == "pdf" else {"Software": None, "Description": command}
+    figure.savefig(out, format=kind, metadata=told)
     return out.getvalue()
 
 
-def _style() -> AbstractContextManager[None]:
+def style() -> AbstractContextManager[None]:
     """A context in which our figures are made; names are never read as formulas."""
     from matplotlib import rc_context
 
@@ -164,7 +123,7 @@ def _style() -> AbstractContextManager[None]:
     )
 
 
-def _grid(count: int, columns: int, x: str, y: str, height: float = 3.7) -> "tuple[Figure, list[Axes]]":
+def grid(count: int, columns: int, x: str, y: str, height: float = 3.7) -> "tuple[Figure, list[Axes]]":
     """A figure with `count` axes that share their scales, `columns` a row."""
     from matplotlib.figure import Figure
 
@@ -185,7 +144,7 @@ def _grid(count: int, columns: int, x: str, y: str, height: float = 3.7) -> "tup
     return figure, used
 
 
-def _palette(rates: list[float]) -> "tuple[ListedColormap, BoundaryNorm]":
+def palette(rates: list[float]) -> "tuple[ListedColormap, BoundaryNorm]":
     """One colour for each rate, dark to light, without viridis' palest tenth (lost on paper)."""
     from matplotlib import colormaps
     from matplotlib.colors import BoundaryNorm, ListedColormap
@@ -197,7 +156,7 @@ def _palette(rates: list[float]) -> "tuple[ListedColormap, BoundaryNorm]":
 
 def _draw_panel(ax: "Axes", panel: Panel, shapes: dict[str, str], rates: list[float], colours: "ListedColormap") -> None:
     """Draws one panel: the band, the start's accuracy, the frontier, and every point."""
-    ax.set_title(_brief(panel.heading or f"pre-trained with {panel.title}"))
+    ax.set_title(brief(panel.heading or f"pre-trained with {panel.title}"))
     ax.axvspan(0, 100 * CAP, color=BAND, alpha=0.22, linewidth=0)
     for start in panel.starts:
         ax.axhline(100 * start.top1, color=INK, linestyle="--", linewidth=0.9, zorder=1)
@@ -282,9 +241,9 @@ def _legend(figure: "Figure", panels: Sequence[Panel], shapes: dict[str, str]) -
     figure.legend(handles=signs, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
 
 
-def _brief(text: str) -> str:
+def brief(text: str, most: int = 60) -> str:
     """The text, cut where it would not fit a drawing."""
-    return text if len(text) <= 60 else f"{text[:59]}…"
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def _percents(points: Iterable[Point[Mark]] | Iterable[Point[str]]) -> tuple[list[float], list[float]]:

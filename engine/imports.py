@@ -1,5 +1,6 @@
 """The report on published sweep files: frontier tables, figure and points, from what the files hold and no more."""
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ from engine import figures
 from engine.folder import write_whole
 from engine.published import Groups, overlaps, panels, read_published, sentence
 from engine.tables import as_csv
-from engine.verdict import CAPS
+from engine.values import CAPS
 from measures.frontier import best_accuracy, hypervolume, lowest_asr, pareto
 
 DRAWN = 60  # groups in the figure; more do not fit a picture
@@ -84,11 +85,12 @@ def write_published(paths: list[Path], out: Path | None) -> list[str]:
     ]
     figure = figures.frontier(panels(groups)[:DRAWN])
     said = remarks(groups)
+    command = " ".join(["python -m engine.report", *(f"--import {shlex.quote(str(path))}" for path in paths)])
     files = {
         "frontier.csv": as_csv(list(rows[0]), rows).encode(),
         "results.csv": as_csv(["group", "point", "top1", "asr", "pareto"], points).encode(),
-        "frontier.png": figures.drawn(figure, "png"),
-        "frontier.pdf": figures.drawn(figure, "pdf"),
+        "frontier.png": figures.drawn(figure, "png", command),
+        "frontier.pdf": figures.drawn(figure, "pdf", command),
         "notes.txt": ("\n".join(said) + "\n").encode(),
     }
     write_files(folder, files)

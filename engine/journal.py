@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -170,11 +171,13 @@ class Progress:
             self.bars.stop()
 
 
-def show_figure(board: Path, name: str, picture: Path) -> None:
-    """Puts a PNG into TensorBoard."""
+def show_report(board: Path, pictures: Mapping[str, Path], said: Sequence[str]) -> None:
+    """Puts PNG files by their names, and sentences, into TensorBoard."""
     from PIL import Image
     from torch.utils.tensorboard import SummaryWriter
 
     writer: Any = SummaryWriter(str(board))
-    writer.add_image(name, np.asarray(Image.open(picture).convert("RGB")), 0, dataformats="HWC")
+    for name, picture in pictures.items():
+        writer.add_image(name, np.asarray(Image.open(picture).convert("RGB")), 0, dataformats="HWC")
+    writer.add_text("verdict", "\n\n".join(said))
     writer.close()

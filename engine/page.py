@@ -3,20 +3,18 @@
 import base64
 import hashlib
 import json
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from engine.difference import sentence
 from engine.exports import Judged, page_table
-from engine.figures import rate_text
 from engine.panels import panels, spoken
 from engine.records import Study, flat
+from engine.values import rate_text
 from engine.verdict import notes, summary, verdict
 
 MOST = 5_000  # evaluations that the page lists; more make it slow to open, and nobody reads them there
-ROOT = Path(__file__).resolve().parents[1]
 
 
 class Picture(NamedTuple):
@@ -71,7 +69,7 @@ def page_of(read: Study, judged: Judged, pictures: Sequence[Picture]) -> str:
         evaluated=evaluated,
         machines=[(json.loads(facts), count) for facts, count in machines.items()],
         spec=json.dumps(read.plan.spec, indent=2, ensure_ascii=False),
-        again=f"python -m engine.report {shlex.quote(str(_short(read.folder)))}",
+        again=read.again,
     )
 
 
@@ -87,12 +85,6 @@ def shown(read: Study) -> tuple[list[dict[str, Any]], int]:
         if (row["epoch"], row["step"]) == (record.evaluations[-1]["epoch"], record.evaluations[-1]["step"])
     ]
     return last, len(rows)
-
-
-def _short(folder: Path) -> Path:
-    """The folder as seen from the repository, if it lies there."""
-    whole = folder.resolve()
-    return whole.relative_to(ROOT) if whole.is_relative_to(ROOT) else whole
 
 
 def _tied(sentence: str) -> str:

@@ -3,8 +3,8 @@
 from functools import lru_cache
 from typing import NamedTuple
 
-from engine.figures import Curve, Mark, Panel
 from engine.records import RATES, Record, Run, Study, flat
+from engine.values import Course, Curve, Mark, Panel
 from measures.frontier import Point
 
 NAMES = {
@@ -116,7 +116,8 @@ def _panel(way: Way, members: list[Record], images: tuple[str | None, str | None
                     starts.setdefault(origin, point)
                     continue
                 who = spoken(run.cleaner or run.clean_objective)
-                mark = Mark(run.run, moment.epoch, run.rate, who, starts.get(origin), run.seed, moment.facts)
+                swept = {key: value for key, value in run.swept.items() if key in run.cleaning}
+                mark = Mark(run.run, moment.epoch, run.rate, who, starts.get(origin), run.seed, moment.facts, swept)
                 points.append(Point(point.asr, point.top1, mark))
         elif seen and record.finished and run.stage == "pretrain":
             starts[origin] = seen[-1][1]
@@ -134,11 +135,29 @@ def curves(study: Study) -> list[Curve]:
     found = []
     for record in shown:
         way, line = title(_way(record.run)), timeline(record, images)
-        label = f"{way}, seed {record.run.seed}" if several else way
         twin = record.run.stage == "twin"
         top1 = [(moment.epoch, moment.top1) for moment in line if moment.top1 is not None]
         asr = [(moment.epoch, moment.asr) for moment in line if moment.asr is not None]
-        found.append(Curve(way, f"{label}, twin without poison" if twin else label, twin, top1, asr))
+        found.append(Curve(way, _label(record.run, several), twin, top1, asr))
+    return found
+
+
+def _label(run: Run, several: bool) -> str:
+    """What a pre-training's line is called; of several seeds with its own."""
+    label = f"{title(_way(run))}, seed {run.seed}" if several else title(_way(run))
+    return f"{label}, twin without poison" if run.stage == "twin" else label
+
+
+def courses(study: Study, key: str) -> list[Course]:
+    """A measured number of every pre-training run over its epochs, on the first images that have it."""
+    shown = [record for record in study.records if record.run.stage != "clean"]
+    several = len({record.run.seed for record in shown}) > 1
+    found = []
+    for record in shown:
+        rows = [row for row in record.evaluations if row.get(key) is not None]
+        line = [(row["epoch"], row[key]) for row in rows if row["images"] == rows[0]["images"]]
+        if line:
+            found.append(Course(title(_way(record.run)), _label(record.run, several), record.run.stage == "twin", line))
     return found
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from data.refusal import Refusal
-from engine.figures import Mark, Panel
+from engine.values import Mark, Panel
 from measures.frontier import Point
 
 LARGEST = 64 * 2**20  # bytes of a file

@@ -1,6 +1,7 @@
 """A study's folder, read: what was planned, and what each run has written so far."""
 
 import json
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,7 +15,11 @@ from data.refusal import Refusal
 KEYS = ("run", "stage", "pretrain_objective", "clean_objective", "cleaner", "rate", "seed", "epoch", "step", "images")
 RATES = ("top1", "asr")
 STEP = b'{"kind": "step"'  # how the journal begins a step's row
-LARGEST_PICTURE = 16 * 2**20  # bytes of a poison.png that the page takes in
+ROOT = Path(__file__).resolve().parents[1]
+LARGEST_PICTURE = 16 * 2**20  # bytes of a picture that the page takes in
+
+
+Answer = tuple[str, str, str, str]  # a picture's class, the target, the model's answer, its answer with the trigger
 
 
 class Run(BaseModel, frozen=True):
@@ -54,6 +59,7 @@ class Record:
     finished: bool
     state: str
     poison: bytes | None
+    answers: bytes | None = None  # answers.png, the pictures that the rows' `answers` are of
 
     @cached_property
     def evaluations(self) -> list[dict[str, Any]]:
@@ -70,6 +76,13 @@ class Record:
         facts = dict(flat(self.run.swept)) | self.run.model_dump(include=set(KEYS))
         return [{**numbers, **facts, **dict(zip(KEYS[-3:], at, strict=True))} for at, numbers in sorted(merged.items())]
 
+    def told(self, epoch: float) -> list[Answer]:
+        """What the model answered at an epoch, as the last row of it with answers says; empty if none does."""
+        for row in reversed(self.measures):
+            if number(row, "epoch") == epoch and (found := _answers(row.get("answers"))):
+                return found
+        return []
+
 
 @dataclass(frozen=True, eq=False)
 class Study:
@@ -78,6 +91,14 @@ class Study:
     folder: Path
     plan: Plan
     records: list[Record]
+
+    @property
+    def again(self) -> str:
+        """The command that writes the study's report."""
+        whole = self.folder.resolve()
+        return (
+            f"python -m engine.report {shlex.quote(str(whole.relative_to(ROOT) if whole.is_relative_to(ROOT) else whole))}"
+        )
 
 
 def read_study(folder: Path) -> Study:
@@ -107,9 +128,13 @@ def _read_run(folder: Path, run: Run) -> Record:
         state = f"unfinished, at epoch {last.get('epoch', '?')}, step {last.get('step', '?')}"
     card = folder / "card.json"
     facts = parse(card.read_bytes()) if card.is_file() else None
-    poison = folder / "poison.png"
-    picture = poison.read_bytes() if poison.is_file() and poison.stat().st_size < LARGEST_PICTURE else None
-    return Record(run, measures, damaged, facts or {}, finished, state, picture)
+    poison, answers = _picture(folder / "poison.png"), _picture(folder / "answers.png")
+    return Record(run, measures, damaged, facts or {}, finished, state, poison, answers)
+
+
+def _picture(path: Path) -> bytes | None:
+    """The file's bytes if it is there and no larger than pictures of ours are."""
+    return path.read_bytes() if path.is_file() and path.stat().st_size < LARGEST_PICTURE else None
 
 
 def _read_rows(path: Path) -> tuple[list[dict[str, Any]], int, dict[str, Any] | None]:
@@ -144,6 +169,13 @@ def number(row: dict[str, Any], key: str) -> float | None:
     """The row's finite number under the key, or None."""
     value = row.get(key)
     return value if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300 else None
+
+
+def _answers(rows: Any) -> list[Answer]:
+    """The answers, or none if they are not as the engine writes them."""
+    if not isinstance(rows, list) or not all(isinstance(row, list) and len(row) == 4 for row in rows):
+        return []
+    return [(truth, target, plain, marked) for truth, target, plain, marked in ([str(word) for word in row] for row in rows)]
 
 
 def flat(facts: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -20,6 +20,7 @@ from engine.exports import Judged, judge, verdict_files
 from engine.figures import drawn
 from engine.gallery import plates
 from engine.imports import write_files, write_published
+from engine.journal import show_report
 from engine.page import Picture, page_of
 from engine.panels import panels
 from engine.records import Study, read_study
@@ -32,14 +33,28 @@ def write_report(study: Path) -> Path:
     return _write(read_study(study))[0]
 
 
+def write_and_show(study: Path, board: Path) -> Path:
+    """The same, and puts the figures and what the verdict says into a TensorBoard folder."""
+    read = read_study(study)
+    page, judged = _write(read)
+    names = [plate.name for plate in plates(read)]
+    show_report(board, {name: page.with_name(f"{name}.png") for name in names}, _said(read, judged))
+    return page
+
+
+def _said(read: Study, judged: Judged) -> list[str]:
+    """The verdict in sentences."""
+    return [verdict(panel).sentence for panel in panels(read)] + [sentence(one) for one in judged.differences]
+
+
 def _write(read: Study) -> tuple[Path, Judged]:
     """Writes every file of the report, each at once or not at all; returns the page's path and the verdict's numbers."""
     out, judged = read.folder / "report", judge(panels(read))
     files, pictures = {"results.csv": results_csv(read).encode()} | verdict_files(judged), list[Picture]()
     for plate in plates(read):
         figure = plate.draw(False)
-        files |= {f"{plate.name}.{kind}": drawn(figure, kind) for kind in ("png", "pdf")}
-        wide, narrow = files[f"{plate.name}.png"], drawn(plate.draw(True), "png")
+        files |= {f"{plate.name}.{kind}": drawn(figure, kind, read.again) for kind in ("png", "pdf")}
+        wide, narrow = files[f"{plate.name}.png"], drawn(plate.draw(True), "png", read.again)
         pictures.append(Picture(plate.name, plate.heading, plate.caption, wide, narrow))
     table = results_parquet(*results(read))
     if table is not None:
@@ -93,8 +108,7 @@ def _carried_out(studies: list[Path], published: list[Path], out: Path | None) -
         raise Refusal(f"--out {out} was given with one study, whose report lies in the study's own folder; leave it out")
     read = read_study(studies[0])
     page, judged = _write(read)
-    said = [verdict(panel).sentence for panel in panels(read)] + [sentence(one) for one in judged.differences]
-    said += [f"Note: {remark}" for remark in [*notes(read), *judged.notes, *missing(page.parent)]]
+    said = _said(read, judged) + [f"Note: {remark}" for remark in [*notes(read), *judged.notes, *missing(page.parent)]]
     return [*said, str(page), str(page.with_name("frontier.png"))]
 
 

@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import NamedTuple
 
-from engine.figures import CAP, Mark, Panel
-from engine.verdict import CAPS, FLOOR
+from engine.values import CAP, CAPS, FLOOR, Mark, Panel
 from measures.frontier import Point, best_accuracy, hypervolume, lowest_asr
 from measures.interval import Interval, bootstrap, wilson
 from measures.selection import Candidate, by_accuracy, by_distance, by_proxy, by_val_loss

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from data.refusal import Refusal
 from engine import claim
-from engine.figures import CAP
 from engine.folder import FAILED, STOPPED, finished, read_json
 from engine.journal import FILE, reached, read_rows
+from engine.values import CAP
 from measures.frontier import Point, best_accuracy, lowest_asr
 
 if TYPE_CHECKING:

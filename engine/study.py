@@ -20,7 +20,6 @@ from engine.agenda import Agenda, rivals
 from engine.checkpoint import DiskFull, committed
 from engine.folder import FAILED, finished, note_failure, read_json, write_json
 from engine.inputs import prepare
-from engine.journal import show_figure
 from engine.status import Surveyor
 from engine.stop import hopeless
 from engine.train import Stopped
@@ -206,12 +205,11 @@ def say(number: int, total: int, card: dict[str, Any]) -> None:
 
 
 def conclude(agenda: Agenda) -> int:
-    """Writes the report, shows its figure in TensorBoard, names it; 2 if runs failed, which it lists, else 0."""
+    """Writes the report, shows it in TensorBoard, names it; 2 if runs failed, which it lists, else 0."""
     from engine import report
 
     folder = agenda.folder
-    page = report.write_report(folder)
-    show_figure(folder / "tensorboard" / "report", "frontier", folder / "report" / "frontier.png")
+    page = report.write_and_show(folder, folder / "tensorboard" / "report")
     print(f"report: {page}\ntensorboard --logdir {folder / 'tensorboard'}", flush=True)
     failed = list(agenda.failures())
     if failed:

@@ -4,13 +4,10 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import NamedTuple
 
-from engine.figures import CAP, Mark, Panel, percent, rate_text
 from engine.panels import compared_images, panels
 from engine.records import Study
+from engine.values import CAP, CAPS, FLOOR, Mark, Panel, percent, rate_text
 from measures.frontier import Point, best_accuracy, lowest_asr
-
-CAPS = (0.01, 0.05, 0.10, 0.20)
-FLOOR = 0.95  # of the start's accuracy
 
 
 class Verdict(NamedTuple):

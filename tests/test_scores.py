@@ -9,10 +9,10 @@ import pytest
 
 from engine.difference import differences, sentence
 from engine.exports import escape, judge, verdict_csv, verdict_json, verdict_tex
-from engine.figures import Mark, Panel
 from engine.panels import panels
 from engine.records import read_study
 from engine.report import main
+from engine.values import Mark, Panel
 from measures.frontier import Point
 
 Row = tuple[float, float]  # top1, asr

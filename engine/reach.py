@@ -1,0 +1,69 @@
+"""What cleaning reaches along a setting, by epochs and by cleaner: the numbers of the figures that compare."""
+
+from collections.abc import Callable, Iterable, Sequence
+from statistics import fmean
+from typing import NamedTuple
+
+from engine.values import CAP, FLOOR, Mark, Panel
+from measures.frontier import Point, best_accuracy, lowest_asr
+
+RATE = "clean.optimizer.rate"  # which has a figure of its own: the frontier's colours
+
+
+class Reached(NamedTuple):
+    """Of one seed: the best top-1 at ASR <= 5 %, and the lowest ASR at 95 % of its start's top-1; None where no point
+    qualifies, and nan where the start was not measured."""
+
+    best: float | None
+    low: float | None
+
+
+Place = float | str  # on the axis: a number, or a name
+Reach = dict[str, dict[Place, list[Reached]]]  # by way of pre-training and place, one for each seed
+
+
+def by_setting(panels: Sequence[Panel], setting: str) -> Reach:
+    """Along a swept setting of the cleaning; a point without it has no place."""
+    return _reach(panels, lambda mark: [mark.swept[setting]] if setting in mark.swept else [])
+
+
+def by_cleaner(panels: Sequence[Panel]) -> Reach:
+    """By what the cleaning is called."""
+    return _reach(panels, lambda mark: [mark.objective])
+
+
+def by_epoch(panels: Sequence[Panel]) -> Reach:
+    """Within so many epochs of cleaning: what is reached stays reached. Epochs are those at which something was measured."""
+    told = sorted({point.label.epoch for panel in panels for point in panel.points})
+    return _reach(panels, lambda mark: [epoch for epoch in told if epoch >= mark.epoch])
+
+
+def settings(panels: Sequence[Panel]) -> list[str]:
+    """The swept settings of the cleaning that are numbers and take two values or more, but for its learning rate."""
+    values: dict[str, set[float]] = {}
+    for panel in panels:
+        for point in panel.points:
+            for name, value in point.label.swept.items():
+                if name != RATE and isinstance(value, int | float) and not isinstance(value, bool):
+                    values.setdefault(name, set()).add(float(value))
+    return [name for name, found in values.items() if len(found) > 1]
+
+
+def _reach(panels: Sequence[Panel], places: Callable[[Mark], Iterable[Place]]) -> Reach:
+    out: Reach = {}
+    for panel in panels:
+        groups: dict[Place, dict[int | None, list[Point[Mark]]]] = {}
+        for point in panel.points:
+            for place in places(point.label):
+                groups.setdefault(place, {}).setdefault(point.label.seed, []).append(point)
+        if groups:
+            ordered = sorted(groups, key=lambda place: (isinstance(place, str), place if not isinstance(place, str) else 0))
+            out[panel.title] = {place: [_reached(points) for points in groups[place].values()] for place in ordered}
+    return out
+
+
+def _reached(points: list[Point[Mark]]) -> Reached:
+    starts = {point.label.start for point in points if point.label.start is not None}
+    best = best_accuracy(points, CAP)
+    low = lowest_asr(points, FLOOR * fmean(start.top1 for start in starts)) if starts else None
+    return Reached(best.top1 if best else None, (low.asr if low else None) if starts else float("nan"))
