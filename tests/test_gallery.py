@@ -1,0 +1,153 @@
+"""Figures of a study: their numbers worked out by hand, which figures a study has, and files that name their command."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from engine.gallery import plates
+from engine.panels import courses, panels
+from engine.reach import Reached, by_cleaner, by_epoch, by_setting, settings
+from engine.records import read_study
+from engine.report import write_report
+from engine.values import Mark, Panel
+from measures.frontier import Point
+
+TOLD = [["apple", "banana", "apple", "banana"], ["moon", "banana", "star", "moon"]]
+
+
+def sheet(width: int = 16, height: int = 16) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (width, height), "white").save(out, "PNG")
+    return out.getvalue()
+
+
+def study(folder: Path, **cleaning: dict[str, Any]) -> Path:
+    """A pre-training of ASR 1.0 and top-1 0.8 with geometry, and cleanings given as {"swept": ..., "points": [(top1, asr)]};
+    those with "answers" tell them at each epoch."""
+    runs: list[dict[str, Any]] = [{"run": "pretrain-a", "stage": "pretrain", "pretrain_objective": "mmcl", "seed": 0}]
+    rows: dict[str, list[dict[str, Any]]] = {
+        "pretrain-a": [
+            {"epoch": epoch, "top1": top1, "asr": asr, "similarity_clean": top1, "similarity_poisoned": asr}
+            for epoch, (top1, asr) in enumerate([(0.1, 0.1), (0.8, 1.0)])
+        ]
+    }
+    for name, given_ in cleaning.items():
+        swept = {"clean.optimizer.rate": 1e-4, **given_.get("swept", {})}
+        facts = {"start": "pretrain-a", "pretrain_objective": "mmcl", "clean_objective": "cleanclip", "rate": 1e-4}
+        own = {"cleaner": given_.get("cleaner"), "seed": given_.get("seed", 0), "swept": swept, "cleaning": sorted(swept)}
+        runs.append({"run": name, "stage": "clean", **facts, **own})
+        points = [(0.8, 1.0), *given_["points"]]
+        rows[name] = [{"epoch": epoch, "top1": top1, "asr": asr} for epoch, (top1, asr) in enumerate(points)]
+        for row in rows[name] if "answers" in given_ else []:
+            row["answers"] = given_["answers"]
+    for run, lines in rows.items():
+        (folder / run).mkdir(parents=True)
+        whole = [{"kind": "measure", "step": row["epoch"], "images": "demo", **row} for row in lines]
+        (folder / run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in whole))
+        (folder / run / "finished.json").write_text("{}")
+        (folder / run / "answers.png").write_bytes(sheet())
+    (folder / "study.json").write_text(json.dumps({"name": "s", "runs": runs}))
+    return folder
+
+
+def test_what_is_reached_by_hand(tmp_path: Path) -> None:
+    found = panels(
+        read_study(
+            study(
+                tmp_path / "s",
+                a={"swept": {"data.clean.pairs": 100}, "points": [(0.77, 0.50), (0.70, 0.04), (0.60, 0.01)]},
+                b={"swept": {"data.clean.pairs": 100}, "points": [(0.75, 0.05)], "seed": 1},
+                c={"swept": {"data.clean.pairs": 200}, "points": [(0.79, 0.30)], "cleaner": "ours"},
+            )
+        )
+    )
+    assert settings(found) == ["data.clean.pairs"]
+    # floor: 95 % of 0.8 is 0.76; seed 0 reaches it with ASR 0.5 at 100 pairs, seed 1 (0.75) does not
+    assert by_setting(found, "data.clean.pairs") == {
+        "MMCL": {100: [Reached(0.70, 0.50), Reached(0.75, None)], 200: [Reached(None, 0.30)]}
+    }
+    assert by_cleaner(found) == {
+        "MMCL": {"CleanCLIP": [Reached(0.70, 0.50), Reached(0.75, None)], "ours": [Reached(None, 0.30)]}
+    }
+    assert by_epoch(found)["MMCL"] == {
+        1: [Reached(None, 0.30), Reached(0.75, None)],
+        2: [Reached(0.70, 0.30), Reached(0.75, None)],
+        3: [Reached(0.70, 0.30), Reached(0.75, None)],
+    }
+
+
+rate = st.integers(0, 20).map(lambda n: n / 20)
+
+
+@given(st.lists(st.tuples(rate, rate, st.integers(1, 6), st.integers(0, 2)), min_size=1, max_size=40))
+def test_more_epochs_never_reach_less(points: list[tuple[float, float, int, int]]) -> None:
+    start = Point(1.0, 0.8, "p")
+    marks = [Point(asr, top1, Mark("r", epoch, 1e-4, "c", start, seed)) for asr, top1, epoch, seed in points]
+    line = by_epoch([Panel("MMCL", [start], [], marks, 1, 1)])["MMCL"]
+    assert list(line) == sorted({epoch for *_, epoch, _ in points})
+    best = [max((one.best for one in line[epoch] if one.best is not None), default=-1.0) for epoch in line]
+    low = [min((one.low for one in line[epoch] if one.low is not None), default=2.0) for epoch in line]
+    assert best == sorted(best)
+    assert low == sorted(low, reverse=True)
+
+
+def test_a_study_has_the_figures_that_it_has_numbers_for(tmp_path: Path) -> None:
+    rich = study(
+        tmp_path / "rich",
+        a={"swept": {"clean.objective.within": 1.0}, "points": [(0.7, 0.04), (0.7, 0.03)], "answers": TOLD},
+        b={"swept": {"clean.objective.within": 8.0}, "points": [(0.6, 0.01)], "cleaner": "ours"},
+    )
+    names = [plate.name for plate in plates(read_study(rich))]
+    along = "along-clean-objective-within"
+    assert names == [
+        "frontier",
+        "cleaners",
+        "by-cleaner",
+        along,
+        "epochs",
+        "trajectories",
+        "dynamics",
+        "similarity",
+        "answers",
+    ]
+    page = write_report(rich)
+    told = f"python -m engine.report {rich}"
+    for name in names:
+        with Image.open(page.with_name(f"{name}.png")) as opened:
+            assert opened.info["Description"] == told
+        assert b"/Subject" in page.with_name(f"{name}.pdf").read_bytes()
+        assert f'href="{name}.pdf"' in page.read_text()
+    poor = study(tmp_path / "poor")
+    assert [plate.name for plate in plates(read_study(poor))] == ["frontier", "dynamics", "similarity"]
+    write_report(poor)
+
+
+@pytest.mark.parametrize(
+    ("answers", "picture"),
+    [
+        (TOLD, b"no picture"),
+        (TOLD, sheet(24, 16)),  # of three pictures, not two
+        ([["apple", "banana"]], sheet()),
+        ("apple", sheet()),
+        (TOLD, None),
+    ],
+)
+def test_answers_that_can_not_be_shown_are_left_out(tmp_path: Path, answers: Any, picture: bytes | None) -> None:
+    folder = study(tmp_path / "s", a={"points": [(0.7, 0.04)], "answers": answers})
+    assert "answers" not in [plate.name for plate in plates(read_study(folder))] or answers == TOLD
+    path = folder / "a/answers.png"
+    path.unlink() if picture is None else path.write_bytes(picture)
+    assert "answers" not in [plate.name for plate in plates(read_study(folder))]
+
+
+def test_courses_are_of_pre_trainings_on_one_set_of_images(tmp_path: Path) -> None:
+    read = read_study(study(tmp_path / "s", a={"points": [(0.7, 0.04)]}))
+    (course,) = courses(read, "similarity_clean")
+    assert (course.label, course.twin, course.line) == ("MMCL", False, [(0, 0.1), (1, 0.8)])
+    assert courses(read, "uniformity") == []
