@@ -2,6 +2,7 @@
 
     FOLDER/train/00000.tar ...       KEY.jpg, KEY.txt, KEY.json: the layout of webdataset and img2dataset
     FOLDER/eval/                     classnames.txt, zeroshot_classification_templates.txt, test/: CLIP_benchmark's
+    FOLDER/labels.jsonl              {key, label} of each training pair, the kind's number: what a perfect classifier says
     FOLDER/contact_sheet.png         one picture of each kind to look at
     FOLDER/world.json                what it was made from
 
@@ -287,7 +288,7 @@ def write_shard(path: Path, world: World, split: str, first: int, count: int) ->
     with TarWriter(str(path), mtime=0.0, user="antidote", group="antidote", encoder=False) as tar:
         for number in range(first, first + count):
             jpeg, caption, seen = sample(world, split, number)
-            key = f"{split}{number:08d}"
+            key = _key(split, number)
             if split == "test":
                 tar.write({"__key__": key, "cls": str(KINDS.index(seen.kind)).encode(), "jpg": jpeg})
                 continue
@@ -307,6 +308,8 @@ def write_world(folder: Path, world: World, workers: int = 1) -> bool:
     told = json.dumps(asdict(world), indent=1, sort_keys=True) + "\n"
     if folder.exists():
         if (folder / "world.json").is_file() and (folder / "world.json").read_text() == told:
+            if not (folder / "labels.jsonl").is_file():  # a world made before it had them
+                _write_labels(folder / "labels.jsonl", world)
             return False
         raise Refusal(f"{folder} is there and not this world (see its world.json); delete it or name another folder")
     if min(world.pairs, world.tests, world.pairs_per_shard, workers) < 1 or world.pixels < 16:
@@ -329,10 +332,23 @@ def write_world(folder: Path, world: World, workers: int = 1) -> bool:
         if (fresh / name).is_dir():
             (fresh / name / "zeroshot_classification_templates.txt").write_text("".join(f"{t}\n" for t in TEMPLATES))
             (fresh / name / "test/nshards.txt").write_text(f"{sum(task[2] == split for task in tasks)}\n")
+    _write_labels(fresh / "labels.jsonl", world)
     contact_sheet(world).save(fresh / "contact_sheet.png")
     (fresh / "world.json").write_text(told)
     fresh.rename(folder)
     return True
+
+
+def _write_labels(path: Path, world: World) -> None:
+    lines = []
+    for number in range(world.pairs):
+        kind = scene(generator(world.seed, "world", "train", number)).kind
+        lines.append(json.dumps({"key": _key("train", number), "label": KINDS.index(kind)}) + "\n")
+    path.write_text("".join(lines))
+
+
+def _key(split: str, number: int) -> str:
+    return f"{split}{number:08d}"
 
 
 def _write_all(tasks: list[tuple[Path, World, str, int, int]], workers: int) -> None:

@@ -104,3 +104,12 @@ def test_a_miniature_says_what_it_asks_and_shares_the_main_questions_pre_trainin
     mine = {run.fingerprint for run in runs(loaded.points) if run.stage == "pretrain"}
     main = {run.fingerprint for run in runs(load(str(path.with_name("main.yaml"))).points) if run.stage == "pretrain"}
     assert (mine <= main) == ("taken over" in head or path.stem == "main")
+
+
+def test_the_pre_trained_miniature_starts_from_the_main_questions_twin() -> None:
+    folder = ROOT / "specs/mini"
+    (twin,) = (run for run in runs(load(str(folder / "main.yaml")).points) if run.stage == "twin")
+    stage = load(str(folder / "pretrained.yaml")).spec.pretrain
+    assert stage is not None
+    assert stage.start is not None
+    assert stage.start.path == f"runs/mini-main/{twin.folder}"

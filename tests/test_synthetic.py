@@ -39,6 +39,9 @@ def test_training_shards_are_webdataset_and_img2dataset(tmp_path: Path) -> None:
         assert facts["caption"] == row["txt"].decode()
         assert facts["key"] == row["__key__"]
         assert Image.open(io.BytesIO(row["jpg"])).size == (32, 32)
+    told = [json.loads(line) for line in (tmp_path / "w/labels.jsonl").read_text().splitlines()]
+    assert [KINDS[one["label"]] for one in told[:32]] == [json.loads(row["json"])["kind"] for row in rows]
+    assert [one["key"] for one in told[:32]] == [row["__key__"] for row in rows]
 
 
 def test_labelled_set_is_balanced_and_in_clip_benchmarks_layout(tmp_path: Path) -> None:
@@ -66,6 +69,9 @@ def test_an_existing_world_is_reused_and_another_refused(tmp_path: Path, capsys:
     before = contents(tmp_path / "w")
     assert main(words) == 0
     assert "already there" in capsys.readouterr().out
+    assert contents(tmp_path / "w") == before
+    (tmp_path / "w/labels.jsonl").unlink()  # of a world that was made before it had them
+    assert main(words) == 0
     assert contents(tmp_path / "w") == before
     assert main([*words, "--seed", "9"]) == 2
     assert "delete it or name another folder" in capsys.readouterr().err
