@@ -38,4 +38,4 @@ class Machine(Section):
     timeout_minutes: float = Field(
         30.0, gt=0, description="without progress for so long, a rank names the ranks that it waits for, and ends"
     )
-    eval_batch: int = Field(256, ge=1, description="pictures a rank encodes at once in evaluation")
+    eval_batch: int = Field(256, ge=1, description="pictures a rank encodes at once in evaluation, at most")

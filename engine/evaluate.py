@@ -26,6 +26,7 @@ from engine.world import World, beat, gather_rows, together
 from measures.classifier import class_vectors, predict
 from measures.contract import Encoded, Number, Paired
 
+CACHED = 1 << 18  # pixels of pictures that a CPU encodes at once: 64 of 64 x 64; what it holds of more leaves its caches
 SCALE = 100.0  # what cosines are multiplied with where the objective learns no scale: CLIP's upper bound
 
 
@@ -93,6 +94,8 @@ def _labels(one: Examination) -> torch.Tensor:
 
 def _encoded(towers: Any, one: Examination, world: World, rows: int) -> list[torch.Tensor]:
     """Unit [M, D] of the pictures of a set, and of the same under each attack."""
+    if world.device.type == "cpu":
+        rows = max(1, min(rows, CACHED // one.size**2))
     rows_of: list[list[torch.Tensor]] = [[] for _ in range(1 + len(one.attempts))]
     for begin in range(0, len(one.mine), rows):
         part = slice(begin, begin + rows)
