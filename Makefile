@@ -1,6 +1,7 @@
 # make demo    poison, pre-train, clean, report: minutes on two CPU cores
 # make test    every check and test, as CI runs them
 # make check   ruff, mypy, import contracts, tests
+# make mini    the paper's experiments in miniature, hours on two CPU cores; goes on where it was stopped
 # make bench   side by side with peers, about 40 minutes on an otherwise idle machine
 # make clean   removes what the above made, but not runs/
 # Each makes or reuses one virtual environment, .venv, with the versions of constraints.txt.
@@ -10,7 +11,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: demo test check lint clean schema bench
+MINI := main $(filter-out main,$(basename $(notdir $(wildcard specs/mini/*.yaml))))
+
+.PHONY: demo test check lint clean schema mini bench
 .DEFAULT_GOAL := demo
 
 $(READY): pyproject.toml constraints.txt
@@ -38,6 +41,11 @@ lint: $(READY)
 
 schema: $(READY)
 	$(BIN)/python engine/run.py --schema > configs/spec.schema.json
+
+mini: $(READY)
+	$(BIN)/python -m data.synthetic shards/demo
+	for study in $(MINI); do PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python engine/run.py --spec specs/mini/$$study.yaml || exit 1; done
+	$(BIN)/python -m engine.digest $(MINI:%=runs/mini-%) --out docs/mini-results.md
 
 bench: $(READY)
 	for part in loss step ranks start data sweep report table; do $(BIN)/python benchmarks/$$part.py || exit 1; done
