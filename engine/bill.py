@@ -21,7 +21,7 @@ THREADS = re.compile(r"^(.*), (\d+) threads a process$")  # the end of a card's 
 
 
 class Bill(NamedTuple):
-    """What a run took, or some runs together, in seconds, pairs, GPU- and CPU-seconds and joules; None is what no file tells.
+    """What a run took, or some runs together, in seconds, pairs, GPU- and CPU-seconds, joules; None is what no file tells.
     `device` is in words."""
 
     training: float | None = None

@@ -55,8 +55,8 @@ class Pace(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Record:
-    """What one run has written so far. `state` says in words how far it came; `end` is the finished.json of a run that ended, or
-    the stopped.json of one that was given up, and empty if it has neither."""
+    """What one run has written so far. `state` says in words how far it came; `end` is the finished.json of a run that ended,
+    or the stopped.json of one that was given up, and empty if it has neither."""
 
     run: Run
     measures: list[dict[str, Any]]
@@ -126,8 +126,8 @@ def _read_run(folder: Path, run: Run) -> Record:
 
 
 def _read_rows(path: Path) -> tuple[list[dict[str, Any]], int, dict[str, Any] | None, Pace]:
-    """The measures of a journal, how many lines were damaged, its last row, and what its steps took; a last line that was cut
-    short is not counted.
+    """The measures of a journal, how many lines were damaged, its last row, and what its steps took; a last line that was
+    cut short is not counted.
 
     Most lines are steps, of which the report needs their pace alone: a whole one is not parsed.
     """
