@@ -190,6 +190,7 @@ def _sentence(whole: Bill, begun: int) -> str:
 
 def amount(number: float) -> str:
     """Three digits of a number that is not negative, and all digits before its point: 1,234, 56.7, 0.371, 0.0123."""
-    if number >= 100:
+    rounded = float(f"{number:.3g}")
+    if rounded >= 100:
         return f"{number:,.0f}"
-    return f"{float(f'{number:.3g}'):.9f}".rstrip("0").rstrip(".") if number < 1 else f"{number:#.3g}"
+    return f"{rounded:#.3g}" if rounded >= 1 else f"{rounded:.9f}".rstrip("0").rstrip(".")

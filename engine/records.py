@@ -55,8 +55,8 @@ class Pace(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Record:
-    """What one run has written so far. `state` says in words how far it came; `end` is the finished.json of a run that ended,
-    or the stopped.json of one that was given up, and empty if it has neither."""
+    """What one run has written so far. `state` says in words how far it came; `end` is the finished.json of a run that
+    ended, or the stopped.json of one that was given up, and empty if it has neither."""
 
     run: Run
     measures: list[dict[str, Any]]
