@@ -17,7 +17,7 @@ from engine.panels import spoken
 from engine.records import Record, Study, number
 
 STAGES = {"pretrain": "pre-training", "twin": "twin", "clean": "cleaning"}
-THREADS = re.compile(r"^(.*), (\d+) threads a process$")  # the end of a card's `device`
+THREADS = re.compile(r"^(.*), (\d{1,6}) threads a process$")  # the end of a card's `device`
 
 
 class Bill(NamedTuple):
@@ -130,7 +130,8 @@ def costs(study: Study) -> Costs:
         kinds.setdefault(_kind(record), []).append(one)
     if len(kinds) > 1:
         kinds["all runs"] = bills
-    lacking = [column.head for column in COLUMNS if column not in shown and column.field not in ("gpu", "cpu")]
+    absent = [column for column in COLUMNS if column not in shown and column.field not in ("gpu", "cpu")]
+    lacking = [column.head.split(" (")[0] for column in absent]
     if whole.gpu is None and whole.cpu is None:
         lacking.append("GPU- or CPU-hours")
     return Costs(
@@ -142,7 +143,7 @@ def costs(study: Study) -> Costs:
             for record, one in zip(study.records, bills, strict=True)
             if one.wall is not None
         ],
-        lacking,
+        lacking if begun else [],
     )
 
 
@@ -154,7 +155,7 @@ def _kind(record: Record) -> str:
 
 def _counted(bills: Sequence[Bill]) -> str:
     begun = sum(one.wall is not None for one in bills)
-    return str(begun) if begun == len(bills) else f"{begun} of {len(bills)}"
+    return f"{begun:,}" if begun == len(bills) else f"{begun:,} of {len(bills):,}"
 
 
 def _cells(bills: Sequence[Bill], shown: Sequence[Column]) -> list[Cell]:

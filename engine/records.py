@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import BaseModel, ValidationError
 
 from data.refusal import Refusal
-from engine.folder import STOPPED, read_json
+from engine.folder import STOPPED
 
 KEYS = ("run", "stage", "pretrain_objective", "clean_objective", "cleaner", "rate", "seed", "epoch", "step", "images")
 RATES = ("top1", "asr")
@@ -118,11 +118,15 @@ def _read_run(folder: Path, run: Run) -> Record:
     state = "finished" if finished else "not started"
     if last and not finished:
         state = f"unfinished, at epoch {last.get('epoch', '?')}, step {last.get('step', '?')}"
-    facts = read_json(folder / "card.json")
-    end = read_json(folder / ("finished.json" if finished else STOPPED))
+    facts, end = _facts(folder / "card.json"), _facts(folder / ("finished.json" if finished else STOPPED))
     poison = folder / "poison.png"
     picture = poison.read_bytes() if poison.is_file() and poison.stat().st_size < LARGEST_PICTURE else None
     return Record(run, measures, damaged, facts, finished, state, picture, pace, end)
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty if there is none, or none whole."""
+    return (parse(path.read_bytes()) or {}) if path.is_file() else {}
 
 
 def _read_rows(path: Path) -> tuple[list[dict[str, Any]], int, dict[str, Any] | None, Pace]:

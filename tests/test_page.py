@@ -99,8 +99,22 @@ def test_costs_without_any_number_are_not_guessed(tmp_path: Path) -> None:
         path.write_text(path.read_text().replace(', "seconds": 1.0', ""))
     found = costs(read_study(folder))
     assert (found.sentence, found.heads, found.runs) == ("No run has recorded its time yet.", [], [])
+    assert "No run has recorded its time yet." in text_of(write_report(folder).read_text())
+    journal(folder, "pretrain-a", [], {}, {"seconds": 3600})
     said = text_of(write_report(folder).read_text())
-    assert "Not recorded: wall (h), training (h), measuring (h), pairs/s, energy (kWh), GPU- or CPU-hours." in said
+    assert "1 run has taken 1.00 h of wall time. Not recorded: training, measuring, pairs/s, energy, GPU- or CPU-hours." in said
+
+
+@pytest.mark.parametrize(
+    "card",
+    [{}, {"device": GPU}, {"device": "a GPU", "processes": 2}, {"device": ["x"], "processes": 2},
+     {"device": CPU, "processes": "2"}, {"device": f"x CPU, {'9' * 5000} threads a process", "processes": 1}],
+)  # fmt: skip
+def test_hours_of_devices_that_no_card_tells_are_not_recorded(tmp_path: Path, card: dict[str, Any]) -> None:
+    folder = study(tmp_path / "s")
+    journal(folder, "pretrain-a", [step(5, 10.0, 60.0)], card, {"seconds": "long", "joules": None})
+    found = bill(read_study(folder).records[0])
+    assert (found.wall, found.gpu, found.cpu, found.joules) == (60.0, None, None, None)
 
 
 def test_amounts_have_three_digits() -> None:
