@@ -3,18 +3,22 @@
 import base64
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from engine.bill import STAGES, costs
 from engine.difference import sentence
 from engine.exports import Judged, page_table
 from engine.panels import panels, spoken
-from engine.records import Study, flat
+from engine.records import Record, Study, flat
 from engine.values import rate_text
 from engine.verdict import notes, summary, verdict
 
 MOST = 5_000  # evaluations that the page lists; more make it slow to open, and nobody reads them there
+GRIDS = 12  # grids of poisoned pairs inside the page; the others are named, and lie in their runs' folders
+MACHINE = ("device", "hardware", "processes", "versions")  # what a card says of the machine
 
 
 class Picture(NamedTuple):
@@ -39,12 +43,13 @@ def page_of(read: Study, judged: Judged, pictures: Sequence[Picture]) -> str:
         lstrip_blocks=True,
     )
     filled.filters.update(picture=_data_uri, digest=_digest, rate=rate_text, name=spoken, flat=flat, tied=_tied)
-    machines: dict[str, int] = {}
+    cards = [record.card for record in read.records if record.card]
+    machines = Counter(json.dumps({key: card[key] for key in MACHINE if key in card}, sort_keys=True) for card in cards)
+    common = _common(cards)
+    stages: dict[str, list[tuple[Record, list[tuple[str, str]]]]] = {}
     for record in read.records:
-        facts = {key: record.card[key] for key in ("hardware", "versions") if key in record.card}
-        if facts:
-            text = json.dumps(facts, sort_keys=True)
-            machines[text] = machines.get(text, 0) + 1
+        own = [fact for fact in flat(record.card) if fact not in common]
+        stages.setdefault(STAGES[record.run.stage], []).append((record, own))
     poisons: dict[bytes, list[str]] = {}
     for record in read.records:
         if record.poison:
@@ -54,7 +59,7 @@ def page_of(read: Study, judged: Judged, pictures: Sequence[Picture]) -> str:
     cleaners = list(dict.fromkeys(point.label.objective for panel in found for point in panel.points))
     return filled.get_template("report.html.j2").render(
         plan=read.plan,
-        records=read.records,
+        total=len(read.records),
         finished=sum(record.finished for record in read.records),
         verdicts=[verdict(panel) for panel in found],
         summaries=[(panel.title, summary(panel, cleaners)) for panel in found],
@@ -64,10 +69,14 @@ def page_of(read: Study, judged: Judged, pictures: Sequence[Picture]) -> str:
         differences=[sentence(one) for one in judged.differences],
         lacking=judged.notes,
         pictures=pictures,
-        poisons=poisons,
+        poisons=list(poisons.items())[:GRIDS],
+        more_poisons=[runs for _, runs in list(poisons.items())[GRIDS:]],
         rows=rows,
         evaluated=evaluated,
-        machines=[(json.loads(facts), count) for facts, count in machines.items()],
+        costs=costs(read),
+        machines=[(json.loads(facts), count) for facts, count in machines.items() if facts != "{}"],
+        stages=list(stages.items()),
+        common=list(common),
         spec=json.dumps(read.plan.spec, indent=2, ensure_ascii=False),
         again=read.again,
     )
@@ -85,6 +94,14 @@ def shown(read: Study) -> tuple[list[dict[str, Any]], int]:
         if (row["epoch"], row["step"]) == (record.evaluations[-1]["epoch"], record.evaluations[-1]["step"])
     ]
     return last, len(rows)
+
+
+def _common(cards: Sequence[dict[str, Any]]) -> dict[tuple[str, str], None]:
+    """The facts that all cards share, in the first one's order; none of a single card, which stays whole."""
+    if len(cards) < 2:
+        return {}
+    told = [dict.fromkeys(flat(card)) for card in cards]
+    return {fact: None for fact in told[0] if all(fact in other for other in told[1:])}
 
 
 def _tied(sentence: str) -> str:

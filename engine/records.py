@@ -1,23 +1,25 @@
 """A study's folder, read: what was planned, and what each run has written so far."""
 
 import json
+import re
 import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ValidationError
 
 from data.refusal import Refusal
+from engine.folder import STOPPED
 
 KEYS = ("run", "stage", "pretrain_objective", "clean_objective", "cleaner", "rate", "seed", "epoch", "step", "images")
 RATES = ("top1", "asr")
 STEP = b'{"kind": "step"'  # how the journal begins a step's row
 ROOT = Path(__file__).resolve().parents[1]
+PACE = re.compile(rb'"pairs_per_s": (\d+(?:\.\d+)?), "seconds": (\d+(?:\.\d+)?)')  # as the journal writes it in such a row
 LARGEST_PICTURE = 16 * 2**20  # bytes of a picture that the page takes in
-
 
 Answer = tuple[str, str, str, str]  # a picture's class, the target, the model's answer, its answer with the trigger
 
@@ -48,9 +50,17 @@ class Plan(BaseModel, frozen=True):
     runs: list[Run]
 
 
+class Pace(NamedTuple):
+    """What a journal's steps took: pairs, and seconds without those of measuring; both 0 if no step tells."""
+
+    pairs: float = 0.0
+    seconds: float = 0.0
+
+
 @dataclass(frozen=True, eq=False)
 class Record:
-    """What one run has written so far; `state` says in words how far it came."""
+    """What one run has written so far. `state` says in words how far it came; `end` is the finished.json of a run that
+    ended, or the stopped.json of one that was given up, and empty if it has neither."""
 
     run: Run
     measures: list[dict[str, Any]]
@@ -60,6 +70,8 @@ class Record:
     state: str
     poison: bytes | None
     answers: bytes | None = None  # answers.png, the pictures that the rows' `answers` are of
+    pace: Pace = Pace()
+    end: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
     def evaluations(self) -> list[dict[str, Any]]:
@@ -121,15 +133,14 @@ def read_study(folder: Path) -> Study:
 
 def _read_run(folder: Path, run: Run) -> Record:
     """What is in a run's folder; a missing or half-written file is an early state, no error."""
-    measures, damaged, last = _read_rows(folder / "metrics.jsonl")
+    measures, damaged, last, pace = _read_rows(folder / "metrics.jsonl")
     finished = (folder / "finished.json").is_file()
     state = "finished" if finished else "not started"
     if last and not finished:
         state = f"unfinished, at epoch {last.get('epoch', '?')}, step {last.get('step', '?')}"
-    card = folder / "card.json"
-    facts = parse(card.read_bytes()) if card.is_file() else None
+    facts, end = _facts(folder / "card.json"), _facts(folder / ("finished.json" if finished else STOPPED))
     poison, answers = _picture(folder / "poison.png"), _picture(folder / "answers.png")
-    return Record(run, measures, damaged, facts or {}, finished, state, poison, answers)
+    return Record(run, measures, damaged, facts, finished, state, poison, answers, pace, end)
 
 
 def _picture(path: Path) -> bytes | None:
@@ -137,19 +148,40 @@ def _picture(path: Path) -> bytes | None:
     return path.read_bytes() if path.is_file() and path.stat().st_size < LARGEST_PICTURE else None
 
 
-def _read_rows(path: Path) -> tuple[list[dict[str, Any]], int, dict[str, Any] | None]:
-    """The measures of a journal, how many lines were damaged, and its last row; a last line cut short is not counted.
+def _facts(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty if there is none, or none whole."""
+    return (parse(path.read_bytes()) or {}) if path.is_file() else {}
 
-    Most lines are steps, of which the report needs no number: a whole one is not parsed.
+
+def _read_rows(path: Path) -> tuple[list[dict[str, Any]], int, dict[str, Any] | None, Pace]:
+    """The measures of a journal, how many lines were damaged, its last row, and what its steps took; a last line that was
+    cut short is not counted.
+
+    Most lines are steps, of which the report needs their pace alone: a whole one is not parsed.
     """
     if not path.is_file():
-        return [], 0, None
+        return [], 0, None, Pace()
     lines = path.read_bytes().split(b"\n")
-    told = [line for line in lines[:-1] if line.strip() and not (line.startswith(STEP) and line.endswith(b"}"))]
+    steps, told = list[bytes](), list[bytes]()
+    for line in lines[:-1]:
+        if line.startswith(STEP) and line.endswith(b"}"):
+            steps.append(line)
+        elif line.strip():
+            told.append(line)
     rows = [_row(line) for line in told]
     whole = [row for row in [*rows, _row(lines[-1])] if row is not None]
     last = next((row for line in reversed(lines) if (row := _row(line)) is not None), None)
-    return [row for row in whole if row.get("kind") == "measure"], rows.count(None), last
+    return [row for row in whole if row.get("kind") == "measure"], rows.count(None), last, _pace(steps, whole)
+
+
+def _pace(steps: list[bytes], rows: list[dict[str, Any]]) -> Pace:
+    """What the steps took, those without a finite loss among them; `steps` are lines, `rows` what else the journal has."""
+    found = [(float(at[1]), float(at[2])) for line in steps if (at := PACE.search(line))]
+    for row in rows:
+        pairs, seconds = number(row, "pairs_per_s"), number(row, "seconds")
+        if row.get("kind") in ("step", "bad") and pairs is not None and seconds is not None:
+            found.append((pairs, seconds))
+    return Pace(sum(pairs * seconds for pairs, seconds in found), sum(seconds for _, seconds in found))
 
 
 def _row(line: bytes) -> dict[str, Any] | None:

@@ -1,0 +1,197 @@
+"""What the runs of a study took: hours of wall time, of GPUs or of cores, pairs a second, energy. From their files alone.
+
+Training is the sum over the journal's steps, measuring that over its moments: a moment's rows count from one start, so that
+the last says it all. Wall time is what finished.json or stopped.json says, from the run's beginning to its end. A run that
+was interrupted has there only its last part, and one that still runs has nothing there: of these it is training and
+measuring, which leaves out start-up, checkpoints, and the steps that were done twice. GPU-hours are wall hours times
+processes, each of which has one GPU. Without a GPU there are CPU-hours: times processes and the threads of each, the
+loaders' processes not counted. Energy is `joules` of finished.json or stopped.json, if whoever runs the study has a meter
+and puts it there. What no file tells is None, and never guessed.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from engine.panels import spoken
+from engine.records import Record, Study, number
+
+STAGES = {"pretrain": "pre-training", "twin": "twin", "clean": "cleaning"}
+THREADS = re.compile(r"^(.*), (\d{1,6}) threads a process$")  # the end of a card's `device`
+
+
+class Bill(NamedTuple):
+    """What a run took, or some runs together, in seconds, pairs, GPU- and CPU-seconds, joules; None is what no file tells.
+    `device` is in words."""
+
+    training: float | None = None
+    measuring: float | None = None
+    wall: float | None = None
+    pairs: float | None = None
+    gpu: float | None = None
+    cpu: float | None = None
+    joules: float | None = None
+    device: str | None = None
+
+    @property
+    def pairs_per_s(self) -> float | None:
+        """Pairs a second of training, measuring not counted."""
+        return self.pairs / self.training if self.pairs and self.training else None
+
+
+class Column(NamedTuple):
+    """A column of the table of costs: its heading, the field of a bill that it shows, and how many of that its unit has."""
+
+    head: str
+    field: str
+    unit: float
+
+
+COLUMNS = (
+    Column("wall (h)", "wall", 3600),
+    Column("training (h)", "training", 3600),
+    Column("measuring (h)", "measuring", 3600),
+    Column("GPU-hours", "gpu", 3600),
+    Column("CPU-hours", "cpu", 3600),
+    Column("pairs/s", "pairs_per_s", 1),
+    Column("energy (kWh)", "joules", 3.6e6),
+)
+
+
+class Cell(NamedTuple):
+    """A number and how it is written; `remark` says of how many runs it is not known, if of some."""
+
+    value: float | None
+    text: str
+    remark: str = ""
+
+
+class Costs(NamedTuple):
+    """The section on costs: a sentence, headings, a row for each kind of run and one for all, a row for each run that has
+    begun, and what no run tells. A row is its names and then a cell for each of `heads`."""
+
+    sentence: str
+    heads: list[str]
+    groups: list[tuple[tuple[str, str], list[Cell]]]  # (kind, runs)
+    runs: list[tuple[tuple[str, str, str], list[Cell]]]  # (run, kind, state)
+    untold: list[str]
+
+
+def bill(record: Record) -> Bill:
+    """What the run took so far."""
+    moments: dict[tuple[float | None, float | None], float] = {}
+    for row in record.measures:
+        at, seconds = (number(row, "epoch"), number(row, "step")), number(row, "seconds")
+        if seconds is not None:
+            moments[at] = max(moments.get(at, 0.0), seconds)
+    training = record.pace.seconds or None
+    measuring = sum(moments.values()) if moments else None
+    parts = [seconds for seconds in (training, measuring) if seconds is not None]
+    told = number(record.end, "seconds")
+    wall = max(told or 0.0, sum(parts)) if parts or told is not None else None
+    kind, processes = record.card.get("device"), number(record.card, "processes")
+    named = THREADS.match(kind) if isinstance(kind, str) else None
+    device, gpu, cpu = None, None, None
+    if named:
+        device = named[1]
+        if wall is not None and processes is not None:
+            held = wall * processes
+            gpu, cpu = (None, held * int(named[2])) if device.endswith(" CPU") else (held, None)
+    return Bill(training, measuring, wall, record.pace.pairs or None, gpu, cpu, number(record.end, "joules"), device)
+
+
+def total(bills: Sequence[Bill]) -> Bill:
+    """The bills together; of each number those that are known."""
+
+    def summed(name: str) -> float | None:
+        told = [value for one in bills if (value := getattr(one, name)) is not None]
+        return sum(told) if told else None
+
+    return Bill(
+        training=summed("training"),
+        measuring=summed("measuring"),
+        wall=summed("wall"),
+        pairs=summed("pairs"),
+        gpu=summed("gpu"),
+        cpu=summed("cpu"),
+        joules=summed("joules"),
+        device=", ".join(dict.fromkeys(one.device for one in bills if one.device)) or None,
+    )
+
+
+def costs(study: Study) -> Costs:
+    """What the study took so far."""
+    bills = [bill(record) for record in study.records]
+    begun = [one for one in bills if one.wall is not None]
+    whole = total(begun)
+    shown = [column for column in COLUMNS if getattr(whole, column.field) is not None]
+    kinds: dict[str, list[Bill]] = {}
+    for record, one in zip(study.records, bills, strict=True):
+        kinds.setdefault(_kind(record), []).append(one)
+    if len(kinds) > 1:
+        kinds["all runs"] = bills
+    absent = [column for column in COLUMNS if column not in shown and column.field not in ("gpu", "cpu")]
+    lacking = [column.head.split(" (")[0] for column in absent]
+    if whole.gpu is None and whole.cpu is None:
+        lacking.append("GPU- or CPU-hours")
+    return Costs(
+        _sentence(whole, len(begun)),
+        [column.head for column in shown],
+        [((kind, _counted(members)), _cells(members, shown)) for kind, members in kinds.items()],
+        [
+            ((record.run.run, _kind(record), record.state), _cells([one], shown))
+            for record, one in zip(study.records, bills, strict=True)
+            if one.wall is not None
+        ],
+        lacking if begun else [],
+    )
+
+
+def _kind(record: Record) -> str:
+    run = record.run
+    cleaner = run.cleaner or run.clean_objective
+    return f"{STAGES[run.stage]}, {spoken(cleaner if run.stage == 'clean' and cleaner else run.pretrain_objective)}"
+
+
+def _counted(bills: Sequence[Bill]) -> str:
+    begun = sum(one.wall is not None for one in bills)
+    return f"{begun:,}" if begun == len(bills) else f"{begun:,} of {len(bills):,}"
+
+
+def _cells(bills: Sequence[Bill], shown: Sequence[Column]) -> list[Cell]:
+    """A cell for each column; a run that has not begun is not missed."""
+    begun = [one for one in bills if one.wall is not None]
+    whole, out = total(begun), []
+    for column in shown:
+        value = getattr(whole, column.field)
+        if value is None:
+            out.append(Cell(None, "not recorded" if begun else ""))
+            continue
+        # a run on GPUs has no CPU-hours, and the other way round: neither is missing
+        fields = ("gpu", "cpu") if column.field in ("gpu", "cpu") else (column.field,)
+        missed = sum(all(getattr(one, name) is None for name in fields) for one in begun)
+        remark = f"without {missed} of {len(begun)} runs" if missed else ""
+        out.append(Cell(value / column.unit, amount(value / column.unit), remark))
+    return out
+
+
+def _sentence(whole: Bill, begun: int) -> str:
+    """The whole in words."""
+    if whole.wall is None:
+        return "No run has recorded its time yet."
+    runs = "1 run has" if begun == 1 else f"{begun:,} runs have"
+    parts = [f"{runs} taken {amount(whole.wall / 3600)} h of wall time"]
+    parts += [f"{amount(whole.gpu / 3600)} GPU-hours"] if whole.gpu is not None else []
+    parts += [f"{amount(whole.cpu / 3600)} CPU-hours"] if whole.cpu is not None else []
+    parts += [f"{amount(whole.joules / 3.6e6)} kWh"] if whole.joules is not None else []
+    where = f" on {whole.device}" if whole.device else ""
+    pace = f", training at {amount(whole.pairs_per_s)} pairs/s on average" if whole.pairs_per_s is not None else ""
+    return f"{', '.join(parts)}{where}{pace}."
+
+
+def amount(number: float) -> str:
+    """Three digits of a number that is not negative, and all digits before its point: 1,234, 56.7, 0.371, 0.0123."""
+    rounded = float(f"{number:.3g}")
+    if rounded >= 100:
+        return f"{number:,.0f}"
+    return f"{rounded:#.3g}" if rounded >= 1 else f"{rounded:.9f}".rstrip("0").rstrip(".")

@@ -1,0 +1,268 @@
+"""The report's page: what it costs, what it shows, and how it is in a real browser, where there is one."""
+
+import html
+import importlib.util
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from test_report import study
+
+from engine.bill import amount, bill, costs
+from engine.gallery import plates
+from engine.records import read_study
+from engine.report import write_report
+
+CPU, GPU = "x86_64 CPU, 3 threads a process", "NVIDIA H100 80GB HBM3, 8 threads a process"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+FOUND = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+
+
+def journal(folder: Path, run: str, rows: list[dict[str, Any]], card: dict[str, Any], end: dict[str, Any] | None) -> None:
+    """Puts the run's files in place of those that the study has."""
+    here = folder / run
+    for name in ("finished.json", "card.json", "stopped.json"):
+        (here / name).unlink(missing_ok=True)
+    (here / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (here / "card.json").write_text(json.dumps(card))
+    if end is not None:
+        (here / ("stopped.json" if "why" in end else "finished.json")).write_text(json.dumps(end))
+
+
+def step(at: int, pairs_per_s: float, seconds: float, kind: str = "step") -> dict[str, Any]:
+    return {"kind": kind, "epoch": 1, "step": at, "loss": 1.0, "pairs_per_s": pairs_per_s, "seconds": seconds}
+
+
+def measure(at: int, seconds: float | None, images: str = "demo") -> dict[str, Any]:
+    told = {} if seconds is None else {"seconds": seconds}
+    return {"kind": "measure", "epoch": at / 10, "step": at, "images": images, "top1": 0.5, "asr": 0.9, **told}
+
+
+def costly(folder: Path) -> Path:
+    """Two runs on two GPUs, one of them interrupted; one on a CPU, given up; one that tells nothing; one not begun."""
+    study(folder)
+    # 100 pairs/s for 30 s, 50 for 60 s: 6,000 pairs in 90 s; measuring two sets took 5 s in all, then one 7 s
+    rows = [measure(0, 4.5), measure(0, 5.0, "held"), step(5, 100.0, 30.0), step(10, 50.0, 60.0), measure(10, 7.0)]
+    journal(folder, "pretrain-a", rows, {"device": GPU, "processes": 2}, {"seconds": 360.0, "joules": 7.2e6})
+    # its last part took 20 s, but its journal has 80 s
+    rows = [step(5, 10.0, 60.0), step(10, 30.0, 20.0, "bad")]
+    journal(folder, "pretrain-b", rows, {"device": GPU, "processes": 2}, {"seconds": 20.0})
+    journal(folder, "clean-a", [step(5, 8.0, 100.0)], {"device": CPU, "processes": 1}, {"seconds": 180, "why": "hopeless"})
+    journal(folder, "clean-b", [measure(0, None)], {}, {})
+    journal(folder, "clean-c", [], {}, None)
+    return folder
+
+
+def text_of(page: str) -> str:
+    """The words of a page, its script, style and pictures left out."""
+    bare = re.sub(r"(?s)<(script|style).*?</\1>", " ", page)
+    words = html.unescape(re.sub(r"<[^>]*>", " ", bare))
+    return " ".join(words.replace("\N{NO-BREAK SPACE}", " ").replace("\N{WORD JOINER}", "").split())
+
+
+def test_what_a_run_took_is_as_by_hand(tmp_path: Path) -> None:
+    read = read_study(costly(tmp_path / "s"))
+    one, other, given_up, silent, none = (bill(record) for record in read.records)
+    assert (one.training, one.measuring, one.wall, one.pairs) == (90.0, 12.0, 360.0, 6000.0)
+    assert (one.gpu, one.cpu, one.joules, one.device) == (720.0, None, 7.2e6, "NVIDIA H100 80GB HBM3")
+    assert one.pairs_per_s == pytest.approx(6000 / 90)
+    assert (other.wall, other.gpu, other.pairs, other.joules) == (80.0, 160.0, 1200.0, None)
+    assert (given_up.wall, given_up.cpu, given_up.gpu) == (180.0, 540.0, None)
+    assert (silent.wall, silent.pairs_per_s, none.wall) == (None, None, None)
+
+
+def test_costs_are_summed_and_what_is_not_known_is_said(tmp_path: Path) -> None:
+    found = costs(read_study(costly(tmp_path / "s")))
+    assert found.sentence == (
+        "3 runs have taken 0.172 h of wall time, 0.244 GPU-hours, 0.15 CPU-hours, 2.00 kWh on NVIDIA H100 80GB HBM3, "
+        "x86_64 CPU, training at 29.6 pairs/s on average."  # (6,000 + 1,200 + 800) pairs / (90 + 80 + 100) s
+    )
+    groups = {kind: (runs, dict(zip(found.heads, cells, strict=True))) for (kind, runs), cells in found.groups}
+    runs, whole = groups["all runs"]
+    assert runs == "3 of 5"
+    assert whole["wall (h)"].value == pytest.approx((360 + 80 + 180) / 3600)
+    assert whole["GPU-hours"].value == pytest.approx((720 + 160) / 3600)
+    assert whole["CPU-hours"].remark == ""  # runs on GPUs lack none
+    assert (whole["energy (kWh)"].text, whole["energy (kWh)"].remark) == ("2.00", "without 2 of 3 runs")
+    assert groups["cleaning, CleanCLIP"][1]["energy (kWh)"].text == "not recorded"
+    assert groups["cleaning, ours"] == ("0 of 1", {head: (None, "", "") for head in found.heads})
+    assert [names[0] for names, _ in found.runs] == ["pretrain-a", "pretrain-b", "clean-a"]
+
+
+def test_costs_without_any_number_are_not_guessed(tmp_path: Path) -> None:
+    folder = study(tmp_path / "s")
+    for path in folder.glob("*/metrics.jsonl"):
+        path.write_text(path.read_text().replace(', "seconds": 1.0', ""))
+    found = costs(read_study(folder))
+    assert (found.sentence, found.heads, found.runs) == ("No run has recorded its time yet.", [], [])
+    assert "No run has recorded its time yet." in text_of(write_report(folder).read_text())
+    journal(folder, "pretrain-a", [], {}, {"seconds": 3600})
+    said = text_of(write_report(folder).read_text())
+    assert "1 run has taken 1.00 h of wall time." in said
+    assert "Not recorded: training, measuring, pairs/s, energy, GPU- or CPU-hours." in said
+
+
+@pytest.mark.parametrize(
+    "card",
+    [{}, {"device": GPU}, {"device": "a GPU", "processes": 2}, {"device": ["x"], "processes": 2},
+     {"device": CPU, "processes": "2"}, {"device": f"x CPU, {'9' * 5000} threads a process", "processes": 1}],
+)  # fmt: skip
+def test_hours_of_devices_that_no_card_tells_are_not_recorded(tmp_path: Path, card: dict[str, Any]) -> None:
+    folder = study(tmp_path / "s")
+    journal(folder, "pretrain-a", [step(5, 10.0, 60.0)], card, {"seconds": "long", "joules": None})
+    found = bill(read_study(folder).records[0])
+    assert (found.wall, found.gpu, found.cpu, found.joules) == (60.0, None, None, None)
+
+
+def test_amounts_have_three_digits() -> None:
+    shown = [amount(number) for number in (0.0, 0.000123456, 0.0628, 0.999, 1.0, 12.345, 99.96, 1234.5)]
+    assert shown == ["0", "0.000123", "0.0628", "0.999", "1.00", "12.3", "100", "1,234"]
+
+
+def test_each_figure_has_its_pdf_and_the_command(tmp_path: Path) -> None:
+    folder = study(tmp_path / "s")
+    page = write_report(folder).read_text()
+    found = plates(read_study(folder))
+    figures = re.findall(r"(?s)<figure>.*?</figure>", page)
+    assert len(figures) == len(found) >= 2
+    for plate, figure in zip(found, figures, strict=True):
+        assert f'href="{plate.name}.pdf"' in figure
+        assert (folder / "report" / f"{plate.name}.pdf").is_file()
+        assert f"<code>python -m engine.report {folder}</code>" in figure
+        assert plate.caption in html.unescape(figure)
+        assert figure.count("data:image/png;base64,") == 2
+
+
+def test_the_page_asks_for_nothing_from_elsewhere(tmp_path: Path) -> None:
+    page = write_report(costly(tmp_path / "s")).read_text()
+    drawn = re.sub(r"data:image/png;base64,[A-Za-z0-9+/=]+", "data:,", page)
+    assert not re.search(r"https?:|//[a-z]|@import|url\(", drawn)
+    assert drawn.count("<script") == 1
+    policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', page)
+    assert policy is not None
+    assert policy[1].startswith("default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-")
+    asked = set(re.findall(r'(?:src|srcset|href)="([^"#]+)"', drawn))
+    assert {"data:,", "results.csv", "frontier.pdf"} <= asked
+    assert all((tmp_path / "s/report" / name).is_file() for name in asked - {"data:,"})
+    anchors = set(re.findall(r'href="#([^"]+)"', page))
+    assert anchors >= {"results", "cost", "runs", "spec"}
+    assert all(page.count(f'id="{name}"') == 1 for name in anchors)
+
+
+def test_what_all_cards_say_is_said_once_and_hardware_is_shown(tmp_path: Path) -> None:
+    folder = study(tmp_path / "s")
+    for at, path in enumerate(sorted(folder.glob("*/card.json"))):
+        card = {
+            "precision": "fp32 everywhere",
+            "batch": f"{at} pairs",
+            "device": GPU,
+            "processes": 1,
+            "versions": {"torch": "9"},
+        }
+        path.write_text(json.dumps(card))
+    page = write_report(folder).read_text()
+    assert page.count("fp32 everywhere") == 1
+    assert all(page.count(f"{at} pairs<") == 1 for at in range(5))
+    machine = page[page.index('id="machine"') :]
+    assert "5 of 5 runs" in machine
+    assert GPU in machine
+
+
+def test_only_some_grids_of_poisoned_pairs_travel_in_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.page.GRIDS", 1)
+    folder = study(tmp_path / "s")
+    for run in ("pretrain-a", "pretrain-b"):
+        (folder / run / "poison.png").write_bytes(f"the picture of {run}".encode())
+    said = text_of(write_report(folder).read_text())
+    assert "Poisoned pairs of pretrain-a." in said
+    assert "Not shown here: pretrain-b/poison.png" in said
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """A Chromium without a window; skips where there is none, or no playwright to lead it."""
+    if importlib.util.find_spec("playwright") is None:
+        pytest.skip("the page is not opened in a browser: no playwright, which `pip install -e .[browser]` brings")
+    if FOUND is None:
+        pytest.skip(f"the page is not opened in a browser: none of {', '.join(BROWSERS)} on the PATH")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as play:
+        started = play.chromium.launch(executable_path=FOUND)
+        yield started
+        started.close()
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a study with long names and markup in them."""
+    folder = costly(tmp_path_factory.mktemp("page") / "s")
+    told = json.loads((folder / "study.json").read_text())
+    told["runs"][2]["cleaner"] = "<img src=x onerror=alert(1)>" + "long" * 40
+    told["name"] = "a_name_without_any_room_to_break_it_" * 4
+    told["command"] = "python engine/run.py --spec " + "specs/" * 60
+    (folder / "study.json").write_text(json.dumps(told))
+    for path in folder.glob("*/metrics.jsonl"):
+        if not path.read_text():
+            path.write_text(json.dumps({**measure(0, 1.0), "asr": None}) + "\n")
+    return write_report(folder)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 400])
+def test_in_a_browser(browser: Any, page: Path, tmp_path: Path, width: int, scheme: str) -> None:
+    """Opens it offline, sorts the table by mouse and by keyboard; no message, no request, nothing beyond the edge."""
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True)
+    said, asked = list[str](), list[str]()
+    tab = context.new_page()
+    tab.on("console", lambda message: said.append(message.text))
+    tab.on("pageerror", lambda error: said.append(str(error)))
+    tab.on("dialog", lambda dialog: (said.append(dialog.message), dialog.dismiss()))
+    context.on("request", lambda request: asked.append(request.url))
+    tab.goto(page.as_uri())
+    tab.screenshot(path=tmp_path / f"{width}-{scheme}.png", full_page=True)
+    for closed in tab.query_selector_all("details:not([open])"):
+        closed.evaluate("(one) => { one.open = true; }")
+    assert tab.evaluate("document.documentElement.scrollWidth") == width
+    beyond = """() => [...document.querySelectorAll("body *")]
+        .filter((one) => !one.closest(".wide") && one.getBoundingClientRect().right > innerWidth + 1)
+        .map((one) => one.outerHTML.slice(0, 200))"""
+    assert tab.evaluate(beyond) == []
+    paper = tab.evaluate("getComputedStyle(document.body).backgroundColor")
+    red = int(re.findall(r"\d+", paper)[0])
+    assert red < 40 if scheme == "dark" else red > 240
+    first = tab.locator("picture.drawn").first
+    assert first.evaluate("(one) => getComputedStyle(one).backgroundColor") == "rgb(255, 255, 255)"
+    assert (first.evaluate("(one) => getComputedStyle(one).filter") == "none") == (scheme == "light")
+    assert all(tab.evaluate("[...document.images].map((one) => one.naturalWidth > 0)"))
+
+    table = tab.locator("table.sortable").first
+    head = table.locator("th", has_text="top-1")
+
+    def column() -> list[str]:
+        return [str(cell) for cell in table.locator("tbody tr td:nth-child(2)").all_inner_texts()]
+
+    before = column()
+    numbers = sorted(float(cell) for cell in before if cell)
+    head.locator("button").click()
+    assert head.get_attribute("aria-sort") == "ascending"
+    assert [float(cell) for cell in column() if cell] == numbers
+    head.locator("button").press("Enter")
+    assert head.get_attribute("aria-sort") == "descending"
+    assert [float(cell) for cell in column() if cell] == numbers[::-1]
+    assert sorted(column()) == sorted(before)
+    run = table.locator("th", has_text="run").first
+    run.locator("button").press("Space")
+    assert head.get_attribute("aria-sort") is None
+    names = [str(name) for name in table.locator("tbody tr td:nth-child(1)").all_inner_texts()]
+    assert names == sorted(names)
+
+    tab.get_by_role("link", name="Cost", exact=True).click()
+    assert tab.evaluate("document.getElementById('cost').getBoundingClientRect().top") < 450
+    assert said == []
+    assert [url for url in asked if not url.startswith("data:")] == [page.as_uri()]
+    context.close()
