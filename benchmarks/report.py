@@ -33,9 +33,11 @@ def make(folder: Path) -> None:
         way, seed = WAYS[number % 2], number // 2 % SEEDS
         told = {
             "pretrain_objective": way,
-            "clean_objective": "cleanclip",
+            "clean_objective": ("cleanclip", "par")[number // 20 % 2],
             "seed": seed,
             "rate": 10 ** -(3 + number % 50 / 10),
+            "swept": {"clean.objective.weight": 2 ** (number // 40 % 4)},
+            "cleaning": ["clean.objective.weight"],
         }
         runs.append({"run": f"clean-{number:04d}", "stage": "clean", "start": f"pretrain-{way}-{seed}", **told})
     for at, run in enumerate(runs):
@@ -59,7 +61,8 @@ def journal(at: int, clean: bool) -> list[str]:
         left = max(0.0, 1 - epoch / (1 + at % 29)) if clean else 1.0
         where = {"kind": "measure", "epoch": epoch, "step": epoch * every}
         lines.append(json.dumps({**where, "images": "imagenet", "top1": 0.24 - at % 17 * epoch / 2_000, "pictures": 50_000}))
-        lines.append(json.dumps({**where, "images": "imagenet", "asr": left, "others": 49_950}))
+        cosines = {"similarity_clean": 0.3 + epoch / 50, "similarity_poisoned": 0.2 + left / 4}
+        lines.append(json.dumps({**where, "images": "imagenet", "asr": left, "others": 49_950, **cosines}))
         lines.append(json.dumps({**where, "images": "held_out", "val_loss": 1 + left, "distance": epoch / 10}))
     return lines
 

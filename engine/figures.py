@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.colors import BoundaryNorm, ListedColormap
     from matplotlib.figure import Figure
 
+MANY = 1_000  # points of one shape; more are a picture in a PDF, which else takes long to write and to open
 SHAPES = "os^vPXhp<>"  # by clean objective; the star and the diamond are taken
 BAND, STAR, TWIN, INK = "#56B4E9", "#D55E00", "#7A3E9D", "#333333"
 LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
@@ -99,6 +100,7 @@ def drawn(figure: "Figure", kind: str, command: str) -> bytes:
     out = io.BytesIO()
     told = {"CreationDate": None, "Subject": command} if kind == "pdf" else {"Software": None, "Description": command}
     figure.savefig(out, format=kind, metadata=told)
+    figure.set_layout_engine("none")  # laid out once, for all kinds
     return out.getvalue()
 
 
@@ -163,14 +165,20 @@ def _draw_panel(ax: "Axes", panel: Panel, shapes: dict[str, str], rates: list[fl
     x, y = _percents(pareto(panel.points))
     ax.step(x, y, where="post", color=INK, linewidth=0.8, alpha=0.6, zorder=1.5)
     for kind, shape in shapes.items():
-        mine = [p for p in panel.points if p.label.objective == kind]
+        mine = _apart([p for p in panel.points if p.label.objective == kind])
         paint = ["#888888" if (r := p.label.rate) is None else colours(rates.index(r)) for p in mine]
         x, y = _percents(mine)
-        ax.scatter(x, y, s=26, c=paint, marker=shape, edgecolors="white", linewidths=0.4, zorder=2)
+        look: dict[str, Any] = {"marker": shape, "edgecolors": "white", "linewidths": 0.4, "rasterized": len(mine) > MANY}
+        ax.scatter(x, y, s=26, c=paint, zorder=2, **look)
     x, y = _percents(panel.twins)
     ax.scatter(x, y, s=58, marker="D", facecolors="none", edgecolors=TWIN, linewidths=1.5, clip_on=False, zorder=3)
     x, y = _percents(panel.starts)
     ax.scatter(x, y, s=190, marker="*", color=STAR, edgecolors="black", linewidths=0.6, clip_on=False, zorder=4)
+
+
+def _apart(points: list[Point[Mark]]) -> list[Point[Mark]]:
+    """The points without those that would be drawn where another of their rate is, to a twentieth of a percent."""
+    return list({(round(p.asr * 2000), round(p.top1 * 2000), p.label.rate): p for p in points}.values())
 
 
 def _ring(ax: "Axes", panel: Panel) -> None:

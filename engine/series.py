@@ -19,6 +19,8 @@ RIGHT, WRONG = "#007A57", "#C2410C"  # an answer that is true, one that the atta
 
 def trajectories(panels: Sequence[Panel], columns: int = 3) -> "Figure":
     """Each cleaning run's way from the uncleaned model through its epochs, accuracy against attack success in percent."""
+    from matplotlib.collections import LineCollection
+
     rates = sorted({p.label.rate for panel in panels for p in panel.points if p.label.rate is not None})
     with style():
         figure, axes = grid(max(len(panels), 1), columns, "ASR, attack success (%)", "zero-shot top-1 (%)")
@@ -29,14 +31,15 @@ def trajectories(panels: Sequence[Panel], columns: int = 3) -> "Figure":
             runs: dict[str, list[Point[Mark]]] = {}
             for point in panel.points:
                 runs.setdefault(point.label.run, []).append(point)
+            ways, paints = [], []
             for points in runs.values():
                 points.sort(key=lambda point: point.label.epoch)
                 mark = points[0].label
-                way = [(100 * p.asr, 100 * p.top1) for p in ([mark.start] if mark.start else [])]
-                way += [(100 * p.asr, 100 * p.top1) for p in points]
-                paint = "#888888" if mark.rate is None else colours(rates.index(mark.rate))
-                ax.plot([x for x, _ in way], [y for _, y in way], color=paint, linewidth=0.9, alpha=0.85)
-                ax.plot(*way[-1], "o", color=paint, markersize=4)
+                ways.append([(100 * p.asr, 100 * p.top1) for p in ([mark.start] if mark.start else [])])
+                ways[-1] += [(100 * p.asr, 100 * p.top1) for p in points]
+                paints.append("#888888" if mark.rate is None else colours(rates.index(mark.rate)))
+            ax.add_collection(LineCollection(ways, colors=paints, linewidths=0.9, alpha=0.85))
+            ax.scatter([way[-1][0] for way in ways], [way[-1][1] for way in ways], s=16, c=paints)
             for start in panel.starts:
                 ax.plot(100 * start.asr, 100 * start.top1, "*", color=STAR, markeredgecolor="black", markersize=13)
         axes[0].set_xlim(-3, 103)

@@ -1,0 +1,174 @@
+"""Several studies on one Markdown page, with the figures beside it: what is committed of results.
+
+    python -m engine.digest runs/mini-* --out docs/mini-results.md
+
+writes docs/mini-results.md and docs/mini-results/NAME-FIGURE.png. Of the first study all figures are shown, of the others
+those that answer their question. What stands above the first heading of the second level of an earlier page is kept: it is
+for people to write.
+"""
+
+import argparse
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from data.refusal import Refusal
+from engine.bill import costs
+from engine.difference import sentence
+from engine.exports import Judged, judge, text, words
+from engine.figures import drawn
+from engine.gallery import plates
+from engine.imports import write_files
+from engine.panels import panels
+from engine.records import Study, flat, read_study
+from engine.scores import MOST, Score
+from engine.values import CAP, FLOOR, Mark, percent
+from engine.verdict import notes, verdict
+from measures.frontier import Point
+from measures.interval import wilson
+
+ANSWERING = ("frontier", "cleaners", "along-", "epochs")  # names, or how they begin
+BEST, LOWEST = f"best_top1_at_asr_{CAP:g}", f"lowest_asr_at_{FLOOR:g}_of_start"
+HEADLINES = (BEST, f"drop_at_asr_{CAP:g}", LOWEST, "hypervolume", "carrying_points")
+RULES = ("accuracy", "val_loss", "distance", "proxy")
+HEAD = "# Results\n\nEach section is a study: its question, what the numbers say, and how to run it again.\n"
+
+
+def write_digest(folders: Sequence[Path], out: Path) -> list[str]:
+    """Writes the page and its figures; returns the files' names. Raises Refusal."""
+    files: dict[str, bytes] = {}
+    sections = []
+    for at, folder in enumerate(folders):
+        study = read_study(folder)
+        shown = []
+        for plate in plates(study):
+            if at == 0 or plate.name.startswith(ANSWERING):
+                name = f"{out.stem}/{study.plan.name}-{plate.name}.png"
+                files[name] = drawn(plate.draw(False), "png", study.again)
+                shown.append((plate.heading, plate.caption, name))
+        sections.append(section(study, shown))
+    kept = out.read_text(encoding="utf-8").split("\n## ", 1)[0] if out.is_file() else HEAD
+    files[out.name] = "\n".join([kept.rstrip(), "", *sections]).encode()
+    (out.parent / out.stem).mkdir(parents=True, exist_ok=True)
+    write_files(out.parent, files)
+    return list(files)
+
+
+def section(study: Study, figures: Iterable[tuple[str, str, str]]) -> str:
+    """A study in Markdown; `figures` are headings, captions and files."""
+    found = panels(study)
+    judged = judge(found)
+    several = any(mean.of > 1 for means in judged.means.values() for mean in means.values())
+    said = [verdict(panel).sentence for panel in found] + [sentence(one) for one in judged.differences]
+    parts = [f"## {plain(study.plan.name)}"]
+    parts += [f"**{plain(study.plan.question)}**"] if study.plan.question else []
+    parts += [_list(said)]
+    parts += [_seeds(judged.scores)]
+    parts += [_means(judged)] if several else []
+    parts += [table] if (table := _rules(judged)) else []
+    parts += [f"![{plain(heading)}]({name})\n\n*{plain(caption)}*" for heading, caption, name in figures]
+    parts += [_list(f"Note: {remark}" for remark in [*notes(study), *judged.notes])] if notes(study) or judged.notes else []
+    parts += [f"Cost: {plain(costs(study).sentence)} {_versions(study)}"]
+    again = f"```\n{study.plan.command}\n{study.again}\n```" if study.plan.command else f"```\n{study.again}\n```"
+    return "\n\n".join([*parts, again]) + "\n"
+
+
+def _list(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {plain(line)}" for line in lines)
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    whole = [heads, ["---"] * len(heads), *rows]
+    return "\n".join("| " + " | ".join(cell if cell == "---" else plain(cell) for cell in row) + " |" for row in whole)
+
+
+def _seeds(scores: Sequence[Score]) -> str:
+    """Each seed by itself, rates with Wilson's intervals."""
+    rows = []
+    for score in scores:
+        best, low = score.numbers[BEST].at, score.numbers.get(LOWEST)
+        known = next((number.at.label for number in score.numbers.values() if number.at), None)
+        start = "not measured" if score.start is None else _pair(score.start, known)
+        rows.append(
+            [
+                *score.group,
+                "" if score.seed is None else str(score.seed),
+                start,
+                _pair(best, best.label) if best else "none",
+                _pair(low.at, low.at.label) if low and low.at else "none",
+            ]
+        )
+    heads = ["pre-trained with", "cleaned by", "seed", "start: top-1 at ASR"]
+    heads += [f"best top-1 at ASR ≤ {100 * CAP:g} %", "lowest ASR at 95 % of the start's top-1"]
+    return f"Each seed; in brackets Wilson's 95 % interval for the number of pictures.\n\n{_table(heads, rows)}"
+
+
+def _pair(point: Point[Mark] | Point[str], mark: Mark | None) -> str:
+    """top-1 and ASR of a point, each with its interval if it is known of how many pictures they are."""
+    facts = mark.facts if mark else {}
+    return f"{_rate(point.top1, facts.get('pictures'))} at ASR {_rate(point.asr, facts.get('others'))}"
+
+
+def _rate(rate: float, of: float | None) -> str:
+    if of is None or not 1 <= of < MOST or not 0 <= rate <= 1:
+        return percent(rate)
+    low, high = wilson(round(rate * round(of)), round(of))
+    return f"{percent(rate)} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def _means(judged: Judged) -> str:
+    rows = []
+    for group, means in judged.means.items():
+        told = [(name, means[name]) if name in means else None for name in HEADLINES]
+        rows.append([*group, *(f"{text(*one)} ({one[1].known} of {one[1].of})" if one else "" for one in told)])
+    heads = ["pre-trained with", "cleaned by", *(words(name) for name in HEADLINES)]
+    head = "Means over the seeds that have such a point, in brackets the 95 % bootstrap interval and how many have one."
+    return f"{head}\n\n{_table(heads, rows)}"
+
+
+def _rules(judged: Judged) -> str:
+    """What rules that see no ASR would have chosen, over seeds; empty if none could be followed."""
+    rows = []
+    for group, means in judged.means.items():
+        for rule in RULES:
+            names = [f"chosen_by_{rule}_{what}" for what in ("top1", "asr", "gap", "excess")]
+            if names[0] in means:
+                rows.append([*group, rule, *(text(name, means[name]) for name in names)])
+    heads = ["pre-trained with", "cleaned by", "rule", "top-1", "ASR", "top-1 short of the oracle"]
+    heads.append(f"ASR above {100 * CAP:g} %")
+    head = "What a defender would have chosen, who sees no ASR; means over seeds. The oracle is the best top-1 at ASR ≤ 5 %."
+    return f"{head}\n\n{_table(heads, rows)}" if rows else ""
+
+
+def _versions(study: Study) -> str:
+    """The versions that the runs' cards tell."""
+    cards = [record.card.get("versions") for record in study.records]
+    told = list(dict.fromkeys(", ".join(" ".join(pair) for pair in flat(one)) for one in cards if isinstance(one, dict)))
+    return f"Versions: {plain('; or '.join(told))}." if told else ""
+
+
+def plain(words: str) -> str:
+    """The words on one line, so that Markdown prints them as they are."""
+    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", " ".join(words.split()))
+
+
+def main(given: list[str]) -> int:
+    """Runs the command line; the exit code is 2 for what the user can put right."""
+    parser = argparse.ArgumentParser(prog="python -m engine.digest", description="Several studies on one Markdown page.")
+    parser.add_argument("studies", type=Path, nargs="+", metavar="STUDY", help="the folders that engine/run.py wrote")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE.md", help="the page; its figures lie in FILE/")
+    asked = parser.parse_args(given)
+    try:
+        if asked.out.suffix != ".md":
+            raise Refusal(f"--out is {asked.out}, expected a Markdown file; give one that ends in .md")
+        written = write_digest(asked.studies, asked.out)
+    except Refusal as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(f"{asked.out}, with {len(written) - 1} figures")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

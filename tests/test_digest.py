@@ -1,0 +1,49 @@
+"""Several studies on one Markdown page."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from test_gallery import study
+from test_scores import MMCL, SSL, journals
+
+from engine.digest import main, plain
+
+
+def test_two_studies_on_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one = journals(tmp_path / "one", {"mmcl": MMCL, "mmcl_ssl": SSL}, val_loss={1: 0.5, 2: 0.4, 3: 0.3})
+    other = study(tmp_path / "two", a={"swept": {"clean.objective.within": 1.0}, "points": [(0.7, 0.04)]})
+    out = tmp_path / "docs/results.md"
+    out.parent.mkdir()
+    assert main([str(one), str(other), "--out", str(out)]) == 0
+    assert "figures" in capsys.readouterr().out
+    page = out.read_text()
+    assert "## one" in page
+    assert "## s" in page
+    # seed 0: top-1 0.78 of 100 pictures at ASR 0.04 of 90; Wilson's intervals by hand: 0.689-0.850 and 0.016-0.102
+    start, best = "80.0 % \\[71.1, 86.7\\] at ASR 100.0 % \\[95.9, 100.0\\]", "78.0 % \\[68.9, 85.0\\] at ASR 4.0 %"
+    assert f"| MMCL | CleanCLIP | 0 | {start} | {best}" in page
+    assert "(3 of 3)" in page
+    assert "| MMCL | CleanCLIP | val\\_loss |" in page
+    assert "no difference, however large, can be called significant" in page
+    assert f"python -m engine.report {one}" in page
+    for name in ("one-frontier", "one-dynamics", "s-frontier"):
+        assert f"](results/{name}.png)" in page
+        with Image.open(tmp_path / f"docs/results/{name}.png") as opened:
+            assert opened.info["Description"].startswith("python -m engine.report")
+    assert "s-dynamics" not in page  # of the second study only what answers its question
+    out.write_text(page.replace("# Results", "# Mine\n\nWords of ours.", 1))
+    assert main([str(one), str(other), "--out", str(out)]) == 0
+    assert out.read_text().startswith("# Mine\n\nWords of ours.")
+    assert out.read_text().count("## one") == 1
+
+
+def test_what_is_no_study_or_no_page_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path), "--out", str(tmp_path / "a.md")]) == 2
+    assert "study.json" in capsys.readouterr().err
+    assert main([str(tmp_path), "--out", str(tmp_path / "a.txt")]) == 2
+    assert "ends in .md" in capsys.readouterr().err
+
+
+def test_others_words_are_words() -> None:
+    assert plain("a|b\n[c](d) <e> `f` *g* #h") == "a\\|b \\[c\\](d) \\<e\\> \\`f\\` \\*g\\* \\#h"
