@@ -65,10 +65,14 @@ def reached(reach: Reach, axis: str, joined: bool, columns: int = 2) -> "Figure"
             for at, (way, line) in enumerate(reach.items()):
                 _draw_reach(ax, [line.get(place, []) for place in places], which, at, len(reach), way, joined)
             ax.set_xticks(range(len(places)), [_short(place) for place in places])
-            if any(isinstance(place, str) for place in places):
+            if sum(len(_short(place)) for place in places) > 45:
                 ax.tick_params(axis="x", labelrotation=20)
-            ax.set_ylim(*((0, None) if which == "best" else (-3, 103)))
             ax.margins(x=0.1)
+            if which == "low":
+                ax.set_ylim(-3, 103)
+            else:  # from the ten below the lowest
+                known = [100 * one.best for line in reach.values() for some in line.values() for one in some if one.best]
+                ax.set_ylim(max(0, (min(known, default=0) - 4) // 10 * 10))
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
     return figure

@@ -1,9 +1,9 @@
 """The report: verdict, table and page from journals alone."""
 
 import csv
-import importlib.util
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -139,8 +139,19 @@ def test_the_page_of_a_large_study_lists_the_last_moments(tmp_path: Path, monkey
     assert len((tmp_path / "s/report/results.csv").read_text().splitlines()) == 12
 
 
-def test_parquet_or_a_note(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_parquet_holds_the_table_and_without_pyarrow_there_is_a_note(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pyarrow.parquet
+
     assert main([str(study(tmp_path / "s"))]) == 0
-    written = (tmp_path / "s/report/results.parquet").is_file()
-    assert written == (importlib.util.find_spec("pyarrow") is not None)
-    assert written != ("needs pyarrow" in capsys.readouterr().out)
+    assert "pyarrow" not in capsys.readouterr().out
+    rows = pyarrow.parquet.read_table(tmp_path / "s/report/results.parquet").to_pylist()
+    told = list(csv.DictReader((tmp_path / "s/report/results.csv").read_text().splitlines()))
+    assert [{k: "" if v is None else str(v) for k, v in row.items()} for row in rows] == told
+    assert isinstance(rows[0]["top1"], float)
+    (tmp_path / "s/report/results.parquet").unlink()
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert main([str(tmp_path / "s")]) == 0
+    assert "needs pyarrow" in capsys.readouterr().out
+    assert not (tmp_path / "s/report/results.parquet").exists()
