@@ -123,7 +123,7 @@ def _means(judged: Judged) -> str:
         told = [(name, means[name]) if name in means else None for name in HEADLINES]
         rows.append([*group, *(f"{text(*one)} ({one[1].known} of {one[1].of})" if one else "" for one in told)])
     heads = ["pre-trained with", "cleaned by", *(words(name) for name in HEADLINES)]
-    head = "Means over the seeds that have such a point, in brackets the 95 % bootstrap interval and how many have one."
+    head = "Means over the seeds that have such a point, with 95 % bootstrap intervals (too narrow where seeds are few)."
     return f"{head}\n\n{_table(heads, rows)}"
 
 

@@ -8,10 +8,11 @@ from engine.panels import compared_images, panels
 from engine.records import Study
 from engine.values import CAP, CAPS, FLOOR, Mark, Panel, percent, rate_text
 from measures.frontier import Point, best_accuracy, lowest_asr
+from measures.interval import bootstrap
 
 
 class Verdict(NamedTuple):
-    """One sentence for one way of pre-training; status is 'cleaned', 'dear', 'poisoned' or 'open'."""
+    """One sentence for one way of pre-training; status is 'cleaned', 'dear', 'partly', 'poisoned' or 'open'."""
 
     status: str
     sentence: str
@@ -25,6 +26,8 @@ def verdict(panel: Panel) -> Verdict:
     status = "open"
     if start and start.asr <= CAP:
         sentence = f"The attack did not take on {model}: {begun} before any cleaning."
+    elif best and start and len({point.label.seed for point in panel.points}) > 1:
+        status, sentence = _over_seeds(model, panel.points, start)
     elif best:
         status, sentence = _cleaned(model, best)
     elif lowest:
@@ -49,6 +52,30 @@ def _cleaned(model: str, best: Point[Mark]) -> tuple[str, str]:
         return "cleaned", f"{done} (start {percent(start.top1)})."
     loss = 100 * (start.top1 - best.top1)
     return "dear", f"{done} (start {percent(start.top1)}), a loss of {loss:.1f} points."
+
+
+def _over_seeds(model: str, points: Sequence[Point[Mark]], start: Point[str]) -> tuple[str, str]:
+    """Status and sentence for a model of several seeds, at least one of which was cleaned."""
+    seeds: dict[int | None, list[Point[Mark]]] = {}
+    for point in points:
+        seeds.setdefault(point.label.seed, []).append(point)
+    best = {seed: found for seed, members in seeds.items() if (found := best_accuracy(members, CAP))}
+    begun = [point.label.start.top1 for point in best.values() if point.label.start]
+    top1 = fmean(point.top1 for point in best.values())
+    low, high = bootstrap([point.top1 for point in best.values()])
+    count, under = f"in {len(best)} of {len(seeds)} seeds", f"ASR ≤ {100 * CAP:g} %"
+    said = f"The best cleaning of each seed brought {model} from ASR {percent(start.asr)} to {under} {count}"
+    said += f", at top-1 {percent(top1)}"
+    said += f" [{100 * low:.1f}, {100 * high:.1f}]" if len(best) > 1 else ""
+    said += f" (start {percent(fmean(begun))})" if begun else ""
+    loss = fmean(begun) - top1 if begun else 0.0
+    dear = bool(begun) and top1 < FLOOR * fmean(begun)
+    said += f", a loss of {100 * loss:.1f} points" if dear else ""
+    if len(best) < len(seeds):
+        rest = [lowest_asr(members, 0.0) for seed, members in seeds.items() if seed not in best]
+        said += f"; elsewhere the lowest ASR was {percent(min(point.asr for point in rest if point))}"
+        return "partly", f"{said}."
+    return "dear" if dear else "cleaned", f"{said}."
 
 
 def summary(panel: Panel, cleaners: Sequence[str]) -> list[tuple[str, str, str]]:

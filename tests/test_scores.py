@@ -13,6 +13,7 @@ from engine.panels import panels
 from engine.records import read_study
 from engine.report import main
 from engine.values import Mark, Panel
+from engine.verdict import verdict
 from measures.frontier import Point
 
 Row = tuple[float, float]  # top1, asr
@@ -43,6 +44,16 @@ def journals(folder: Path, ways: dict[str, list[list[Row]]], **more: dict[int, A
 
 MMCL = [[(0.80, 1.0), (0.78, 0.04), (0.70, 0.005), (0.79, 0.30)], [(0.80, 1.0), (0.76, 0.05)], [(0.80, 1.0), (0.77, 0.02)]]
 SSL = [[(0.80, 0.9), (0.40, 0.01)], [(0.80, 0.9), (0.50, 0.03)], [(0.80, 0.9), (0.70, 0.60)]]
+
+
+def test_a_verdict_over_seeds_by_hand(tmp_path: Path) -> None:
+    first, second = (verdict(one) for one in panels(read_study(journals(tmp_path / "s", {"mmcl": MMCL, "mmcl_ssl": SSL}))))
+    # best at ASR <= 5 %: 0.78, 0.76, 0.77; of the other way 0.40, 0.50, none, whose lowest ASR is 0.6
+    assert first.status == "cleaned"
+    assert "from ASR 100.0 % to ASR ≤ 5 % in 3 of 3 seeds, at top-1 77.0 % [76.0, 78.0] (start 80.0 %)." in first.sentence
+    assert second.status == "partly"
+    assert "in 2 of 3 seeds, at top-1 45.0 % [40.0, 50.0] (start 80.0 %), a loss of 35.0 points" in second.sentence
+    assert second.sentence.endswith("elsewhere the lowest ASR was 60.0 %.")
 
 
 def test_scores_of_a_seed_by_hand(tmp_path: Path) -> None:
