@@ -1,12 +1,11 @@
 """What the runs of a study took: hours of wall time, of GPUs or of cores, pairs a second, energy. From their files alone.
 
 Training is the sum over the journal's steps, measuring that over its moments: a moment's rows count from one start, so that
-the last says it all. Wall time is what finished.json or stopped.json says, from the run's beginning to its end. A run that
-was interrupted has there only its last part, and one that still runs has nothing there: of these it is training and
-measuring, which leaves out start-up, checkpoints, and the steps that were done twice. GPU-hours are wall hours times
-processes, each of which has one GPU. Without a GPU there are CPU-hours: times processes and the threads of each, the
-loaders' processes not counted. Energy is `joules` of finished.json or stopped.json, if whoever runs the study has a meter
-and puts it there. What no file tells is None, and never guessed.
+the last says it all. Wall time is what finished.json or stopped.json says (engine/meter.py): of an interrupted run its last
+launch and what the others had taken when they last saved. Of a run that has neither file yet it is training and measuring,
+which leaves out start-up and checkpoints. GPU-hours are wall hours times processes, each of which has one GPU. Without a GPU
+there are CPU-hours: times processes and the threads of each, the loaders' processes not counted. Energy is the GPUs' own
+count, `joules` of the same files. What no file tells is None, and never guessed.
 """
 
 import re

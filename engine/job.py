@@ -36,6 +36,7 @@ from engine.inputs import Job, clusterer, once
 from engine.journal import Journal, read_rows
 from engine.learner import Learner
 from engine.ledger import Ledger
+from engine.meter import Meter
 from engine.start import BESIDE, STEPS, distance, load_start, moments_of, path_of, split
 from engine.towers import Towers
 from engine.train import Cadence, Hopeless, train
@@ -70,7 +71,7 @@ def perform(
 
     `hopeless(epoch)` on the first process says why the run should end early, after an epoch's measures, or None.
     """
-    began = time.monotonic()
+    meter = Meter(world, {})
     run, machine, stage = job.run, job.run.spec.machine, job.run.settings
     learner, facts = _learner(job, world)
     engine = learner.engine
@@ -82,7 +83,7 @@ def perform(
         _same_data(saved["data"], digest, path)
         zero.load(engine, path.parent, path.name)
         learner.restore(checkpoint.own_state(path, world.rank))
-        start, length = saved["step"], saved["journal"]
+        start, length, meter.before = saved["step"], saved["journal"], saved.get("spent", {})
     processes.together(lambda: _open_folder(job))
     card = _card(job, world, facts, digest)
     if world.first:
@@ -105,6 +106,7 @@ def perform(
                 "zero": machine.zero,
                 "spec": run.decides,
                 "versions": card["versions"],
+                "spent": meter.spent(),
             }
             checkpoint.save(
                 checkpoints, step, facts, learner.state(), world, lambda tag: zero.save(engine, checkpoints, tag)
@@ -125,12 +127,12 @@ def perform(
         try:
             train(learner, batches(job.pairs, stage.epochs, start, job.workers(world)), journal, cadence, world)
         except Hopeless as end:
+            spent = meter.spent()
             if world.first:
-                seconds = round(time.monotonic() - began, 1)
-                write_json(job.folder / STOPPED, {"step": end.step, "why": str(end), "seconds": seconds})
+                write_json(job.folder / STOPPED, {"step": end.step, "why": str(end), **spent})
             processes.barrier()
             return
-        _finish(job, learner, journal, world, checkpoints, time.monotonic() - began)
+        _finish(job, learner, journal, world, checkpoints, meter)
     finally:
         journal.close()
         engine.destroy()
@@ -384,7 +386,7 @@ def _show(job: Job, journal: Journal, world: World) -> None:
         journal.picture("poisoned pairs", picture)
 
 
-def _finish(job: Job, learner: Learner, journal: Journal, world: World, checkpoints: Path, seconds: float) -> None:
+def _finish(job: Job, learner: Learner, journal: Journal, world: World, checkpoints: Path, meter: Meter) -> None:
     """Writes the weights, then finished.json, then removes the checkpoints."""
     _average_statistics(learner.engine)
     with zero.full_weights(learner.engine, job.run.spec.machine):
@@ -393,13 +395,18 @@ def _finish(job: Job, learner: Learner, journal: Journal, world: World, checkpoi
     moments = zero.moments(learner.engine, learner.stepper) if job.run.stage == "pretrain" else {}
     if moments:
         moments |= learner.moments()
-    processes.together(lambda: _write_weights(job, state, moments, journal, seconds))
+    spent = meter.spent()
+    processes.together(lambda: _write_weights(job, state, moments, journal, spent))
     if world.first:
         shutil.rmtree(checkpoints, ignore_errors=True)
 
 
 def _write_weights(
-    job: Job, state: dict[str, torch.Tensor], moments: dict[str, torch.Tensor], journal: Journal, seconds: float
+    job: Job,
+    state: dict[str, torch.Tensor],
+    moments: dict[str, torch.Tensor],
+    journal: Journal,
+    spent: dict[str, float],
 ) -> None:
     from safetensors.torch import save_file
 
@@ -423,6 +430,6 @@ def _write_weights(
             "journal": journal.mark,
             "weights": checkpoint.digest(final),
             "measured": job.run.measured,
-            "seconds": round(seconds, 1),
+            **spent,
         },
     )
