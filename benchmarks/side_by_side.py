@@ -93,10 +93,10 @@ class Peak:
         return self._of("VmHWM") - self.base
 
 
-def repository(name: str, commit: str, *files: str, tree: tuple[str, ...] = ()) -> Path:
+def repository(name: str, commit: str, *files: str, tree: tuple[str, ...] = (), part: str = "") -> Path:
     """A folder with some files of a GitHub repository at a commit, side by side, or with their folders those in `tree`: from
-    ANTIDOTE_PEERS/OWNER+NAME/repo, or cloned."""
-    folder = Path(tempfile.gettempdir()) / "antidote-peers" / f"{name.replace('/', '+')}-{commit[:12]}"
+    ANTIDOTE_PEERS/OWNER+NAME/repo, or cloned. Benchmarks that take different files give different `part`s."""
+    folder = Path(tempfile.gettempdir()) / "antidote-peers" / f"{name.replace('/', '+')}-{commit[:12]}{part}"
     copy = Path(os.environ.get("ANTIDOTE_PEERS", "/nowhere")) / name.replace("/", "+") / "repo"
     if not folder.exists():
         if not copy.exists():

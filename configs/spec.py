@@ -21,8 +21,8 @@ from data.pipeline import Data
 from data.poison import Attack
 from data.refusal import Refusal
 from data.triggers.contract import Square
-from measures import AnyMeasure
 from measures.contract import CENTRE, PROXY
+from measures.registry import AnyMeasure
 
 
 class Spec(Section):

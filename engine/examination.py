@@ -19,8 +19,8 @@ from data.triggers.contract import Mark
 from data.triggers.multi import Multi
 from engine.model import image_size, imagenet
 from engine.world import World
-from measures import AnyMeasure
 from measures.contract import CENTRE, PROXY, TRAINED, Measure
+from measures.registry import AnyMeasure
 
 HOLD = 1 << 30  # bytes of decoded pictures a rank keeps between evaluations; beyond it they are decoded each time
 SHOWN = 8  # pictures whose answers the journal tells

@@ -164,9 +164,10 @@ def _draw_panel(ax: "Axes", panel: Panel, shapes: dict[str, str], rates: list[fl
         ax.axhline(100 * start.top1, color=INK, linestyle="--", linewidth=0.9, zorder=1)
     x, y = _percents(pareto(panel.points))
     ax.step(x, y, where="post", color=INK, linewidth=0.8, alpha=0.6, zorder=1.5)
+    paints: dict[float | None, Any] = {rate: colours(at) for at, rate in enumerate(rates)} | {None: "#888888"}
     for kind, shape in shapes.items():
         mine = _apart([p for p in panel.points if p.label.objective == kind])
-        paint = ["#888888" if (r := p.label.rate) is None else colours(rates.index(r)) for p in mine]
+        paint = [paints[p.label.rate] for p in mine]
         x, y = _percents(mine)
         look: dict[str, Any] = {"marker": shape, "edgecolors": "white", "linewidths": 0.4, "rasterized": len(mine) > MANY}
         ax.scatter(x, y, s=26, c=paint, zorder=2, **look)
@@ -177,8 +178,8 @@ def _draw_panel(ax: "Axes", panel: Panel, shapes: dict[str, str], rates: list[fl
 
 
 def _apart(points: list[Point[Mark]]) -> list[Point[Mark]]:
-    """The points without those that would be drawn where another of their rate is, to a twentieth of a percent."""
-    return list({(round(p.asr * 2000), round(p.top1 * 2000), p.label.rate): p for p in points}.values())
+    """The points without those that would be drawn where another of their rate is, to a tenth of a percent."""
+    return list({(round(p.asr * 1000), round(p.top1 * 1000), p.label.rate): p for p in points}.values())
 
 
 def _ring(ax: "Axes", panel: Panel) -> None:

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from measures import AnyMeasure
 from measures.attack_success import AttackSuccess, attack_success
 from measures.class_success import class_success
 from measures.classifier import class_vectors, predict, ranks
@@ -21,6 +20,7 @@ from measures.linear_probe import LinearProbe, linear_probe
 from measures.neighbours import neighbours, vote
 from measures.prototypes import prototypes
 from measures.proxy_success import proxy_success
+from measures.registry import AnyMeasure
 from measures.retrieval import retrieval
 from measures.validation_loss import validation_loss
 from measures.zero_shot import zero_shot

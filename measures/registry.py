@@ -1,0 +1,30 @@
+"""The registry of measures: one file and one entry each. Imports neither data, objectives, configs nor engine."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from measures.attack_success import AttackSuccess
+from measures.class_success import ClassSuccess
+from measures.geometry import Geometry
+from measures.linear_probe import LinearProbe
+from measures.neighbours import Neighbours
+from measures.prototypes import Prototypes
+from measures.proxy_success import ProxySuccess
+from measures.retrieval import Retrieval
+from measures.validation_loss import ValidationLoss
+from measures.zero_shot import ZeroShot
+
+AnyMeasure = Annotated[
+    ZeroShot
+    | AttackSuccess
+    | ProxySuccess
+    | ClassSuccess
+    | Neighbours
+    | Prototypes
+    | LinearProbe
+    | Geometry
+    | Retrieval
+    | ValidationLoss,
+    Field(discriminator="kind"),
+]
