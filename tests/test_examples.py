@@ -113,3 +113,14 @@ def test_the_pre_trained_miniature_starts_from_the_main_questions_twin() -> None
     assert stage is not None
     assert stage.start is not None
     assert stage.start.path == f"runs/mini-main/{twin.folder}"
+
+
+def test_the_example_of_the_page_on_reports_is_a_spec_and_names_every_measure(tmp_path: Path) -> None:
+    (text,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/report.md").read_text(), re.DOTALL)
+    yaml = YAML(typ="safe", pure=True)
+    tree = merged(yaml.load(SPEC.format(world=tmp_path)), yaml.load(text))
+    with (tmp_path / "spec.yaml").open("w") as file:
+        yaml.dump(tree, file)
+    spec = load(tmp_path / "spec.yaml").spec
+    listed = {path.stem for path in (ROOT / "measures").glob("*.py") if "kind: Literal[" in path.read_text()}
+    assert {measure.kind for measure in spec.measure} == listed
