@@ -6,14 +6,13 @@ from pathlib import Path
 
 from data.refusal import Refusal
 from engine import figures
-from engine.difference import sentence
 from engine.exports import judge, verdict_files
 from engine.imports import write_files
 from engine.panels import panels
 from engine.records import Study, read_study
 from engine.tables import as_csv, results
 from engine.values import Panel
-from engine.verdict import notes, verdict
+from engine.verdict import notes, sentences
 
 
 def joint_panels(studies: Sequence[tuple[str, Study]]) -> list[Panel]:
@@ -51,7 +50,7 @@ def write_comparison(folders: Sequence[Path], out: Path | None) -> list[str]:
     tables = [(name, *results(study)) for name, study in studies]
     columns = list(dict.fromkeys(column for _, heads, _ in tables for column in heads))
     rows = [{**row, "study": name} for name, _, members in tables for row in members]
-    said = [verdict(panel).sentence for panel in found] + [sentence(one) for one in judged.differences]
+    said = sentences(found, judged.differences)
     remarks = [f"{name}: {remark}" for name, study in studies for remark in notes(study)] + judged.notes
     files = {
         "frontier.png": figures.drawn(figure, "png", command),

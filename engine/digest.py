@@ -15,23 +15,20 @@ from pathlib import Path
 
 from data.refusal import Refusal
 from engine.bill import costs
-from engine.difference import sentence
 from engine.exports import Judged, judge, text, words
 from engine.figures import drawn
 from engine.gallery import plates
 from engine.imports import write_files
 from engine.panels import panels
 from engine.records import Study, flat, read_study
-from engine.scores import MOST, Score
+from engine.scores import RULES, Score, counted
 from engine.values import CAP, FLOOR, Mark, percent
-from engine.verdict import notes, verdict
+from engine.verdict import notes, sentences
 from measures.frontier import Point
-from measures.interval import wilson
 
 ANSWERING = ("frontier", "cleaners", "along-", "epochs")  # names, or how they begin
 BEST, LOWEST = f"best_top1_at_asr_{CAP:g}", f"lowest_asr_at_{FLOOR:g}_of_start"
 HEADLINES = (BEST, f"drop_at_asr_{CAP:g}", LOWEST, "hypervolume", "carrying_points")
-RULES = ("accuracy", "val_loss", "distance", "proxy")
 HEAD = "# Results\n\nEach section is a study: its question, what the numbers say, and how to run it again.\n"
 
 
@@ -60,10 +57,9 @@ def section(study: Study, figures: Iterable[tuple[str, str, str]]) -> str:
     found = panels(study)
     judged = judge(found)
     several = any(mean.of > 1 for means in judged.means.values() for mean in means.values())
-    said = [verdict(panel).sentence for panel in found] + [sentence(one) for one in judged.differences]
     parts = [f"## {plain(study.plan.name)}"]
     parts += [f"**{plain(study.plan.question)}**"] if study.plan.question else []
-    parts += [_list(said)]
+    parts += [_list(sentences(found, judged.differences))]
     parts += [_seeds(judged.scores)]
     parts += [_means(judged)] if several else []
     parts += [table] if (table := _rules(judged)) else []
@@ -111,10 +107,8 @@ def _pair(point: Point[Mark] | Point[str], mark: Mark | None) -> str:
 
 
 def _rate(rate: float, of: float | None) -> str:
-    if of is None or not 1 <= of < MOST or not 0 <= rate <= 1:
-        return percent(rate)
-    low, high = wilson(round(rate * round(of)), round(of))
-    return f"{percent(rate)} [{100 * low:.1f}, {100 * high:.1f}]"
+    between = counted(rate, of)
+    return f"{percent(rate)} [{100 * between.low:.1f}, {100 * between.high:.1f}]" if between else percent(rate)
 
 
 def _means(judged: Judged) -> str:

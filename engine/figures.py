@@ -32,9 +32,9 @@ def frontier(panels: Sequence[Panel], columns: int = 3) -> "Figure":
     shapes = {kind: SHAPES[at % len(SHAPES)] for at, kind in enumerate(kinds)}
     with style():
         figure, axes = grid(max(len(panels), 1), columns, "ASR, attack success (%)", "zero-shot top-1 (%)")
-        colours, _ = palette(rates)
+        paints = paints_of(rates)
         for ax, panel in zip(axes, panels, strict=False):
-            _draw_panel(ax, panel, shapes, rates, colours)
+            _draw_panel(ax, panel, shapes, paints)
         for ax, panel in zip(axes, panels, strict=False):
             _ring(ax, panel)  # now that the shared scale is known
         if not panels:
@@ -74,15 +74,9 @@ def dynamics(curves: Sequence[Curve], columns: int = 2) -> "Figure":
         ways = list(dict.fromkeys(curve.way for curve in curves))
         for curve in curves:
             at = ways.index(curve.way)
-            look: dict[str, Any] = {
-                "color": LINES[at % len(LINES)],
-                "linestyle": "--" if curve.twin else "-",
-                "marker": SHAPES[at % len(SHAPES)],
-                "markerfacecolor": "white" if curve.twin else None,
-                "markersize": 4.5,
-            }
             for ax, line in ((left, curve.top1), (right, curve.asr)):
-                ax.plot([e for e, _ in line], [100 * r for _, r in line], label=brief(curve.label), **look)
+                look = line_look(at, curve.twin, curve.label)
+                ax.plot([e for e, _ in line], [100 * r for _, r in line], markersize=4.5, **look)
         left.set_title("zero-shot top-1 (%)")
         right.set_title("ASR, attack success (%)")
         right.set_ylim(-3, 103)
@@ -92,6 +86,17 @@ def dynamics(curves: Sequence[Curve], columns: int = 2) -> "Figure":
             figure.set_figheight(figure.get_figheight() + 0.2 * -(-len(curves) // columns))
             figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
     return figure
+
+
+def line_look(at: int, twin: bool, label: str) -> dict[str, Any]:
+    """How the line of a run of the `at`-th way of pre-training is drawn; a twin is dashed and hollow."""
+    return {
+        "color": LINES[at % len(LINES)],
+        "linestyle": "--" if twin else "-",
+        "marker": SHAPES[at % len(SHAPES)],
+        "markerfacecolor": "white" if twin else None,
+        "label": brief(label),
+    }
 
 
 def drawn(figure: "Figure", kind: str, command: str) -> bytes:
@@ -156,7 +161,13 @@ def palette(rates: list[float]) -> "tuple[ListedColormap, BoundaryNorm]":
     return ListedColormap(shades), BoundaryNorm([at - 0.5 for at in range(count + 1)], count)
 
 
-def _draw_panel(ax: "Axes", panel: Panel, shapes: dict[str, str], rates: list[float], colours: "ListedColormap") -> None:
+def paints_of(rates: list[float]) -> dict[float | None, Any]:
+    """The colour of each rate, and of points without one."""
+    colours, _ = palette(rates)
+    return {rate: colours(at) for at, rate in enumerate(rates)} | {None: "#888888"}
+
+
+def _draw_panel(ax: "Axes", panel: Panel, shapes: dict[str, str], paints: dict[float | None, Any]) -> None:
     """Draws one panel: the band, the start's accuracy, the frontier, and every point."""
     ax.set_title(brief(panel.heading or f"pre-trained with {panel.title}"))
     ax.axvspan(0, 100 * CAP, color=BAND, alpha=0.22, linewidth=0)
@@ -164,7 +175,6 @@ def _draw_panel(ax: "Axes", panel: Panel, shapes: dict[str, str], rates: list[fl
         ax.axhline(100 * start.top1, color=INK, linestyle="--", linewidth=0.9, zorder=1)
     x, y = _percents(pareto(panel.points))
     ax.step(x, y, where="post", color=INK, linewidth=0.8, alpha=0.6, zorder=1.5)
-    paints: dict[float | None, Any] = {rate: colours(at) for at, rate in enumerate(rates)} | {None: "#888888"}
     for kind, shape in shapes.items():
         mine = _apart([p for p in panel.points if p.label.objective == kind])
         paint = [paints[p.label.rate] for p in mine]

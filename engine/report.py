@@ -15,7 +15,6 @@ from pathlib import Path
 
 from data.refusal import Refusal
 from engine.compare import write_comparison
-from engine.difference import sentence
 from engine.exports import Judged, judge, verdict_files
 from engine.figures import drawn
 from engine.gallery import plates
@@ -24,8 +23,8 @@ from engine.journal import show_report
 from engine.page import Picture, page_of
 from engine.panels import panels
 from engine.records import Study, read_study
-from engine.tables import results, results_csv, results_parquet
-from engine.verdict import notes, verdict
+from engine.tables import as_csv, results, results_parquet
+from engine.verdict import notes, sentences
 
 
 def write_report(study: Path) -> Path:
@@ -36,32 +35,28 @@ def write_report(study: Path) -> Path:
 def write_and_show(study: Path, board: Path) -> Path:
     """The same, and puts the figures and what the verdict says into a TensorBoard folder."""
     read = read_study(study)
-    page, judged = _write(read)
-    names = [plate.name for plate in plates(read)]
-    show_report(board, {name: page.with_name(f"{name}.png") for name in names}, _said(read, judged))
+    page, judged, names = _write(read)
+    pictures = {name: page.with_name(f"{name}.png") for name in names}
+    show_report(board, pictures, sentences(panels(read), judged.differences))
     return page
 
 
-def _said(read: Study, judged: Judged) -> list[str]:
-    """The verdict in sentences."""
-    return [verdict(panel).sentence for panel in panels(read)] + [sentence(one) for one in judged.differences]
-
-
-def _write(read: Study) -> tuple[Path, Judged]:
-    """Writes every file of the report, each at once or not at all; returns the page's path and the verdict's numbers."""
-    out, judged = read.folder / "report", judge(panels(read))
-    files, pictures = {"results.csv": results_csv(read).encode()} | verdict_files(judged), list[Picture]()
+def _write(read: Study) -> tuple[Path, Judged, list[str]]:
+    """Writes every file of the report, each at once or not at all; returns the page's path, the verdict's numbers, and the
+    figures' names."""
+    out, judged, table = read.folder / "report", judge(panels(read)), results(read)
+    files, pictures = {"results.csv": as_csv(*table).encode()} | verdict_files(judged), list[Picture]()
     for plate in plates(read):
         figure = plate.draw(False)
         files |= {f"{plate.name}.{kind}": drawn(figure, kind, read.again) for kind in ("png", "pdf")}
         wide, narrow = files[f"{plate.name}.png"], drawn(plate.draw(True), "png", read.again)
         pictures.append(Picture(plate.name, plate.heading, plate.caption, wide, narrow))
-    table = results_parquet(*results(read))
-    if table is not None:
-        files["results.parquet"] = table
+    parquet = results_parquet(*table)
+    if parquet is not None:
+        files["results.parquet"] = parquet
     files["index.html"] = page_of(read, judged, pictures).encode()
     write_files(out, files)
-    return out / "index.html", judged
+    return out / "index.html", judged, [picture.name for picture in pictures]
 
 
 def missing(out: Path) -> list[str]:
@@ -107,8 +102,10 @@ def _carried_out(studies: list[Path], published: list[Path], out: Path | None) -
     if out is not None:
         raise Refusal(f"--out {out} was given with one study, whose report lies in the study's own folder; leave it out")
     read = read_study(studies[0])
-    page, judged = _write(read)
-    said = _said(read, judged) + [f"Note: {remark}" for remark in [*notes(read), *judged.notes, *missing(page.parent)]]
+    page, judged, _ = _write(read)
+    said = sentences(panels(read), judged.differences) + [
+        f"Note: {remark}" for remark in [*notes(read), *judged.notes, *missing(page.parent)]
+    ]
     return [*said, str(page), str(page.with_name("frontier.png"))]
 
 

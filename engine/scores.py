@@ -81,13 +81,18 @@ def _score(group: Group, seed: int | None, points: list[Point[Mark]]) -> Score:
     return Score(group, seed, start, numbers | _chosen(points, start))
 
 
-def _number(point: Point[Mark] | None, rate: str, counted: str) -> Number:
+def _number(point: Point[Mark] | None, rate: str, of: str) -> Number:
     """The point's rate, with Wilson's interval if its journal says of how many pictures it is."""
     if point is None:
         return Number(None)
-    value, of = float(getattr(point, rate)), round(point.label.facts.get(counted, 0))
-    known = 0 < of < MOST and 0 <= value <= 1
-    return Number(value, wilson(round(value * of), of) if known else None, point)
+    value = float(getattr(point, rate))
+    return Number(value, counted(value, point.label.facts.get(of)), point)
+
+
+def counted(rate: float, of: float | None) -> Interval | None:
+    """Wilson's interval of a rate of so many pictures; None if their number is not known or either can't be."""
+    whole = round(of or 0)
+    return wilson(round(rate * whole), whole) if 0 < whole < MOST and 0 <= rate <= 1 else None
 
 
 def _chosen(points: list[Point[Mark]], start: Point[str] | None) -> dict[str, Number]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from engine.figures import BAND, INK, LINES, SHAPES, STAR, brief, grid, palette, rate_bar, style
+from engine.figures import BAND, INK, LINES, SHAPES, STAR, brief, grid, line_look, paints_of, rate_bar, style
 from engine.reach import Reach, Reached
 from engine.values import CAP, Answers, Course, Mark, Panel
 from measures.frontier import Point
@@ -24,7 +24,7 @@ def trajectories(panels: Sequence[Panel], columns: int = 3) -> "Figure":
     rates = sorted({p.label.rate for panel in panels for p in panel.points if p.label.rate is not None})
     with style():
         figure, axes = grid(max(len(panels), 1), columns, "ASR, attack success (%)", "zero-shot top-1 (%)")
-        colours, _ = palette(rates)
+        colours = paints_of(rates)
         for ax, panel in zip(axes, panels, strict=False):
             ax.set_title(brief(panel.heading or f"pre-trained with {panel.title}"))
             ax.axvspan(0, 100 * CAP, color=BAND, alpha=0.22, linewidth=0)
@@ -37,7 +37,7 @@ def trajectories(panels: Sequence[Panel], columns: int = 3) -> "Figure":
                 mark = points[0].label
                 ways.append([(100 * p.asr, 100 * p.top1) for p in ([mark.start] if mark.start else [])])
                 ways[-1] += [(100 * p.asr, 100 * p.top1) for p in points]
-                paints.append("#888888" if mark.rate is None else colours(rates.index(mark.rate)))
+                paints.append(colours[mark.rate])
             ax.add_collection(LineCollection(ways, colors=paints, linewidths=0.9, alpha=0.85))
             ax.scatter([way[-1][0] for way in ways], [way[-1][1] for way in ways], s=16, c=paints)
             for start in panel.starts:
@@ -81,7 +81,7 @@ def reached(reach: Reach, axis: str, joined: bool, columns: int = 2) -> "Figure"
 def _draw_reach(ax: "Axes", seeds: list[list[Reached]], which: str, at: int, of: int, way: str, joined: bool) -> None:
     """One way's points over the places 0, 1, ..., beside those of the other ways."""
     colour, shape, aside = LINES[at % len(LINES)], SHAPES[at % len(SHAPES)], 0.14 * (at - (of - 1) / 2)
-    x, means, labelled = [], [], False
+    x, means = [], []
     for place, found in enumerate(seeds):
         values = [getattr(one, which) for one in found]
         known = [100 * value for value in values if value is not None and value == value]
@@ -98,7 +98,6 @@ def _draw_reach(ax: "Axes", seeds: list[list[Reached]], which: str, at: int, of:
                 words, (place + aside, edge), xycoords=ax.get_xaxis_transform(), textcoords="offset points",
                 xytext=(6, 3 if side == "bottom" else -9), fontsize=7.5, color=colour,
             )  # fmt: skip
-        labelled = labelled or bool(known or none)
     line: dict[str, Any] = {"color": colour, "label": f"pre-trained with {brief(way)}"}
     if joined:
         ax.plot(x, means, "-", linewidth=1.3, marker=shape, markersize=2, **line)
@@ -122,15 +121,8 @@ def measured(courses: Mapping[str, Sequence[Course]], columns: int = 2) -> "Figu
             ax.set_title(brief(title))
             for course in some:
                 at = ways.index(course.way)
-                look: dict[str, Any] = {
-                    "color": LINES[at % len(LINES)],
-                    "linestyle": "--" if course.twin else "-",
-                    "marker": SHAPES[at % len(SHAPES)],
-                    "markerfacecolor": "white" if course.twin else None,
-                    "markersize": 4,
-                    "label": brief(course.label),
-                }
-                ax.plot([e for e, _ in course.line], [n for _, n in course.line], **look)
+                look = line_look(at, course.twin, course.label)
+                ax.plot([e for e, _ in course.line], [n for _, n in course.line], markersize=4, **look)
         handles = {label: one for ax in axes for one, label in zip(*ax.get_legend_handles_labels(), strict=True)}
         figure.set_figheight(figure.get_figheight() + 0.2 * -(-len(handles) // columns))
         figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=columns, frameon=False)

@@ -8,11 +8,6 @@ from typing import Any
 from engine.records import KEYS, RATES, Study, flat
 
 
-def results_csv(study: Study) -> str:
-    """All evaluations as one table; text that a spreadsheet would run as a formula starts with '."""
-    return as_csv(*results(study))
-
-
 def results(study: Study) -> tuple[list[str], list[dict[str, Any]]]:
     """All evaluations: the columns of the table, and its rows."""
     rows = [row for record in study.records for row in record.evaluations]
@@ -23,7 +18,8 @@ def results(study: Study) -> tuple[list[str], list[dict[str, Any]]]:
 
 
 def as_csv(columns: list[str], rows: Iterable[Mapping[str, Any]]) -> str:
-    """The rows' columns as CSV with a line of heads; what a row lacks is an empty cell."""
+    """The rows' columns as CSV with a line of heads; what a row lacks is an empty cell, and text that a spreadsheet would
+    run as a formula starts with '."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([cell(column) for column in columns])

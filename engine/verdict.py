@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import NamedTuple
 
+from engine.difference import Difference, sentence
 from engine.panels import compared_images, panels
 from engine.records import Study
 from engine.values import CAP, CAPS, FLOOR, Mark, Panel, percent, rate_text
@@ -25,18 +26,23 @@ def verdict(panel: Panel) -> Verdict:
     begun = f"ASR {percent(start.asr)} at top-1 {percent(start.top1)}" if start else "not measured"
     status = "open"
     if start and start.asr <= CAP:
-        sentence = f"The attack did not take on {model}: {begun} before any cleaning."
+        said = f"The attack did not take on {model}: {begun} before any cleaning."
     elif best and start and len({point.label.seed for point in panel.points}) > 1:
-        status, sentence = _over_seeds(model, panel.points, start)
+        status, said = _over_seeds(model, panel.points, start)
     elif best:
-        status, sentence = _cleaned(model, best)
+        status, said = _cleaned(model, best)
     elif lowest:
         low = f"{percent(lowest.asr)} at top-1 {percent(lowest.top1)}"
-        sentence = f"No cleaning run reached {under} on {model}; lowest was {low} (start {begun})."
+        said = f"No cleaning run reached {under} on {model}; lowest was {low} (start {begun})."
         status = "poisoned"
     else:
-        sentence = f"No cleaning run has been measured yet on {model} (start {begun})."
-    return Verdict(status, sentence if panel.finished == panel.total else f"So far: {sentence}")
+        said = f"No cleaning run has been measured yet on {model} (start {begun})."
+    return Verdict(status, said if panel.finished == panel.total else f"So far: {said}")
+
+
+def sentences(panels: Sequence[Panel], differences: Sequence[Difference]) -> list[str]:
+    """All that is said of a study: of each way of pre-training, and of each difference between two."""
+    return [verdict(panel).sentence for panel in panels] + [sentence(one) for one in differences]
 
 
 def _cleaned(model: str, best: Point[Mark]) -> tuple[str, str]:
