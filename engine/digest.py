@@ -2,9 +2,9 @@
 
     python -m engine.digest runs/mini-* --out docs/mini-results.md
 
-writes docs/mini-results.md and docs/mini-results/NAME-FIGURE.png. Of the first study all figures are shown, of the others
-those that answer their question. What stands above the first heading of the second level of an earlier page is kept: it is
-for people to write.
+writes docs/mini-results.md and docs/mini-results/NAME-FIGURE.png. Of the study that comes first on the page all figures are
+shown, of the others those that answer their question. Of an earlier page the sections of other studies are kept, so that it
+can be made in parts and on several machines, and so is what stands above the first section: it is for people to write.
 """
 
 import argparse
@@ -33,23 +33,29 @@ HEAD = "# Results\n\nEach section is a study: its question, what the numbers say
 
 
 def write_digest(folders: Sequence[Path], out: Path) -> list[str]:
-    """Writes the page and its figures; returns the files' names. Raises Refusal."""
+    """Writes the page and the figures of these studies; returns the files' names. Raises Refusal."""
     files: dict[str, bytes] = {}
-    sections = []
-    for at, folder in enumerate(folders):
-        study = read_study(folder)
+    head, sections = _earlier(out)
+    for study in map(read_study, folders):
+        heading = plain(study.plan.name)
+        first = next(iter(sections), heading) == heading
         shown = []
         for plate in plates(study):
-            if at == 0 or plate.name.startswith(ANSWERING):
+            if first or plate.name.startswith(ANSWERING):
                 name = f"{out.stem}/{study.plan.name}-{plate.name}.png"
                 files[name] = drawn(plate.draw(False), "png", study.again)
                 shown.append((plate.heading, plate.caption, name))
-        sections.append(section(study, shown))
-    kept = out.read_text(encoding="utf-8").split("\n## ", 1)[0] if out.is_file() else HEAD
-    files[out.name] = "\n".join([kept.rstrip(), "", *sections]).encode()
+        sections[heading] = section(study, shown)
+    files[out.name] = "\n".join([head, "", *sections.values()]).encode()
     (out.parent / out.stem).mkdir(parents=True, exist_ok=True)
     write_files(out.parent, files)
     return list(files)
+
+
+def _earlier(out: Path) -> tuple[str, dict[str, str]]:
+    """What stands above the first section of the page as it is, and its sections by their headings."""
+    head, *parts = re.split(r"^(?=## )", out.read_text(encoding="utf-8") if out.is_file() else HEAD, flags=re.MULTILINE)
+    return head.rstrip(), {part.partition("\n")[0][3:]: f"{part.rstrip()}\n" for part in parts}
 
 
 def section(study: Study, figures: Iterable[tuple[str, str, str]]) -> str:

@@ -38,6 +38,17 @@ def test_two_studies_on_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert out.read_text().count("## one") == 1
 
 
+def test_sections_of_other_studies_are_kept(tmp_path: Path) -> None:
+    one = study(tmp_path / "one", a={"points": [(0.7, 0.04)]})
+    other = journals(tmp_path / "two", {"mmcl": MMCL, "mmcl_ssl": SSL})
+    out, whole = tmp_path / "results.md", tmp_path / "whole.md"
+    for part in (one, other, one, other):
+        assert main([str(part), "--out", str(out)]) == 0
+    assert main([str(one), str(other), "--out", str(whole)]) == 0
+    assert out.read_text() == whole.read_text().replace("whole/", "results/")
+    assert {path.name for path in (tmp_path / "results").iterdir()} == {path.name for path in (tmp_path / "whole").iterdir()}
+
+
 def test_what_is_no_study_or_no_page_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path), "--out", str(tmp_path / "a.md")]) == 2
     assert "study.json" in capsys.readouterr().err
