@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engine.values import CAP, Curve, Mark, Panel, percent, rate_text
+from engine.values import CAP, Mark, Panel, percent, rate_text
 from measures.frontier import Point, best_accuracy, pareto
 
 if TYPE_CHECKING:
@@ -63,40 +63,6 @@ def rate_bar(figure: "Figure", axes: "list[Axes]", rates: list[float], narrow: b
     every = -(-len(rates) // (6 if narrow else 14))  # a label needs room
     bar.set_ticks(list(range(0, len(rates), every)), labels=[rate_text(r) for r in rates[::every]], minor=False)
     bar.ax.tick_params(which="both", length=0)
-
-
-def dynamics(curves: Sequence[Curve], columns: int = 2) -> "Figure":
-    """Accuracy and attack success over the epochs of pre-training, in percent; a twin is dashed."""
-    from matplotlib.ticker import MaxNLocator
-
-    with style():
-        figure, (left, right) = grid(2, columns, "pre-training epoch", "", height=3.1)
-        ways = list(dict.fromkeys(curve.way for curve in curves))
-        for curve in curves:
-            at = ways.index(curve.way)
-            for ax, line in ((left, curve.top1), (right, curve.asr)):
-                look = line_look(at, curve.twin, curve.label)
-                ax.plot([e for e, _ in line], [100 * r for _, r in line], markersize=4.5, **look)
-        left.set_title("zero-shot top-1 (%)")
-        right.set_title("ASR, attack success (%)")
-        right.set_ylim(-3, 103)
-        right.xaxis.set_major_locator(MaxNLocator(integer=True))
-        if curves:
-            handles, labels = left.get_legend_handles_labels()
-            figure.set_figheight(figure.get_figheight() + 0.2 * -(-len(curves) // columns))
-            figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
-    return figure
-
-
-def line_look(at: int, twin: bool, label: str) -> dict[str, Any]:
-    """How the line of a run of the `at`-th way of pre-training is drawn; a twin is dashed and hollow."""
-    return {
-        "color": LINES[at % len(LINES)],
-        "linestyle": "--" if twin else "-",
-        "marker": SHAPES[at % len(SHAPES)],
-        "markerfacecolor": "white" if twin else None,
-        "label": brief(label),
-    }
 
 
 def drawn(figure: "Figure", kind: str, command: str) -> bytes:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from engine import figures, series
-from engine.panels import courses, curves, panels
+from engine.panels import ASR, courses, panels, rates
 from engine.reach import by_cleaner, by_epoch, by_setting, settings
 from engine.records import Record, Study
 from engine.values import CAP, Answers, Panel, percent, rate_text
@@ -129,12 +129,12 @@ def _runs(found: list[Panel]) -> Iterator[Plate]:
 
 def _pretraining(study: Study) -> Iterator[Plate]:
     """How the attack grew, and how clean and poisoned pairs drew together."""
-    course = curves(study)
+    grown = rates(study)
     yield Plate(
         "dynamics",
         "How the attack grew during pre-training",
         "Accuracy and attack success of each pre-training run after each epoch.",
-        lambda narrow: figures.dynamics(course, 1 if narrow else 2),
+        lambda narrow: series.measured(grown, 1 if narrow else 2, {ASR}),
     )
     drawn = {title: lines for key, title in GEOMETRY.items() if (lines := courses(study, key))}
     if drawn:

@@ -4,7 +4,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from engine.records import RATES, Record, Run, Study, flat
-from engine.values import Course, Curve, Mark, Panel
+from engine.values import Course, Mark, Panel
 from measures.frontier import Point
 
 NAMES = {
@@ -20,6 +20,7 @@ NAMES = {
     "unlearn": "unlearning",
 }
 
+TOP1, ASR = "zero-shot top-1 (%)", "ASR, attack success (%)"  # titles
 COUNTED = {"top1": "pictures", "asr": "others"}  # of how many pictures a rate is
 KNOWN = ("val_loss", "distance", "proxy_asr")  # what a defender can know, who does not see the attack
 Way = tuple[str, tuple[tuple[str, str], ...]]  # objective, swept settings
@@ -127,38 +128,40 @@ def _panel(way: Way, members: list[Record], images: tuple[str | None, str | None
     return Panel(title(way), list(starts.values()), twins, points, finished, len(members))
 
 
-def curves(study: Study) -> list[Curve]:
-    """The course of every pre-training run, the twins included."""
+def rates(study: Study) -> dict[str, list[Course]]:
+    """Accuracy and attack success of every pre-training run over its epochs, in percent, under TOP1 and ASR."""
     images = compared_images(study)
-    shown = [record for record in study.records if record.run.stage != "clean"]
-    several = len({record.run.seed for record in shown}) > 1
-    found = []
-    for record in shown:
-        way, line = title(_way(record.run)), timeline(record, images)
-        twin = record.run.stage == "twin"
-        top1 = [(moment.epoch, moment.top1) for moment in line if moment.top1 is not None]
-        asr = [(moment.epoch, moment.asr) for moment in line if moment.asr is not None]
-        found.append(Curve(way, _label(record.run, several), twin, top1, asr))
+    found: dict[str, list[Course]] = {TOP1: [], ASR: []}
+    for record, course in _pretrainings(study):
+        seen = timeline(record, images)
+        for title_, line in (
+            (TOP1, [(moment.epoch, 100 * moment.top1) for moment in seen if moment.top1 is not None]),
+            (ASR, [(moment.epoch, 100 * moment.asr) for moment in seen if moment.asr is not None]),
+        ):
+            found[title_].append(course._replace(line=line))
     return found
-
-
-def _label(run: Run, several: bool) -> str:
-    """What a pre-training's line is called; of several seeds with its own."""
-    label = f"{title(_way(run))}, seed {run.seed}" if several else title(_way(run))
-    return f"{label}, twin without poison" if run.stage == "twin" else label
 
 
 def courses(study: Study, key: str) -> list[Course]:
     """A measured number of every pre-training run over its epochs, on the first images that have it."""
+    found = []
+    for record, course in _pretrainings(study):
+        rows = [row for row in record.evaluations if row.get(key) is not None]
+        if line := [(row["epoch"], row[key]) for row in rows if row["images"] == rows[0]["images"]]:
+            found.append(course._replace(line=line))
+    return found
+
+
+def _pretrainings(study: Study) -> list[tuple[Record, Course]]:
+    """Every pre-training run, the twins included, with the course that it is to be drawn as, which has no line yet."""
     shown = [record for record in study.records if record.run.stage != "clean"]
     several = len({record.run.seed for record in shown}) > 1
-    found = []
+    out = []
     for record in shown:
-        rows = [row for row in record.evaluations if row.get(key) is not None]
-        line = [(row["epoch"], row[key]) for row in rows if row["images"] == rows[0]["images"]]
-        if line:
-            found.append(Course(title(_way(record.run)), _label(record.run, several), record.run.stage == "twin", line))
-    return found
+        run, way, twin = record.run, title(_way(record.run)), record.run.stage == "twin"
+        label = f"{way}, seed {run.seed}" if several else way
+        out.append((record, Course(way, f"{label}, twin without poison" if twin else label, twin, [])))
+    return out
 
 
 def spoken(kind: str | None) -> str:

@@ -1,11 +1,11 @@
 """The drawings of a study that compare: single runs' ways, what cleaning reaches along a setting, what models answer."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from engine.figures import BAND, INK, LINES, SHAPES, STAR, brief, grid, line_look, paints_of, rate_bar, style
+from engine.figures import BAND, INK, LINES, SHAPES, STAR, brief, grid, paints_of, rate_bar, style
 from engine.reach import Reach, Reached
 from engine.values import CAP, Answers, Course, Mark, Panel
 from measures.frontier import Point
@@ -112,17 +112,31 @@ def _short(place: float | str) -> str:
     return f"{place:,.0f}" if float(place).is_integer() and abs(place) < 1e7 else f"{place:g}"
 
 
-def measured(courses: Mapping[str, Sequence[Course]], columns: int = 2) -> "Figure":
-    """Numbers of pre-training runs over their epochs, one panel each under its title; a twin is dashed."""
+def measured(courses: Mapping[str, Sequence[Course]], columns: int = 2, whole: Collection[str] = ()) -> "Figure":
+    """Numbers of pre-training runs over their epochs, one panel each under its title; a twin is dashed and hollow. Those
+    titled in `whole` are percentages shown from 0 to 100."""
+    from matplotlib.ticker import MaxNLocator
+
     with style():
-        figure, axes = grid(len(courses), columns, "pre-training epoch", "", height=2.8)
+        figure, axes = grid(len(courses), columns, "pre-training epoch", "", height=3.1)
         ways = list(dict.fromkeys(course.way for some in courses.values() for course in some))
         for ax, (title, some) in zip(axes, courses.items(), strict=True):
             ax.set_title(brief(title))
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+            if title in whole:
+                ax.set_ylim(-3, 103)
             for course in some:
                 at = ways.index(course.way)
-                look = line_look(at, course.twin, course.label)
-                ax.plot([e for e, _ in course.line], [n for _, n in course.line], markersize=4, **look)
+                ax.plot(
+                    [epoch for epoch, _ in course.line],
+                    [number for _, number in course.line],
+                    color=LINES[at % len(LINES)],
+                    linestyle="--" if course.twin else "-",
+                    marker=SHAPES[at % len(SHAPES)],
+                    markersize=4.5,
+                    markerfacecolor="white" if course.twin else None,
+                    label=brief(course.label),
+                )
         handles = {label: one for ax in axes for one, label in zip(*ax.get_legend_handles_labels(), strict=True)}
         figure.set_figheight(figure.get_figheight() + 0.2 * -(-len(handles) // columns))
         figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=columns, frameon=False)

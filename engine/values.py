@@ -37,16 +37,6 @@ class Panel(NamedTuple):
     heading: str | None = None
 
 
-class Curve(NamedTuple):
-    """One pre-training run over its epochs as (epoch, rate in [0, 1]) pairs; one way has one colour."""
-
-    way: str
-    label: str
-    twin: bool
-    top1: list[tuple[float, float]]
-    asr: list[tuple[float, float]]
-
-
 class Answers(NamedTuple):
     """What one model answered before and after a cleaning, of the pictures in `sheet` (a PNG: a row of them, a row with the
     trigger). An answer is (true class, target, answer, answer with the trigger)."""
