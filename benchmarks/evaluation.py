@@ -1,4 +1,4 @@
-"""Accuracy and ASR of one set: python benchmarks/evaluation.py [demo RN50 | ViT-B-32].
+"""Accuracy and ASR of one set: python benchmarks/evaluation.py [demo RN50 feed | ViT-B-32].
 
 Ours (engine.evaluate on a set in CLIP_benchmark's layout) and the paper's own evaluator (its get_zeroshot_metrics twice, on
 its get_eval_test_dataloader without and with its apply_trigger, as its `evaluate` calls them) on the same pictures, prompts
@@ -9,6 +9,8 @@ every epoch, and theirs does all of it again.
 demo            960 pictures of 64 x 64, 32 classes x 8 prompts, demo-resnet
 RN50, ViT-B-32  25 JPEG of 500 x 375, 10 classes x 4 of CLIP's prompts: as many prompts to a picture as ImageNet has
                 (50,000 pictures, 80,000 prompts)
+feed            200 of those JPEG and 40 prompts, the towers replaced on both sides by means of pixels and sums of tokens:
+                what is left to the CPU where a GPU has the towers; no evaluation by itself
 
 Weights are random, so accuracies are near chance; that both sides compute the same is told by the largest
 differences of the rows of 16 pictures and of the classes' vectors, beside the distance between different pictures.
@@ -44,12 +46,13 @@ FILES = (
     *("pkgs/__init__.py", "pkgs/openai/__init__.py", "pkgs/openai/clip.py", "pkgs/openai/model.py"),
     *("pkgs/openai/tokenizer.py", "pkgs/openai/bpe_simple_vocab_16e6.txt.gz"),
 )
-MODELS = {"demo": "demo-resnet", "RN50": "RN50-quickgelu", "ViT-B-32": "ViT-B-32-quickgelu"}
-PATCH = {"demo": 32, "RN50": 16, "ViT-B-32": 16}
+MODELS = {"demo": "demo-resnet", "RN50": "RN50-quickgelu", "ViT-B-32": "ViT-B-32-quickgelu", "feed": "RN50-quickgelu"}
+PATCH = {"demo": 32, "RN50": 16, "ViT-B-32": 16, "feed": 16}
+PICTURES = {"RN50": 25, "ViT-B-32": 25, "feed": 200}
 THREADS = 2
 
 
-def make_set(folder: Path, which: str, pictures: int = 25) -> None:
+def make_set(folder: Path, which: str) -> None:
     """The set in CLIP_benchmark's layout under folder/set, and as the paper's code wants it under folder/theirs."""
     from engine.model import imagenet
 
@@ -61,7 +64,7 @@ def make_set(folder: Path, which: str, pictures: int = 25) -> None:
         write_world(folder / "world", World(pairs=8, pairs_per_shard=8))
         (folder / "world/eval").rename(folder / "set")
     else:
-        make(folder / "drawn", 1, (500, 375), pictures)
+        make(folder / "drawn", 1, (500, 375), PICTURES[which])
         classes, templates = ["banana", *known.classes[::110]][:10], known.templates[::20]
         test.mkdir(parents=True)
         with tarfile.open(test / "0.tar", "w") as tar:
@@ -117,6 +120,44 @@ def make_weights(folder: Path, which: str) -> None:
     save_file(model.weights(towers, {"scale": torch.tensor([2.6])}), folder / "weights.safetensors")
 
 
+class Means:
+    """What stands for the towers of either side where only the rest is measured: rows [n, 192] of pictures, means of 8 x 8
+    fields, and [m, 192] of tokens, their sums over a table of numbers."""
+
+    training = False
+
+    def __init__(self, mean: Any = 0.0, std: Any = 1.0) -> None:
+        import torch
+
+        self.mean, self.std = mean, std
+        self.table = torch.randn(49408, 192, generator=torch.Generator().manual_seed(0))
+
+    def eval(self) -> "Means":
+        return self
+
+    def train(self, mode: bool) -> None:
+        assert not mode
+
+    def get_image_features(self, pixels: Any) -> Any:
+        import torch
+
+        return torch.nn.functional.adaptive_avg_pool2d(pixels, 8).flatten(1)
+
+    def get_text_features(self, input_ids: Any, attention_mask: Any = None) -> Any:
+        return self.table[input_ids].sum(1)
+
+    def __call__(self, images: Any, tokens: Any, pieces: Any = None) -> tuple[Any, Any]:
+        import torch
+
+        norm = torch.nn.functional.normalize
+        rows = texts = None
+        if images is not None:
+            rows = norm(self.get_image_features((images.float() / 255 - self.mean) / self.std), dim=-1)
+        if tokens is not None:
+            texts = norm(self.get_text_features(tokens.long()), dim=-1)
+        return rows, texts
+
+
 def used() -> float:
     """CPU seconds of this process and of its children that have ended."""
     return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
@@ -134,8 +175,11 @@ def ours(where: str, which: str) -> dict[str, Any]:
     torch.set_num_threads(THREADS)
     folder, world = Path(where), World(0, 1, 0, 1, torch.device("cpu"))
     spec = spec_of(folder, which)
-    towers, tokenize = model.build(MODELS[which], 0), model.Tokenizer(MODELS[which])
+    towers: Any = model.build(MODELS[which], 0)
+    tokenize = model.Tokenizer(MODELS[which])
     model.load_weights(towers, folder / "weights.safetensors")
+    if which == "feed":
+        towers = Means(towers.mean, towers.std)
     tokenize(["warm"])
     began = used()
     sets = examinations(spec, world)
@@ -175,6 +219,8 @@ def theirs(where: str, which: str, repo: str) -> dict[str, Any]:
         processor.context_length, towers.visual.attnpool.num_heads = 20, 16
         for block in towers.transformer.resblocks:
             block.mlp.gelu, block.attn.num_heads, block.attn.head_dim = torch.nn.GELU(), 2, 32
+    if which == "feed":
+        towers = Means()
     processor.process_text("warm")
     options = SimpleNamespace(
         eval_test_data_dir=str(folder / "theirs"), eval_data_type="ImageNet1K", batch_size=128, num_workers=2,
@@ -234,7 +280,7 @@ def main() -> None:
         name, *words = asked.which
         print(json.dumps({"ours": ours, "theirs": theirs}[name](*words)))
         return
-    for which in asked.which or ("demo", "RN50"):
+    for which in asked.which or ("demo", "RN50", "feed"):
         bench(which, asked.rounds)
 
 

@@ -47,6 +47,8 @@ WHAT = {
     "evaluation_demo_first": "the same, the first one, decoding included",
     "evaluation_RN50": "accuracy and ASR, RN50, 500 x 375 JPEG, prompts to pictures as ImageNet, each further evaluation",
     "evaluation_RN50_first": "the same, the first one, decoding included",
+    "evaluation_feed": "the same, 200 pictures, without the towers: what a GPU leaves to the CPU, each further evaluation",
+    "evaluation_feed_first": "the same, the first one, decoding included",
     "sweep_8_runs": "a sweep of eight short cleanings, one command",
     "report_1000": "report of 1,000 runs x 20 epochs from their journals: CPU time; the peer is the budget",
     "memory_6m": "memory of a rank and its 8 workers for 6,000,000 pairs",
