@@ -58,6 +58,8 @@ def sentence(one: Difference) -> str:
     said = f"{what}: {100 * one.value:+.1f} points{between}; {seeds}"
     if a.known < a.of or b.known < b.of:
         said += ", and only those are compared"
+    if test.smallest == 1:
+        return f"{said}. With one seed each no test can tell that from chance."
     if test.smallest > LEVEL:
         return (
             f"{said}. Permutation test: p = {test.p:.2g}; with {a.known} and {b.known} seeds no p below {test.smallest:.2g} "

@@ -51,9 +51,9 @@ def _cleaned(model: str, best: Point[Mark]) -> tuple[str, str]:
     if start is None:
         return (
             "open",
-            f"{who} brought {model} to ASR {percent(best.asr)} at top-1 {top1} (start not measured).",
+            f"Cleaning with {who} brought {model} to ASR {percent(best.asr)} at top-1 {top1} (start not measured).",
         )
-    done = f"{who} brought {model} from ASR {percent(start.asr)} to {percent(best.asr)} at top-1 {top1}"
+    done = f"Cleaning with {who} brought {model} from ASR {percent(start.asr)} to {percent(best.asr)} at top-1 {top1}"
     if best.top1 >= FLOOR * start.top1:
         return "cleaned", f"{done} (start {percent(start.top1)})."
     loss = 100 * (start.top1 - best.top1)

@@ -106,6 +106,10 @@ def test_three_seeds_never_claim_significance() -> None:
     (six,) = judge(points([0.9, 0.8, 0.7, 0.9, 0.8, 0.7], [0.1, 0.2, 0.3, 0.1, 0.2, 0.3])).differences
     assert "significant at 0.05" in sentence(six)
     assert "not" not in sentence(six)
+    (single,) = judge(points([0.9], [0.1])).differences
+    assert sentence(single).endswith(
+        "+80.0 points; 1 of 1 and 1 of 1 seeds reach that ASR. With one seed each no test can tell that from chance."
+    )
     (none,) = differences(judge(points([0.9], [0.1])).scores[:1] + judge([]).scores) or (None,)
     assert none is None
 
