@@ -20,15 +20,19 @@ from engine.figures import drawn
 from engine.gallery import plates
 from engine.imports import write_files
 from engine.panels import panels
+from engine.reach import settings
 from engine.records import Study, flat, read_study
-from engine.scores import RULES, Score, counted
-from engine.values import CAP, FLOOR, Mark, percent
+from engine.scores import RULES, Score, counted, scores
+from engine.values import CAP, FLOOR, Mark, Panel, percent
 from engine.verdict import notes, sentences
 from measures.frontier import Point
 
 ANSWERING = ("frontier", "cleaners", "along-", "epochs")  # names, or how they begin
 BEST, LOWEST = f"best_top1_at_asr_{CAP:g}", f"lowest_asr_at_{FLOOR:g}_of_start"
 HEADLINES = (BEST, f"drop_at_asr_{CAP:g}", LOWEST, "hypervolume", "carrying_points")
+BEST_AT, LOWEST_AT = f"best top-1 at ASR ≤ {100 * CAP:g} %", f"lowest ASR at {100 * FLOOR:g} % of the start's top-1"
+SEED = ("pre-trained with", "cleaned by", "seed", "start: top-1 at ASR", BEST_AT, LOWEST_AT)
+WILSON = "Each seed; in brackets Wilson's 95 % interval for the number of pictures."
 HEAD = "# Results\n\nEach section is a study: its question, what the numbers say, and how to run it again.\n"
 
 
@@ -66,7 +70,8 @@ def section(study: Study, figures: Iterable[tuple[str, str, str]]) -> str:
     parts = [f"## {plain(study.plan.name)}"]
     parts += [f"**{plain(study.plan.question)}**"] if study.plan.question else []
     parts += [_list(sentences(found, judged.differences))]
-    parts += [_seeds(judged.scores)]
+    parts += [f"{WILSON}\n\n{_table(SEED, map(_seed, judged.scores))}"]
+    parts += [_along(found, setting) for setting in settings(found)]
     parts += [_means(judged)] if several else []
     parts += [table] if (table := _rules(judged)) else []
     parts += [f"![{plain(heading)}]({name})\n\n*{plain(caption)}*" for heading, caption, name in figures]
@@ -85,25 +90,31 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(cell if cell == "---" else plain(cell) for cell in row) + " |" for row in whole)
 
 
-def _seeds(scores: Sequence[Score]) -> str:
-    """Each seed by itself, rates with Wilson's intervals."""
+def _seed(score: Score) -> list[str]:
+    """The cells of one seed under SEED, rates with Wilson's intervals."""
+    best, low = score.numbers[BEST].at, score.numbers.get(LOWEST)
+    known = next((number.at.label for number in score.numbers.values() if number.at), None)
+    return [
+        *score.group,
+        "" if score.seed is None else str(score.seed),
+        "not measured" if score.start is None else _pair(score.start, known),
+        _pair(best, best.label) if best else "none",
+        _pair(low.at, low.at.label) if low and low.at else "none",
+    ]
+
+
+def _along(found: Sequence[Panel], setting: str) -> str:
+    """The same at each value of a setting of the cleaning, over all its other settings."""
+    told = {point.label.swept.get(setting) for panel in found for point in panel.points}
+    values = sorted(value for value in told if isinstance(value, int | float))
     rows = []
-    for score in scores:
-        best, low = score.numbers[BEST].at, score.numbers.get(LOWEST)
-        known = next((number.at.label for number in score.numbers.values() if number.at), None)
-        start = "not measured" if score.start is None else _pair(score.start, known)
-        rows.append(
-            [
-                *score.group,
-                "" if score.seed is None else str(score.seed),
-                start,
-                _pair(best, best.label) if best else "none",
-                _pair(low.at, low.at.label) if low and low.at else "none",
-            ]
-        )
-    heads = ["pre-trained with", "cleaned by", "seed", "start: top-1 at ASR"]
-    heads += [f"best top-1 at ASR ≤ {100 * CAP:g} %", "lowest ASR at 95 % of the start's top-1"]
-    return f"Each seed; in brackets Wilson's 95 % interval for the number of pictures.\n\n{_table(heads, rows)}"
+    for value in values:
+        there = [
+            panel._replace(points=[point for point in panel.points if point.label.swept.get(setting) == value])
+            for panel in found
+        ]
+        rows += [[f"{value:g}", *_seed(score)] for score in scores(there)]
+    return f"At each value of {plain(setting)}, over all other settings.\n\n{_table([setting, *SEED], rows)}"
 
 
 def _pair(point: Point[Mark] | Point[str], mark: Mark | None) -> str:

@@ -38,6 +38,16 @@ def test_two_studies_on_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert out.read_text().count("## one") == 1
 
 
+def test_each_value_of_a_setting_has_its_row(tmp_path: Path) -> None:
+    mild = {"swept": {"clean.objective.within": 1.0}, "points": [(0.7, 0.04), (0.79, 0.3)]}
+    heavy = {"swept": {"clean.objective.within": 4.0}, "points": [(0.6, 0.2)]}
+    out = tmp_path / "results.md"
+    assert main([str(study(tmp_path / "s", a=mild, b=heavy)), "--out", str(out)]) == 0
+    page, start = out.read_text(), "80.0 % at ASR 100.0 %"
+    assert f"| 1 | MMCL | CleanCLIP | 0 | {start} | 70.0 % at ASR 4.0 % | 79.0 % at ASR 30.0 % |" in page
+    assert f"| 4 | MMCL | CleanCLIP | 0 | {start} | none | none |" in page
+
+
 def test_sections_of_other_studies_are_kept(tmp_path: Path) -> None:
     one = study(tmp_path / "one", a={"points": [(0.7, 0.04)]})
     other = journals(tmp_path / "two", {"mmcl": MMCL, "mmcl_ssl": SSL})
