@@ -105,7 +105,8 @@ def _panel(way: Way, members: list[Record], images: tuple[str | None, str | None
     twins: list[Point[str]] = []
     points: list[Point[Mark]] = []
     for record in sorted(members, key=lambda member: member.run.stage == "clean"):
-        run, origin = record.run, record.run.start or record.run.run
+        run = record.run
+        origin = run.start or run.run if run.stage == "clean" else run.run  # a pre-training may start from weights
         seen = [
             (moment, Point(moment.asr, moment.top1, origin))
             for moment in timeline(record, images)

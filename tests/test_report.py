@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from engine.compare import joint_panels, named
+from engine.panels import panels
 from engine.records import read_study
 from engine.report import main, write_report
 
@@ -85,6 +86,15 @@ def test_the_report_is_made_again_from_the_journals_alone(tmp_path: Path) -> Non
         path.unlink()
     write_report(folder)
     assert (folder / "report/results.csv").read_bytes() == first
+
+
+def test_a_pre_training_that_starts_from_weights_is_one_start(tmp_path: Path) -> None:
+    folder = study(tmp_path / "s")
+    told = json.loads((folder / "study.json").read_text())
+    for card in told["runs"]:
+        card["start"] = card["start"] or "weights-0123456789ab"
+    (folder / "study.json").write_text(json.dumps(told))
+    assert [[start.top1 for start in panel.starts] for panel in panels(read_study(folder))] == [[0.80], [0.82]]
 
 
 def test_a_folder_that_is_no_study_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
