@@ -72,7 +72,8 @@ def reached(reach: Reach, axis: str, joined: bool, columns: int = 2) -> "Figure"
                 ax.set_ylim(-3, 103)
             else:  # from the ten below the lowest
                 known = [100 * one.best for line in reach.values() for some in line.values() for one in some if one.best]
-                ax.set_ylim(max(0, (min(known, default=0) - 4) // 10 * 10))
+                low, high = max(0, (min(known, default=0) - 4) // 10 * 10), max(known, default=100)
+                ax.set_ylim(low, high + 0.08 * (high - low))
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
     return figure
