@@ -105,8 +105,8 @@ def _seed(score: Score) -> list[str]:
 
 def _along(found: Sequence[Panel], setting: str) -> str:
     """The same at each value of a setting of the cleaning, over all its other settings."""
-    told = {point.label.swept.get(setting) for panel in found for point in panel.points}
-    values = sorted(value for value in told if isinstance(value, int | float))
+    told = (point.label.swept.get(setting) for panel in found for point in panel.points)
+    values = sorted({value for value in told if isinstance(value, int | float)})
     rows = []
     for value in values:
         there = [
