@@ -23,6 +23,7 @@ from engine.panels import panels
 from engine.reach import settings
 from engine.records import Study, flat, read_study
 from engine.scores import RULES, Score, counted, scores
+from engine.series import short
 from engine.values import CAP, FLOOR, Mark, Panel, percent
 from engine.verdict import notes, sentences
 from measures.frontier import Point
@@ -113,7 +114,7 @@ def _along(found: Sequence[Panel], setting: str) -> str:
             panel._replace(points=[point for point in panel.points if point.label.swept.get(setting) == value])
             for panel in found
         ]
-        rows += [[f"{value:g}", *_seed(score)] for score in scores(there)]
+        rows += [[short(value), *_seed(score)] for score in scores(there)]
     return f"At each value of {plain(setting)}, over all other settings.\n\n{_table([setting, *SEED], rows)}"
 
 

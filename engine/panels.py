@@ -135,11 +135,10 @@ def rates(study: Study) -> dict[str, list[Course]]:
     found: dict[str, list[Course]] = {TOP1: [], ASR: []}
     for record, course in _pretrainings(study):
         seen = timeline(record, images)
-        for title_, line in (
-            (TOP1, [(moment.epoch, 100 * moment.top1) for moment in seen if moment.top1 is not None]),
-            (ASR, [(moment.epoch, 100 * moment.asr) for moment in seen if moment.asr is not None]),
-        ):
-            found[title_].append(course._replace(line=line))
+        top1 = [(moment.epoch, 100 * moment.top1) for moment in seen if moment.top1 is not None]
+        asr = [(moment.epoch, 100 * moment.asr) for moment in seen if moment.asr is not None]
+        found[TOP1].append(course._replace(line=top1))
+        found[ASR].append(course._replace(line=asr))
     return found
 
 

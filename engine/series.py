@@ -64,8 +64,8 @@ def reached(reach: Reach, axis: str, joined: bool, columns: int = 2) -> "Figure"
             ax.set_title(title)
             for at, (way, line) in enumerate(reach.items()):
                 _draw_reach(ax, [line.get(place, []) for place in places], which, at, len(reach), way, joined)
-            ax.set_xticks(range(len(places)), [_short(place) for place in places])
-            if sum(len(_short(place)) for place in places) > 45:
+            ax.set_xticks(range(len(places)), [short(place) for place in places])
+            if sum(len(short(place)) for place in places) > 45:
                 ax.tick_params(axis="x", labelrotation=20)
             ax.margins(x=0.1)
             if which == "low":
@@ -106,7 +106,7 @@ def _draw_reach(ax: "Axes", seeds: list[list[Reached]], which: str, at: int, of:
         ax.plot(x, means, linestyle="", marker="_", markersize=16, markeredgewidth=2, **line)
 
 
-def _short(place: float | str) -> str:
+def short(place: float | str) -> str:
     """The place as its tick says it."""
     if isinstance(place, str):
         return place if len(place) <= 18 else f"{place[:17]}…"
