@@ -70,7 +70,7 @@ def journal(at: int, clean: bool) -> list[str]:
 def main() -> None:
     """Three rounds, each in a fresh process."""
     if sys.argv[1:]:
-        from engine.report import write_report
+        from report.write import write_report
 
         began = time.monotonic()
         write_report(Path(sys.argv[1]))

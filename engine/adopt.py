@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from configs.plan import Run
-from engine.folder import finished, read_json
+from records.folder import finished, read_json
 
 KEPT = (
     "spec.json",

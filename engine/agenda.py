@@ -11,7 +11,7 @@ from configs.spec import Loaded
 from configs.sweep import Optuna
 from engine import claim
 from engine.claim import Claim
-from engine.folder import FAILED, STOPPED, current, finished, note_failure, read_json
+from records.folder import FAILED, STOPPED, current, finished, note_failure, read_json
 
 State = Literal["ended", "failed", "blocked", "open"]
 
@@ -67,7 +67,7 @@ class Agenda:
 
     def _ended(self, run: Run, folder: Path) -> bool:
         stops = run.stage == "clean" and self.loaded.spec.sweep.stop is not None
-        return current(folder, run) or stops and (folder / STOPPED).is_file()
+        return current(folder, run.measured) or stops and (folder / STOPPED).is_file()
 
     def ready(self, run: Run) -> bool:
         """Whether what it starts from is there."""

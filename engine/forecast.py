@@ -24,11 +24,11 @@ from engine import model
 from engine.agenda import Agenda
 from engine.checkpoint import committed
 from engine.cost import Cost, cost, how
-from engine.folder import finished
 from engine.pictures import check_labels, read
 from engine.world import place
 from objectives.exchange import grid
 from objectives.tiles import BLOCK
+from records.folder import finished
 
 GIB = 1 << 30
 

@@ -24,7 +24,6 @@ from engine import model
 from engine import world as processes
 from engine.cluster import read_flags, read_labels
 from engine.examination import Examination, examinations
-from engine.folder import finished
 from engine.neurons import neurons_of
 from engine.pictures import check_labels, pictures
 from engine.start import path_of
@@ -32,6 +31,7 @@ from engine.world import World
 from objectives.deep_cluster import DeepCluster
 from objectives.sum import objectives_of
 from objectives.unlearn import Unlearn
+from records.folder import finished
 
 
 @dataclass

@@ -31,9 +31,8 @@ from data.sheet import pairs_grid, small_grid
 from engine import checkpoint, evaluate, model, zero
 from engine import world as processes
 from engine.cluster import clustered
-from engine.folder import FAILED, STOPPED, read_json, write_json
 from engine.inputs import Job, clusterer, once
-from engine.journal import Journal, read_rows
+from engine.journal import Journal
 from engine.learner import Learner
 from engine.ledger import Ledger
 from engine.meter import Meter
@@ -43,6 +42,8 @@ from engine.train import Cadence, Hopeless, train
 from engine.transform import transformed
 from engine.world import World
 from objectives import tiles
+from records.folder import FAILED, STOPPED, read_json, write_json
+from records.rows import read_rows
 
 
 def remeasure(job: Job, world: World) -> None:

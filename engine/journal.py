@@ -14,10 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from measures.frontier import Point
-
-TIMING = ("pairs_per_s", "seconds", "costs")  # what may differ between two runs of the same spec
-FILE = "metrics.jsonl"
+from records.rows import FILE
 
 
 class Journal:
@@ -87,24 +84,6 @@ class Journal:
             self.progress.end()
             self.file.close()
             self.board.close()
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl; a last line cut by a kill is left out."""
-    rows = []
-    for line in path.read_text("utf-8").splitlines(keepends=True) if path.exists() else ():
-        if line.endswith("\n"):
-            rows.append(json.loads(line))
-    return rows
-
-
-def reached(rows: list[dict[str, Any]], until: float = float("inf")) -> list[Point[float]]:
-    """What a cleaning has measured up to an epoch, labelled by it, on the images that have both rates; not its start."""
-    return [
-        Point(row["asr"], row["top1"], row["epoch"])
-        for row in rows
-        if row["kind"] == "measure" and "asr" in row and "top1" in row and 0 < row["epoch"] <= until
-    ]
 
 
 class Progress:

@@ -6,8 +6,9 @@ from collections import Counter
 
 from data.refusal import Refusal
 from engine.inputs import Job
-from engine.journal import Journal, read_rows
+from engine.journal import Journal
 from engine.world import World
+from records.rows import read_rows
 
 
 class Ledger:

@@ -19,9 +19,9 @@ from configs.plan import Run, runs
 from configs.spec import Loaded, Point
 from configs.sweep import Arm, Optuna, Range
 from data.chance import derive
-from engine.folder import FAILED, STOPPED, finished, read_json, write_json
-from engine.journal import FILE, reached, read_rows
-from measures.frontier import worth
+from measures.frontier import points_of_rows, worth
+from records.folder import FAILED, STOPPED, finished, read_json, write_json
+from records.rows import FILE, read_rows
 
 
 def _file(folder: Path, arm: Arm, generation: int) -> Path:
@@ -87,7 +87,7 @@ def _reached(loaded: Loaded, folder: Path, arm: Arm, one: dict[str, Any]) -> Any
     if not finished(home) and not (home / STOPPED).is_file():
         blocked = run.start is not None and (folder / run.start.folder / FAILED).is_file()
         return None if (home / FAILED).is_file() or blocked else "open"
-    points = reached(read_rows(home / FILE))
+    points = points_of_rows(read_rows(home / FILE))
     if search.goal == "capped":
         value = worth(points, search.cap)
         return None if value is None else [value]

@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from data.refusal import Refusal
 from engine import claim
-from engine.folder import FAILED, STOPPED, finished, read_json
-from engine.journal import FILE, reached, read_rows
-from engine.values import CAP
-from measures.frontier import Point, best_accuracy, lowest_asr
+from measures.frontier import CAP, Point, best_accuracy, lowest_asr, points_of_rows
+from records.folder import FAILED, STOPPED, finished, read_json
+from records.rows import FILE, read_rows
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -127,7 +126,7 @@ class Surveyor:
         told = read_json(home / "card.json").get("steps")
         seen.steps = int(told.split()[0].replace(",", "")) if isinstance(told, str) else None
         if seen.stage == "clean":
-            seen.points = reached(rows)
+            seen.points = points_of_rows(rows)
         self._judge(seen, home, clock)
         return seen
 

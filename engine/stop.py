@@ -4,8 +4,8 @@ from pathlib import Path
 from statistics import median
 
 from configs.sweep import Median
-from engine.journal import FILE, reached, read_rows
-from measures.frontier import worth
+from measures.frontier import points_of_rows, worth
+from records.rows import FILE, read_rows
 
 
 def hopeless(rule: Median, folder: Path, rivals: list[Path], epoch: float) -> str | None:
@@ -14,8 +14,8 @@ def hopeless(rule: Median, folder: Path, rivals: list[Path], epoch: float) -> st
         return None
     journals = [read_rows(one / FILE) for one in rivals]
     come = [rows for rows in journals if any(row["kind"] == "measure" and row["epoch"] >= epoch for row in rows)]
-    others = [worth(reached(rows, epoch), rule.cap) for rows in come]
-    mine = worth(reached(read_rows(folder / FILE), epoch), rule.cap)
+    others = [worth(points_of_rows(rows, epoch), rule.cap) for rows in come]
+    mine = worth(points_of_rows(read_rows(folder / FILE), epoch), rule.cap)
     if mine is None or len(others) < rule.runs or mine >= (middle := median(one for one in others if one is not None)):
         return None
     return f"after epoch {epoch:g} its best of {mine:.4f} was below {middle:.4f}, the median of {len(others)} others'"

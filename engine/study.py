@@ -18,12 +18,12 @@ from engine import world as processes
 from engine.adopt import adopt
 from engine.agenda import Agenda, rivals
 from engine.checkpoint import DiskFull, committed
-from engine.folder import FAILED, finished, note_failure, read_json, write_json
 from engine.inputs import prepare
 from engine.status import Surveyor
 from engine.stop import hopeless
 from engine.train import Stopped
 from engine.world import World
+from records.folder import FAILED, finished, note_failure, read_json, write_json
 
 HELPS = "ANTIDOTE_HELPS"  # set by engine/spread.py in a job: since when who started it tries runs
 POLL = 1.0  # seconds between looks for a run, while others carry out what this one needs
@@ -206,11 +206,13 @@ def say(number: int, total: int, card: dict[str, Any]) -> None:
 
 def conclude(agenda: Agenda) -> int:
     """Writes the report, shows it in TensorBoard, names it; 2 if runs failed, which it lists, else 0."""
-    from engine import report
+    from engine.journal import show_report
+    from report.write import write_report
 
     folder = agenda.folder
-    page = report.write_and_show(folder, folder / "tensorboard" / "report")
-    print(f"report: {page}\ntensorboard --logdir {folder / 'tensorboard'}", flush=True)
+    report = write_report(folder)
+    show_report(folder / "tensorboard" / "report", report.figures, report.sentences)
+    print(f"report: {report.page}\ntensorboard --logdir {folder / 'tensorboard'}", flush=True)
     failed = list(agenda.failures())
     if failed:
         lines = [f"  {run.folder} ({run.title}): {words}" for run, words in failed]

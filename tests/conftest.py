@@ -80,7 +80,7 @@ def antidote(
 
 def journals(study: Path) -> dict[str, list[dict[str, float | int | str]]]:
     """The rows of every run of a study without their timing."""
-    from engine.journal import TIMING, read_rows
+    from records.rows import TIMING, read_rows
 
     return {
         path.parent.name: [{k: v for k, v in row.items() if k not in TIMING} for row in read_rows(path)]

@@ -7,7 +7,7 @@ from PIL import Image
 from test_gallery import study
 from test_scores import MMCL, SSL, journals
 
-from engine.digest import main, plain
+from report.markdown import main, plain
 
 
 def test_two_studies_on_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -26,11 +26,11 @@ def test_two_studies_on_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "(3 of 3)" in page
     assert "| MMCL | CleanCLIP | val\\_loss |" in page
     assert "no difference, however large, can be called significant" in page
-    assert f"python -m engine.report {one}" in page
+    assert f"python -m report {one}" in page
     for name in ("one-frontier", "one-dynamics", "s-frontier"):
         assert f"](results/{name}.png)" in page
         with Image.open(tmp_path / f"docs/results/{name}.png") as opened:
-            assert opened.info["Description"].startswith("python -m engine.report")
+            assert opened.info["Description"].startswith("python -m report")
     assert "s-dynamics" not in page  # of the second study only what answers its question
     out.write_text(page.replace("# Results", "# Mine\n\nWords of ours.", 1))
     assert main([str(one), str(other), "--out", str(out)]) == 0

@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from engine.gallery import plates
-from engine.panels import courses, panels
-from engine.reach import Reached, by_cleaner, by_epoch, by_setting, settings
-from engine.records import read_study
-from engine.report import write_report
-from engine.values import Mark, Panel
 from measures.frontier import Point
+from report.ablation import Reached, by_cleaner, by_epoch, by_setting, settings
+from report.figures import plates
+from report.load import read_study
+from report.points import courses, panels
+from report.values import Mark, Panel
+from report.write import write_report
 
 TOLD = [["apple", "banana", "apple", "banana"], ["moon", "banana", "star", "moon"]]
 
@@ -116,8 +116,8 @@ def test_a_study_has_the_figures_that_it_has_numbers_for(tmp_path: Path) -> None
         "similarity",
         "answers",
     ]
-    page = write_report(rich)
-    told = f"python -m engine.report {rich}"
+    page = write_report(rich).page
+    told = f"python -m report {rich}"
     for name in names:
         with Image.open(page.with_name(f"{name}.png")) as opened:
             assert opened.info["Description"] == told

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.imports import frontier_rows, read_all
-from engine.published import overlaps, sentence
-from engine.report import main
+from report.__main__ import main
+from report.imports import frontier_rows, read_all
+from report.published import overlaps, sentence
 
 Points = list[tuple[float, float]]
 HAND = {

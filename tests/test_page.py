@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from test_report import study
 
-from engine.bill import amount, bill, costs
-from engine.gallery import plates
-from engine.records import read_study
-from engine.report import write_report
+from report.costs import amount, bill, costs
+from report.figures import plates
+from report.load import read_study
+from report.write import write_report
 
 CPU, GPU = "x86_64 CPU, 3 threads a process", "NVIDIA H100 80GB HBM3, 8 threads a process"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -99,9 +99,9 @@ def test_costs_without_any_number_are_not_guessed(tmp_path: Path) -> None:
         path.write_text(path.read_text().replace(', "seconds": 1.0', ""))
     found = costs(read_study(folder))
     assert (found.sentence, found.heads, found.runs) == ("No run has recorded its time yet.", [], [])
-    assert "No run has recorded its time yet." in text_of(write_report(folder).read_text())
+    assert "No run has recorded its time yet." in text_of(write_report(folder).page.read_text())
     journal(folder, "pretrain-a", [], {}, {"seconds": 3600})
-    said = text_of(write_report(folder).read_text())
+    said = text_of(write_report(folder).page.read_text())
     assert "1 run has taken 1.00 h of wall time." in said
     assert "Not recorded: training, measuring, pairs/s, energy, GPU- or CPU-hours." in said
 
@@ -125,20 +125,20 @@ def test_amounts_have_three_digits() -> None:
 
 def test_each_figure_has_its_pdf_and_the_command(tmp_path: Path) -> None:
     folder = study(tmp_path / "s")
-    page = write_report(folder).read_text()
+    page = write_report(folder).page.read_text()
     found = plates(read_study(folder))
     figures = re.findall(r"(?s)<figure>.*?</figure>", page)
     assert len(figures) == len(found) >= 2
     for plate, figure in zip(found, figures, strict=True):
         assert f'href="{plate.name}.pdf"' in figure
         assert (folder / "report" / f"{plate.name}.pdf").is_file()
-        assert f"<code>python -m engine.report {folder}</code>" in figure
+        assert f"<code>python -m report {folder}</code>" in figure
         assert plate.caption in html.unescape(figure)
         assert figure.count("data:image/png;base64,") == 2
 
 
 def test_the_page_asks_for_nothing_from_elsewhere(tmp_path: Path) -> None:
-    page = write_report(costly(tmp_path / "s")).read_text()
+    page = write_report(costly(tmp_path / "s")).page.read_text()
     drawn = re.sub(r"data:image/png;base64,[A-Za-z0-9+/=]+", "data:,", page)
     assert not re.search(r"https?:|//[a-z]|@import|url\(", drawn)
     assert drawn.count("<script") == 1
@@ -164,7 +164,7 @@ def test_what_all_cards_say_is_said_once_and_hardware_is_shown(tmp_path: Path) -
             "versions": {"torch": "9"},
         }
         path.write_text(json.dumps(card))
-    page = write_report(folder).read_text()
+    page = write_report(folder).page.read_text()
     assert page.count("fp32 everywhere") == 1
     assert all(page.count(f"{at} pairs<") == 1 for at in range(5))
     machine = page[page.index('id="machine"') :]
@@ -173,11 +173,11 @@ def test_what_all_cards_say_is_said_once_and_hardware_is_shown(tmp_path: Path) -
 
 
 def test_only_some_grids_of_poisoned_pairs_travel_in_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.page.GRIDS", 1)
+    monkeypatch.setattr("report.page.GRIDS", 1)
     folder = study(tmp_path / "s")
     for run in ("pretrain-a", "pretrain-b"):
         (folder / run / "poison.png").write_bytes(f"the picture of {run}".encode())
-    said = text_of(write_report(folder).read_text())
+    said = text_of(write_report(folder).page.read_text())
     assert "Poisoned pairs of pretrain-a." in said
     assert "Not shown here: pretrain-b/poison.png" in said
 
@@ -209,7 +209,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for path in folder.glob("*/metrics.jsonl"):
         if not path.read_text():
             path.write_text(json.dumps({**measure(0, 1.0), "asr": None}) + "\n")
-    return write_report(folder)
+    return write_report(folder).page
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

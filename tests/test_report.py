@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from engine.compare import joint_panels, named
-from engine.panels import panels
-from engine.records import read_study
-from engine.report import main, write_report
+from report.__main__ import main
+from report.compare import joint_panels, named
+from report.load import read_study
+from report.points import panels
+from report.write import write_report
 
 
 def study(folder: Path, name: str = "s") -> Path:
@@ -75,7 +76,7 @@ def test_verdict_table_and_page(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert not re.search(r"""(?:src|href)=["']https?:""", page)
     assert "4 of 5" in re.sub(r"<[^>]+>", "", page)
     assert (tmp_path / "s/report/frontier.png").read_bytes().startswith(b"\x89PNG")
-    assert f"python -m engine.report {tmp_path / 's'}" in page
+    assert f"python -m report {tmp_path / 's'}" in page
 
 
 def test_the_report_is_made_again_from_the_journals_alone(tmp_path: Path) -> None:
@@ -143,8 +144,8 @@ def test_step_rows_are_passed_over_and_damage_is_counted(tmp_path: Path) -> None
 
 
 def test_the_page_of_a_large_study_lists_the_last_moments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.page.MOST", 10)
-    page = write_report(study(tmp_path / "s")).read_text()
+    monkeypatch.setattr("report.page.MOST", 10)
+    page = write_report(study(tmp_path / "s")).page.read_text()
     assert "The last evaluation of each run, 5 of 11 rows" in page
     assert len((tmp_path / "s/report/results.csv").read_text().splitlines()) == 12
 

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from engine.difference import differences, sentence
-from engine.exports import escape, judge, verdict_csv, verdict_json, verdict_tex
-from engine.panels import panels
-from engine.records import read_study
-from engine.report import main
-from engine.values import Mark, Panel
-from engine.verdict import verdict
 from measures.frontier import Point
+from report.__main__ import main
+from report.difference import differences, sentence
+from report.exports import escape, judge, verdict_csv, verdict_json, verdict_tex
+from report.load import read_study
+from report.points import panels
+from report.values import Mark, Panel
+from report.verdict import verdict
 
 Row = tuple[float, float]  # top1, asr
 

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import NamedTuple
 
-from engine.difference import Difference, sentence
-from engine.panels import compared_images, panels
-from engine.records import Study
-from engine.values import CAP, CAPS, FLOOR, Mark, Panel, percent, rate_text
-from measures.frontier import Point, best_accuracy, lowest_asr
+from measures.frontier import CAP, CAPS, FLOOR, Point, best_accuracy, lowest_asr
 from measures.interval import bootstrap
+from report.difference import Difference, sentence
+from report.load import Study
+from report.points import compared_images, panels
+from report.values import Mark, Panel, percent, rate_text
 
 
 class Verdict(NamedTuple):

@@ -5,7 +5,7 @@ import io
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from engine.records import KEYS, RATES, Study, flat
+from report.load import KEYS, RATES, Study, flat
 
 
 def results(study: Study) -> tuple[list[str], list[dict[str, Any]]]:

@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from data.refusal import Refusal
-from engine import figures
-from engine.folder import write_whole
-from engine.published import Groups, overlaps, panels, read_published, sentence
-from engine.tables import as_csv
-from engine.values import CAPS
-from measures.frontier import best_accuracy, hypervolume, lowest_asr, pareto
+from measures.frontier import CAPS, best_accuracy, hypervolume, lowest_asr, pareto
+from records.folder import write_whole
+from report.plots import frontier as figures
+from report.published import Groups, overlaps, panels, read_published, sentence
+from report.tables import as_csv
 
 DRAWN = 60  # groups in the figure; more do not fit a picture
 NO_START = (
@@ -85,7 +84,7 @@ def write_published(paths: list[Path], out: Path | None) -> list[str]:
     ]
     figure = figures.frontier(panels(groups)[:DRAWN])
     said = remarks(groups)
-    command = " ".join(["python -m engine.report", *(f"--import {shlex.quote(str(path))}" for path in paths)])
+    command = " ".join(["python -m report", *(f"--import {shlex.quote(str(path))}" for path in paths)])
     files = {
         "frontier.csv": as_csv(list(rows[0]), rows).encode(),
         "results.csv": as_csv(["group", "point", "top1", "asr", "pareto"], points).encode(),

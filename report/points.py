@@ -3,9 +3,9 @@
 from functools import lru_cache
 from typing import NamedTuple
 
-from engine.records import RATES, Record, Run, Study, flat
-from engine.values import Course, Mark, Panel
 from measures.frontier import Point
+from report.load import RATES, Record, Run, Study, flat
+from report.values import Course, Mark, Panel
 
 NAMES = {
     "mmcl": "MMCL",

@@ -4,11 +4,12 @@ import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from engine.difference import Difference, differences, sentence
-from engine.scores import Group, Mean, Number, Score, lacking, over_seeds, scores
-from engine.tables import as_csv
-from engine.values import CAP, Panel
+from measures.frontier import CAP
 from measures.interval import Interval
+from report.difference import Difference, differences, sentence
+from report.scores import Group, Mean, Number, Score, lacking, over_seeds, scores
+from report.tables import as_csv
+from report.values import Panel
 
 COLUMNS = [
     *("way", "cleaner", "seed", "number", "value", "low", "high", "interval", "seeds_with", "seeds"),

@@ -5,9 +5,9 @@ from itertools import combinations
 from statistics import fmean
 from typing import NamedTuple
 
-from engine.scores import Mean, Score, mean_of
-from engine.values import CAP
+from measures.frontier import CAP
 from measures.interval import Interval, Test, bootstrap_of, permutation
+from report.scores import Mean, Score, mean_of
 
 HEADLINE = f"best_top1_at_asr_{CAP:g}"
 LEVEL = 0.05  # p at or below it is called significant

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from engine.values import CAP, Mark, Panel, percent, rate_text
-from measures.frontier import Point, best_accuracy, pareto
+from measures.frontier import CAP, Point, best_accuracy, pareto
+from report.values import Mark, Panel, percent, rate_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

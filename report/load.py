@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import BaseModel, ValidationError
 
 from data.refusal import Refusal
-from engine.folder import STOPPED
+from records.folder import STOPPED
 
 KEYS = ("run", "stage", "pretrain_objective", "clean_objective", "cleaner", "rate", "seed", "epoch", "step", "images")
 RATES = ("top1", "asr")
@@ -108,9 +108,7 @@ class Study:
     def again(self) -> str:
         """The command that writes the study's report."""
         whole = self.folder.resolve()
-        return (
-            f"python -m engine.report {shlex.quote(str(whole.relative_to(ROOT) if whole.is_relative_to(ROOT) else whole))}"
-        )
+        return f"python -m report {shlex.quote(str(whole.relative_to(ROOT) if whole.is_relative_to(ROOT) else whole))}"
 
 
 def read_study(folder: Path) -> Study:

@@ -5,10 +5,7 @@ import os
 import socket
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from configs.plan import Run
+from typing import Any
 
 STOPPED, FAILED = "stopped.json", "failed.json"
 
@@ -18,9 +15,9 @@ def finished(folder: Path) -> bool:
     return (folder / "finished.json").is_file() and (folder / "weights.safetensors").is_file()
 
 
-def current(folder: Path, run: "Run") -> bool:
-    """Whether the run in a folder is finished and was measured as the spec says now."""
-    return finished(folder) and bool(read_json(folder / "finished.json").get("measured") == run.measured)
+def current(folder: Path, measured: dict[str, Any]) -> bool:
+    """Whether the run in a folder is finished and `measured`, what the spec measures now, was measured."""
+    return finished(folder) and bool(read_json(folder / "finished.json").get("measured") == measured)
 
 
 def read_json(path: Path) -> dict[str, Any]:

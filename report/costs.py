@@ -12,8 +12,8 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from engine.panels import spoken
-from engine.records import Record, Study, number
+from report.load import Record, Study, number
+from report.points import spoken
 
 STAGES = {"pretrain": "pre-training", "twin": "twin", "clean": "cleaning"}
 THREADS = re.compile(r"^(.*), (\d{1,6}) threads a process$")  # the end of a card's `device`

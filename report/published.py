@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from data.refusal import Refusal
-from engine.values import Mark, Panel
 from measures.frontier import Point
+from report.values import Mark, Panel
 
 LARGEST = 64 * 2**20  # bytes of a file
 MOST = 1_000  # groups of a file

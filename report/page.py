@@ -1,4 +1,4 @@
-"""The report's page, complete in itself: `report.html.j2` filled with a study. Every value is other people's text."""
+"""The report's page, complete in itself: `page.html.j2` filled with a study. Every value is other people's text."""
 
 import base64
 import hashlib
@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from engine.bill import STAGES, costs
-from engine.difference import sentence
-from engine.exports import Judged, page_table
-from engine.panels import panels, spoken
-from engine.records import Record, Study, flat
-from engine.values import rate_text
-from engine.verdict import notes, summary, verdict
+from report.costs import STAGES, costs
+from report.difference import sentence
+from report.exports import Judged, page_table
+from report.load import Record, Study, flat
+from report.points import panels, spoken
+from report.values import rate_text
+from report.verdict import notes, summary, verdict
 
 MOST = 5_000  # evaluations that the page lists; more make it slow to open, and nobody reads them there
 GRIDS = 12  # grids of poisoned pairs inside the page; the others are named, and lie in their runs' folders
@@ -57,7 +57,7 @@ def page_of(read: Study, judged: Judged, pictures: Sequence[Picture]) -> str:
     found = panels(read)
     rows, evaluated = shown(read)
     cleaners = list(dict.fromkeys(point.label.objective for panel in found for point in panel.points))
-    return filled.get_template("report.html.j2").render(
+    return filled.get_template("page.html.j2").render(
         plan=read.plan,
         total=len(read.records),
         finished=sum(record.finished for record in read.records),

@@ -5,10 +5,6 @@ from typing import Any, NamedTuple
 
 from measures.frontier import Point
 
-CAP = 0.05  # attack success at or below this counts as cleaned, as in the paper
-CAPS = (0.01, 0.05, 0.10, 0.20)
-FLOOR = 0.95  # of the start's accuracy
-
 
 class Mark(NamedTuple):
     """What a cleaned point is: its run, epoch, rate and objective, the model it started from, its seed, what else was

@@ -1,6 +1,6 @@
 """Several studies on one Markdown page, with the figures beside it: what is committed of results.
 
-    python -m engine.digest runs/mini-* --out docs/mini-results.md
+    python -m report.markdown runs/mini-* --out docs/mini-results.md
 
 writes docs/mini-results.md and docs/mini-results/NAME-FIGURE.png. Of the study that comes first on the page all figures are
 shown, of the others those that answer their question. Of an earlier page the sections of other studies are kept, so that it
@@ -14,19 +14,19 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from data.refusal import Refusal
-from engine.bill import costs
-from engine.exports import Judged, judge, text, words
-from engine.figures import drawn
-from engine.gallery import plates
-from engine.imports import write_files
-from engine.panels import panels
-from engine.reach import settings
-from engine.records import Study, flat, read_study
-from engine.scores import RULES, Score, counted, scores
-from engine.series import short
-from engine.values import CAP, FLOOR, Mark, Panel, percent
-from engine.verdict import notes, sentences
-from measures.frontier import Point
+from measures.frontier import CAP, FLOOR, Point
+from report.ablation import settings
+from report.costs import costs
+from report.exports import Judged, judge, text, words
+from report.figures import plates
+from report.imports import write_files
+from report.load import Study, flat, read_study
+from report.plots.frontier import drawn
+from report.plots.lines import short
+from report.points import panels
+from report.scores import RULES, Score, counted, scores
+from report.values import Mark, Panel, percent
+from report.verdict import notes, sentences
 
 ANSWERING = ("frontier", "cleaners", "along-", "epochs")  # names, or how they begin
 BEST, LOWEST = f"best_top1_at_asr_{CAP:g}", f"lowest_asr_at_{FLOOR:g}_of_start"
@@ -167,7 +167,7 @@ def plain(words: str) -> str:
 
 def main(given: list[str]) -> int:
     """Runs the command line; the exit code is 2 for what the user can put right."""
-    parser = argparse.ArgumentParser(prog="python -m engine.digest", description="Several studies on one Markdown page.")
+    parser = argparse.ArgumentParser(prog="python -m report.markdown", description="Several studies on one Markdown page.")
     parser.add_argument("studies", type=Path, nargs="+", metavar="STUDY", help="the folders that engine/run.py wrote")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE.md", help="the page; its figures lie in FILE/")
     asked = parser.parse_args(given)

@@ -5,10 +5,10 @@ from collections.abc import Collection, Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from engine.figures import BAND, INK, LINES, SHAPES, STAR, brief, grid, paints_of, rate_bar, style
-from engine.reach import Reach, Reached
-from engine.values import CAP, Answers, Course, Mark, Panel
-from measures.frontier import Point
+from measures.frontier import CAP, Point
+from report.ablation import Reach, Reached
+from report.plots.frontier import BAND, INK, LINES, SHAPES, STAR, brief, grid, paints_of, rate_bar, style
+from report.values import Answers, Course, Mark, Panel
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import NamedTuple
 
-from engine.values import CAP, CAPS, FLOOR, Mark, Panel
-from measures.frontier import Point, best_accuracy, hypervolume, lowest_asr
+from measures.frontier import CAP, CAPS, FLOOR, Point, best_accuracy, hypervolume, lowest_asr
 from measures.interval import Interval, bootstrap, wilson
 from measures.selection import Candidate, by_accuracy, by_distance, by_proxy, by_val_loss
+from report.values import Mark, Panel
 
 SHARES = (0.90, 0.95, 1.00)  # of the start's accuracy
 RULES: dict[str, tuple[str, Callable[..., Candidate[Point[Mark]] | None]]] = {  # by name: the number it needs

@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.refusal import Refusal
-from engine import figures
-from engine.exports import judge, verdict_files
-from engine.imports import write_files
-from engine.panels import panels
-from engine.records import Study, read_study
-from engine.tables import as_csv, results
-from engine.values import Panel
-from engine.verdict import notes, sentences
+from report.exports import judge, verdict_files
+from report.imports import write_files
+from report.load import Study, read_study
+from report.plots import frontier as figures
+from report.points import panels
+from report.tables import as_csv, results
+from report.values import Panel
+from report.verdict import notes, sentences
 
 
 def joint_panels(studies: Sequence[tuple[str, Study]]) -> list[Panel]:
@@ -46,7 +46,7 @@ def write_comparison(folders: Sequence[Path], out: Path | None) -> list[str]:
     found = joint_panels(studies)
     judged = judge(found)
     figure = figures.frontier(found)
-    command = f"python -m engine.report {shlex.join(map(str, folders))}"
+    command = f"python -m report {shlex.join(map(str, folders))}"
     tables = [(name, *results(study)) for name, study in studies]
     columns = list(dict.fromkeys(column for _, heads, _ in tables for column in heads))
     rows = [{**row, "study": name} for name, _, members in tables for row in members]

@@ -7,12 +7,13 @@ import io
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from engine import figures, series
-from engine.panels import ASR, courses, panels, rates
-from engine.reach import by_cleaner, by_epoch, by_setting, settings
-from engine.records import Record, Study
-from engine.values import CAP, Answers, Panel, percent, rate_text
-from measures.frontier import best_accuracy, lowest_asr
+from measures.frontier import CAP, best_accuracy, lowest_asr
+from report.ablation import by_cleaner, by_epoch, by_setting, settings
+from report.load import Record, Study
+from report.plots import frontier as figures
+from report.plots import lines as series
+from report.points import ASR, courses, panels, rates
+from report.values import Answers, Panel, percent, rate_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

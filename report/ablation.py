@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean
 from typing import NamedTuple
 
-from engine.values import CAP, FLOOR, Mark, Panel
-from measures.frontier import Point, best_accuracy, lowest_asr
+from measures.frontier import CAP, FLOOR, Point, best_accuracy, lowest_asr
+from report.values import Mark, Panel
 
 RATE = "clean.optimizer.rate"  # which has a figure of its own: the frontier's colours
 
