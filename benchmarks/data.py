@@ -66,7 +66,7 @@ def pairs_of(folder: str, way: str, views: int, index: Any = None, batch: int = 
     from data.augment import Augment
     from data.pipeline import Data, Pairs, Reading, Source
     from data.shards import read_index
-    from engine.model import Tokenizer
+    from engine.models.clip import Tokenizer
 
     index = index or read_index(f"{folder}/*.tar", Path(folder) / "cache")
     section = Augment(synonyms="none")
@@ -188,7 +188,7 @@ def tokenises(how: str) -> dict[str, float]:
     """CPU seconds a caption, 20,000 of them after 60,000 others: an epoch has millions."""
     import open_clip
 
-    from engine.model import Tokenizer
+    from engine.models.clip import Tokenizer
 
     texts = captions(80000)
     ours, theirs = Tokenizer("ViT-B-32"), open_clip.get_tokenizer("ViT-B-32")

@@ -54,7 +54,7 @@ THREADS = 2
 
 def make_set(folder: Path, which: str) -> None:
     """The set in CLIP_benchmark's layout under folder/set, and as the paper's code wants it under folder/theirs."""
-    from engine.model import imagenet
+    from engine.models.clip import imagenet
 
     known, test = imagenet(), folder / "set/test"
     (folder / "theirs").mkdir(parents=True)
@@ -111,7 +111,7 @@ def make_weights(folder: Path, which: str) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from engine import model
+    from engine.models import clip as model
 
     towers = model.build(MODELS[which], 0)
     for name, parameter in towers.named_parameters():
@@ -167,9 +167,10 @@ def ours(where: str, which: str) -> dict[str, Any]:
     """CPU seconds of our first evaluation and of a further one, and what they tell."""
     import torch
 
-    from engine import evaluate, model
+    from engine import evaluate
+    from engine.distributed.world import World
     from engine.examination import examinations
-    from engine.world import World
+    from engine.models import clip as model
     from measures.classifier import class_vectors
 
     torch.set_num_threads(THREADS)

@@ -1,7 +1,7 @@
 """Feature traffic and loss memory over ranks: python benchmarks/ranks.py.
 
 W gloo processes compute one loss and its gradient. Bytes are what a ring moves to one rank: (W - 1) parts for a gather
-and for a reduce-scatter, in our collectives as engine/world.py counts them, in open_clip's
+and for a reduce-scatter, in our collectives as engine/distributed/world.py counts them, in open_clip's
 ClipLoss(local_loss, gather_with_grad) by the same rule at torch.distributed's functions.
 """
 
@@ -45,7 +45,7 @@ def one(side: str, rows: int, out: str) -> None:
     import torch.distributed as dist
     import torch.nn.functional as F
 
-    from engine import world as processes
+    from engine.distributed import world as processes
 
     world = processes.join()
     draw = torch.Generator().manual_seed(world.rank)

@@ -24,8 +24,8 @@ import numpy as np
 import torch
 
 from data.refusal import Refusal
-from engine import world as processes
-from engine.world import World
+from engine.distributed import world as processes
+from engine.distributed.world import World
 
 
 class DiskFull(Refusal):

@@ -16,8 +16,8 @@ from data.decode import Bad
 from data.pipeline import Pairs
 from data.refusal import Refusal
 from data.shards import Index
-from engine import world as processes
-from engine.world import World
+from engine.distributed import world as processes
+from engine.distributed.world import World
 
 
 def clustered(towers: Any, pairs: Pairs, classes: int, rounds: int, seed: int, world: World, rows: int) -> np.ndarray:

@@ -25,7 +25,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from configs.plan import Run
-from engine import model
+from engine.models import clip as model
 from objectives.sum import objectives_of
 
 GPU = "A100-40GB"

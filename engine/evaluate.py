@@ -20,9 +20,9 @@ from data.captioned import Captioned
 from data.chance import derive
 from data.labelled import Labelled
 from data.poison import word_of
+from engine.distributed.world import World, beat, gather_rows, together
 from engine.examination import Attempt, Examination, Task
-from engine.towers import Piece, cut_of
-from engine.world import World, beat, gather_rows, together
+from engine.models.towers import Piece, cut_of
 from measures.classifier import class_vectors, predict
 from measures.contract import Encoded, Number, Paired
 

@@ -17,8 +17,8 @@ from data.poison import Aim, Proxy, Words
 from data.refusal import Refusal
 from data.triggers.contract import Mark
 from data.triggers.multi import Multi
-from engine.model import image_size, imagenet
-from engine.world import World
+from engine.distributed.world import World
+from engine.models.clip import image_size, imagenet
 from measures.contract import CENTRE, PROXY, TRAINED, Measure
 from measures.registry import AnyMeasure
 

@@ -22,7 +22,7 @@ def export(run: Path, folder: Path) -> Path:
         raise Refusal(f"{run} is no finished run: it lacks finished.json or weights; give one such as runs/demo/clean-...")
     if folder.exists():
         raise Refusal(f"{folder} is there already; name a new folder")
-    from engine.model import export_config
+    from engine.models.clip import export_config
 
     spec = json.loads((run / "spec.json").read_text())
     fresh = folder.parent / f".{folder.name}.partial"

@@ -5,9 +5,9 @@ import sys
 from collections import Counter
 
 from data.refusal import Refusal
+from engine.distributed.world import World
 from engine.inputs import Job
 from engine.journal import Journal
-from engine.world import World
 from records.rows import read_rows
 
 

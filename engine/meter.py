@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from engine.world import World, gather_objects
+from engine.distributed.world import World, gather_objects
 
 
 class Meter:

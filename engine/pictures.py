@@ -7,7 +7,7 @@ from data.labelled import Labelled, read_labelled
 from data.pictures import Pictures
 from data.pipeline import Reading
 from data.refusal import Refusal
-from engine.model import Tokenizer, imagenet
+from engine.models.clip import Tokenizer, imagenet
 from objectives.sum import objectives_of
 from objectives.supervised import Supervised
 

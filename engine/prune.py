@@ -17,12 +17,12 @@ from data.chance import derive
 from data.pipeline import batches
 from data.progress import Progress
 from data.refusal import Refusal
-from engine import world as processes
+from engine.distributed import world as processes
+from engine.distributed.world import World
 from engine.inputs import Job
 from engine.learner import initial
-from engine.neurons import Neurons, neurons_of
-from engine.towers import Piece, Towers, cut_of
-from engine.world import World
+from engine.models.neurons import Neurons, neurons_of
+from engine.models.towers import Piece, Towers, cut_of
 from objectives.contract import Features
 from objectives.exchange import Exchange, Ranks
 from objectives.mmcl import mmcl

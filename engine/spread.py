@@ -21,10 +21,10 @@ from configs.sweep import Sweep
 from data.jobs import LIMIT, executor
 from engine import claim
 from engine.agenda import Agenda
+from engine.distributed.world import cores
 from engine.screen import Screen
 from engine.status import Surveyor
 from engine.study import HELPS
-from engine.world import cores
 
 SCRIPT = Path(__file__).resolve().with_name("run.py")
 POLL = 1.0  # seconds between looks

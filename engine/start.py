@@ -13,9 +13,9 @@ import torch
 
 from configs.start import Start, weights_of
 from data.refusal import Refusal
-from engine import model
+from engine.models import clip as model
+from engine.models.towers import Towers
 from engine.optimizer import decays
-from engine.towers import Towers
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # as torch's and DeepSpeed's AdamW name them
 STEPS = "steps"  # in a file of moments

@@ -14,15 +14,15 @@ from configs.plan import Run, differences
 from configs.spec import Spec
 from data.refusal import Refusal
 from engine import claim, job
-from engine import world as processes
 from engine.adopt import adopt
 from engine.agenda import Agenda, rivals
 from engine.checkpoint import DiskFull, committed
+from engine.distributed import world as processes
+from engine.distributed.world import World
 from engine.inputs import prepare
 from engine.status import Surveyor
 from engine.stop import hopeless
 from engine.train import Stopped
-from engine.world import World
 from records.folder import FAILED, finished, note_failure, read_json, write_json
 
 HELPS = "ANTIDOTE_HELPS"  # set by engine/spread.py in a job: since when who started it tries runs

@@ -8,10 +8,10 @@ import torch
 
 from data.pipeline import Batch
 from data.refusal import Refusal
-from engine import world as processes
+from engine.distributed import world as processes
+from engine.distributed.world import World
 from engine.journal import Journal
 from engine.learner import Learner, Outcome
-from engine.world import World
 
 
 @dataclass

@@ -4,12 +4,12 @@ import torch
 
 from configs.start import Anp, FinePrune, ShrinkPerturb
 from data.chance import derive
-from engine import model
+from engine.distributed.world import World
 from engine.inputs import Job
 from engine.learner import initial
+from engine.models import clip as model
+from engine.models.towers import Towers
 from engine.prune import anp, fine_pruned
-from engine.towers import Towers
-from engine.world import World
 
 
 def transformed(

@@ -14,10 +14,10 @@ from configs.machine import Machine
 from configs.stage import Optimizer
 from data.refusal import Refusal
 from engine import optimizer
-from engine import world as processes
+from engine.distributed import world as processes
+from engine.distributed.world import World
+from engine.models.towers import Towers
 from engine.start import MOMENTS, STEPS
-from engine.towers import Towers
-from engine.world import World
 
 ALLOWED = ("LossScaler", "ZeroStageEnum", "fragment_address")  # the classes that a checkpoint of DeepSpeed holds
 

@@ -7,7 +7,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 os.environ["ANTIDOTE_HELPS"] = "0"  # no report after each
 
-from engine import world
+from engine.distributed import world
 from engine.run import main
 
 world.leave = lambda: None  # DeepSpeed keeps the process group that it met first

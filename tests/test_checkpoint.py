@@ -14,7 +14,7 @@ import torch
 
 from data.refusal import Refusal
 from engine import checkpoint
-from engine.world import World
+from engine.distributed.world import World
 
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))
 

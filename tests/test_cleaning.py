@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from configs.plan import runs
 from configs.spec import load
 from data.refusal import Refusal
-from engine import model, start
+from engine import start
+from engine.models import clip as model
 from engine.optimizer import decays
 
 CHOICES = """\

@@ -16,10 +16,11 @@ from data.labelled import Labelled
 from data.refusal import Refusal
 from data.synthetic import World as Drawn
 from data.synthetic import write_world
-from engine import evaluate, examination, model
+from engine import evaluate, examination
+from engine.distributed.world import World
 from engine.examination import examinations
-from engine.towers import Towers
-from engine.world import World
+from engine.models import clip as model
+from engine.models.towers import Towers
 from objectives.exchange import Ranks
 
 Result = TypeVar("Result")

@@ -10,7 +10,7 @@ from PIL import Image
 
 from data.labelled import Labelled, read_labelled
 from data.refusal import Refusal
-from engine.model import imagenet
+from engine.models.clip import imagenet
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from engine import meter
+from engine.distributed.world import World
 from engine.meter import Meter, joules
-from engine.world import World
 
 
 class Unsupported(Exception):

@@ -13,7 +13,7 @@ import pytest
 import torch.distributed as dist
 from conftest import ROOT, antidote, environment, journals, settings
 
-from engine import world
+from engine.distributed import world
 
 HOSTS = {"antidote-a": "10.213.77.1", "antidote-b": "10.213.77.2"}
 

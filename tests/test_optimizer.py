@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from configs.stage import Optimizer
 from data.refusal import Refusal
-from engine import model, optimizer
+from engine import optimizer
+from engine.models import clip as model
 from engine.optimizer import adamw, decays, rate_at
 
 

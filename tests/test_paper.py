@@ -8,7 +8,7 @@ from conftest import ROOT
 
 from configs.plan import runs
 from configs.spec import load
-from engine.model import has_norms
+from engine.models.clip import has_norms
 from engine.survey import survey, total
 
 FILES = sorted((ROOT / "specs/paper").glob("*.yaml"))

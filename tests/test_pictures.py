@@ -22,10 +22,10 @@ from data.labelled import Labelled, read_labelled
 from data.pictures import Pictures
 from data.pipeline import Data, Reading, batches
 from data.refusal import Refusal
-from engine import world as processes
+from engine.distributed import world as processes
 from engine.forecast import forecast, size
 from engine.inputs import prepare
-from engine.model import Tokenizer, imagenet
+from engine.models.clip import Tokenizer, imagenet
 
 NONE = Augment(synonyms="none")
 ONE = processes.World(0, 1, 0, 1, torch.device("cpu"))

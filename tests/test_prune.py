@@ -20,11 +20,11 @@ from configs.stage import Stage
 from configs.start import Anp, FinePrune
 from data.pipeline import Batch
 from data.refusal import Refusal
-from engine import model
-from engine import world as processes
-from engine.neurons import Block, Neurons, neurons_of
+from engine.distributed import world as processes
+from engine.models import clip as model
+from engine.models.neurons import Block, Neurons, neurons_of
+from engine.models.towers import Towers
 from engine.prune import Match, activations, fine_pruned, learned_masks, mask_slope, worst
-from engine.towers import Towers
 from engine.transform import transformed
 from objectives.contract import Features
 from objectives.exchange import ALONE, Exchange

@@ -500,8 +500,8 @@ def test_an_exported_model_is_the_same_in_open_clip(whole: Path, tmp_path: Path)
     import open_clip
     from PIL import Image
 
-    from engine import model
     from engine.export import main
+    from engine.models import clip as model
 
     run = next(whole.glob("clean-*"))
     assert main([str(run), str(tmp_path / "out")]) == 0

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.refusal import Refusal
-from engine import model
+from engine.models import clip as model
 
 OURS = model.Tokenizer("ViT-B-32")
 THEIRS = open_clip.get_tokenizer("ViT-B-32")

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from data.refusal import Refusal
-from engine import model
 from engine.job import _cuts
-from engine.towers import Cut, GroupedNorm, Piece, Towers, cut_of
+from engine.models import clip as model
+from engine.models.towers import Cut, GroupedNorm, Piece, Towers, cut_of
 
 MODELS = ("test-vit", "test-resnet")
 

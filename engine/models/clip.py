@@ -22,9 +22,9 @@ from configs.explain import suggestion
 from data.chance import derive
 from data.labelled import Imagenet
 from data.refusal import Refusal
-from engine.towers import Towers
+from engine.models.towers import Towers
 
-OWN = Path(__file__).resolve().parent.parent / "configs" / "models"
+OWN = Path(__file__).resolve().parents[2] / "configs" / "models"
 CHECKSUMS = (  # of open_clip's ImageNet class names and templates, as JSON
     "6ef5246539bb6543da0958381424e7f7b63b6758af04434f6e8f6da88e0cca70",
     "331000b1f1c75fbb1f096e3a4ce7820093d52408a8d472cfbdea70d206b9edaa",

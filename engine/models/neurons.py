@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from data.refusal import Refusal
-from engine.towers import Towers
+from engine.models.towers import Towers
 
 
 @dataclass(frozen=True)
