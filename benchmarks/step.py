@@ -22,10 +22,10 @@ from benchmarks.side_by_side import in_turn, write  # noqa: E402
 from configs.machine import Machine  # noqa: E402
 from configs.stage import Optimizer, Stage  # noqa: E402
 from data.pipeline import Batch  # noqa: E402
-from engine import zero  # noqa: E402
 from engine.distributed import world as processes  # noqa: E402
-from engine.learner import Learner  # noqa: E402
 from engine.models import clip as model  # noqa: E402
+from engine.training import zero  # noqa: E402
+from engine.training.learner import Learner  # noqa: E402
 from objectives.mmcl import Mmcl  # noqa: E402
 
 RATE = 1e-4

@@ -21,11 +21,11 @@ from data.pipeline import Data
 from data.refusal import Refusal
 from data.shards import read_index
 from engine.agenda import Agenda
-from engine.checkpoint import committed
 from engine.cost import Cost, cost, how
 from engine.distributed.world import place
 from engine.models import clip as model
-from engine.pictures import check_labels, read
+from engine.training.checkpoint import committed
+from engine.training.labelled_inputs import check_labels, read
 from objectives.exchange import grid
 from objectives.tiles import BLOCK
 from records.folder import finished

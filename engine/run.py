@@ -102,10 +102,10 @@ def survey(options: argparse.Namespace) -> int:
 
 def study(options: argparse.Namespace, loaded: Any, again: str) -> int:
     """Carries out every run of the study that is not finished, then writes the report."""
-    from engine import zero
     from engine.agenda import Agenda
     from engine.distributed import world as processes
     from engine.study import HELPS, begin, check, conclude, work
+    from engine.training import zero
 
     asked = {"to stop": 0}
 

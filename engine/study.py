@@ -13,16 +13,17 @@ from typing import Any, Literal
 from configs.plan import Run, differences
 from configs.spec import Spec
 from data.refusal import Refusal
-from engine import claim, job
+from engine import claim
 from engine.adopt import adopt
 from engine.agenda import Agenda, rivals
-from engine.checkpoint import DiskFull, committed
 from engine.distributed import world as processes
 from engine.distributed.world import World
-from engine.inputs import prepare
 from engine.status import Surveyor
 from engine.stop import hopeless
-from engine.train import Stopped
+from engine.training import trainer as job
+from engine.training.checkpoint import DiskFull, committed
+from engine.training.inputs import prepare
+from engine.training.loop import Stopped
 from records.folder import FAILED, finished, note_failure, read_json, write_json
 
 HELPS = "ANTIDOTE_HELPS"  # set by engine/spread.py in a job: since when who started it tries runs
@@ -206,7 +207,7 @@ def say(number: int, total: int, card: dict[str, Any]) -> None:
 
 def conclude(agenda: Agenda) -> int:
     """Writes the report, shows it in TensorBoard, names it; 2 if runs failed, which it lists, else 0."""
-    from engine.journal import show_report
+    from engine.training.journal import show_report
     from report.write import write_report
 
     folder = agenda.folder

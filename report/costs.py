@@ -1,7 +1,7 @@
 """What the runs of a study took: hours of wall time, of GPUs or of cores, pairs a second, energy. From their files alone.
 
 Training is the sum over the journal's steps, measuring that over its moments: a moment's rows count from one start, so that
-the last says it all. Wall time is what finished.json or stopped.json says (engine/meter.py): of an interrupted run its last
+the last says it all. Wall time is what finished.json or stopped.json says (usage.py): of an interrupted run its last
 launch and what the others had taken when they last saved. Of a run that has neither file yet it is training and measuring,
 which leaves out start-up and checkpoints. GPU-hours are wall hours times processes, each of which has one GPU. Without a GPU
 there are CPU-hours: times processes and the threads of each, the loaders' processes not counted. Energy is the GPUs' own

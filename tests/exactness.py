@@ -18,11 +18,11 @@ from pydantic import TypeAdapter
 from configs.machine import Machine
 from configs.stage import Optimizer, Stage
 from data.pipeline import Batch
-from engine import optimizer, zero
 from engine.distributed import world as processes
-from engine.learner import Learner
 from engine.models import clip as model
 from engine.models.towers import Towers
+from engine.training import optimizer, zero
+from engine.training.learner import Learner
 from objectives import AnyObjective
 
 PAIRS, GROUP, MICRO = 48, 4, 8

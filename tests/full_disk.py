@@ -7,7 +7,8 @@ from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from engine import run, zero
+from engine import run
+from engine.training import zero
 
 write, left = zero.save, int(sys.argv[1])
 

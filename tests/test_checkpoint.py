@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from data.refusal import Refusal
-from engine import checkpoint
 from engine.distributed.world import World
+from engine.training import checkpoint
 
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))
 

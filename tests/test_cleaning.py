@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from configs.plan import runs
 from configs.spec import load
 from data.refusal import Refusal
-from engine import start
 from engine.models import clip as model
-from engine.optimizer import decays
+from engine.training import init_weights as start
+from engine.training.optimizer import decays
 
 CHOICES = """\
 sweep:

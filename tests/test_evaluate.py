@@ -16,9 +16,10 @@ from data.labelled import Labelled
 from data.refusal import Refusal
 from data.synthetic import World as Drawn
 from data.synthetic import write_world
-from engine import evaluate, examination
 from engine.distributed.world import World
-from engine.examination import examinations
+from engine.evaluation import evaluate
+from engine.evaluation import sets as examination
+from engine.evaluation.sets import examinations
 from engine.models import clip as model
 from engine.models.towers import Towers
 from objectives.exchange import Ranks

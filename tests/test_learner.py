@@ -8,12 +8,12 @@ import pytest
 import torch
 from exactness import PAIRS, Plain, batch, build, stage_of
 
-from engine.cluster import spherical
 from engine.distributed import world as processes
-from engine.learner import Learner
 from engine.models import clip as model
 from engine.models.towers import Towers
-from engine.optimizer import ZClip, decays, rate_at
+from engine.training.cluster import spherical
+from engine.training.learner import Learner
+from engine.training.optimizer import ZClip, decays, rate_at
 
 ONE = processes.World(0, 1, 0, 1, torch.device("cpu"))
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from engine import meter
 from engine.distributed.world import World
-from engine.meter import Meter, joules
+from engine.training import usage as meter
+from engine.training.usage import Meter, joules
 
 
 class Unsupported(Exception):

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from configs.stage import Optimizer
 from data.refusal import Refusal
-from engine import optimizer
 from engine.models import clip as model
-from engine.optimizer import adamw, decays, rate_at
+from engine.training import optimizer
+from engine.training.optimizer import adamw, decays, rate_at
 
 
 @given(st.integers(1, 400), st.integers(0, 500), st.floats(1e-9, 10))

@@ -24,8 +24,8 @@ from data.pipeline import Data, Reading, batches
 from data.refusal import Refusal
 from engine.distributed import world as processes
 from engine.forecast import forecast, size
-from engine.inputs import prepare
 from engine.models.clip import Tokenizer, imagenet
+from engine.training.inputs import prepare
 
 NONE = Augment(synonyms="none")
 ONE = processes.World(0, 1, 0, 1, torch.device("cpu"))

@@ -24,8 +24,8 @@ from engine.distributed import world as processes
 from engine.models import clip as model
 from engine.models.neurons import Block, Neurons, neurons_of
 from engine.models.towers import Towers
-from engine.prune import Match, activations, fine_pruned, learned_masks, mask_slope, worst
-from engine.transform import transformed
+from engine.training.prune import Match, activations, fine_pruned, learned_masks, mask_slope, worst
+from engine.training.transform import transformed
 from objectives.contract import Features
 from objectives.exchange import ALONE, Exchange
 from objectives.mmcl import mmcl

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from data.refusal import Refusal
-from engine.job import _cuts
 from engine.models import clip as model
 from engine.models.towers import Cut, GroupedNorm, Piece, Towers, cut_of
+from engine.training.trainer import _cuts
 
 MODELS = ("test-vit", "test-resnet")
 

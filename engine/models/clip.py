@@ -1,7 +1,7 @@
 """The two towers and their tokenizer. The only door to open_clip.
 
 The learned scale is not a parameter of the towers: ZeRO shards and flattens what it owns, and a single number that is
-clamped after every step is better kept whole on each rank (engine/train.py). `weights` puts it back where open_clip
+clamped after every step is better kept whole on each rank (engine/training/loop.py). `weights` puts it back where open_clip
 expects it.
 """
 

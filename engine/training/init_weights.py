@@ -15,7 +15,7 @@ from configs.start import Start, weights_of
 from data.refusal import Refusal
 from engine.models import clip as model
 from engine.models.towers import Towers
-from engine.optimizer import decays
+from engine.training.optimizer import decays
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # as torch's and DeepSpeed's AdamW name them
 STEPS = "steps"  # in a file of moments

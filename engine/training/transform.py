@@ -5,11 +5,11 @@ import torch
 from configs.start import Anp, FinePrune, ShrinkPerturb
 from data.chance import derive
 from engine.distributed.world import World
-from engine.inputs import Job
-from engine.learner import initial
 from engine.models import clip as model
 from engine.models.towers import Towers
-from engine.prune import anp, fine_pruned
+from engine.training.inputs import Job
+from engine.training.learner import initial
+from engine.training.prune import anp, fine_pruned
 
 
 def transformed(

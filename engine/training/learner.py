@@ -17,13 +17,13 @@ import torch
 
 from configs.stage import Stage
 from data.pipeline import Batch
-from engine import zero
 from engine.distributed import world as processes
 from engine.distributed.world import World
 from engine.models.clip import SCALARS
 from engine.models.towers import Piece, Towers, cut_of
-from engine.optimizer import rate_at
-from engine.start import MOMENTS, STEPS
+from engine.training import zero
+from engine.training.init_weights import MOMENTS, STEPS
+from engine.training.optimizer import rate_at
 from objectives.contract import Features, Learned, Objective, Terms
 from objectives.exchange import Exchange, Ranks
 

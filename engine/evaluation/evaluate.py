@@ -21,7 +21,7 @@ from data.chance import derive
 from data.labelled import Labelled
 from data.poison import word_of
 from engine.distributed.world import World, beat, gather_rows, together
-from engine.examination import Attempt, Examination, Task
+from engine.evaluation.sets import Attempt, Examination, Task
 from engine.models.towers import Piece, cut_of
 from measures.classifier import class_vectors, predict
 from measures.contract import Encoded, Number, Paired

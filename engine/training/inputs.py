@@ -20,14 +20,14 @@ from data.poison import Plan, make_plan, read_templates
 from data.progress import Progress
 from data.refusal import Refusal
 from data.shards import Index, read_index
-from engine.cluster import read_flags, read_labels
 from engine.distributed import world as processes
 from engine.distributed.world import World
-from engine.examination import Examination, examinations
+from engine.evaluation.sets import Examination, examinations
 from engine.models import clip as model
 from engine.models.neurons import neurons_of
-from engine.pictures import check_labels, pictures
-from engine.start import path_of
+from engine.training.cluster import read_flags, read_labels
+from engine.training.init_weights import path_of
+from engine.training.labelled_inputs import check_labels, pictures
 from objectives.deep_cluster import DeepCluster
 from objectives.sum import objectives_of
 from objectives.unlearn import Unlearn

@@ -28,20 +28,21 @@ from data.poison import Plan
 from data.refusal import Refusal
 from data.shards import Index
 from data.sheet import pairs_grid, small_grid
-from engine import checkpoint, evaluate, zero
-from engine.cluster import clustered
 from engine.distributed import world as processes
 from engine.distributed.world import World
-from engine.inputs import Job, clusterer, once
-from engine.journal import Journal
-from engine.learner import Learner
-from engine.ledger import Ledger
-from engine.meter import Meter
+from engine.evaluation import evaluate
 from engine.models import clip as model
 from engine.models.towers import Towers
-from engine.start import BESIDE, STEPS, distance, load_start, moments_of, path_of, split
-from engine.train import Cadence, Hopeless, train
-from engine.transform import transformed
+from engine.training import checkpoint, zero
+from engine.training.bad_samples import Ledger
+from engine.training.cluster import clustered
+from engine.training.init_weights import BESIDE, STEPS, distance, load_start, moments_of, path_of, split
+from engine.training.inputs import Job, clusterer, once
+from engine.training.journal import Journal
+from engine.training.learner import Learner
+from engine.training.loop import Cadence, Hopeless, train
+from engine.training.transform import transformed
+from engine.training.usage import Meter
 from objectives import tiles
 from records.folder import FAILED, STOPPED, read_json, write_json
 from records.rows import read_rows

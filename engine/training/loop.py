@@ -10,8 +10,8 @@ from data.pipeline import Batch
 from data.refusal import Refusal
 from engine.distributed import world as processes
 from engine.distributed.world import World
-from engine.journal import Journal
-from engine.learner import Learner, Outcome
+from engine.training.journal import Journal
+from engine.training.learner import Learner, Outcome
 
 
 @dataclass

@@ -6,8 +6,8 @@ from collections import Counter
 
 from data.refusal import Refusal
 from engine.distributed.world import World
-from engine.inputs import Job
-from engine.journal import Journal
+from engine.training.inputs import Job
+from engine.training.journal import Journal
 from records.rows import read_rows
 
 

@@ -19,10 +19,10 @@ from data.progress import Progress
 from data.refusal import Refusal
 from engine.distributed import world as processes
 from engine.distributed.world import World
-from engine.inputs import Job
-from engine.learner import initial
 from engine.models.neurons import Neurons, neurons_of
 from engine.models.towers import Piece, Towers, cut_of
+from engine.training.inputs import Job
+from engine.training.learner import initial
 from objectives.contract import Features
 from objectives.exchange import Exchange, Ranks
 from objectives.mmcl import mmcl

@@ -1,5 +1,5 @@
 """DeepSpeed: ZeRO, precision, clipping and the optimizer's step around the towers. The only door to deepspeed,
-with engine/optimizer.py, which takes its Adam."""
+with engine/training/optimizer.py, which takes its Adam."""
 
 import logging
 import os
@@ -13,11 +13,11 @@ import torch
 from configs.machine import Machine
 from configs.stage import Optimizer
 from data.refusal import Refusal
-from engine import optimizer
 from engine.distributed import world as processes
 from engine.distributed.world import World
 from engine.models.towers import Towers
-from engine.start import MOMENTS, STEPS
+from engine.training import optimizer
+from engine.training.init_weights import MOMENTS, STEPS
 
 ALLOWED = ("LossScaler", "ZeroStageEnum", "fragment_address")  # the classes that a checkpoint of DeepSpeed holds
 
@@ -219,7 +219,7 @@ def _begun(stepper: torch.optim.Optimizer, parameter: torch.Tensor, steps: float
 
 
 def save(engine: Any, folder: Path, tag: str) -> None:
-    """DeepSpeed's own files under folder/tag; the commit is engine/checkpoint.py's work, so no `latest`."""
+    """DeepSpeed's own files under folder/tag; the commit is engine/training/checkpoint.py's work, so no `latest`."""
     engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
 
 
