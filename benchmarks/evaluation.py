@@ -1,6 +1,6 @@
 """Accuracy and ASR of one set: python benchmarks/evaluation.py [demo RN50 feed | ViT-B-32].
 
-Ours (engine.evaluation on a set in CLIP_benchmark's layout) and the paper's own evaluator (its get_zeroshot_metrics twice, on
+Ours (engine.evaluation on a CLIP_benchmark set) and the paper's own evaluator (its get_zeroshot_metrics twice, on
 its get_eval_test_dataloader without and with its apply_trigger, as its `evaluate` calls them) on the same pictures, prompts
 and weights, CPU seconds of a fresh process with two threads, batches of each side's default (256 and 128). `_first` is an
 evaluation with everything before it but loading code and weights, `_again` each further one: a cleaning run evaluates after

@@ -25,9 +25,9 @@ from data.progress import Progress
 from data.refusal import Refusal
 from engine.distributed.world import World
 from engine.models.clip import image_size
-from engine.run import RUNS
 from engine.training.inputs import plan_of, pretraining_pairs
 from engine.training.trainer import write_plan
+from records.folder import RUNS
 
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))
 LIST = 20  # entries shown on the terminal

@@ -20,8 +20,7 @@ if Path(sys.path[0] or ".").resolve() == ROOT / "engine":
     sys.path[0] = str(ROOT)  # the script's own folder would shadow other packages and hide ours
 
 from data.refusal import Refusal  # noqa: E402  (after the path)
-
-RUNS = Path("runs")
+from records.folder import RUNS  # noqa: E402
 
 
 def arguments(given: list[str]) -> argparse.Namespace:
@@ -70,9 +69,11 @@ def main(given: list[str]) -> int:
             return survey(options)
         loaded = load(options.spec, options.set, partial(print, file=sys.stderr) if first else lambda words: None)
         if options.dry_run:
-            from engine.forecast import forecast
+            from engine.estimate.dry_run import forecast
+            from engine.study.scheduler import Agenda
 
-            print(forecast(loaded, options.stage, RUNS / loaded.spec.name, options.dollars), end="")
+            folder = RUNS / loaded.spec.name
+            print(forecast(loaded, Agenda.of(loaded, folder, options.stage).runs, folder, options.dollars), end="")
             return 0
         studying = True
         code = study(options, loaded, command(given))
@@ -90,7 +91,7 @@ def survey(options: argparse.Namespace) -> int:
     """Prints what the specs in a folder would cost; 2 if some can't be loaded, which it lists."""
     if not options.dry_run:
         raise Refusal(f"--spec is the folder {options.spec}; a study is one file: give one of it, or add --dry-run")
-    from engine.survey import survey as surveyed
+    from engine.estimate.dry_run_folder import survey as surveyed
 
     said: set[str] = set()
     text, broken = surveyed(Path(options.spec), options.set, options.stage, options.dollars, said.add)
@@ -102,9 +103,9 @@ def survey(options: argparse.Namespace) -> int:
 
 def study(options: argparse.Namespace, loaded: Any, again: str) -> int:
     """Carries out every run of the study that is not finished, then writes the report."""
-    from engine.agenda import Agenda
     from engine.distributed import world as processes
-    from engine.study import HELPS, begin, check, conclude, work
+    from engine.study.scheduler import Agenda
+    from engine.study.study import HELPS, begin, check, conclude, work
     from engine.training import zero
 
     asked = {"to stop": 0}
@@ -139,7 +140,7 @@ def study(options: argparse.Namespace, loaded: Any, again: str) -> int:
         processes.leave()
         if not world.first:
             return 0
-        from engine.spread import coordinate
+        from engine.study.launch import coordinate
 
         return coordinate(agenda, options, lambda: asked["to stop"]) or conclude(agenda)
     except RuntimeError as error:

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+RUNS = Path("runs")  # all studies, below the folder that a command is given in
 STOPPED, FAILED = "stopped.json", "failed.json"
 
 

@@ -7,11 +7,11 @@ from conftest import ROOT, SPEC, antidote
 
 from configs.plan import runs
 from configs.spec import load
-from engine import cost
-from engine.cost import Cost, Flop, evaluation_seconds, training_seconds
-from engine.forecast import forecast
+from engine.estimate import cost
+from engine.estimate.cost import Cost, Flop, evaluation_seconds, training_seconds
+from engine.estimate.dry_run import forecast
+from engine.estimate.dry_run_folder import survey, total
 from engine.run import arguments
-from engine.survey import survey, total
 
 HOST = 2 / 513 - 1 / 351  # seconds: MMCL's time less the difference that a second view makes
 SPEED = (12.222939136e9 + 5.549621248e9) / (1 / 351 - 1 / 513)
@@ -128,8 +128,8 @@ def test_a_price_that_says_nothing_is_refused(words: list[str], capsys: pytest.C
 
 
 def test_the_plan_of_one_spec_shows_its_price(spec: Path) -> None:
-    text = forecast(load(spec, ["data.test={tiny: x, imagenet: y}", "measure=[{kind: zero_shot, images: imagenet}]"]), None,
-                    spec.parent / "runs", 100.0)  # fmt: skip
+    loaded = load(spec, ["data.test={tiny: x, imagenet: y}", "measure=[{kind: zero_shot, images: imagenet}]"])
+    text = forecast(loaded, runs(loaded.points), spec.parent / "runs", 100.0)
     line = next(line for line in text.splitlines() if line.startswith("in all"))
     hours, price = (float(word.replace(",", "")) for word in line.split() if word[0].isdigit())
     assert hours * 100 == pytest.approx(price, abs=6)

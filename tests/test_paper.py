@@ -8,8 +8,8 @@ from conftest import ROOT
 
 from configs.plan import runs
 from configs.spec import load
+from engine.estimate.dry_run_folder import survey, total
 from engine.models.clip import has_norms
-from engine.survey import survey, total
 
 FILES = sorted((ROOT / "specs/paper").glob("*.yaml"))
 

@@ -23,7 +23,7 @@ from data.pictures import Pictures
 from data.pipeline import Data, Reading, batches
 from data.refusal import Refusal
 from engine.distributed import world as processes
-from engine.forecast import forecast, size
+from engine.estimate.dry_run import forecast, size
 from engine.models.clip import Tokenizer, imagenet
 from engine.training.inputs import prepare
 
@@ -165,7 +165,8 @@ def test_what_does_not_go_together_is_refused(spec: Path, world: Path, stage: st
 
 def test_a_forecast_counts_the_pictures_or_believes_the_spec(spec: Path, world: Path) -> None:
     def shown(*sets: str) -> list[str]:
-        text = forecast(load(spec, [TAUGHT, *sets]), None, spec.parent / "runs")
+        loaded = load(spec, [TAUGHT, *sets])
+        text = forecast(loaded, runs(loaded.points), spec.parent / "runs")
         cells = next(line for line in text.splitlines() if "supervised" in line).split("│")[3:5]
         return [cell.strip() for cell in cells] + [line for line in text.splitlines() if "counting on" in line]
 

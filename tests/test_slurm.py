@@ -12,7 +12,7 @@ import pytest
 from conftest import ROOT, SPEC, antidote, environment, journals, settings
 
 from configs.sweep import Slurm, Sweep
-from engine.spread import slurm_settings
+from engine.study.launch import slurm_settings
 
 ONE = SPEC.replace("workers: 0}}", "workers: 0, threads: 1}}")
 

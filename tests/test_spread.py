@@ -11,10 +11,10 @@ import torch
 from conftest import ROOT, antidote, journals, settings
 
 from configs.sweep import Sweep
-from engine import spread
-from engine.screen import Screen
-from engine.spread import slots, words_of
-from engine.status import Surveyor
+from engine.study import launch as spread
+from engine.study.launch import slots, words_of
+from engine.study.live_view import Screen
+from engine.study.status import Surveyor
 
 
 @pytest.mark.parametrize(

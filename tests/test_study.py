@@ -16,9 +16,9 @@ import pytest
 from conftest import ROOT, SPEC, antidote, environment, journals, settings
 
 from configs.sweep import Median
-from engine import claim
-from engine.status import Surveyor, main
-from engine.stop import hopeless
+from engine.study import lock as claim
+from engine.study.median_pruner import hopeless
+from engine.study.status import Surveyor, main
 
 RATE = "clean.optimizer.rate"
 ONE_THREAD = SPEC.replace("workers: 0}}", "workers: 0, threads: 1}}")  # two would sum in another order than one

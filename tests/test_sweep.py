@@ -13,7 +13,7 @@ from configs.plan import runs
 from configs.spec import Loaded, load
 from configs.sweep import Arm, Optuna, Range, arms, size
 from data.refusal import Refusal
-from engine.search import propose, proposed, suggestions
+from engine.study.search import propose, proposed, suggestions
 
 
 def swept(spec: Path, sweep: dict[str, Any], *more: str) -> Loaded:

@@ -138,7 +138,7 @@ def cost(run: Run, pairs: int, notes: set[str]) -> Cost:
 
 def how(dollars: float | None) -> list[str]:
     """What to know about GPU-hours, and the price."""
-    words = f"GPU-hours are an estimate for {GPU}, from the published times of RN50 (engine/cost.py): other GPUs differ"
+    words = f"GPU-hours are an estimate for {GPU}, from the published times of RN50 (engine/estimate/cost.py); others differ"
     price = (
         f"dollars at {dollars:g} a GPU-hour" if dollars is not None else "--dollars RATE, of one GPU-hour, adds the price"
     )

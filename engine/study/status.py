@@ -1,6 +1,6 @@
 """What runs where: every run of a study, its process, its last sign of life, its step and rate, and what failed.
 
-    python -m engine.status runs/demo
+    python -m engine.study.status runs/demo
 
 reads the run folders alone, so it works from any machine that sees them, while the study is carried out or after.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.refusal import Refusal
-from engine import claim
+from engine.study import lock as claim
 from measures.frontier import CAP, Point, best_accuracy, lowest_asr, points_of_rows
 from records.folder import FAILED, STOPPED, finished, read_json
 from records.rows import FILE, read_rows
@@ -189,7 +189,7 @@ def table(survey: Survey, jobs: int, rows: int | None = None) -> "Table":
 
 def main(given: list[str]) -> int:
     """The command; exit code 2 when the folder is no study."""
-    parser = argparse.ArgumentParser(prog="python -m engine.status", description="What runs where in a study.")
+    parser = argparse.ArgumentParser(prog="python -m engine.study.status", description="What runs where in a study.")
     parser.add_argument("study", type=Path, help="the folder that engine/run.py writes, such as runs/demo")
     try:
         survey = Surveyor(parser.parse_args(given).study).survey()

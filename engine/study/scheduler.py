@@ -9,8 +9,8 @@ from typing import Literal
 from configs.plan import Run, runs
 from configs.spec import Loaded
 from configs.sweep import Optuna
-from engine import claim
-from engine.claim import Claim
+from engine.study import lock as claim
+from engine.study.lock import Claim
 from records.folder import FAILED, STOPPED, current, finished, note_failure, read_json
 
 State = Literal["ended", "failed", "blocked", "open"]
@@ -47,7 +47,7 @@ class Agenda:
             return
         points, self.proposals = list(self.loaded.points), known
         if isinstance(self.loaded.spec.sweep.search, Optuna):
-            from engine.search import proposed
+            from engine.study.search import proposed
 
             points += proposed(self.loaded, self.folder)
         self.runs = runs(points, self.stage)
@@ -104,7 +104,7 @@ class Agenda:
         """Whether a search has proposed further runs, now that those before have ended."""
         if not isinstance(self.loaded.spec.sweep.search, Optuna) or self.stage == "pretrain":
             return False
-        from engine.search import propose
+        from engine.study.search import propose
 
         if not propose(self.loaded, self.folder):
             return False

@@ -19,14 +19,14 @@ from uuid import uuid4
 
 from configs.sweep import Sweep
 from data.jobs import LIMIT, executor
-from engine import claim
-from engine.agenda import Agenda
 from engine.distributed.world import cores
-from engine.screen import Screen
-from engine.status import Surveyor
-from engine.study import HELPS
+from engine.study import lock as claim
+from engine.study.live_view import Screen
+from engine.study.scheduler import Agenda
+from engine.study.status import Surveyor
+from engine.study.study import HELPS
 
-SCRIPT = Path(__file__).resolve().with_name("run.py")
+SCRIPT = Path(__file__).resolve().parents[1] / "run.py"
 POLL = 1.0  # seconds between looks
 GRACE = 600.0  # seconds that a job may take to save when it is asked to stop
 DEATHS = 20  # of jobs, in one launch, after which something must be wrong with the machine

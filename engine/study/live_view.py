@@ -4,7 +4,7 @@ import sys
 import time
 from typing import Any
 
-from engine.status import Surveyor, table
+from engine.study.status import Surveyor, table
 
 LINE = 15.0  # seconds between lines where there is no terminal
 SHOWN = 30  # rows of the live table

@@ -13,20 +13,20 @@ from typing import Any, Literal
 from configs.plan import Run, differences
 from configs.spec import Spec
 from data.refusal import Refusal
-from engine import claim
-from engine.adopt import adopt
-from engine.agenda import Agenda, rivals
 from engine.distributed import world as processes
 from engine.distributed.world import World
-from engine.status import Surveyor
-from engine.stop import hopeless
+from engine.study import lock as claim
+from engine.study.median_pruner import hopeless
+from engine.study.reuse import adopt
+from engine.study.scheduler import Agenda, rivals
+from engine.study.status import Surveyor
 from engine.training import trainer as job
 from engine.training.checkpoint import DiskFull, committed
 from engine.training.inputs import prepare
 from engine.training.loop import Stopped
 from records.folder import FAILED, finished, note_failure, read_json, write_json
 
-HELPS = "ANTIDOTE_HELPS"  # set by engine/spread.py in a job: since when who started it tries runs
+HELPS = "ANTIDOTE_HELPS"  # set by engine/study/launch.py in a job: since when who started it tries runs
 POLL = 1.0  # seconds between looks for a run, while others carry out what this one needs
 ELSEWHERE = ("executor", "jobs", "processes", "slurm", "limit")  # of a sweep: who carries it out
 

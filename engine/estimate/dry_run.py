@@ -8,6 +8,7 @@ of the grid (objectives/exchange.py), forward and backward.
 """
 
 import io
+from collections.abc import Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -20,9 +21,8 @@ from configs.sweep import Optuna
 from data.pipeline import Data
 from data.refusal import Refusal
 from data.shards import read_index
-from engine.agenda import Agenda
-from engine.cost import Cost, cost, how
 from engine.distributed.world import place
+from engine.estimate.cost import Cost, cost, how
 from engine.models import clip as model
 from engine.training.checkpoint import committed
 from engine.training.labelled_inputs import check_labels, read
@@ -33,7 +33,7 @@ from records.folder import finished
 GIB = 1 << 30
 
 
-def forecast(loaded: Loaded, stage: str | None, folder: Path, dollars: float | None = None) -> str:
+def forecast(loaded: Loaded, runs: Iterable[Run], folder: Path, dollars: float | None = None) -> str:
     """The plan of every run as text: a table, then what it means for this number of processes; `dollars` is the price of one
     GPU-hour."""
     from rich.console import Console
@@ -47,7 +47,7 @@ def forecast(loaded: Loaded, stage: str | None, folder: Path, dollars: float | N
         table.add_column(column, overflow="fold", justify="left" if column in ("run", "what", "state") else "right")
     notes: set[str] = set()
     whole = Cost()
-    for run in Agenda.of(loaded, folder, stage).runs:
+    for run in runs:
         pairs = drawn(run, notes)
         one = None if pairs is None else cost(run, pairs, notes)
         whole += one or Cost()

@@ -8,8 +8,8 @@ from configs.plan import runs
 from configs.spec import Loaded, load
 from configs.sweep import Optuna
 from data.refusal import Refusal
-from engine.cost import Cost, cost, how
-from engine.forecast import drawn
+from engine.estimate.cost import Cost, cost, how
+from engine.estimate.dry_run import drawn
 
 
 def total(loaded: Loaded, stage: str | None, notes: set[str], done: Container[str] = ()) -> Cost:
