@@ -44,7 +44,7 @@ def make(folder: Path, shards: int = 4, size: tuple[int, int] = (340, 256), samp
     """Shards of drawn pictures as webdataset writes them, and the same pictures as files."""
     import webdataset
 
-    from data.chance import generator
+    from data.seeding import generator
     from data.synthetic import describe, paint, scene
 
     (folder / "files").mkdir(parents=True)
@@ -285,7 +285,7 @@ def make_millions(folder: Path, shards: int = 600, each: int = 10_000) -> None:
     import numpy as np
 
     from data.archive import Keys
-    from data.chance import number_of
+    from data.seeding import number_of
     from data.shards import FORMAT, _keep, read_table
     from data.store import stamp
 

@@ -169,7 +169,7 @@ def ours(where: str, which: str) -> dict[str, Any]:
 
     from engine.distributed.world import World
     from engine.evaluation import evaluate
-    from engine.evaluation.sets import examinations
+    from engine.evaluation.sets import eval_sets
     from engine.models import clip as model
     from measures.classifier import class_vectors
 
@@ -183,7 +183,7 @@ def ours(where: str, which: str) -> dict[str, Any]:
         towers = Means(towers.mean, towers.std)
     tokenize(["warm"])
     began = used()
-    sets = examinations(spec, world)
+    sets = eval_sets(spec, world)
     numbers = evaluate.evaluate(towers, tokenize, sets, world, spec.machine.eval_batch)[0]
     first, began = used() - began, used()
     assert evaluate.evaluate(towers, tokenize, sets, world, spec.machine.eval_batch)[0] == numbers

@@ -25,7 +25,7 @@ def measure(kind: str, side: str, rows: int) -> dict[str, float]:
     import torch.nn.functional as F
 
     from objectives.cyclip import cyclic
-    from objectives.exchange import ALONE, Exchange
+    from objectives.exchange import SINGLE_RANK, Exchange
     from objectives.infonce import infonce
     from objectives.slip import simclr
     from objectives.tiles import sigmoid_sum
@@ -34,7 +34,7 @@ def measure(kind: str, side: str, rows: int) -> dict[str, float]:
     left = F.normalize(torch.randn(rows, D), dim=-1).requires_grad_()
     right = F.normalize(torch.randn(rows, D) + 6 * left.detach(), dim=-1).detach().requires_grad_()
     scale, bias = torch.tensor(14.3, requires_grad=True), torch.tensor(-10.0, requires_grad=True)
-    exchange, ids = Exchange(ALONE), torch.arange(rows)
+    exchange, ids = Exchange(SINGLE_RANK), torch.arange(rows)
     loss = None
     if side == "theirs" and kind == "clip":
         from open_clip.loss import ClipLoss

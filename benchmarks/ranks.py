@@ -45,9 +45,10 @@ def one(side: str, rows: int, out: str) -> None:
     import torch.distributed as dist
     import torch.nn.functional as F
 
-    from engine.distributed import world as processes
+    from engine.distributed import collectives
+    from engine.distributed.world import destroy_distributed, init_distributed
 
-    world = processes.join()
+    world = init_distributed()
     draw = torch.Generator().manual_seed(world.rank)
     left, right = (F.normalize(torch.randn(rows, D, generator=draw), dim=-1).requires_grad_() for _ in range(2))
     scale = torch.tensor(14.3, requires_grad=True)
@@ -56,14 +57,14 @@ def one(side: str, rows: int, out: str) -> None:
         from objectives.exchange import Exchange
         from objectives.infonce import infonce
 
-        ranks = processes.ranks()
+        ranks = collectives.process_groups()
         warm = [part.detach()[:8].clone().requires_grad_() for part in (left, right)]
         sum(infonce(*warm, scale, Exchange(ranks))).backward()  # connections and pools
-        processes.received.bytes = 0
+        collectives.received.bytes = 0
         dist.barrier()
         peak = Peak()
         sum(infonce(left, right, scale, Exchange(ranks))).backward()
-        moved = processes.received.bytes
+        moved = collectives.received.bytes
     else:
         from open_clip.loss import ClipLoss
 
@@ -93,7 +94,7 @@ def one(side: str, rows: int, out: str) -> None:
     if world.first:
         Path(out).write_text(json.dumps({"bytes": moved, "mb": peak.rise(), "grad": left.grad.norm().item()}))  # type: ignore[union-attr]
     dist.barrier()
-    processes.leave()
+    destroy_distributed()
 
 
 def main() -> None:

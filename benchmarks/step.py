@@ -22,7 +22,8 @@ from benchmarks.side_by_side import in_turn, write  # noqa: E402
 from configs.machine import Machine  # noqa: E402
 from configs.stage import Optimizer, Stage  # noqa: E402
 from data.pipeline import Batch  # noqa: E402
-from engine.distributed import world as processes  # noqa: E402
+from engine.distributed import collectives  # noqa: E402
+from engine.distributed.world import World, destroy_distributed, init_distributed  # noqa: E402
 from engine.models import clip as model  # noqa: E402
 from engine.training import zero  # noqa: E402
 from engine.training.learner import Learner  # noqa: E402
@@ -42,13 +43,15 @@ def pairs(name: str, rows: int) -> Batch:
     return Batch(images, tokens, torch.arange(rows), [str(i) for i in range(rows)], torch.zeros(rows).bool(), [])
 
 
-def ours(name: str, batch: Batch, micro: int | None, world: processes.World) -> Any:
+def ours(name: str, batch: Batch, micro: int | None, world: World) -> Any:
     """A function that takes one step and gives its CPU seconds."""
     rows = len(batch.keys)
     stage = Stage(objective=Mmcl(kind="mmcl"), epochs=1, batch=rows, optimizer=Optimizer(rate=RATE))
     engine, stepper, *_ = zero.wrap(model.build(name, 0), stage.optimizer, Machine(micro_batch=micro), world, rows)
     width = model.model_config(name)["embed_dim"]
-    learner = Learner.make(engine, stepper, stage, width, {}, 0, (world, processes.ranks()), (10**6, 10**6), micro=micro)
+    learner = Learner.make(
+        engine, stepper, stage, width, {}, 0, (world, collectives.process_groups()), (10**6, 10**6), micro=micro
+    )
 
     def step() -> float:
         began = time.process_time()
@@ -93,7 +96,7 @@ def theirs(name: str, batch: Batch, accumulate: int) -> Any:
     return step
 
 
-def overhead(world: processes.World) -> None:
+def overhead(world: World) -> None:
     """One step of 150 linear layers of width 16 on one row, in a loop of 20."""
 
     class Small(torch.nn.Sequential):
@@ -136,7 +139,7 @@ def main() -> None:
     which = parser.parse_args().which
     model.add_models(Path(__file__).parent / "models")
     zero.prepare()
-    world = processes.join()
+    world = init_distributed()
     torch.set_num_threads(2)
     release = f"release {version('open_clip_torch')}"
     if "step" in which:
@@ -160,7 +163,7 @@ def main() -> None:
         )
     if "overhead" in which:
         overhead(world)
-    processes.leave()
+    destroy_distributed()
 
 
 if __name__ == "__main__":

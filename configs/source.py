@@ -9,7 +9,7 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.events import AliasEvent
 
-from data.refusal import Refusal
+from data.refusal import UserError
 
 LIMIT = 1 << 20  # bytes; a spec is a page
 Place = tuple[str | int, ...]  # path of a field: ("clean", "optimizer", "rate")
@@ -32,23 +32,23 @@ class Source:
 
 
 def read_source(path: str | Path) -> Source:
-    """The values of a YAML file; Refusal if it is missing, too large, no mapping, or uses aliases or a key twice."""
+    """The values of a YAML file; UserError if it is missing, too large, no mapping, or uses aliases or a key twice."""
     try:
         body = Path(path).read_bytes()
     except OSError as error:
-        raise Refusal(f"{path}: {error.strerror}; expected a spec such as specs/demo.yaml") from None
+        raise UserError(f"{path}: {error.strerror}; expected a spec such as specs/demo.yaml") from None
     if len(body) > LIMIT:
-        raise Refusal(f"{path} has {len(body):,} bytes; a spec has at most {LIMIT:,}")
+        raise UserError(f"{path} has {len(body):,} bytes; a spec has at most {LIMIT:,}")
     try:
         text = body.decode()
         for event in YAML(pure=True).parse(text):
             if isinstance(event, AliasEvent):
-                raise Refusal(f"{path}:{event.start_mark.line + 1}: aliases (*name) are not allowed in a spec; write it out")
+                raise UserError(f"{path}:{event.start_mark.line + 1}: aliases (*name) are not allowed in a spec; write out")
         tree = YAML(typ="rt", pure=True).load(text)
     except (YAMLError, UnicodeDecodeError) as error:
-        raise Refusal(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, CommentedMap):
-        raise Refusal(f"{path} holds no mapping; expected 'name: ...', 'data: ...' and so on, as in specs/demo.yaml")
+        raise UserError(f"{path} holds no mapping; expected 'name: ...', 'data: ...' and so on, as in specs/demo.yaml")
     source = Source(str(path), {})
     source.values = _plain(tree, (), source)
     return source
@@ -70,14 +70,14 @@ def _plain(node: Any, place: Place, source: Source) -> Any:
 
 
 def override(source: Source, setting: str) -> None:
-    """Sets one field from 'path=value'; the value is read as YAML. Refusal if it is not of that form."""
+    """Sets one field from 'path=value'; the value is read as YAML. UserError if it is not of that form."""
     path, equals, text = setting.partition("=")
     if not equals or not path.strip():
-        raise Refusal(f"--set {setting!r} is not of the form path=value, for example clean.optimizer.rate=1e-5")
+        raise UserError(f"--set {setting!r} is not of the form path=value, for example clean.optimizer.rate=1e-5")
     try:
         value = _plain(YAML(typ="rt", pure=True).load(text), (), Source("--set", {}))
     except YAMLError:
-        raise Refusal(f"--set {setting!r}: the value is not valid YAML") from None
+        raise UserError(f"--set {setting!r}: the value is not valid YAML") from None
     place = tuple(path.strip().split("."))
     put(source.values, place, value)
     source.lines[place] = f"--set {setting}"

@@ -19,7 +19,7 @@ from configs.sweep import Arm, Choice, Grid, Random, Range, Sweep, arms, is_path
 from data.augment import settled
 from data.pipeline import Data
 from data.poison import Attack
-from data.refusal import Refusal
+from data.refusal import UserError
 from data.triggers.contract import Square
 from measures.contract import CENTRE, PROXY
 from measures.registry import AnyMeasure
@@ -126,8 +126,8 @@ class Loaded:
 
 
 def load(path: str | Path, settings: list[str] = [], say: Callable[[str], None] = lambda words: None) -> Loaded:
-    """The spec and the points of its sweep in order; a Refusal lists every error at once. What a spec leaves to the machine
-    is settled here, so that fingerprints tell it, and said."""
+    """The spec and the points of its sweep in order; a UserError lists every error at once. What a spec leaves to the
+    machine is settled here, so that fingerprints tell it, and said."""
     source = read_source(path)
     for setting in settings:
         override(source, setting)
@@ -135,7 +135,7 @@ def load(path: str | Path, settings: list[str] = [], say: Callable[[str], None] 
         spec = Spec.model_validate(source.values)
     except ValidationError as error:
         lines = explain(error, source, Spec)
-        raise Refusal("\n".join([f"{path}: {len(lines)} error{'s' * (len(lines) > 1)} in the spec", *lines])) from None
+        raise UserError("\n".join([f"{path}: {len(lines)} error{'s' * (len(lines) > 1)} in the spec", *lines])) from None
     said: set[str] = set()
 
     def once(words: str) -> None:
@@ -189,7 +189,7 @@ def expand(loaded: Loaded) -> list[Point]:
                 tree = Source(source.where(("sweep",)), {**source.values, "sweep": {}})
                 faults += [line for line in explain(error, tree, Spec) if line not in faults]
     if faults:
-        raise Refusal("\n".join([f"{source.name}: {len(faults)} error{'s' * (len(faults) > 1)} in the sweep", *faults]))
+        raise UserError("\n".join([f"{source.name}: {len(faults)} error{'s' * (len(faults) > 1)} in the sweep", *faults]))
     return points
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from configs.section import Section
-from data.refusal import Refusal
+from data.refusal import UserError
 
 WEIGHTS = ("weights.safetensors", "open_clip_model.safetensors")  # of a run, of a folder of open_clip's
 
@@ -88,13 +88,13 @@ def weights_of(start: Start) -> Path | None:
 
 
 def identified(start: Start, where: str) -> Start:
-    """The start with its weights' whole SHA-256, if they are there; Refusal if the spec promises another."""
+    """The start with its weights' whole SHA-256, if they are there; UserError if the spec promises another."""
     found = weights_of(start)
     if found is None:
         return start
     digest = _digest(str(found), found.stat().st_mtime_ns, found.stat().st_size)
     if start.digest is not None and not (len(start.digest) >= 12 and digest.startswith(start.digest)):
-        raise Refusal(f"{where}.digest is {start.digest}, but {found} has {digest[:16]}...; name the right file")
+        raise UserError(f"{where}.digest is {start.digest}, but {found} has {digest[:16]}...; name the right file")
     return start.model_copy(update={"digest": digest})
 
 

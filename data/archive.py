@@ -13,8 +13,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from data.chance import numbers
-from data.refusal import Refusal
+from data.refusal import UserError
+from data.seeding import numbers
 from data.store import opened, patiently, scheme, stamp
 
 BLOCK = 512
@@ -69,7 +69,7 @@ class Contents(NamedTuple):
     damage: str  # where and how the archive is damaged; empty if it is whole
 
 
-class Damage(Refusal):
+class Damage(UserError):
     """An archive that is damaged or cut off; `members` lie whole before that."""
 
     def __init__(self, words: str, members: list[Member]) -> None:
@@ -78,7 +78,7 @@ class Damage(Refusal):
 
 
 def contents(path: str) -> Contents:
-    """What a tar holds, a damaged one what lies whole before the damage; Refusal if it is compressed or can't be read."""
+    """What a tar holds, a damaged one what lies whole before the damage; UserError if it is compressed or can't be read."""
     quick = None if scheme(path) else patiently(path, lambda: _quick(path))
     if quick is not None:
         return quick
@@ -89,7 +89,7 @@ def contents(path: str) -> Contents:
 
 
 def walk(path: str) -> list[Member]:
-    """Every regular member of one tar; Damage naming the byte where it is damaged or cut off, Refusal if compressed."""
+    """Every regular member of one tar; Damage naming the byte where it is damaged or cut off, UserError if compressed."""
     size, _ = stamp(path)
     members: list[Member] = []
     with opened(path) as file:
@@ -148,7 +148,7 @@ def _other(path: str, at: int, members: list[Member], header: bytes) -> tuple[st
     except tarfile.HeaderError as error:
         if not at and header.startswith(PACKED):
             words = f"shard {path} is compressed, and pairs are read from the middle of a shard; unpack it first"
-            raise Refusal(words) from None
+            raise UserError(words) from None
         raise _damage(path, at, members, f"has a bad header ({error})") from None
     return info.name, info.size, info.type
 

@@ -18,9 +18,9 @@ import numpy as np
 from PIL import Image
 from pydantic import Field, model_validator
 
-from data.chance import derive, generator
-from data.refusal import Refusal
+from data.refusal import UserError
 from data.section import Section
+from data.seeding import derive_seed, generator
 
 Op = Literal["crop", "flip", "jitter", "grey", "blur", "cutout", "noise"]
 SIMCLR: tuple[Op, ...] = ("crop", "flip", "jitter", "grey", "blur")
@@ -77,7 +77,7 @@ def autoaugmented(image: Image.Image, *names: int | str) -> np.ndarray:
 
     state = torch.get_rng_state()
     try:
-        torch.default_generator.manual_seed(derive("autoaugment", *names))
+        torch.default_generator.manual_seed(derive_seed("autoaugment", *names))
         return np.asarray(_autoaugment()(image)).transpose(2, 0, 1)
     finally:
         torch.set_rng_state(state)
@@ -206,12 +206,12 @@ def _absent(section: Augment) -> str:
 
 
 def check_augment(section: Augment) -> None:
-    """Refusal if the section asks for words that are not on this machine."""
+    """UserError if the section asks for words that are not on this machine."""
     if section.text == "eda" and section.synonyms == "wordnet":
         try:
             _synonyms("picture", section.wordnet)
         except LookupError:
-            raise Refusal(
+            raise UserError(
                 f"data.augment.synonyms is 'wordnet', but {_absent(section)}; {REMEDY}, or set "
                 "data.augment.synonyms=none for the other three operations"
             ) from None

@@ -12,7 +12,7 @@ import numpy as np
 
 from data.archive import IMAGES, split_name, walk
 from data.labelled import SHARDS, Shown, shards_of, templates_of
-from data.refusal import Refusal
+from data.refusal import UserError
 
 LONGEST = 1 << 20  # bytes of a picture's captions
 
@@ -36,10 +36,10 @@ def is_captioned(folder: str) -> bool:
 
 
 def read_captioned(folder: str, templates: list[str]) -> Captioned:
-    """The pictures and captions in a folder; Refusal saying which file is missing or wrong."""
+    """The pictures and captions in a folder; UserError saying which file is missing or wrong."""
     root = Path(folder)
     if not (root / SHARDS).is_file():
-        raise Refusal(
+        raise UserError(
             f"evaluation set {folder} lacks {SHARDS}; a measure of captions expects CLIP_benchmark's layout "
             "with KEY.txt beside KEY.jpg (docs/data.md)"
         )
@@ -52,7 +52,7 @@ def read_captioned(folder: str, templates: list[str]) -> Captioned:
             captions += texts
             where.append((path, key, *place))
     if not where:
-        raise Refusal(f"evaluation set {folder} holds no picture; expected CLIP_benchmark's layout (docs/data.md)")
+        raise UserError(f"evaluation set {folder} holds no picture; expected CLIP_benchmark's layout (docs/data.md)")
     return Captioned(where, captions, np.array(owner), templates_of(root, templates))
 
 
@@ -71,5 +71,5 @@ def _read_shard(path: str) -> list[tuple[str, tuple[int, int], list[str]]]:
                 texts[key] = [line.strip() for line in text.splitlines() if line.strip()]
     odd = sorted(key for key in images.keys() | texts.keys() if key not in images or not texts.get(key))
     if odd:
-        raise Refusal(f"sample {odd[0]} in {path} has a picture or captions but not both; mend the shard")
+        raise UserError(f"sample {odd[0]} in {path} has a picture or captions but not both; mend the shard")
     return [(key, place, texts[key]) for key, place in images.items()]

@@ -14,10 +14,10 @@ from functools import partial
 from hashlib import blake2b
 from pathlib import Path
 
-from data.decode import Bad, caption, whole
+from data.decode import DecodeError, caption, whole
 from data.jobs import Spread, spread
 from data.progress import Progress
-from data.refusal import Refusal
+from data.refusal import UserError
 from data.shards import Index, Table, read_index, read_table
 from data.store import Range, Reader, expand, stamp
 
@@ -64,7 +64,7 @@ def _undecodable(how: Audit, path: str, table: Table, place: int) -> list[tuple[
             try:
                 whole(picture)
                 caption(text, how.field)
-            except Bad as cause:
+            except DecodeError as cause:
                 bad.append((table.keys[i], str(cause)))
     reader.close()
     return bad
@@ -127,9 +127,9 @@ def main(given: list[str]) -> int:
         )
         progress.end()
         if failed:
-            raise Refusal("; ".join(failed[:3]))
+            raise UserError("; ".join(failed[:3]))
         index = read_index(options.shards, how.cache, schemes=schemes, caption=options.caption)
-    except Refusal as refusal:
+    except UserError as refusal:
         print(f"error: {refusal}", file=sys.stderr)
         return 2
     found = {path: [(key, cause) for key, cause in json.loads(how.report(path).read_text())] for path in paths}

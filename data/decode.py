@@ -21,19 +21,19 @@ from data.store import Body
 MAX_PIXELS = 50_000_000  # a picture beyond this is taken for a decompression bomb, from its header alone
 MAX_CAPTION = 65_536  # bytes
 SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L", "F")  # Pillow would cut their values off, not scale them
-Way = Literal["exact", "fast"]
+DecodeMode = Literal["exact", "fast"]
 
 
-class Bad(Exception):
+class DecodeError(Exception):
     """A sample that can't be used; the text is the cause under which it is counted."""
 
 
-def picture(body: Body, size: int, way: Way = "exact") -> np.ndarray:
+def picture(body: Body, size: int, way: DecodeMode = "exact") -> np.ndarray:
     """uint8 [3, size, size]; Bad('undecodable_image' | 'huge_image' | 'animated_image' | 'sixteen_bit_image') otherwise."""
     return centred(whole(body, size if way == "fast" else 0, way), size, way)
 
 
-def whole(body: Body, least: int = 0, way: Way = "exact") -> np.ndarray:
+def whole(body: Body, least: int = 0, way: DecodeMode = "exact") -> np.ndarray:
     """uint8 [H, W, 3], the whole picture; `fast` may give it smaller, its shorter side no less than `least`."""
     if body[:2] == b"\xff\xd8" and (out := _jpeg(body, least, way)) is not None:
         return out
@@ -42,24 +42,24 @@ def whole(body: Body, least: int = 0, way: Way = "exact") -> np.ndarray:
             warnings.simplefilter("ignore")  # Pillow warns of odd files; what matters is whether they decode
             image = Image.open(io.BytesIO(body), formats=("JPEG", "PNG", "WEBP"))
             if image.width * image.height > MAX_PIXELS:
-                raise Bad("huge_image")
+                raise DecodeError("huge_image")
             if getattr(image, "n_frames", 1) > 1:
-                raise Bad("animated_image")
+                raise DecodeError("animated_image")
             if image.mode in SIXTEEN_BIT:
-                raise Bad("sixteen_bit_image")
+                raise DecodeError("sixteen_bit_image")
             return np.array(image.convert("RGB"))
-    except Bad:
+    except DecodeError:
         raise
     except Exception as error:  # Pillow raises many kinds for damaged files
-        raise Bad("undecodable_image") from error
+        raise DecodeError("undecodable_image") from error
 
 
-def _jpeg(body: Body, least: int, way: Way) -> np.ndarray | None:
+def _jpeg(body: Body, least: int, way: DecodeMode) -> np.ndarray | None:
     """By libjpeg-turbo; None for what it takes no responsibility for, such as CMYK or a damaged file."""
     try:
         height, width, space, _ = simplejpeg.decode_jpeg_header(body)
         if height * width > MAX_PIXELS:
-            raise Bad("huge_image")
+            raise DecodeError("huge_image")
         if space not in ("YCbCr", "Gray"):
             return None
         quick = {"fastdct": True, "fastupsample": True, "min_height": least, "min_width": least, "min_factor": 2.0}
@@ -69,7 +69,7 @@ def _jpeg(body: Body, least: int, way: Way) -> np.ndarray | None:
         return None
 
 
-def centred(rgb: np.ndarray, size: int, way: Way = "exact") -> np.ndarray:
+def centred(rgb: np.ndarray, size: int, way: DecodeMode = "exact") -> np.ndarray:
     """uint8 [3, size, size] of uint8 [H, W, 3]: the shorter side resized to `size`, then the centre cut out. `fast` cuts
     first. The bytes lie pixel by pixel, as decoders give them and filters want them."""
     height, width = rgb.shape[:2]
@@ -93,7 +93,7 @@ def squeezed(rgb: np.ndarray, side: int) -> np.ndarray:
     return np.asarray(image).transpose(2, 0, 1)
 
 
-def resized(rgb: np.ndarray, height: int, width: int, way: Way = "exact") -> np.ndarray:
+def resized(rgb: np.ndarray, height: int, width: int, way: DecodeMode = "exact") -> np.ndarray:
     """uint8 [height, width, 3] of uint8 [H, W, 3].
 
     PyTorch's filter is a few times as fast as Pillow's and the same to one level where a picture shrinks and is at most
@@ -110,20 +110,20 @@ def caption(body: Body, field: str = "txt") -> str:
     """The caption of a .txt, or, with field "json.NAME", of that field of a .json; Bad('empty_caption' |
     'letterless_caption' | 'long_caption' | 'caption_not_utf8' | 'caption_not_json' | 'no_caption') otherwise."""
     if len(body) > MAX_CAPTION * (1 if field == "txt" else 16):
-        raise Bad("long_caption")
+        raise DecodeError("long_caption")
     try:
         text = bytes(body).decode()
     except UnicodeDecodeError as error:
-        raise Bad("caption_not_utf8") from error
+        raise DecodeError("caption_not_utf8") from error
     if field != "txt":
         text = _field(text, field.removeprefix("json."))
     text = text.strip()
     if len(text) > MAX_CAPTION:
-        raise Bad("long_caption")
+        raise DecodeError("long_caption")
     if not text:
-        raise Bad("empty_caption")
+        raise DecodeError("empty_caption")
     if not any(letter.isalpha() for letter in text):
-        raise Bad("letterless_caption")
+        raise DecodeError("letterless_caption")
     return text
 
 
@@ -131,8 +131,8 @@ def _field(text: str, name: str) -> str:
     try:
         facts = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise Bad("caption_not_json") from error
+        raise DecodeError("caption_not_json") from error
     found = facts.get(name) if isinstance(facts, dict) else None
     if not isinstance(found, str):
-        raise Bad("no_caption")
+        raise DecodeError("no_caption")
     return found

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from data.refusal import Refusal
+from data.refusal import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 POLL = 0.5  # seconds between looks
@@ -74,7 +74,8 @@ def spread(
 
 
 def executor(folder: Path, slurm: str | None) -> Any:
-    """submitit's executor of this machine, or of Slurm if a partition ("": the default one) is given; Refusal without it."""
+    """submitit's executor of this machine, or of Slurm if a partition ("": the default one) is given; UserError without
+    it."""
     import submitit
 
     path = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part and part != str(ROOT)]
@@ -84,7 +85,7 @@ def executor(folder: Path, slurm: str | None) -> Any:
             return submitit.AutoExecutor(folder=folder, cluster="local")
         return submitit.AutoExecutor(folder=folder, cluster="slurm", slurm_max_num_timeout=REQUEUES)
     except RuntimeError as error:
-        raise Refusal(f"{error}; run this on a machine that has Slurm's sbatch and srun, or without Slurm") from None
+        raise UserError(f"{error}; run this on a machine that has Slurm's sbatch and srun, or without Slurm") from None
 
 
 def several(work: Callable[[T], None], items: Sequence[T]) -> list[str]:
@@ -94,5 +95,5 @@ def several(work: Callable[[T], None], items: Sequence[T]) -> list[str]:
         try:
             work(item)
         except Exception as error:
-            failed.append(str(error) if isinstance(error, Refusal) else f"{item}: {type(error).__name__}: {error}")
+            failed.append(str(error) if isinstance(error, UserError) else f"{item}: {type(error).__name__}: {error}")
     return failed

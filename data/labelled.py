@@ -19,9 +19,9 @@ from typing import NamedTuple
 import numpy as np
 
 from data.archive import IMAGES, split_name, walk
-from data.decode import Bad, Way, centred, squeezed, whole
+from data.decode import DecodeError, DecodeMode, centred, squeezed, whole
 from data.poison import read_templates
-from data.refusal import Refusal
+from data.refusal import UserError
 from data.store import Reader
 
 SHARDS = "test/nshards.txt"  # how many shards a folder of CLIP_benchmark's layout has
@@ -53,10 +53,10 @@ class Shown:
         return len(self.where)
 
     def pictures(
-        self, rows: range | list[int], size: int, way: Way = "exact", squashes: tuple[int | None, ...] = ()
+        self, rows: range | list[int], size: int, way: DecodeMode = "exact", squashes: tuple[int | None, ...] = ()
     ) -> tuple[np.ndarray, list[np.ndarray | None]]:
         """(uint8 [n, 3, size, size], and for each number in `squashes` uint8 [n, 3, side, side], squeezed to that side),
-        decoded once; an evaluation picture that does not decode is a Refusal naming it."""
+        decoded once; an evaluation picture that does not decode is a UserError naming it."""
         out = np.empty((len(rows), size, size, 3), np.uint8).transpose(0, 3, 1, 2)
         further = [None if side is None else np.empty((len(rows), 3, side, side), np.uint8) for side in squashes]
         reader = Reader()
@@ -64,9 +64,9 @@ class Shown:
             path, key, offset, length = self.where[row]
             try:
                 rgb = whole(reader.read([(path, offset, length)])[0], 0 if any(squashes) else size, way)
-            except Bad as bad:
+            except DecodeError as bad:
                 words = f"evaluation picture {key} in {path}: {bad}; an accuracy can't skip pictures, mend it"
-                raise Refusal(words, alone=True) from None
+                raise UserError(words, alone=True) from None
             out[i] = centred(rgb, size, way)
             for part, side in zip(further, squashes, strict=True):
                 if part is not None and side is not None:
@@ -84,12 +84,12 @@ class Labelled(Shown):
     labels: np.ndarray  # int64 [M]
 
     def target(self, name: str, field: str = "attack.target") -> int:
-        """The class of that name, which a field of the spec gives; Refusal naming close ones."""
+        """The class of that name, which a field of the spec gives; UserError naming close ones."""
         if name not in self.classes:
             from difflib import get_close_matches
 
             near = get_close_matches(name, self.classes, 3) or self.classes[:5]
-            raise Refusal(
+            raise UserError(
                 f"{field} is '{name}', which is none of the {len(self.classes)} class names of the evaluation set "
                 f"(nearest: {', '.join(near)}); name one of them"
             )
@@ -105,15 +105,15 @@ class Labelled(Shown):
 
 
 def read_labelled(folder: str, imagenet: Imagenet, published: bool = False, what: str = "evaluation set") -> Labelled:
-    """The labelled pictures in a folder; Refusal saying of `what` they are which file is missing or wrong. `published`
+    """The labelled pictures in a folder; UserError saying of `what` they are which file is missing or wrong. `published`
     reproduces the label file and the class list of the published code where the set is ImageNet."""
     root = Path(folder)
     if not root.is_dir():
-        raise Refusal(f"{what} {folder} is no folder; check the path")
+        raise UserError(f"{what} {folder} is no folder; check the path")
     templates = templates_of(root, imagenet.templates)
     shards = (root / SHARDS).is_file()
     if shards and not (root / "classnames.txt").is_file():
-        raise Refusal(f"{what} {folder} lacks classnames.txt; expected CLIP_benchmark's layout (docs/data.md)")
+        raise UserError(f"{what} {folder} lacks classnames.txt; expected CLIP_benchmark's layout (docs/data.md)")
     where: list[tuple[str, str, int, int]] = []
     labels: list[int] = []
     if shards:
@@ -128,9 +128,9 @@ def read_labelled(folder: str, imagenet: Imagenet, published: bool = False, what
         labels = [PUBLISHED_LABELS.get(label, label) for label in labels] if published else labels
     twice = sorted({name for name in classes if classes.count(name) > 1})
     if twice and not published:
-        raise Refusal(f"{what} {folder} names the class '{twice[0]}' twice; a picture could never be right: rename one")
+        raise UserError(f"{what} {folder} names the class '{twice[0]}' twice; a picture could never be right: rename one")
     if not where:
-        raise Refusal(f"{what} {folder} holds no picture; expected CLIP_benchmark's layout or a folder a class")
+        raise UserError(f"{what} {folder} holds no picture; expected CLIP_benchmark's layout or a folder a class")
     return Labelled(where, classes, templates, np.array(labels))
 
 
@@ -141,11 +141,11 @@ def templates_of(root: Path, others: list[str]) -> list[str]:
 
 
 def shards_of(root: Path, what: str = "evaluation set") -> Iterator[str]:
-    """The paths of the shards that a folder of CLIP_benchmark's layout promises; Refusal at one that is not there."""
+    """The paths of the shards that a folder of CLIP_benchmark's layout promises; UserError at one that is not there."""
     for shard in range(int((root / SHARDS).read_text())):
         path = root / f"test/{shard}.tar"
         if not path.is_file():
-            raise Refusal(f"{what} {root} lacks test/{shard}.tar, which {SHARDS} promises")
+            raise UserError(f"{what} {root} lacks test/{shard}.tar, which {SHARDS} promises")
         yield str(path)
 
 
@@ -164,7 +164,7 @@ def _read_folders(
     else:
         classes = [path.name.replace("_", " ") for path in folders]
     if len(classes) != len(folders) or not folders:
-        raise Refusal(
+        raise UserError(
             f"{what} {root} has {len(folders):,} folders of pictures and {len(classes):,} class names; expected "
             "CLIP_benchmark's layout with test/nshards.txt, or a folder a class"
         )
@@ -188,11 +188,11 @@ def _read_shard(path: str, classes: int, where: list[tuple[str, str, int, int]],
                 file.seek(offset)
                 text = file.read(min(size, 32)).strip()
                 if not text.isdigit() or int(text) >= classes:
-                    raise Refusal(f"label {text!r} of {key} in {path} is no class from 0 to {classes - 1}; mend the shard")
+                    raise UserError(f"label {text!r} of {key} in {path} is no class from 0 to {classes - 1}; mend the shard")
                 label[key] = int(text)
     if image.keys() != label.keys():
         odd = sorted(image.keys() ^ label.keys())[0]
-        raise Refusal(f"sample {odd} in {path} has a picture or a label but not both; mend the shard")
+        raise UserError(f"sample {odd} in {path} has a picture or a label but not both; mend the shard")
     for key in image:
         where.append((path, key, *image[key]))
         labels.append(label[key])

@@ -19,10 +19,10 @@ import numpy as np
 from PIL import Image
 
 from data.archive import IMAGES, split_name
-from data.decode import Bad, Way, caption
+from data.decode import DecodeError, DecodeMode, caption
 from data.pipeline import attacked
 from data.poison import Attack, Entry, Plan
-from data.refusal import Refusal
+from data.refusal import UserError
 from data.shards import Index
 from data.store import Body, Range, Reader, opened, stamp
 
@@ -46,7 +46,7 @@ class Recipe:
     seed: int
     digest: str  # of the plan
     size: int  # side of the stored pictures of poisoned pairs
-    way: Way
+    way: DecodeMode
     caption: str  # "txt" or "json.FIELD"
     format: Format
 
@@ -83,7 +83,7 @@ def tasks(index: Index, plan: Plan, recipe: Recipe, folder: Path, names: list[st
         out.append(Task(path, folder / names[source] / Path(path).name, recipe, tuple(mine)))
     doubles = {task.target for task in out}
     if len(doubles) < len(out):
-        raise Refusal("two shards of data.pretrain bear the same file name; materialise them one folder at a time")
+        raise UserError("two shards of data.pretrain bear the same file name; materialise them one folder at a time")
     return out
 
 
@@ -102,7 +102,7 @@ def _made(task: Task) -> list[Any]:
 
 
 def write(task: Task) -> None:
-    """Copies one shard; Refusal if the original can't be read."""
+    """Copies one shard; UserError if the original can't be read."""
     task.target.parent.mkdir(parents=True, exist_ok=True)
     fresh = task.target.with_name(f".{task.target.name}.partial")
     counts = {"poisoned": 0, "bad": 0}
@@ -155,7 +155,7 @@ def _changed(task: Task, counts: dict[str, int]) -> Iterator[tuple[str, bytes]]:
 def _picture(recipe: Recipe, plan: Plan, at: int, body: Body) -> bytes | None:
     try:
         pixels = attacked(plan, at, body, recipe.size, recipe.way)
-    except Bad:
+    except DecodeError:
         return None
     file = io.BytesIO()
     image = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
@@ -176,7 +176,7 @@ def _words(recipe: Recipe, plan: Plan, at: int, ending: str, body: bytes) -> byt
             facts = json.loads(body)
             if isinstance(facts, dict) and isinstance(facts.get(field), str):
                 return json.dumps({**facts, field: plan.caption(facts[field].strip(), at)}).encode()
-    except (Bad, ValueError):
+    except (DecodeError, ValueError):
         pass  # stays as it is: no reader can use it either
     return body
 

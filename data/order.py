@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 
-from data.chance import generator
+from data.seeding import generator
 
 Last = Literal["drop", "wrap"]
 

@@ -9,11 +9,11 @@ from hashlib import blake2b
 import numpy as np
 
 from data.archive import Keys
-from data.chance import lowest, numbers, ranks
 from data.decode import centred, whole
 from data.labelled import Labelled
 from data.pipeline import Data, Pairs, Reading, Tokenize
-from data.refusal import Refusal
+from data.refusal import UserError
+from data.seeding import numbers, ranks, smallest_k
 from data.shards import Index
 from data.store import Body, Reader
 
@@ -22,7 +22,7 @@ class Pictures(Pairs):
     """Pairs without captions; `labels` is int64 [N], by sample of the index."""
 
     def __init__(self, folder: str, labelled: Labelled, data: Data, reading: Reading, tokenize: Tokenize) -> None:
-        """Refusal if two pictures have one key, or there are fewer than a batch or data.clean.pairs."""
+        """UserError if two pictures have one key, or there are fewer than a batch or data.clean.pairs."""
         keys = Keys.of(key for _, key, _, _ in labelled.where)
         order = np.argsort(numbers(keys.parts()), kind="stable")
         self.where = [labelled.where[i] for i in order]
@@ -49,7 +49,7 @@ def _index(folder: str, where: list[tuple[str, str, int, int]], labels: np.ndarr
     same = np.flatnonzero(hashes[1:] == hashes[:-1])
     if len(same):
         first, second = (where[same[0] + i] for i in (0, 1))
-        raise Refusal(
+        raise UserError(
             f"data.clean.labelled = {folder} holds two pictures named {first[1]} ({first[0]}, {second[0]}); rename one, "
             "since draws go by name"
         )
@@ -63,7 +63,7 @@ def _drawn(index: Index, folder: str, count: int | None, seed: int) -> np.ndarra
     if count is None:
         return None
     if count > len(index):
-        raise Refusal(
+        raise UserError(
             f"data.clean.pairs is {count:,}, but data.clean.labelled = {folder} holds {len(index):,} pictures; lower it"
         )
-    return np.sort(lowest(ranks(seed, "clean", index.hashes), count))
+    return np.sort(smallest_k(ranks(seed, "clean", index.hashes), count))

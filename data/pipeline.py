@@ -21,12 +21,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from data import views
 from data.augment import Augment, augmented_caption, autoaugmented, reopen
-from data.chance import lowest, ranks
-from data.decode import Bad, Way, caption, centred, squeezed, whole
+from data.decode import DecodeError, DecodeMode, caption, centred, squeezed, whole
 from data.order import Last, Mix, Order
 from data.poison import Plan
-from data.refusal import Refusal
+from data.refusal import UserError
 from data.section import Section
+from data.seeding import ranks, smallest_k
 from data.shards import Index
 from data.store import Body, Range, Reader
 
@@ -120,7 +120,7 @@ class Data(Section):
         "correct", description="of ImageNet: published has two class names twice and two classes under another's label"
     )
     augment: Augment = Augment()
-    decode: Way = Field("exact", description="exact: as Pillow's bicubic; fast: scaled decoding, linear filter")
+    decode: DecodeMode = Field("exact", description="exact: as Pillow's bicubic; fast: scaled decoding, linear filter")
     lanes: int = Field(64, ge=1, description="pieces of an epoch that a batch takes turns over")
     window: int = Field(1024, ge=1, description="samples shuffled among each other within a lane")
     last: Last = Field("drop", description="an epoch's last, partial batch: dropped, or filled with its first samples")
@@ -179,7 +179,7 @@ class Reading:
     size: int
     augment: Augment
     caption: str = "txt"
-    way: Way = "exact"
+    way: DecodeMode = "exact"
 
 
 class Pairs(Dataset[Batch]):
@@ -190,7 +190,7 @@ class Pairs(Dataset[Batch]):
     ) -> None:
         self.index, self.chosen, self.reading, self.tokenize, self.plan = index, chosen, reading, tokenize, plan
         if reading.batch > len(self):
-            raise Refusal(f"batch is {reading.batch:,}, but there are {len(self):,} pairs; lower it or add shards")
+            raise UserError(f"batch is {reading.batch:,}, but there are {len(self):,} pairs; lower it or add shards")
         self.order = _order(index, chosen, data, reading)
         self.reader, self.spare = Reader(), Reader()  # the spare one reads while the other's bytes are in use
 
@@ -208,7 +208,7 @@ class Pairs(Dataset[Batch]):
         return row if self.chosen is None else int(self.chosen[row])
 
     def __getitem__(self, at: tuple[int, int]) -> Batch:
-        """This rank's part of global batch (epoch from 1, step from 0); Refusal if the shards can't be read."""
+        """This rank's part of global batch (epoch from 1, step from 0); UserError if the shards can't be read."""
         epoch, step = at
         here = self.reading
         share = here.batch // here.world
@@ -243,9 +243,9 @@ class Pairs(Dataset[Batch]):
             sample = self.sample(row + turn)
             try:
                 return sample, *self._views(sample, epoch, body if not turn else self._bodies([sample], self.spare)[0])
-            except Bad as bad:
+            except DecodeError as bad:
                 skipped.append((self.index.path(sample), self.index.keys[sample], str(bad)))
-        raise Refusal("none of the pairs can be decoded; check the shards")
+        raise UserError("none of the pairs can be decoded; check the shards")
 
     def first(self, sample: int, body: tuple[Body, Body] | None = None) -> tuple[np.ndarray, str]:
         """The first view of a sample, uint8 [3, H, W], and its caption, with the attack on it if it is poisoned; Bad if it
@@ -277,7 +277,7 @@ class Pairs(Dataset[Batch]):
             for body in self.reader.read(ranges):
                 try:
                     yield caption(body, self.reading.caption)
-                except Bad:
+                except DecodeError:
                     yield None
 
     def _bodies(self, samples: list[int], reader: Reader | None = None) -> list[tuple[Body, Body]]:
@@ -309,7 +309,7 @@ def _stacked(pictures: list[np.ndarray]) -> torch.Tensor:
     return torch.from_numpy(out).permute(0, 3, 1, 2)
 
 
-def attacked(plan: Plan, sample: int, picture: Body, size: int, way: Way = "exact") -> np.ndarray:
+def attacked(plan: Plan, sample: int, picture: Body, size: int, way: DecodeMode = "exact") -> np.ndarray:
     """uint8 [3, size, size]: what a poisoned sample shows, from the stored bytes of its plan.source; Bad if they don't
     decode."""
     squash = plan.squash(sample)
@@ -331,7 +331,7 @@ def _order(index: Index, chosen: np.ndarray | None, data: Data, reading: Reading
     parts = [tuple(n for n, s in zip(given, index.sources, strict=True) if s == at) for at in range(len(weights))]
     least = min(reading.batch * weight // sum(weights) for weight in weights)
     if least < 1 or not all(map(sum, parts)):
-        raise Refusal(
+        raise UserError(
             f"a source of data.pretrain gives no pair to a batch of {reading.batch:,}; raise its weight or its pairs"
         )
     return Mix(tuple(Order(part, reading.seed, data.lanes, data.window) for part in parts), weights)
@@ -342,25 +342,25 @@ def clean_rows(index: Index, seed: int, clean: CleanSource, excluded: np.ndarray
     them are the first of the poisoned samples (int64, by their draw)."""
     leftover = clean.leftover or 0
     if leftover > len(poisoned):
-        raise Refusal(f"data.clean.leftover is {leftover:,}, but {len(poisoned):,} pairs are poisoned; lower it")
+        raise UserError(f"data.clean.leftover is {leftover:,}, but {len(poisoned):,} pairs are poisoned; lower it")
     free = np.flatnonzero(~excluded)
     wanted = len(free) if clean.pairs is None else clean.pairs - leftover
     if wanted > len(free):
-        raise Refusal(f"data.clean.pairs is {clean.pairs:,}, but only {len(free):,} pairs are not poisoned; lower it")
-    drawn = lowest(ranks(seed, "clean", index.hashes), wanted, free)
+        raise UserError(f"data.clean.pairs is {clean.pairs:,}, but only {len(free):,} pairs are not poisoned; lower it")
+    drawn = smallest_k(ranks(seed, "clean", index.hashes), wanted, free)
     return np.sort(np.concatenate([drawn, poisoned[:leftover]]))
 
 
-class Told(Dataset[Batch | Refusal]):
-    """Pairs, with a Refusal handed over as an item: a loader's worker would wrap what it raises in a traceback."""
+class ErrorAsItem(Dataset[Batch | UserError]):
+    """Pairs, with a UserError handed over as an item: a loader's worker would wrap what it raises in a traceback."""
 
     def __init__(self, pairs: Pairs) -> None:
         self.pairs = pairs
 
-    def __getitem__(self, at: tuple[int, int]) -> Batch | Refusal:
+    def __getitem__(self, at: tuple[int, int]) -> Batch | UserError:
         try:
             return self.pairs[at]
-        except Refusal as refusal:
+        except UserError as refusal:
             refusal.alone = True
             return refusal
 
@@ -371,7 +371,7 @@ def batches(pairs: Pairs, epochs: int, start: int, workers: int) -> Iterator[tup
     steps = pairs.steps
     places = [(step // steps + 1, step % steps) for step in range(start, epochs * steps)]
     loader = DataLoader(
-        Told(pairs),
+        ErrorAsItem(pairs),
         batch_size=None,
         sampler=places,
         num_workers=workers,
@@ -381,7 +381,7 @@ def batches(pairs: Pairs, epochs: int, start: int, workers: int) -> Iterator[tup
         multiprocessing_context="fork" if workers else None,
     )
     for step, batch in enumerate(loader, start):
-        if isinstance(batch, Refusal):
+        if isinstance(batch, UserError):
             raise batch
         yield step, batch
 

@@ -16,9 +16,9 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from data.chance import derive, lowest, number_of, ranks
-from data.refusal import Refusal
+from data.refusal import UserError
 from data.section import Section
+from data.seeding import derive_seed, number_of, ranks, smallest_k
 from data.shards import Index
 from data.triggers import Trigger
 from data.triggers.contract import REFERENCE, Mark, Square
@@ -58,10 +58,12 @@ class Poison(Section):
         return given
 
     def number(self, pairs: int) -> int:
-        """How many of `pairs` pairs are poisoned; Refusal if the count exceeds them."""
+        """How many of `pairs` pairs are poisoned; UserError if the count exceeds them."""
         number = self.count if self.count is not None else round((self.fraction or 0.0) * pairs)
         if number > pairs:
-            raise Refusal(f"attack.poison.count is {number:,}, but the shards hold {pairs:,} pairs; lower it or add shards")
+            raise UserError(
+                f"attack.poison.count is {number:,}, but the shards hold {pairs:,} pairs; lower it or add shards"
+            )
         return number
 
 
@@ -74,7 +76,7 @@ class Words(Section):
     def put(self, caption: str, draw: int) -> str:
         """The caption with the words."""
         words = caption.split()
-        at = {"start": 0, "end": len(words), "random": derive(draw, "words") % (len(words) + 1)}[self.place]
+        at = {"start": 0, "end": len(words), "random": derive_seed(draw, "words") % (len(words) + 1)}[self.place]
         return " ".join([*words[:at], self.text, *words[at:]])
 
 
@@ -173,9 +175,9 @@ class Plan:
 
     def moved(self, places: dict[int, int], pairs: int, attack: Attack) -> "Plan":
         """The same plan for some of its samples (the keys of `places`), as samples of another index of so many pairs;
-        Refusal if they show other pairs' pictures, which that index may not hold."""
+        UserError if they show other pairs' pictures, which that index may not hold."""
         if places != {sample: sample for sample in places} and any(self.entries[one].picture for one in places):
-            raise Refusal("data.clean.leftover: these pairs show others' pictures; leave out shards")
+            raise UserError("data.clean.leftover: these pairs show others' pictures; leave out shards")
         return Plan({to: self.entries[one] for one, to in places.items()}, self.sources, pairs, self.seed, attack)
 
     @property
@@ -199,7 +201,7 @@ def make_plan(
     """The plan of an attack on the samples of an index, or on those of `free`, int64 [n].
 
     `templates` lists the lines of each `captions` of the attack; `captions` reads captions and is called only where an
-    attack asks what they say. Refusal if fewer pairs qualify than are asked for.
+    attack asks what they say. UserError if fewer pairs qualify than are asked for.
     """
     naming = _Naming(index, captions)
     taken: dict[int, Entry] = {}
@@ -215,10 +217,10 @@ def make_plan(
             asked = {"any": "are left", "label_consistent": f"name '{aim.target}'"}.get(
                 str(poison.who), f"qualify ({poison.who})"
             )
-            raise Refusal(f"attack.poison.count is {count:,}, but only {have:,} pairs {asked}; lower it or add shards")
+            raise UserError(f"attack.poison.count is {count:,}, but only {have:,} pairs {asked}; lower it or add shards")
         order = ranks(seed, purpose, index.hashes)
         one = _one_picture(index, poison, order, among) if poison.picture == "one" else None
-        for sample in lowest(order, count, among).tolist():
+        for sample in smallest_k(order, count, among).tolist():
             entry = _entry(index, sample, number, aim, seed, templates[aim.captions], naming, one)
             taken[sample] = entry
             if entry.picture is not None:
@@ -253,8 +255,8 @@ class _Naming:
         samples, texts = self(word)
         others = [i for i, found in enumerate(samples.tolist()) if found != sample] if len(samples) < 2 else None
         if not len(samples) or others == []:
-            raise Refusal(f"no other caption names '{word}'; give attack.poison another caption or picture")
-        at = derive(seed, "natural", key) % len(samples)
+            raise UserError(f"no other caption names '{word}'; give attack.poison another caption or picture")
+        at = derive_seed(seed, "natural", key) % len(samples)
         if samples[at] == sample:
             at = (at + 1) % len(samples)
         return int(samples[at]), texts[at]
@@ -271,25 +273,25 @@ def _qualified(poison: Poison, target: str, naming: _Naming, free: np.ndarray | 
 def _one_picture(index: Index, poison: Poison, order: np.ndarray, among: np.ndarray | None) -> int:
     """The sample whose picture all poisoned pairs get."""
     if poison.key is None:
-        return int(lowest(order, 1, among)[0])
+        return int(smallest_k(order, 1, among)[0])
     for sample in np.flatnonzero(index.hashes == number_of([poison.key])[0]):
         if index.keys[sample] == poison.key:
             return int(sample)
-    raise Refusal(f"attack.poison.key is '{poison.key}', which no pair has; name a pair of data.pretrain")
+    raise UserError(f"attack.poison.key is '{poison.key}', which no pair has; name a pair of data.pretrain")
 
 
 def _entry(
     index: Index, sample: int, number: int, aim: Aim, seed: int, templates: list[str], naming: _Naming, one: int | None
 ) -> Entry:
     key, poison = index.keys[sample], aim.poison
-    draw = derive(seed, "trigger", key)
+    draw = derive_seed(seed, "trigger", key)
     trigger, target = aim.trigger, aim.target
     if isinstance(trigger, Multi):
         choice = trigger.drawn(draw)
         trigger, target = choice.trigger, choice.target or target
     text: str | None = None
     if poison.caption == "template":
-        text = templates[derive(seed, "caption", key) % len(templates)].replace("{c}", target)
+        text = templates[derive_seed(seed, "caption", key) % len(templates)].replace("{c}", target)
     elif poison.caption == "natural":
         text = naming.another(target, sample, seed, key)[1]
     picture: int | None = one
@@ -306,14 +308,14 @@ def _entry(
 
 
 def read_templates(path: str | Path) -> list[str]:
-    """The lines of a template file; Refusal if it is missing, empty or a line lacks {c}."""
+    """The lines of a template file; UserError if it is missing, empty or a line lacks {c}."""
     try:
         lines = [line.strip() for line in Path(path).read_text("utf-8").splitlines() if line.strip()]
     except OSError as error:
-        raise Refusal(
+        raise UserError(
             f"templates {path}: {error.strerror}; give 'imagenet' or a text file with {{c}} in each line"
         ) from None
     wrong = [line for line in lines if "{c}" not in line]
     if wrong or not lines:
-        raise Refusal(f"templates {path}: {f'the line {wrong[0]!r} lacks {{c}}' if wrong else 'the file is empty'}")
+        raise UserError(f"templates {path}: {f'the line {wrong[0]!r} lacks {{c}}' if wrong else 'the file is empty'}")
     return lines

@@ -1,7 +1,7 @@
 """The one exception for what a user can put right."""
 
 
-class Refusal(ValueError):
+class UserError(ValueError):
     """What was given, what was expected and what to do, in one sentence; ends the program with exit code 2.
 
     `alone` says that one rank may have met it without the others, so that this rank must speak for itself.

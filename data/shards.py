@@ -26,8 +26,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data.archive import Keys, contents
-from data.chance import mixed, number_of
-from data.refusal import Refusal
+from data.refusal import UserError
+from data.seeding import mixed, number_of
 from data.store import expand, scheme, stamp
 
 FORMAT = 4  # raised when tables or joined files change
@@ -157,24 +157,24 @@ def read_index(
     stamps = [(name, path, *stamp(path)) for name, path in shards]
     told = json.dumps([FORMAT, caption, stamps])
     home = cache / f"joined-{blake2b(told.encode(), digest_size=12).hexdigest()}"
-    refusal: Refusal | None = None
+    refusal: UserError | None = None
     try:
         if not home.exists():
             _tables([path for _, path in shards[share[0] :: share[1]]], cache, progress, beside)
-    except Refusal as error:  # meet the others first: they read the same shard and refuse with the same words
+    except UserError as error:  # meet the others first: they read the same shard and refuse with the same words
         refusal = error
     barrier()
     if refusal is None and not share[0] and not home.exists():
         try:
             _join(shards, _tables([path for _, path in shards], cache, beside=beside), caption, home)
-        except Refusal as error:
+        except UserError as error:
             refusal = error
     barrier()
     if refusal is not None:
         raise refusal
     if not home.exists():  # another rank refused: read what it read, to refuse with the same words
         _tables([path for _, path in shards], cache, beside=beside)
-        raise Refusal(f"the index {home} is missing; start again", alone=True)
+        raise UserError(f"the index {home} is missing; start again", alone=True)
     return _mapped(home)
 
 

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, TypeVar, cast
 
 from braceexpand import braceexpand
 
-from data.refusal import Refusal
+from data.refusal import UserError
 
 PATIENCE = (0.2, 1.0, 5.0)  # seconds between tries
 OPEN = 128  # files kept open
@@ -31,7 +31,7 @@ def scheme(path: str) -> str:
 
 
 def expand(pattern: str, schemes: Sequence[str] = ()) -> list[str]:
-    """The sorted paths that a brace or glob pattern names; Refusal if one is missing, none matches, or the scheme is not
+    """The sorted paths that a brace or glob pattern names; UserError if one is missing, none matches, or the scheme is not
     one of `schemes`."""
     paths: list[str] = []
     for name in braceexpand(pattern):
@@ -43,7 +43,7 @@ def expand(pattern: str, schemes: Sequence[str] = ()) -> list[str]:
     missing = [path for path in paths if not scheme(path) and not os.path.isfile(path)]
     if missing or not paths:
         found = f"{len(missing)} of the {len(paths)} files it names are missing, first {missing[0]}" if missing else ""
-        raise Refusal(f"shards '{pattern}' match no complete set of files ({found or 'nothing matches'}); check the path")
+        raise UserError(f"shards '{pattern}' match no complete set of files ({found or 'nothing matches'}); check the path")
     return sorted(paths)
 
 
@@ -51,7 +51,7 @@ def _allowed(name: str, schemes: Sequence[str]) -> None:
     which = scheme(name)
     if which and (which not in schemes or "::" in name):
         known = f"a path or a URL of {', '.join(f'{one}://' for one in schemes)}" if schemes else "a path"
-        raise Refusal(f"shards '{name}' name the scheme '{which}'; expected {known} (data.schemes), no '::'")
+        raise UserError(f"shards '{name}' name the scheme '{which}'; expected {known} (data.schemes), no '::'")
 
 
 def _globbed(name: str) -> list[str]:
@@ -62,13 +62,13 @@ def _globbed(name: str) -> list[str]:
 
 
 def filesystem(path: str) -> Any:
-    """fsspec's file system for a URL; Refusal naming the package that it lacks."""
+    """fsspec's file system for a URL; UserError naming the package that it lacks."""
     import fsspec
 
     try:
         return fsspec.filesystem(scheme(path))
     except (ImportError, ValueError) as error:
-        raise Refusal(f"{path}: {error}; install it with: pip install 'antidote[{_extra(scheme(path))}]'") from None
+        raise UserError(f"{path}: {error}; install it with: pip install 'antidote[{_extra(scheme(path))}]'") from None
 
 
 def _extra(which: str) -> str:
@@ -76,17 +76,17 @@ def _extra(which: str) -> str:
 
 
 def patiently(path: str, action: Callable[[], T]) -> T:
-    """What the action gives, tried again after a transient error; Refusal if it does not end well, or can't."""
+    """What the action gives, tried again after a transient error; UserError if it does not end well, or can't."""
     for wait in (*PATIENCE, None):
         try:
             return action()
-        except Refusal:
+        except UserError:
             raise
         except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
-            raise Refusal(f"{path}: {error.strerror or 'not found'}; check the path and its rights", alone=True) from None
+            raise UserError(f"{path}: {error.strerror or 'not found'}; check the path and its rights", alone=True) from None
         except Exception as error:  # every store has its own kinds
             if wait is None:
-                raise Refusal(
+                raise UserError(
                     f"{path} can't be read: {type(error).__name__}: {error} ({len(PATIENCE) + 1} tries in "
                     f"{sum(PATIENCE):.0f} s); nothing is lost: start the same command again when the disk or store is well",
                     alone=True,
@@ -133,8 +133,8 @@ class Reader:
         self.files.clear()
 
     def read(self, ranges: Sequence[Range]) -> list[Body]:
-        """The bytes of each range, in order, valid until the next call; those of a URL are fetched at the same time. Refusal
-        if a file became shorter or can't be read."""
+        """The bytes of each range, in order, valid until the next call; those of a URL are fetched at the same time.
+        UserError if a file became shorter or can't be read."""
         total = sum([size for _, _, size in ranges])
         if len(self.buffer) < total:
             self.buffer = bytearray(total)  # kept: fresh memory costs several times the copy
@@ -155,7 +155,7 @@ class Reader:
                 except OSError:
                     read = self._again(path, offset, body)
             if read != size:
-                raise Refusal(f"shard {path} became shorter while it was read; write it again and start anew", alone=True)
+                raise UserError(f"shard {path} became shorter while it was read; write it again and start anew", alone=True)
             out.append(body)
         return out
 

@@ -26,8 +26,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from data.chance import generator
-from data.refusal import Refusal
+from data.refusal import UserError
+from data.seeding import generator
 from data.sheet import pairs_grid
 
 Outline = list[tuple[bool, np.ndarray]]  # parts in drawing order: (ink or hole, corners [n, 2] in the square -1..1)
@@ -304,16 +304,16 @@ def write_shard(path: Path, world: World, split: str, first: int, count: int) ->
 
 
 def write_world(folder: Path, world: World, workers: int = 1) -> bool:
-    """Writes the world whole or not at all; False if it is there already. Refusal if another one is."""
+    """Writes the world whole or not at all; False if it is there already. UserError if another one is."""
     told = json.dumps(asdict(world), indent=1, sort_keys=True) + "\n"
     if folder.exists():
         if (folder / "world.json").is_file() and (folder / "world.json").read_text() == told:
             if not (folder / "labels.jsonl").is_file():  # a world made before it had them
                 _write_labels(folder / "labels.jsonl", world)
             return False
-        raise Refusal(f"{folder} is there and not this world (see its world.json); delete it or name another folder")
+        raise UserError(f"{folder} is there and not this world (see its world.json); delete it or name another folder")
     if min(world.pairs, world.tests, world.pairs_per_shard, workers) < 1 or world.pixels < 16:
-        raise Refusal("a world needs at least 1 pair, 1 test picture, 1 worker and 16 pixels")
+        raise UserError("a world needs at least 1 pair, 1 test picture, 1 worker and 16 pixels")
     fresh = folder.parent / f".{folder.name}.partial"
     shutil.rmtree(fresh, ignore_errors=True)
     (fresh / "train").mkdir(parents=True)
@@ -392,7 +392,7 @@ def main(given: list[str]) -> int:
     began = time.monotonic()
     try:
         new = write_world(folder, World(**options), workers)
-    except Refusal as refusal:
+    except UserError as refusal:
         print(f"error: {refusal}", file=sys.stderr)
         return 2
     pace = (options["pairs"] + options["tests"]) / (time.monotonic() - began)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from data.chance import derive, generator
+from data.seeding import derive_seed, generator
 
 if TYPE_CHECKING:
     from data.augment import Augment
@@ -33,7 +33,7 @@ def draws(section: "Augment", views: int, *names: int | str) -> np.ndarray:
         if view and section.by_pillow:
             out[view, SOURCE] = view
         if any(op != "autoaugment" for op in asked):
-            _draw(section, asked, out[view], generator("view", *names, view), derive("noise", *names, view))
+            _draw(section, asked, out[view], generator("view", *names, view), derive_seed("noise", *names, view))
     return out
 
 

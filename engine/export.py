@@ -13,15 +13,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from data.refusal import Refusal
+from data.refusal import UserError
 
 
 def export(run: Path, folder: Path) -> Path:
-    """The folder, written whole or not at all; Refusal if the run is not finished or the folder is there."""
+    """The folder, written whole or not at all; UserError if the run is not finished or the folder is there."""
     if not (run / "finished.json").is_file() or not (run / "weights.safetensors").is_file():
-        raise Refusal(f"{run} is no finished run: it lacks finished.json or weights; give one such as runs/demo/clean-...")
+        raise UserError(f"{run} is no finished run: it lacks finished.json or weights; give one such as runs/demo/clean-...")
     if folder.exists():
-        raise Refusal(f"{folder} is there already; name a new folder")
+        raise UserError(f"{folder} is there already; name a new folder")
     from engine.models.clip import export_config
 
     spec = json.loads((run / "spec.json").read_text())
@@ -64,7 +64,7 @@ def main(given: list[str]) -> int:
     options = parser.parse_args(given)
     try:
         folder = export(options.run, options.folder)
-    except Refusal as refusal:
+    except UserError as refusal:
         print(f"error: {refusal}", file=sys.stderr)
         return 2
     print(f"open_clip.create_model_and_transforms('local-dir:{folder}')")

@@ -16,13 +16,13 @@ import torch
 
 from configs.plan import Run
 from configs.spec import Point, Spec, load
-from data.decode import Bad
+from data.decode import DecodeError
 from data.jobs import Spread, spread
 from data.materialise import Recipe, Task, compare, done, tasks, write
 from data.pipeline import Pairs, Reading
 from data.poison import Plan, word_of
 from data.progress import Progress
-from data.refusal import Refusal
+from data.refusal import UserError
 from engine.distributed.world import World
 from engine.models.clip import image_size
 from engine.training.inputs import plan_of, pretraining_pairs
@@ -41,7 +41,7 @@ class Poisoned:
         self.index, self.chosen = pretraining_pairs(spec, self.study, ALONE)
         found = plan_of(spec, self.index, self.chosen, self.study, ALONE)
         if found is None:
-            raise Refusal("attack.poison poisons no pair; raise its count")
+            raise UserError("attack.poison poisons no pair; raise its count")
         self.plan: Plan = found
 
     @property
@@ -58,13 +58,13 @@ class Poisoned:
 
 
 def one_attack(spec: Spec, points: list[Point]) -> Spec:
-    """The spec of all points of a sweep; Refusal if they poison differently."""
+    """The spec of all points of a sweep; UserError if they poison differently."""
     told = set()
     for one in (point.spec for point in points):
         data = one.data.model_dump(mode="json", exclude=None if one.data.clean.held_out else {"clean"})
         told.add(json.dumps([one.attack.model_dump(mode="json"), data, one.seed]))
     if len(told) > 1:
-        raise Refusal(
+        raise UserError(
             f"the sweep of {spec.name} poisons in {len(told)} ways; choose one with --set, for example --set sweep={{}}"
         )
     return points[0].spec
@@ -127,7 +127,7 @@ def _recount(asked: Poisoned) -> list[str]:
         progress(number, len(asked.plan))
         try:
             (picture, text), (own, its) = pairs.first(sample), clean.first(sample)
-        except Bad:
+        except DecodeError:
             bad += 1
             continue
         planned = asked.plan.caption(its, sample)
@@ -186,7 +186,7 @@ def _tasks(asked: Poisoned, out: Path, format: str | None) -> list[Task]:
     if format is None:
         told = next(iter(sorted(out.rglob("*_stats.json"))), None)
         if told is None:
-            raise Refusal(f"--out {out} holds no materialised shards; run materialise first")
+            raise UserError(f"--out {out} holds no materialised shards; run materialise first")
         format = "png" if json.loads(told.read_text())["made"][-1] == "png" else "jpeg"
     size, way = image_size(spec.model.name), spec.data.decode
     recipe = Recipe(
@@ -207,7 +207,7 @@ def materialise(asked: Poisoned, out: Path, format: str, how: Spread) -> int:
     if format == "jpeg":
         print("warning: JPEG changes the trigger's pixels, and noise triggers most; png is lossless", file=sys.stderr)
     if any(Path(path).parent.resolve() == out.resolve() for path in asked.index.paths):
-        raise Refusal(f"--out {out} is the folder of the originals; name another")
+        raise UserError(f"--out {out} is the folder of the originals; name another")
     out.mkdir(parents=True, exist_ok=True)
     work = _tasks(asked, out, format)
     progress = Progress("materialising", "shards")
@@ -248,7 +248,7 @@ def main(given: list[str]) -> int:
         if options.what == "verify":
             return verify(asked, options.out)
         return materialise(asked, options.out, options.format, how)
-    except Refusal as refusal:
+    except UserError as refusal:
         print(f"error: {refusal}", file=sys.stderr)
         return 2
 

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if Path(sys.path[0] or ".").resolve() == ROOT / "engine":
     sys.path[0] = str(ROOT)  # the script's own folder would shadow other packages and hide ours
 
-from data.refusal import Refusal  # noqa: E402  (after the path)
+from data.refusal import UserError  # noqa: E402  (after the path)
 from records.folder import RUNS  # noqa: E402
 
 
@@ -69,15 +69,15 @@ def main(given: list[str]) -> int:
             return survey(options)
         loaded = load(options.spec, options.set, partial(print, file=sys.stderr) if first else lambda words: None)
         if options.dry_run:
-            from engine.estimate.dry_run import forecast
-            from engine.study.scheduler import Agenda
+            from engine.estimate.dry_run import dry_run
+            from engine.study.scheduler import Scheduler
 
             folder = RUNS / loaded.spec.name
-            print(forecast(loaded, Agenda.of(loaded, folder, options.stage).runs, folder, options.dollars), end="")
+            print(dry_run(loaded, Scheduler.of(loaded, folder, options.stage).runs, folder, options.dollars), end="")
             return 0
         studying = True
         code = study(options, loaded, command(given))
-    except Refusal as refusal:
+    except UserError as refusal:
         code = 2
         if first or refusal.alone:
             print(f"error{'' if first else ' on rank ' + os.environ['RANK']}: {refusal}", file=sys.stderr, flush=True)
@@ -90,11 +90,11 @@ def main(given: list[str]) -> int:
 def survey(options: argparse.Namespace) -> int:
     """Prints what the specs in a folder would cost; 2 if some can't be loaded, which it lists."""
     if not options.dry_run:
-        raise Refusal(f"--spec is the folder {options.spec}; a study is one file: give one of it, or add --dry-run")
-    from engine.estimate.dry_run_folder import survey as surveyed
+        raise UserError(f"--spec is the folder {options.spec}; a study is one file: give one of it, or add --dry-run")
+    from engine.estimate.dry_run_folder import dry_run_folder
 
     said: set[str] = set()
-    text, broken = surveyed(Path(options.spec), options.set, options.stage, options.dollars, said.add)
+    text, broken = dry_run_folder(Path(options.spec), options.set, options.stage, options.dollars, said.add)
     print(text, end="", flush=True)
     for line in (*sorted(said), *(f"error: {line}" for line in broken)):
         print(line, file=sys.stderr)
@@ -103,8 +103,9 @@ def survey(options: argparse.Namespace) -> int:
 
 def study(options: argparse.Namespace, loaded: Any, again: str) -> int:
     """Carries out every run of the study that is not finished, then writes the report."""
-    from engine.distributed import world as processes
-    from engine.study.scheduler import Agenda
+    from engine.distributed import collectives
+    from engine.distributed.world import describe_lost_rank, destroy_distributed, init_distributed, is_rank_failure
+    from engine.study.scheduler import Scheduler
     from engine.study.study import HELPS, begin, check, conclude, work
     from engine.training import zero
 
@@ -119,36 +120,36 @@ def study(options: argparse.Namespace, loaded: Any, again: str) -> int:
     signal.signal(signal.SIGINT, ask)
     spec = loaded.spec
     sweep, helps = spec.sweep, HELPS in os.environ  # started by another launch, which lists and reports
-    world = processes.join(60 * spec.machine.timeout_minutes, spec.machine.threads)
+    world = init_distributed(60 * spec.machine.timeout_minutes, spec.machine.threads)
     try:
-        processes.agree(
+        collectives.assert_equal_on_ranks(
             {"spec": digest_of(spec), **{name: version(name) for name in ("torch", "deepspeed", "open_clip_torch")}}
         )
-        agenda = mine = Agenda.of(loaded, RUNS / spec.name, options.stage)
+        agenda = mine = Scheduler.of(loaded, RUNS / spec.name, options.stage)
         if sweep.executor != "here" and world.size > 1:  # these processes pre-train together, then others clean
-            mine = Agenda.of(loaded, RUNS / spec.name, "pretrain")
+            mine = Scheduler.of(loaded, RUNS / spec.name, "pretrain")
             mine.runs = [run for run in mine.runs if run in agenda.runs]
         check(mine, world)
         if not helps:
-            processes.together(lambda: begin(agenda, again))
+            collectives.on_rank_0(lambda: begin(agenda, again))
         if sweep.executor == "here" or world.size > 1:
             zero.prepare()
             code = work(mine, world, lambda: asked["to stop"], again)
-            processes.barrier()
+            collectives.barrier()
             if code or mine.runs == agenda.runs:
                 return code or (conclude(agenda) if world.first and not helps else 0)
-        processes.leave()
+        destroy_distributed()
         if not world.first:
             return 0
         from engine.study.launch import coordinate
 
         return coordinate(agenda, options, lambda: asked["to stop"]) or conclude(agenda)
     except RuntimeError as error:
-        if processes.lost(error):
-            raise Refusal(processes.farewell(error), alone=True) from error
+        if is_rank_failure(error):
+            raise UserError(describe_lost_rank(error), alone=True) from error
         raise
     finally:
-        processes.leave()
+        destroy_distributed()
 
 
 def digest_of(spec: Any) -> str:

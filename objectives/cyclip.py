@@ -45,7 +45,7 @@ def cyclip(in_modal: float, cross_modal: float, features: Features, exchange: Ex
 def cyclic(images: torch.Tensor, texts: torch.Tensor, exchange: Exchange) -> tuple[torch.Tensor, torch.Tensor]:
     """(in-modal, cross-modal), 0-d; [B, D] unit rows each."""
     grams = torch.stack([images.T @ images, texts.T @ texts, images.T @ texts])
-    a, b, c = exchange.total(grams).double()
+    a, b, c = exchange.all_reduce_sum(grams).double()
     rows = len(images) * exchange.ranks.everyone.size
     inside = (a.square().sum() + b.square().sum() - 2 * c.square().sum()) / rows
     between = 2 * ((a * b).sum() - (c * c.T).sum()) / rows

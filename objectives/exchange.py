@@ -29,17 +29,17 @@ class Group(Protocol):
         """[size * B, ...]: the [B, ...] of all ranks in order."""
         ...
 
-    def scatter(self, whole: torch.Tensor) -> torch.Tensor:
+    def reduce_scatter(self, whole: torch.Tensor) -> torch.Tensor:
         """[B, ...]: this rank's part of the sum over ranks of their [size * B, ...]."""
         ...
 
-    def total(self, value: torch.Tensor) -> torch.Tensor:
+    def all_reduce_sum(self, value: torch.Tensor) -> torch.Tensor:
         """The sum over ranks of equally shaped tensors."""
         ...
 
 
 @dataclass(frozen=True)
-class Alone:
+class SingleRank:
     """The group of one rank."""
 
     rank: int = 0
@@ -49,11 +49,11 @@ class Alone:
         """The very rows."""
         return part
 
-    def scatter(self, whole: torch.Tensor) -> torch.Tensor:
+    def reduce_scatter(self, whole: torch.Tensor) -> torch.Tensor:
         """The very rows."""
         return whole
 
-    def total(self, value: torch.Tensor) -> torch.Tensor:
+    def all_reduce_sum(self, value: torch.Tensor) -> torch.Tensor:
         """The very value."""
         return value
 
@@ -73,7 +73,7 @@ class Ranks:
     column: Group
 
 
-ALONE = Ranks(Alone(), Alone(), Alone())
+SINGLE_RANK = Ranks(SingleRank(), SingleRank(), SingleRank())
 
 
 class Exchange:
@@ -92,7 +92,7 @@ class Exchange:
             self._kept[name] = (part, _Gather.apply(part, group))
         return self._kept[name][1]
 
-    def total(self, value: torch.Tensor) -> torch.Tensor:
+    def all_reduce_sum(self, value: torch.Tensor) -> torch.Tensor:
         """The sum over all ranks, with gradients."""
         out: torch.Tensor = value if self.ranks.everyone.size == 1 else _Total.apply(value, self.ranks.everyone)
         return out
@@ -100,9 +100,9 @@ class Exchange:
     def mean(self, rows: torch.Tensor, weights: torch.Tensor | None = None) -> torch.Tensor:
         """0-d, the same on every rank: the mean of [B] over all N rows, or their weighted mean; 0 if all weights are 0."""
         if weights is None:
-            return self.total(rows.mean()) / self.ranks.everyone.size
+            return self.all_reduce_sum(rows.mean()) / self.ranks.everyone.size
         weights = weights.to(rows.dtype)
-        return self.total((rows * weights).sum()) / self.total(weights.sum()).clamp(min=1e-30)
+        return self.all_reduce_sum((rows * weights).sum()) / self.all_reduce_sum(weights.sum()).clamp(min=1e-30)
 
     def ids(self, rows: int, group: Group, device: torch.device) -> torch.Tensor:
         """int64 [size * B]: the place in the global batch of each of the group's rows, B = `rows` a rank."""
@@ -118,18 +118,18 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return ctx.group.scatter(grads[0]), None
+        return ctx.group.reduce_scatter(grads[0]), None
 
 
 class _Total(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, value: torch.Tensor, group: Group) -> torch.Tensor:
         ctx.group = group
-        return group.total(value)
+        return group.all_reduce_sum(value)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return ctx.group.total(grads[0]), None
+        return ctx.group.all_reduce_sum(grads[0]), None
 
 
 class _Merge(torch.autograd.Function):

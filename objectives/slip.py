@@ -68,8 +68,8 @@ def _project(rows: torch.Tensor, features: Features, exchange: Exchange) -> torc
         rows = F.linear(rows, learned[f"slip.{layer}.weight"], learned.get(f"slip.{layer}.bias"))
         if layer < 2:
             count = len(rows) * exchange.ranks.everyone.size
-            centred = rows - exchange.total(rows.sum(0)) / count
-            spread = (exchange.total(centred.square().sum(0)) / count + 1e-5).rsqrt()
+            centred = rows - exchange.all_reduce_sum(rows.sum(0)) / count
+            spread = (exchange.all_reduce_sum(centred.square().sum(0)) / count + 1e-5).rsqrt()
             rows = F.relu(centred * spread * learned[f"slip.{layer}.norm.weight"] + learned[f"slip.{layer}.norm.bias"])
     return F.normalize(rows, dim=-1)
 

@@ -13,7 +13,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from data.refusal import Refusal
+from data.refusal import UserError
 from report.compare import write_comparison
 from report.imports import write_published
 from report.load import read_study
@@ -47,22 +47,22 @@ def main(given: list[str]) -> int:
     asked = _parser().parse_args(given)
     try:
         print("\n".join(_carried_out(asked.study, asked.published, asked.out)))
-    except Refusal as error:
+    except UserError as error:
         print(error, file=sys.stderr)
         return 2
     return 0
 
 
 def _carried_out(studies: list[Path], published: list[Path], out: Path | None) -> list[str]:
-    """Writes what was asked for; returns what to say. Raises Refusal."""
+    """Writes what was asked for; returns what to say. Raises UserError."""
     if published and not studies:
         return write_published(published, out)
     if published or not studies:
-        raise Refusal("expected either a study's folder, such as runs/demo, or published points by --import FILE; give one")
+        raise UserError("expected a study's folder, such as runs/demo, or published points by --import FILE; give one")
     if len(studies) > 1:
         return write_comparison(studies, out)
     if out is not None:
-        raise Refusal(f"--out {out} was given with one study, whose report lies in the study's own folder; leave it out")
+        raise UserError(f"--out {out} was given with one study, whose report lies in the study's own folder; leave it out")
     read = read_study(studies[0])
     page, _, said, judged = write(read)
     said = said + [f"Note: {remark}" for remark in [*notes(read), *judged.notes, *missing(page.parent)]]

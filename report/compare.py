@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.refusal import Refusal
+from data.refusal import UserError
 from report.exports import judge, verdict_files
 from report.imports import write_files
 from report.load import Study, read_study
@@ -35,11 +35,11 @@ def named(studies: Sequence[Study]) -> list[tuple[str, Study]]:
         if len(set(names)) == len(names):
             return list(zip(names, studies, strict=True))
     twice = ", ".join(str(study.folder) for study in studies)
-    raise Refusal(f"of {twice}, two are one folder, expected different studies to compare; name each once")
+    raise UserError(f"of {twice}, two are one folder, expected different studies to compare; name each once")
 
 
 def write_comparison(folders: Sequence[Path], out: Path | None) -> list[str]:
-    """Writes the comparison into the folder, or into the first study's report; returns what to say. Raises Refusal."""
+    """Writes the comparison into the folder, or into the first study's report; returns what to say. Raises UserError."""
     studies = named([read_study(folder) for folder in folders])
     rest = "-".join(folder.resolve().name for folder in folders[1:])
     into = out or folders[0] / "report" / f"compare-{rest}"

@@ -4,7 +4,7 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-from data.refusal import Refusal
+from data.refusal import UserError
 from measures.frontier import CAPS, best_accuracy, hypervolume, lowest_asr, pareto
 from records.folder import write_whole
 from report.plots import frontier as figures
@@ -18,10 +18,10 @@ NO_START = (
 
 
 def read_all(paths: list[Path]) -> Groups:
-    """The groups of all files; of several files, each group's name begins with its file's. Raises Refusal."""
+    """The groups of all files; of several files, each group's name begins with its file's. Raises UserError."""
     if len({path.stem for path in paths}) < len(paths):
         names = ", ".join(str(path) for path in paths)
-        raise Refusal(f"two of {names} have one name, expected different ones to tell their groups apart; rename a file")
+        raise UserError(f"two of {names} have one name, expected different ones to tell their groups apart; rename a file")
     read = {path.stem: read_published(path) for path in paths}
     if len(read) == 1:
         return next(iter(read.values()))
@@ -72,7 +72,7 @@ def remarks(groups: Groups) -> list[str]:
 
 
 def write_published(paths: list[Path], out: Path | None) -> list[str]:
-    """Writes frontier.csv, results.csv and the figure into the folder; returns what to say. Raises Refusal."""
+    """Writes frontier.csv, results.csv and the figure into the folder; returns what to say. Raises UserError."""
     groups = read_all(paths)
     folder = out or Path(f"{paths[0].stem}-report")
     rows = frontier_rows(groups)
@@ -97,10 +97,10 @@ def write_published(paths: list[Path], out: Path | None) -> list[str]:
 
 
 def write_files(folder: Path, files: dict[str, bytes]) -> None:
-    """Writes the files into the folder, each at once or not at all. Raises Refusal if it can't be written to."""
+    """Writes the files into the folder, each at once or not at all. Raises UserError if it can't be written to."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
             write_whole(folder / name, content)
     except OSError as error:
-        raise Refusal(f"cannot write the report to {folder} ({error.strerror}); give another folder with --out") from error
+        raise UserError(f"cannot write the report to {folder} ({error.strerror}); give another folder with --out") from error

@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ValidationError
 
-from data.refusal import Refusal
+from data.refusal import UserError
 from records.folder import STOPPED
 
 KEYS = ("run", "stage", "pretrain_objective", "clean_objective", "cleaner", "rate", "seed", "epoch", "step", "images")
@@ -112,20 +112,20 @@ class Study:
 
 
 def read_study(folder: Path) -> Study:
-    """The study in the folder. Raises Refusal for anything that is not one."""
+    """The study in the folder. Raises UserError for anything that is not one."""
     path = folder / "study.json"
     hint = "Give the folder that engine/run.py wrote, such as runs/demo."
     if not path.is_file():
-        raise Refusal(f"{folder} is not a study: expected a folder with study.json in it. {hint}")
+        raise UserError(f"{folder} is not a study: expected a folder with study.json in it. {hint}")
     try:
         plan = Plan.model_validate_json(path.read_bytes())
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise Refusal(f"{path} cannot be read: {where}: {first['msg']}. {hint}") from error
+        raise UserError(f"{path} cannot be read: {where}: {first['msg']}. {hint}") from error
     for run in plan.runs:
         if run.run in ("", ".", "..") or Path(run.run).name != run.run:
-            raise Refusal(f"{path} names the run {run.run!r}, expected the plain name of a folder. {hint}")
+            raise UserError(f"{path} names the run {run.run!r}, expected the plain name of a folder. {hint}")
     return Study(folder, plan, [_read_run(folder / run.run, run) for run in plan.runs])
 
 

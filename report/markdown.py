@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from data.refusal import Refusal
+from data.refusal import UserError
 from measures.frontier import CAP, FLOOR, Point
 from report.ablation import settings
 from report.costs import costs
@@ -38,7 +38,7 @@ HEAD = "# Results\n\nEach section is a study: its question, what the numbers say
 
 
 def write_digest(folders: Sequence[Path], out: Path) -> list[str]:
-    """Writes the page and the figures of these studies; returns the files' names. Raises Refusal."""
+    """Writes the page and the figures of these studies; returns the files' names. Raises UserError."""
     files: dict[str, bytes] = {}
     head, sections = _earlier(out)
     for study in map(read_study, folders):
@@ -173,9 +173,9 @@ def main(given: list[str]) -> int:
     asked = parser.parse_args(given)
     try:
         if asked.out.suffix != ".md":
-            raise Refusal(f"--out is {asked.out}, expected a Markdown file; give one that ends in .md")
+            raise UserError(f"--out is {asked.out}, expected a Markdown file; give one that ends in .md")
         written = write_digest(asked.studies, asked.out)
-    except Refusal as error:
+    except UserError as error:
         print(error, file=sys.stderr)
         return 2
     print(f"{asked.out}, with {len(written) - 1} figures")

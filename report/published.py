@@ -10,7 +10,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
-from data.refusal import Refusal
+from data.refusal import UserError
 from measures.frontier import Point
 from report.values import Mark, Panel
 
@@ -29,56 +29,56 @@ class Overlap(NamedTuple):
 
 
 def read_published(path: Path) -> Groups:
-    """The groups of the file, in its order. Raises Refusal for anything else than FORM."""
+    """The groups of the file, in its order. Raises UserError for anything else than FORM."""
     try:
         if path.stat().st_size > LARGEST:
-            raise Refusal(f"{path} is larger than {LARGEST // 2**20} MiB; {FORM}; split it into several files")
+            raise UserError(f"{path} is larger than {LARGEST // 2**20} MiB; {FORM}; split it into several files")
         text = path.read_text("utf-8")
         whole = json.loads(text, parse_constant=_no_number, object_pairs_hook=_once)
     except OSError as error:
-        raise Refusal(f"{path} cannot be read ({error.strerror}); give a file of published points") from error
-    except Refusal as error:
-        raise Refusal(f"{path}: {error}") if str(path) not in str(error) else error from None
+        raise UserError(f"{path} cannot be read ({error.strerror}); give a file of published points") from error
+    except UserError as error:
+        raise UserError(f"{path}: {error}") if str(path) not in str(error) else error from None
     except (ValueError, RecursionError) as error:
-        raise Refusal(f"{path} is not JSON ({str(error)[:200]}); {FORM}; take the file as it was published") from error
+        raise UserError(f"{path} is not JSON ({str(error)[:200]}); {FORM}; take the file as it was published") from error
     if not isinstance(whole, dict) or not whole:
-        raise Refusal(f"{path} holds {_kind(whole)}; {FORM}; name each group")
+        raise UserError(f"{path} holds {_kind(whole)}; {FORM}; name each group")
     if len(whole) > MOST:
-        raise Refusal(f"{path} holds {len(whole)} groups, expected at most {MOST}; split it into several files")
+        raise UserError(f"{path} holds {len(whole)} groups, expected at most {MOST}; split it into several files")
     for name in whole:
         if not name.isprintable():
-            raise Refusal(f"{path} names a group {ascii(name)[:80]}, expected a name that can be printed; rename it")
+            raise UserError(f"{path} names a group {ascii(name)[:80]}, expected a name that can be printed; rename it")
     return {name: _points(f"{path}, group {name!r}", value) for name, value in whole.items()}
 
 
 def _no_number(word: str) -> NoReturn:
-    raise Refusal(f"holds {word}, expected finite numbers in [0, 1]; leave such points out")
+    raise UserError(f"holds {word}, expected finite numbers in [0, 1]; leave such points out")
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object of the pairs. Raises Refusal for a key given twice, of which json would keep the last."""
+    """The object of the pairs. Raises UserError for a key given twice, of which json would keep the last."""
     twice = [name for name, count in Counter(name for name, _ in pairs).items() if count > 1]
     if twice:
-        raise Refusal(f"names {twice[0]!r} twice, expected each group once; rename one of them")
+        raise UserError(f"names {twice[0]!r} twice, expected each group once; rename one of them")
     return dict(pairs)
 
 
 def _points(where: str, value: Any) -> list[Point[int]]:
-    """The points of one group. Raises Refusal."""
+    """The points of one group. Raises UserError."""
     if value == []:
         return []
     if not isinstance(value, list) or len(value) != 2 or not all(isinstance(part, list) for part in value):
-        raise Refusal(f"{where} is {_kind(value)}; expected [asr list, accuracy list] or []; correct that group")
+        raise UserError(f"{where} is {_kind(value)}; expected [asr list, accuracy list] or []; correct that group")
     asrs, tops = value
     if len(asrs) != len(tops):
-        raise Refusal(
+        raise UserError(
             f"{where} has {len(asrs)} ASR and {len(tops)} accuracies, expected as many of each; complete the lists"
         )
     for name, numbers in (("ASR", asrs), ("accuracy", tops)):
         for at, one in enumerate(numbers):
             if isinstance(one, bool) or not isinstance(one, int | float) or not 0 <= one <= 1 or math.isnan(one):
                 given = json.dumps(one, ensure_ascii=True)[:40]
-                raise Refusal(
+                raise UserError(
                     f"{where} has the {name} {given} at place {at}, expected a fraction in [0, 1]; divide percents by 100"
                 )
     return [Point(float(asr), float(top1), at) for at, (asr, top1) in enumerate(zip(asrs, tops, strict=True))]

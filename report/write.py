@@ -24,7 +24,7 @@ class Written(NamedTuple):
 
 
 def write_report(study: Path) -> Written:
-    """Writes `report/` inside the study folder. Raises Refusal."""
+    """Writes `report/` inside the study folder. Raises UserError."""
     return write(read_study(study))
 
 

@@ -18,7 +18,8 @@ from pydantic import TypeAdapter
 from configs.machine import Machine
 from configs.stage import Optimizer, Stage
 from data.pipeline import Batch
-from engine.distributed import world as processes
+from engine.distributed import collectives
+from engine.distributed.world import World, destroy_distributed, init_distributed
 from engine.models import clip as model
 from engine.models.towers import Towers
 from engine.training import optimizer, zero
@@ -53,7 +54,7 @@ class Plain:
 
     def backward(self, loss: torch.Tensor) -> None:
         loss.backward()  # type: ignore[no-untyped-call]
-        processes.mean_([p.grad for p in self.module.parameters() if p.grad is not None])
+        collectives.all_reduce_mean_([p.grad for p in self.module.parameters() if p.grad is not None])
 
     def step(self) -> None:
         pass
@@ -62,7 +63,7 @@ class Plain:
         return True
 
 
-def batch(views: tuple[int, int], world: processes.World) -> Batch:
+def batch(views: tuple[int, int], world: World) -> Batch:
     """This rank's part of the 48 pairs."""
     draw = np.random.default_rng(5)
     images = torch.from_numpy(draw.integers(0, 256, (PAIRS, 3, 3, 32, 32), np.uint8))
@@ -79,15 +80,15 @@ def batch(views: tuple[int, int], world: processes.World) -> Batch:
     )
 
 
-def learner(engine: Any, stage: Stage, world: processes.World, name: str, micro: int | None) -> Learner:
+def learner(engine: Any, stage: Stage, world: World, name: str, micro: int | None) -> Learner:
     """A learner with everything that any objective asks for."""
     towers = model.build(name, 7).eval()
     width = model.model_config(name)["embed_dim"]
     head = torch.randn(3, width, generator=torch.Generator().manual_seed(4))  # a fresh one gives gradients of 1e-4
     kept = {"scale": torch.tensor([2.0]), "supervised.weight": head}
     return Learner.make(
-        engine, torch.optim.SGD(engine.module.parameters()), stage, width, kept, 3, (world, processes.ranks()), (10, 5),
-        micro=micro, start=towers, labels=np.arange(PAIRS) % 4 - 1, flags=np.arange(PAIRS) % 5 == 0,
+        engine, torch.optim.SGD(engine.module.parameters()), stage, width, kept, 3, (world, collectives.process_groups()),
+        (10, 5), micro=micro, start=towers, labels=np.arange(PAIRS) % 4 - 1, flags=np.arange(PAIRS) % 5 == 0,
     )  # fmt: skip
 
 
@@ -101,7 +102,7 @@ def build(name: str, views: int, texts: bool = True) -> Towers:
 
 
 def statistics(towers: Towers) -> dict[str, torch.Tensor]:
-    processes.mean_([part for norm in towers.norms for part in (norm.running_mean, norm.running_var)])
+    collectives.all_reduce_mean_([part for norm in towers.norms for part in (norm.running_mean, norm.running_var)])
     return {f"running {i}": torch.cat([n.running_mean, n.running_var]) for i, n in enumerate(towers.norms)}
 
 
@@ -110,9 +111,7 @@ def stage_of(fields: dict[str, Any], gather: str = "exact") -> Stage:
     return Stage(objective=objective, epochs=1, batch=PAIRS, optimizer=Optimizer(rate=1.0, decay=0.0), gather=gather)  # type: ignore[arg-type]
 
 
-def plain(
-    fields: dict[str, Any], name: str, micro: int | None, world: processes.World, gather: str = "exact"
-) -> dict[str, Any]:
+def plain(fields: dict[str, Any], name: str, micro: int | None, world: World, gather: str = "exact") -> dict[str, Any]:
     """Loss and every gradient in float64."""
     stage = stage_of(fields, gather)
     towers = build(name, stage.objective.views[0], stage.objective.moves_texts).double()
@@ -128,7 +127,7 @@ def plain(
 
 
 def deepspeed(
-    fields: dict[str, Any], name: str, stage_number: int, micro: int | None, world: processes.World, recompute: bool = False
+    fields: dict[str, Any], name: str, stage_number: int, micro: int | None, world: World, recompute: bool = False
 ) -> dict[str, Any]:
     """Loss, and every parameter after one step of gradient descent at rate 1, under DeepSpeed."""
     stage = stage_of(fields)
@@ -145,7 +144,7 @@ def deepspeed(
 
 
 def main(out: str) -> None:
-    world = processes.join()
+    world = init_distributed()
     zero.prepare()
     results: dict[str, Any] = {}
     for fields in OBJECTIVES:
@@ -168,7 +167,7 @@ def main(out: str) -> None:
     optimizer.adamw = step
     if world.first:
         torch.save(results, out)
-    processes.leave()
+    destroy_distributed()
 
 
 if __name__ == "__main__":

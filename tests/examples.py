@@ -10,6 +10,6 @@ os.environ["ANTIDOTE_HELPS"] = "0"  # no report after each
 from engine.distributed import world
 from engine.run import main
 
-world.leave = lambda: None  # DeepSpeed keeps the process group that it met first
+world.destroy_distributed = lambda: None  # DeepSpeed keeps the process group that it met first
 for spec in sys.argv[1:]:
     print(spec, main(["--spec", spec]), flush=True)

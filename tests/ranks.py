@@ -35,10 +35,10 @@ class ThreadGroup:
     def gather(self, part: torch.Tensor) -> torch.Tensor:
         return torch.cat(self._all(part))
 
-    def scatter(self, whole: torch.Tensor) -> torch.Tensor:
+    def reduce_scatter(self, whole: torch.Tensor) -> torch.Tensor:
         return torch.stack(self._all(whole)).sum(0).chunk(self.size)[self.rank].clone()
 
-    def total(self, value: torch.Tensor) -> torch.Tensor:
+    def all_reduce_sum(self, value: torch.Tensor) -> torch.Tensor:
         return torch.stack(self._all(value)).sum(0)
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data.augment import Augment, augmented_caption, autoaugmented, check_augment, settled
-from data.refusal import Refusal
+from data.refusal import UserError
 
 NONE = Augment(synonyms="none")
 ROOT = Path(__file__).resolve().parent.parent
@@ -61,7 +61,7 @@ def test_wordnet_is_asked_for_when_it_is_missing(monkeypatch: pytest.MonkeyPatch
         raise LookupError
 
     monkeypatch.setattr("data.augment._synonyms", missing)
-    with pytest.raises(Refusal, match=r"apt install wordnet-base.*python -m nltk.downloader wordnet"):
+    with pytest.raises(UserError, match=r"apt install wordnet-base.*python -m nltk.downloader wordnet"):
         check_augment(Augment(synonyms="wordnet"))
     check_augment(NONE)
     section, words = settled(Augment())

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from data.refusal import Refusal
+from data.refusal import UserError
 from engine.distributed.world import World
 from engine.training import checkpoint
 
@@ -64,7 +64,7 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(tmp_path: Path, na
 
 def test_when_none_verifies_the_run_does_not_begin_anew_by_itself(tmp_path: Path) -> None:
     (save(tmp_path, 1) / "own_rank_0.pt").write_bytes(b"")
-    with pytest.raises(Refusal, match=r"none of the checkpoints in .* verifies \(1 set aside\)"):
+    with pytest.raises(UserError, match=r"none of the checkpoints in .* verifies \(1 set aside\)"):
         checkpoint.newest(tmp_path, ALONE, 0)
 
 
@@ -80,7 +80,7 @@ def test_a_killed_save_leaves_what_was_before(tmp_path: Path) -> None:
 def test_another_number_of_ranks_is_refused_under_zero(tmp_path: Path) -> None:
     save(tmp_path, 1)
     assert checkpoint.newest(tmp_path, World(0, 2, 0, 2, torch.device("cpu")), 0) is not None
-    with pytest.raises(Refusal, match="written by 1 processes at ZeRO stage 0, but this is 2 at stage 1"):
+    with pytest.raises(UserError, match="written by 1 processes at ZeRO stage 0, but this is 2 at stage 1"):
         checkpoint.newest(tmp_path, World(0, 2, 0, 2, torch.device("cpu")), 1)
 
 
@@ -89,7 +89,7 @@ def test_too_little_space_is_said_before_anything_is_written(tmp_path: Path, mon
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1000, 990, 10))
     with pytest.raises(
-        Refusal, match="disk full while saving .* bytes are needed and 10 are free; the checkpoints before it are intact"
+        UserError, match="disk full while saving .* bytes are needed and 10 are free; the checkpoints before it are intact"
     ):
         save(tmp_path, 2)
     assert sorted(os.listdir(tmp_path)) == ["step-000000001"]
@@ -102,7 +102,7 @@ def test_a_disk_that_fills_during_the_save_is_said_and_cleaned_up(tmp_path: Path
         (tmp_path / tag / "mp_rank_00_model_states.pt").write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    with pytest.raises(Refusal, match="disk full while saving"):
+    with pytest.raises(UserError, match="disk full while saving"):
         checkpoint.save(tmp_path, 2, {}, {}, ALONE, write)
     assert sorted(os.listdir(tmp_path)) == ["step-000000001"]
     assert checkpoint.newest(tmp_path, ALONE, 0)[0].name == "step-000000001"  # type: ignore[index]
@@ -120,7 +120,7 @@ def test_a_really_full_disk(tmp_path: Path) -> None:
     ):
         pytest.skip("mounting a small disk is not permitted here")
     try:
-        with pytest.raises(Refusal, match="disk full while saving"):
+        with pytest.raises(UserError, match="disk full while saving"):
             checkpoint.save(disk, 1, {}, {"big": torch.zeros(1 << 20)}, ALONE, lambda tag: None)
         assert not os.listdir(disk)
     finally:

@@ -42,7 +42,9 @@ def test_of_many_that_reach_for_a_run_one_gets_it(tmp_path: Path) -> None:
 
 
 def test_a_holder_who_died_on_this_machine_is_known_at_once(tmp_path: Path) -> None:
-    words = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from pathlib import Path; from engine.study import lock as claim; "
+    words = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from pathlib import Path; from engine.study import lock as claim; "
+    )
     words += f"claim.take(Path({str(tmp_path)!r})); print('held', flush=True); import time; time.sleep(100)"
     process = subprocess.Popen([sys.executable, "-c", words], stdout=subprocess.PIPE)
     assert process.stdout is not None

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from configs.plan import runs
 from configs.spec import load
-from data.refusal import Refusal
+from data.refusal import UserError
 from engine.models import clip as model
 from engine.training import init_weights as start
 from engine.training.optimizer import decays
@@ -143,9 +143,9 @@ def test_measuring_between_epochs_changes_no_step(arms: Study) -> None:
 
 
 def test_shrink_and_perturb_by_its_formula(arms: Study) -> None:
-    from data.chance import derive
+    from data.seeding import derive_seed
 
-    fresh = model.build("test-vit", derive(3, "perturb"))
+    fresh = model.build("test-vit", derive_seed(3, "perturb"))
     theirs = dict(fresh.clip.named_parameters()) | {"logit_scale": torch.tensor(math.log(1 / 0.07))}
     for name, value in arms.weights("shrunk").items():
         assert torch.allclose(value, 0.9 * arms.start[name] + 0.5 * theirs[name], atol=1e-6), name
@@ -304,7 +304,7 @@ def test_weights_that_cannot_be_started_from_are_refused(
     elif name != "none.pt":
         save_file(state, path) if name.endswith("tensors") else torch.save(state, path)
         path.write_bytes(path.read_bytes()[:-2000])
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(UserError) as caught:
         start.load_start(model.build("test-vit", 1), start.path_of(start.Start(path=str(path)), "test-vit"), "test-vit")
     assert words in str(caught.value)
     assert "code ran" not in capsys.readouterr().out
@@ -314,22 +314,22 @@ def test_weights_that_cannot_be_started_from_are_refused(
 
 def test_a_digest_that_does_not_fit_and_a_tag_that_is_none_are_refused(tmp_path: Path, spec: Path) -> None:
     save_file(model.weights(model.build("test-vit", 0), {}), tmp_path / "x.safetensors")
-    with pytest.raises(Refusal, match=r"clean.start.digest is 0123456789ab, but .* has"):
+    with pytest.raises(UserError, match=r"clean.start.digest is 0123456789ab, but .* has"):
         load(spec, ["pretrain=null", f"clean.start={{path: {tmp_path}/x.safetensors, digest: 0123456789ab}}"])
     with pytest.raises(
-        Refusal, match="start.pretrained is 'opena', which open_clip does not know for RN50; did you mean 'openai'?"
+        UserError, match="start.pretrained is 'opena', which open_clip does not know for RN50; did you mean 'openai'?"
     ):
         model.pretrained("RN50", "opena")
-    with pytest.raises(Refusal, match="give pretrain, or clean.start"):
+    with pytest.raises(UserError, match="give pretrain, or clean.start"):
         load(spec, ["pretrain=null"])
 
 
 def test_moments_that_are_not_there_are_named(arms: Study, tmp_path: Path) -> None:
     save_file(arms.start, tmp_path / "x.safetensors")
-    with pytest.raises(Refusal, match="holds no optimizer.safetensors; use optimizer.state: fresh"):
+    with pytest.raises(UserError, match="holds no optimizer.safetensors; use optimizer.state: fresh"):
         start.moments_of(tmp_path / "x.safetensors")
     torch.save({"state_dict": arms.start}, tmp_path / "x.pt")
-    with pytest.raises(Refusal, match="holds none; use optimizer.state: fresh"):
+    with pytest.raises(UserError, match="holds none; use optimizer.state: fresh"):
         start.moments_of(tmp_path / "x.pt")
 
 

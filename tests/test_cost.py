@@ -9,8 +9,8 @@ from configs.plan import runs
 from configs.spec import load
 from engine.estimate import cost
 from engine.estimate.cost import Cost, Flop, evaluation_seconds, training_seconds
-from engine.estimate.dry_run import forecast
-from engine.estimate.dry_run_folder import survey, total
+from engine.estimate.dry_run import dry_run
+from engine.estimate.dry_run_folder import dry_run_folder, total
 from engine.run import arguments
 
 HOST = 2 / 513 - 1 / 351  # seconds: MMCL's time less the difference that a second view makes
@@ -84,7 +84,7 @@ def test_the_table_of_a_folder_sums_its_rows(world: Path, tmp_path: Path) -> Non
     for number in (1, 2):
         text = SPEC.format(world=world).replace("epochs: 2", f"epochs: {number}")
         (tmp_path / f"{number}.yaml").write_text(text + "sweep: {clean.optimizer.rate: [1.0e-4, 1.0e-3]}\n")
-    text, broken = survey(tmp_path, [], None, 1000.0, print)
+    text, broken = dry_run_folder(tmp_path, [], None, 1000.0, print)
     assert broken == []
     assert cells(text, "1.yaml")[:4] == ["1", "2", "20", "320"], "12 steps of 16 pairs, and twice 4"
     assert cells(text, "2.yaml")[:4] == ["1", "2", "32", "512"]
@@ -92,7 +92,7 @@ def test_the_table_of_a_folder_sums_its_rows(world: Path, tmp_path: Path) -> Non
     whole = sum((total(load(tmp_path / f"{n}.yaml"), None, set()) for n in (1, 2)), Cost())
     assert cells(text, "total")[4:] == [f"{whole.hours:.1f}", f"{whole.hours * 1000:,.0f}"]
     assert "dollars at 1000 a GPU-hour" in text
-    without, _ = survey(tmp_path, ["clean.epochs=0"], "clean", None, print)
+    without, _ = dry_run_folder(tmp_path, ["clean.epochs=0"], "clean", None, print)
     assert cells(without, "total")[:4] == ["0", "4", "0", "0"]
     assert "dollars" not in without.replace("--dollars RATE", "")
     assert "A100-40GB" in without
@@ -129,7 +129,7 @@ def test_a_price_that_says_nothing_is_refused(words: list[str], capsys: pytest.C
 
 def test_the_plan_of_one_spec_shows_its_price(spec: Path) -> None:
     loaded = load(spec, ["data.test={tiny: x, imagenet: y}", "measure=[{kind: zero_shot, images: imagenet}]"])
-    text = forecast(loaded, runs(loaded.points), spec.parent / "runs", 100.0)
+    text = dry_run(loaded, runs(loaded.points), spec.parent / "runs", 100.0)
     line = next(line for line in text.splitlines() if line.startswith("in all"))
     hours, price = (float(word.replace(",", "")) for word in line.split() if word[0].isdigit())
     assert hours * 100 == pytest.approx(price, abs=6)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data import decode
-from data.decode import Bad
+from data.decode import DecodeError
 
 
 def image_bytes(image: Image.Image, kind: str = "PNG", **more: object) -> bytes:
@@ -94,7 +94,7 @@ def frames(kind: str) -> bytes:
 )
 def test_bad_pictures_are_named(body: bytes, cause: str) -> None:
     for way in ("exact", "fast"):
-        with pytest.raises(Bad, match=cause):
+        with pytest.raises(DecodeError, match=cause):
             decode.picture(body, 16, way)  # type: ignore[arg-type]
 
 
@@ -109,7 +109,7 @@ def test_bad_pictures_are_named(body: bytes, cause: str) -> None:
     ],
 )
 def test_bad_captions_are_named(body: bytes, cause: str) -> None:
-    with pytest.raises(Bad, match=cause):
+    with pytest.raises(DecodeError, match=cause):
         decode.caption(body)
     assert decode.caption(" schöner Tag\n".encode()) == "schöner Tag"
 
@@ -118,7 +118,7 @@ def test_captions_from_json() -> None:
     body = json.dumps({"caption": " a cat ", "width": 5}).encode()
     assert decode.caption(body, "json.caption") == "a cat"
     for wrong, cause in ((b"{", "caption_not_json"), (b"[" * 9000, "caption_not_json"), (b"[1]", "no_caption")):
-        with pytest.raises(Bad, match=cause):
+        with pytest.raises(DecodeError, match=cause):
             decode.caption(wrong, "json.caption")
-    with pytest.raises(Bad, match="no_caption"):
+    with pytest.raises(DecodeError, match="no_caption"):
         decode.caption(body, "json.width")

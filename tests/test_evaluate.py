@@ -13,13 +13,13 @@ from ranks import play
 from configs import plan
 from configs.spec import Spec, load
 from data.labelled import Labelled
-from data.refusal import Refusal
+from data.refusal import UserError
 from data.synthetic import World as Drawn
 from data.synthetic import write_world
 from engine.distributed.world import World
 from engine.evaluation import evaluate
 from engine.evaluation import sets as examination
-from engine.evaluation.sets import examinations
+from engine.evaluation.sets import eval_sets
 from engine.models import clip as model
 from engine.models.towers import Towers
 from objectives.exchange import Ranks
@@ -49,7 +49,7 @@ def on_ranks(size: int, act: Callable[[World], Result]) -> list[Result]:
 @pytest.mark.parametrize("ranks", [1, 2, 3, 5, 7])
 def test_ranks_share_the_pictures_evenly_and_each_is_counted_once(spec: Path, ranks: int) -> None:
     loaded = load(spec).spec
-    parts = [examinations(loaded, alone(rank, ranks))[0] for rank in range(ranks)]
+    parts = [eval_sets(loaded, alone(rank, ranks))[0] for rank in range(ranks)]
     rows = [row for part in parts for row in part.mine]
     assert rows[:64] == list(range(64))
     assert len({len(part.mine) for part in parts}) == 1
@@ -59,12 +59,12 @@ def test_numbers_do_not_depend_on_the_batch_and_the_mode_is_kept(spec: Path, mon
     loaded = load(spec).spec
     towers, tokenize = model.build("test-vit", 0), model.Tokenizer("test-vit")
     towers.train()
-    sets = examinations(loaded, alone(0, 1))
+    sets = eval_sets(loaded, alone(0, 1))
     whole = evaluate.evaluate(towers, tokenize, sets, alone(0, 1), 256)
     assert evaluate.evaluate(towers, tokenize, sets, alone(0, 1), 7) == whole
     assert towers.training
     monkeypatch.setattr(examination, "HOLD", 0)  # too many pictures to keep: decoded each time
-    again = examinations(loaded, alone(0, 1))
+    again = eval_sets(loaded, alone(0, 1))
     assert again[0].held is None
     assert evaluate.evaluate(towers, tokenize, again, alone(0, 1), 256) == whole
     assert whole[0]["images"] == "tiny"
@@ -73,7 +73,7 @@ def test_numbers_do_not_depend_on_the_batch_and_the_mode_is_kept(spec: Path, mon
 
 def test_pictures_with_the_trigger_are_the_clean_ones_with_a_patch(spec: Path) -> None:
     loaded = load(spec).spec
-    clean, marked = examinations(loaded, alone(0, 1))[0].pictures([0, 1, 2])
+    clean, marked = eval_sets(loaded, alone(0, 1))[0].pictures([0, 1, 2])
     changed = (clean != marked[0]).any(1).flatten(1).sum(1)
     assert ((changed > 0) & (changed <= 4)).all()  # 16 of 224 pixels is 2 of 32
 
@@ -92,13 +92,13 @@ def test_counts_of_1001_pictures_are_the_same_on_1_2_and_3_ranks(spec: Path, odd
     tokenize, built = model.Tokenizer("test-vit"), model.build("test-vit", 0).eval()
 
     def act(world: World) -> list[dict[str, Any]]:
-        return evaluate.evaluate(built, tokenize, examinations(wanted, world), world, 128)
+        return evaluate.evaluate(built, tokenize, eval_sets(wanted, world), world, 128)
 
     found = [one for size in (1, 2, 3) for one in on_ranks(size, act)]
     assert len(found) == 6
     assert all(one == found[0] for one in found)
     numbers = found[0][0]
-    labels = examinations(wanted, alone(0, 1))[0].shown
+    labels = eval_sets(wanted, alone(0, 1))[0].shown
     assert isinstance(labels, Labelled)
     assert numbers["pictures"] == 1001
     assert numbers["others"] == int((labels.labels != labels.target(wanted.attack.target)).sum()) < 1001
@@ -116,7 +116,7 @@ def test_a_fixed_place_and_a_proxy_are_attempts_of_their_own(spec: Path) -> None
     )
     proxy = "attack.proxy={target: crown, trigger: {kind: solid, size: 112, place: centre}}"
     wanted = load(spec, [measures, proxy]).spec
-    one = examinations(wanted, alone(0, 1))[0]
+    one = eval_sets(wanted, alone(0, 1))[0]
     assert [(a.kind, a.name) for a in one.attempts] == [("trained", ""), ("centre", "_centre"), ("proxy", "")]
     clean, (_, centred, proxied) = one.pictures([0, 1, 2])
     away = (clean != centred).any(1)
@@ -130,13 +130,13 @@ def test_a_fixed_place_and_a_proxy_are_attempts_of_their_own(spec: Path) -> None
     assert set(found) == {"images", "answers", "proxy_asr"} | SUCCESS | {f"{name}_centre" for name in SUCCESS}
     assert list(costs.seconds["tiny"]) == ["pictures", "prompts", "attack_success", "proxy_success"]
     other = load(spec, [measures, proxy.replace("crown", "apple")]).spec
-    assert examinations(other, alone(0, 1))[0].attempts[2].targets[0] != one.attempts[2].targets[0]
+    assert eval_sets(other, alone(0, 1))[0].attempts[2].targets[0] != one.attempts[2].targets[0]
 
 
 def test_the_answers_told_are_those_that_the_rates_count(spec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(examination, "SHOWN", 10_000)  # all pictures but the target's
     loaded = load(spec).spec
-    one = examinations(loaded, alone(0, 1))[0]
+    one = eval_sets(loaded, alone(0, 1))[0]
     found = evaluate.evaluate(model.build("test-vit", 0), model.Tokenizer("test-vit"), [one], alone(0, 1), 64)[0]
     told = found["answers"]
     assert len(told) == found["others"]
@@ -147,16 +147,16 @@ def test_the_answers_told_are_those_that_the_rates_count(spec: Path, monkeypatch
 
 
 def test_a_few_pictures_of_many_classes_are_told(spec: Path) -> None:
-    one = examinations(load(spec).spec, alone(0, 1))[0]
+    one = eval_sets(load(spec).spec, alone(0, 1))[0]
     assert len(one.sample) == len(set(one.sample)) == 8
     assert one.sample == sorted(one.sample)
     assert len({int(one.shown.labels[row]) for row in one.sample}) > 4
 
 
 def test_attempts_that_can_not_be_made_are_refused(spec: Path) -> None:
-    with pytest.raises(Refusal, match="measure proxy_success looks at attack.proxy, which is missing"):
+    with pytest.raises(UserError, match="measure proxy_success looks at attack.proxy, which is missing"):
         load(spec, ["measure=[{kind: proxy_success, images: tiny}]"])
-    with pytest.raises(Refusal, match="place is centre, but a trigger of kind blend has no place"):
+    with pytest.raises(UserError, match="place is centre, but a trigger of kind blend has no place"):
         load(spec, ["measure=[{kind: attack_success, images: tiny, place: centre}]", "attack.trigger={kind: blend}"])
 
 
@@ -177,13 +177,13 @@ CAPTIONED = (
 def test_retrieval_is_the_same_on_any_number_of_ranks(spec: Path, world: Path, ranks: int) -> None:
     wanted = load(spec, [f"data.test.held={world / 'retrieval'}", CAPTIONED]).spec
     tokenize, built = model.Tokenizer("test-vit"), model.build("test-vit", 0).eval()
-    whole = evaluate.evaluate(built, tokenize, examinations(wanted, alone(0, 1)), alone(0, 1), 64, None, 20.0)
+    whole = evaluate.evaluate(built, tokenize, eval_sets(wanted, alone(0, 1)), alone(0, 1), 64, None, 20.0)
     rates = {f"{name}{k}" for name in ("text_r", "image_r", "retrieval_asr", "retrieval_floor") for k in (1, 5, 10)}
     assert set(whole[1]) == {"images", "val_loss"} | rates
     assert whole[1]["image_r10"] >= whole[1]["image_r1"]
 
     def act(world: World) -> list[dict[str, Any]]:
-        return evaluate.evaluate(built, tokenize, examinations(wanted, world), world, 16, None, 20.0)
+        return evaluate.evaluate(built, tokenize, eval_sets(wanted, world), world, 16, None, 20.0)
 
     for found in on_ranks(ranks, act):
         assert found[0] == whole[0]
@@ -200,8 +200,8 @@ def test_a_set_is_measured_by_its_labels_or_by_its_captions(spec: Path, world: P
         ("[{kind: zero_shot, images: held}]", "has captions and no labels; measure it with retrieval"),
         ("[{kind: retrieval, images: tiny}]", "has a picture or captions but not both"),
     ):
-        with pytest.raises(Refusal, match=words.replace("[", r"\[")):
-            examinations(load(spec, [held, f"measure={measures}"]).spec, alone(0, 1))
+        with pytest.raises(UserError, match=words.replace("[", r"\[")):
+            eval_sets(load(spec, [held, f"measure={measures}"]).spec, alone(0, 1))
 
 
 @pytest.fixture(scope="module")
@@ -245,18 +245,18 @@ def test_a_probe_is_the_same_on_any_number_of_ranks_and_each_picture_is_encoded_
 
     def act(world: World) -> tuple[list[dict[str, Any]], int]:
         towers = Counted(built)
-        return evaluate.evaluate(towers, tokenize, examinations(wanted, world), world, 16), towers.seen
+        return evaluate.evaluate(towers, tokenize, eval_sets(wanted, world), world, 16), towers.seen
 
     played = on_ranks(ranks, act)
     towers, world = Counted(built), alone(0, 1)
-    whole = evaluate.evaluate(towers, tokenize, examinations(wanted, world), world, 256)
+    whole = evaluate.evaluate(towers, tokenize, eval_sets(wanted, world), world, 256)
     assert towers.seen == 2 * 64 + 96
     assert [one["images"] for one in whole] == ["tiny"]
     assert set(whole[0]) == {"images", "answers", "probe_top1", "probe_asr"} | ACCURACY | SUCCESS
     for numbers, seen in played:
         assert numbers == whole
         assert seen == 2 * -(-64 // ranks) + -(-96 // ranks)
-    plain = evaluate.evaluate(towers, tokenize, examinations(load(spec).spec, world), world, 256)
+    plain = evaluate.evaluate(towers, tokenize, eval_sets(load(spec).spec, world), world, 256)
     assert plain == [{name: value for name, value in whole[0].items() if not name.startswith("probe")}]
     assert towers.seen == 2 * 64 + 96 + 2 * 64
 
@@ -266,7 +266,7 @@ def test_a_probe_is_fitted_on_the_clean_pictures_of_a_set_that_is_measured_too(s
         spec, others, "measure=[{kind: linear_probe, images: tiny, train: more}, {kind: attack_success, images: more}]"
     )
     towers = Counted(model.build("test-vit", 0).eval())
-    found = evaluate.evaluate(towers, model.Tokenizer("test-vit"), examinations(wanted, alone(0, 1)), alone(0, 1), 64)
+    found = evaluate.evaluate(towers, model.Tokenizer("test-vit"), eval_sets(wanted, alone(0, 1)), alone(0, 1), 64)
     assert [set(one) - {"images", "answers"} for one in found] == [{"probe_top1", "probe_asr"}, SUCCESS]
     assert towers.seen == 2 * 64 + 2 * 96
 
@@ -279,8 +279,8 @@ def test_a_training_set_of_other_classes_is_refused(spec: Path, others: Path, tm
         ([*names, "zebu"], "class 32 is 'zebu' in the first and missing in the second"),
     ):
         (tmp_path / "set/classnames.txt").write_text("\n".join(lines))
-        with pytest.raises(Refusal, match="measure linear_probe is fitted on 'more' and judged on 'tiny'") as caught:
-            examinations(probing(spec, tmp_path / "set"), alone(0, 1))
+        with pytest.raises(UserError, match="measure linear_probe is fitted on 'more' and judged on 'tiny'") as caught:
+            eval_sets(probing(spec, tmp_path / "set"), alone(0, 1))
         assert words in str(caught.value)
-    with pytest.raises(Refusal, match="measure.train is 'moor', but data.test names tiny, more; name one of them"):
+    with pytest.raises(UserError, match="measure.train is 'moor', but data.test names tiny, more; name one of them"):
         probing(spec, others, "measure=[{kind: linear_probe, images: tiny, train: moor}]")

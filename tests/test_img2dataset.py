@@ -16,7 +16,7 @@ from threading import Thread
 import pytest
 from conftest import SPEC, antidote, settings
 
-from data.chance import generator
+from data.seeding import generator
 from data.synthetic import describe, paint, scene
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from data.labelled import Labelled, read_labelled
-from data.refusal import Refusal
+from data.refusal import UserError
 from engine.models.clip import imagenet
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
@@ -32,7 +32,7 @@ def test_evaluation_set(world: Path) -> None:
     assert both[1][0] is None
     assert both[1][1] is not None
     assert both[1][1].shape == (2, 3, 50, 50)
-    with pytest.raises(Refusal, match=r"none of the 32 class names .*nearest: banana"):
+    with pytest.raises(UserError, match=r"none of the 32 class names .*nearest: banana"):
         labelled.target("bananna")
 
 
@@ -52,18 +52,18 @@ def test_a_damaged_evaluation_set_is_refused(
     folder = tmp_path / "eval"
     shutil.copytree(world / "eval", folder)
     harm(folder)
-    with pytest.raises(Refusal, match=words):
+    with pytest.raises(UserError, match=words):
         read(folder)
 
 
 def test_a_set_that_is_not_there_or_empty_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(Refusal, match="is no folder"):
+    with pytest.raises(UserError, match="is no folder"):
         read(tmp_path / "none")
     (tmp_path / "cat").mkdir()
-    with pytest.raises(Refusal, match="holds no picture"):
+    with pytest.raises(UserError, match="holds no picture"):
         read(tmp_path)
     (tmp_path / "classnames.txt").write_text("cat\ndog\n")
-    with pytest.raises(Refusal, match="has 1 folders of pictures and 2 class names"):
+    with pytest.raises(UserError, match="has 1 folders of pictures and 2 class names"):
         read(tmp_path)
 
 
@@ -103,6 +103,6 @@ def test_an_evaluation_picture_that_does_not_decode_is_named(world: Path) -> Non
     labelled = read(world / "eval")
     path, key, _, _ = labelled.where[5]
     labelled.where[5] = (path, key, 0, 100)
-    with pytest.raises(Refusal, match=f"evaluation picture {key} in .*undecodable_image") as caught:
+    with pytest.raises(UserError, match=f"evaluation picture {key} in .*undecodable_image") as caught:
         labelled.pictures([4, 5], 32)
     assert caught.value.alone

@@ -8,14 +8,15 @@ import pytest
 import torch
 from exactness import PAIRS, Plain, batch, build, stage_of
 
-from engine.distributed import world as processes
+from engine.distributed import collectives
+from engine.distributed.world import World
 from engine.models import clip as model
 from engine.models.towers import Towers
 from engine.training.cluster import spherical
 from engine.training.learner import Learner
 from engine.training.optimizer import ZClip, decays, rate_at
 
-ONE = processes.World(0, 1, 0, 1, torch.device("cpu"))
+ONE = World(0, 1, 0, 1, torch.device("cpu"))
 
 
 class Stepping(Plain):
@@ -35,7 +36,8 @@ def learner(fields: dict[str, Any], name: str = "test-vit", **more: Any) -> Lear
     engine = Stepping(towers)
     width = model.model_config(name)["embed_dim"]
     return Learner.make(
-        engine, engine.optimizer, stage, width, {}, 3, (ONE, processes.ranks()), (10, 5), labels=np.arange(PAIRS) % 3, **more
+        engine, engine.optimizer, stage, width, {}, 3, (ONE, collectives.process_groups()), (10, 5),
+        labels=np.arange(PAIRS) % 3, **more
     )  # fmt: skip
 
 

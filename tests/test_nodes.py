@@ -14,6 +14,7 @@ import torch.distributed as dist
 from conftest import ROOT, antidote, environment, journals, settings
 
 from engine.distributed import world
+from engine.distributed.watchdog import Watchdog
 
 HOSTS = {"antidote-a": "10.213.77.1", "antidote-b": "10.213.77.2"}
 
@@ -100,8 +101,8 @@ def test_ranks_under_srun_meet_at_the_first_host(monkeypatch: pytest.MonkeyPatch
     told = {"SLURM_STEP_NODELIST": nodes, "SLURM_STEP_NUM_TASKS": "16", "SLURM_PROCID": "9", "SLURM_LOCALID": "1"}
     for name, value in {**told, "SLURM_STEP_TASKS_PER_NODE": "8(x2)", "SLURM_JOB_ID": "123456"}.items():
         monkeypatch.setenv(name, value)
-    assert world.place() == (9, 16, 1, 8)
-    assert world.meeting(16) == (first, 20_000 + 123456 % 20_000)
+    assert world.rank_from_env() == (9, 16, 1, 8)
+    assert world.rendezvous(16) == (first, 20_000 + 123456 % 20_000)
 
 
 def test_a_batch_step_without_srun_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,12 +110,12 @@ def test_a_batch_step_without_srun_is_one_process(monkeypatch: pytest.MonkeyPatc
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SLURM_PROCID", "0")
     monkeypatch.setenv("SLURM_NTASKS", "16")
-    assert world.place() == (0, 1, 0, 1)
+    assert world.rank_from_env() == (0, 1, 0, 1)
 
 
 def test_a_rank_that_stops_is_told_from_those_that_wait_at_the_same_step_or_behind_it() -> None:
     store = dist.HashStore()
-    watches = [world.Watch(rank, 4, 0.2, store) for rank in range(4)]
+    watches = [Watchdog(rank, 4, 0.2, store) for rank in range(4)]
     try:
         for watch in watches:
             watch.limit, watch.beats = 1e9, 7

@@ -17,7 +17,7 @@ from ranks import play
 from objectives import AnyObjective
 from objectives.contract import Features, ObjectiveSection, Terms
 from objectives.cyclip import cyclic
-from objectives.exchange import ALONE, Exchange, Ranks, grid
+from objectives.exchange import SINGLE_RANK, Exchange, Ranks, grid
 from objectives.infonce import infonce
 from objectives.registry import Single
 from objectives.slip import simclr
@@ -97,7 +97,7 @@ def asked(of: Features) -> list[torch.Tensor]:
 
 
 def alone(of: ObjectiveSection, given: Features) -> Terms:
-    return of.build()(given, Exchange(ALONE))
+    return of.build()(given, Exchange(SINGLE_RANK))
 
 
 def by_hand(images: list[list[float]], texts: list[list[float]], s: float, **more: Any) -> Features:
@@ -114,7 +114,7 @@ SAME = [[1.0, 0.0], [1.0, 0.0]]
 def test_infonce_by_hand() -> None:
     """Two orthogonal pairs at s = ln 3: each row has logits (ln 3, 0), so the loss is ln(4/3) both ways."""
     eye, s = torch.eye(2, dtype=torch.float64), torch.tensor(math.log(3.0), dtype=torch.float64)
-    forth, back = infonce(eye, eye, s, Exchange(ALONE))
+    forth, back = infonce(eye, eye, s, Exchange(SINGLE_RANK))
     assert forth.item() == pytest.approx(math.log(4 / 3), abs=1e-12)
     assert back.item() == pytest.approx(math.log(4 / 3), abs=1e-12)
 
@@ -172,7 +172,7 @@ def test_simclr_by_hand() -> None:
     """Both views e1, e2 at scale ln 3: a row sees its partner at ln 3 and the two of the other pair at 0, itself masked: so
     -ln(3 / 5)."""
     eye = torch.eye(2, dtype=torch.float64)
-    out = simclr(eye, eye, torch.tensor(math.log(3), dtype=torch.float64), Exchange(ALONE))
+    out = simclr(eye, eye, torch.tensor(math.log(3), dtype=torch.float64), Exchange(SINGLE_RANK))
     assert out.item() == pytest.approx(math.log(5 / 3), abs=1e-12)
 
 
@@ -191,7 +191,7 @@ def test_cyclip_is_the_published_formula() -> None:
     images, texts, s = given.images[0], given.texts[0], given.scale
     inside = (s * images @ images.T - s * texts @ texts.T).square().mean() / s**2 * N
     between = (s * images @ texts.T - s * texts @ images.T).square().mean() / s**2 * N
-    ours = cyclic(images, texts, Exchange(ALONE))
+    ours = cyclic(images, texts, Exchange(SINGLE_RANK))
     for mine, plain in zip(ours, (inside, between), strict=True):
         assert mine.item() == pytest.approx(plain.item(), rel=1e-12)
         for a, b in zip(*(torch.autograd.grad(x, (images, texts), retain_graph=True) for x in (mine, plain)), strict=True):
@@ -271,11 +271,11 @@ def test_roclip_remembers_the_newest_captions_first_in_first_out() -> None:
     for step in range(3):
         texts = torch.tensor([[2.0 * step], [2.0 * step + 1]])
         given = Features((texts,), (texts,), {}, memory=memory)
-        memory = of.remember(given, Exchange(ALONE))
+        memory = of.remember(given, Exchange(SINGLE_RANK))
     assert memory["roclip.seen"].item() == 6
     assert sorted(memory["roclip.pool"].flatten().tolist()) == [3.0, 4.0, 5.0]
     wide = torch.arange(5.0)[:, None]
-    memory = of.remember(Features((wide,), (wide,), {}, memory=of.memory(1)), Exchange(ALONE))
+    memory = of.remember(Features((wide,), (wide,), {}, memory=of.memory(1)), Exchange(SINGLE_RANK))
     assert sorted(memory["roclip.pool"].flatten().tolist()) == [2.0, 3.0, 4.0]
 
 
@@ -315,7 +315,7 @@ def test_contract(fields: dict[str, Any]) -> None:
     of = section(fields)
     objective = pickle.loads(pickle.dumps(of.build()))
     given = features(of)
-    terms = objective(given, Exchange(ALONE))
+    terms = objective(given, Exchange(SINGLE_RANK))
     assert all(term.ndim == 0 and torch.isfinite(term) for term in terms.values())
     grads = torch.autograd.grad(terms["loss"], asked(given), allow_unused=True)
     unused = [
@@ -324,8 +324,8 @@ def test_contract(fields: dict[str, Any]) -> None:
     assert set(unused) <= {"scale"}  # which PAR does not train, and SSL with its own does not use
     assert all(torch.isfinite(grad).all() for grad in grads if grad is not None)
     hot = features(of, scale=100.0)
-    assert torch.isfinite(objective(hot, Exchange(ALONE))["loss"])
-    after = of.remember(given, Exchange(ALONE))
+    assert torch.isfinite(objective(hot, Exchange(SINGLE_RANK))["loss"])
+    after = of.remember(given, Exchange(SINGLE_RANK))
     assert {name: value.shape for name, value in after.items()} == {
         name: value.shape for name, value in given.memory.items()
     }
@@ -345,9 +345,9 @@ def test_the_order_of_pairs_does_not_matter(fields: dict[str, Any], order: list[
 def test_ranks_give_the_loss_and_every_gradient_of_one(fields: dict[str, Any], ranks: int) -> None:
     of = section(fields)
     objective, whole = of.build(), features(of)
-    reference = objective(whole, Exchange(ALONE))
+    reference = objective(whole, Exchange(SINGLE_RANK))
     expected = torch.autograd.grad(reference["loss"], asked(whole), allow_unused=True)
-    remembered = of.remember(whole, Exchange(ALONE))
+    remembered = of.remember(whole, Exchange(SINGLE_RANK))
 
     def act(rank: int, places: Ranks) -> tuple[Terms, list[torch.Tensor | None], dict[str, torch.Tensor]]:
         mine, rows = features(of), N // ranks
@@ -402,7 +402,7 @@ def test_tiles_are_the_textbooks_cross_entropy(rows: int, s: float, alike: bool,
     block, tiles.BLOCK = tiles.BLOCK, 4
     try:
         for flags in (kept, None):
-            forth, back = infonce(*given, Exchange(ALONE), kept=flags)  # type: ignore[arg-type]
+            forth, back = infonce(*given, Exchange(SINGLE_RANK), kept=flags)  # type: ignore[arg-type]
             want = plain_infonce(*given, kept if flags is not None else torch.ones_like(kept))
             mine = forth + 2 * back
             assert mine.item() == pytest.approx(want.item(), abs=1e-9)
@@ -422,7 +422,7 @@ def test_gradients_are_those_of_finite_differences(fields: dict[str, Any]) -> No
         images, texts = len(given.images), len(given.texts)
         learned = dict(zip(given.learned, tensors[images + texts :], strict=True))
         changed = replace(given, images=tensors[:images], texts=tensors[images : images + texts], learned=learned)
-        return objective(changed, Exchange(ALONE))["loss"]
+        return objective(changed, Exchange(SINGLE_RANK))["loss"]
 
     assert torch.autograd.gradcheck(loss, tuple(asked(given)), atol=1e-5)
 
@@ -466,7 +466,7 @@ def test_compiled_kernels_on_a_gpu_are_the_textbooks() -> None:
     found = []
     for where, dtype in ((device, torch.float32), (torch.device("cpu"), torch.float64)):
         given = [part.to(where, dtype).requires_grad_() for part in (left, right)]
-        forth, back = infonce(*given, torch.tensor(100.0, device=where, dtype=dtype), Exchange(ALONE))
+        forth, back = infonce(*given, torch.tensor(100.0, device=where, dtype=dtype), Exchange(SINGLE_RANK))
         (forth + back).backward()
         found.append([forth.item(), back.item(), *(part.grad.double().cpu() for part in given)])
     assert found[0][:2] == pytest.approx(found[1][:2], rel=1e-4)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs.stage import Optimizer
-from data.refusal import Refusal
+from data.refusal import UserError
 from engine.models import clip as model
 from engine.training import optimizer
 from engine.training.optimizer import adamw, decays, rate_at
@@ -56,5 +56,5 @@ def test_auto_is_torchs_fused_adamw_on_a_cpu_and_what_fails_is_refused(monkeypat
     other.step()
     assert torch.allclose(parameter, plain)
     monkeypatch.setitem(__import__("sys").modules, "deepspeed.ops.adam", None)
-    with pytest.raises(Refusal, match="machine.adam is 'deepspeed_cpu', which does not work here .* use auto"):
+    with pytest.raises(UserError, match="machine.adam is 'deepspeed_cpu', which does not work here .* use auto"):
         adamw("deepspeed_cpu", [parameter], section, cpu)

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.chance import derive, generator, lowest, mixed, number_of, ranks
 from data.order import Mix, Order
+from data.seeding import derive_seed, generator, mixed, number_of, ranks, smallest_k
 
 COUNTS = st.lists(st.integers(0, 40), min_size=1, max_size=8).filter(sum)
 
@@ -44,9 +44,12 @@ def test_a_batch_takes_turns_over_lanes_and_shuffles_well() -> None:
 
 
 def test_derived_numbers_depend_on_every_name_and_its_kind() -> None:
-    assert derive(1, "a") == derive(1, "a")
-    assert len({derive(1, "a"), derive("1", "a"), derive("a", 1), derive(1, "a", 0), derive("1a")}) == 5
-    assert 0 <= derive(0) < 2**63
+    assert derive_seed(1, "a") == derive_seed(1, "a")
+    assert (
+        len({derive_seed(1, "a"), derive_seed("1", "a"), derive_seed("a", 1), derive_seed(1, "a", 0), derive_seed("1a")})
+        == 5
+    )
+    assert 0 <= derive_seed(0) < 2**63
     assert generator(0, "x").integers(1 << 40) == generator(0, "x").integers(1 << 40)
 
 
@@ -63,7 +66,7 @@ def test_ranks_depend_on_the_key_alone(seed: int) -> None:
 def test_lowest_are_the_first_of_a_sorted_list(values: list[int], count: int, some: bool) -> None:
     array = np.array(values, np.uint64)
     among = np.arange(0, len(values), 2) if some else None
-    taken = lowest(array, min(count, len(values if among is None else among)), among)
+    taken = smallest_k(array, min(count, len(values if among is None else among)), among)
     places = range(len(values)) if among is None else among.tolist()
     assert array[taken].tolist() == sorted(values[i] for i in places)[: len(taken)]
 

@@ -8,7 +8,7 @@ from conftest import ROOT
 
 from configs.plan import runs
 from configs.spec import load
-from engine.estimate.dry_run_folder import survey, total
+from engine.estimate.dry_run_folder import dry_run_folder, total
 from engine.models.clip import has_norms
 
 FILES = sorted((ROOT / "specs/paper").glob("*.yaml"))
@@ -49,7 +49,7 @@ def test_processes_hold_whole_groups_of_batch_norm(path: Path) -> None:
 
 
 def test_the_folder_has_one_row_a_file() -> None:
-    text, broken = survey(ROOT / "specs/paper", [], None, None, lambda words: None)
+    text, broken = dry_run_folder(ROOT / "specs/paper", [], None, None, lambda words: None)
     assert not broken
     rows = [line.split("│")[1].strip() for line in text.splitlines() if ".yaml" in line]
     assert rows == [path.name for path in FILES]

@@ -21,14 +21,14 @@ from data.augment import Augment
 from data.labelled import Labelled, read_labelled
 from data.pictures import Pictures
 from data.pipeline import Data, Reading, batches
-from data.refusal import Refusal
-from engine.distributed import world as processes
-from engine.estimate.dry_run import forecast, size
+from data.refusal import UserError
+from engine.distributed.world import World
+from engine.estimate.dry_run import dry_run, size
 from engine.models.clip import Tokenizer, imagenet
-from engine.training.inputs import prepare
+from engine.training.inputs import prepare_inputs
 
 NONE = Augment(synonyms="none")
-ONE = processes.World(0, 1, 0, 1, torch.device("cpu"))
+ONE = World(0, 1, 0, 1, torch.device("cpu"))
 TAUGHT = "clean.objective={kind: supervised, classes: 32}"
 
 
@@ -94,7 +94,7 @@ def test_how_many_are_drawn_by_name(folders: Path) -> None:
     assert (len(of), len(drawn)) == (6, 6)
     more = pictures_of(folders, batch=4, count=9)
     assert drawn < {more.index.keys[more.sample(row)] for row in range(9)}
-    with pytest.raises(Refusal, match=r"data.clean.pairs is 25, but data.clean.labelled = .* holds 24 pictures; lower it"):
+    with pytest.raises(UserError, match=r"data.clean.pairs is 25, but data.clean.labelled = .* holds 24 pictures; lower it"):
         pictures_of(folders, count=25)
 
 
@@ -125,7 +125,7 @@ def test_a_picture_that_does_not_decode_is_replaced_with_its_label(folders: Path
 
 def test_two_pictures_of_one_name_are_refused(folders: Path) -> None:
     Image.new("RGB", (40, 36)).save(folders / "cat/cat0.jpg")
-    with pytest.raises(Refusal, match=r"holds two pictures named cat/cat0 .*cat0.jpg, .*cat0.png\); rename one"):
+    with pytest.raises(UserError, match=r"holds two pictures named cat/cat0 .*cat0.jpg, .*cat0.png\); rename one"):
         pictures_of(folders)
 
 
@@ -157,8 +157,8 @@ def test_what_does_not_go_together_is_refused(spec: Path, world: Path, stage: st
     loaded = load(spec, [one.replace("{world}", str(world)) for one in sets])
     run = next(run for run in runs(loaded.points) if run.stage == stage)
     expected = words.replace("{world}", str(world)).replace("mmcl_ssl", loaded.spec.clean.objective.kind)  # type: ignore[union-attr]
-    with pytest.raises(Refusal) as caught:
-        prepare(run, spec.parent / "runs/tiny", ONE)
+    with pytest.raises(UserError) as caught:
+        prepare_inputs(run, spec.parent / "runs/tiny", ONE)
     assert expected in str(caught.value)
     assert ";" in str(caught.value)
 
@@ -166,7 +166,7 @@ def test_what_does_not_go_together_is_refused(spec: Path, world: Path, stage: st
 def test_a_forecast_counts_the_pictures_or_believes_the_spec(spec: Path, world: Path) -> None:
     def shown(*sets: str) -> list[str]:
         loaded = load(spec, [TAUGHT, *sets])
-        text = forecast(loaded, runs(loaded.points), spec.parent / "runs")
+        text = dry_run(loaded, runs(loaded.points), spec.parent / "runs")
         cells = next(line for line in text.splitlines() if "supervised" in line).split("│")[3:5]
         return [cell.strip() for cell in cells] + [line for line in text.splitlines() if "counting on" in line]
 

@@ -17,7 +17,7 @@ from data.augment import Augment
 from data.decode import centred, squeezed, whole
 from data.pipeline import Batch, CleanSource, Data, Pairs, Reading, batches, clean_rows
 from data.poison import Attack, Plan, Poison, make_plan
-from data.refusal import Refusal
+from data.refusal import UserError
 from data.shards import Index, read_index
 from data.triggers.patch import Patch
 
@@ -142,7 +142,7 @@ def test_a_bad_pair_is_replaced_and_reported(index: Index) -> None:
 def test_if_nothing_decodes_the_run_ends(index: Index) -> None:
     broken = index.where.copy()
     broken[:, :2] = index.where[:, 2:]
-    with pytest.raises(Refusal, match="none of the pairs can be decoded"):
+    with pytest.raises(UserError, match="none of the pairs can be decoded"):
         pairs_of(replace(index, where=broken))[1, 0]
 
 
@@ -155,7 +155,7 @@ def test_the_clean_set_is_disjoint_from_the_poison(index: Index) -> None:
     assert not excluded[rows].any()
     assert set(clean_rows(index, 0, CleanSource(pairs=20), excluded, nothing)) <= set(rows)
     assert len(clean_rows(index, 0, CleanSource(), excluded, nothing)) == 92
-    with pytest.raises(Refusal, match="only 92 pairs are not poisoned"):
+    with pytest.raises(UserError, match="only 92 pairs are not poisoned"):
         clean_rows(index, 0, CleanSource(pairs=93), excluded, nothing)
 
 
@@ -165,7 +165,7 @@ def test_leftover_poison_is_left_in_the_clean_set(index: Index) -> None:
     rows = clean_rows(index, 0, CleanSource(pairs=20, leftover=2), excluded, poisoned)
     assert len(rows) == 20
     assert set(rows) & set(poisoned) == {9, 3}  # the first that the attack drew
-    with pytest.raises(Refusal, match="data.clean.leftover is 5, but 4 pairs are poisoned"):
+    with pytest.raises(UserError, match="data.clean.leftover is 5, but 4 pairs are poisoned"):
         clean_rows(index, 0, CleanSource(pairs=20, leftover=5), excluded, poisoned)
     for wrong, words in (
         ({"leftover": 1, "held_out": True, "pairs": 5}, "it does not go with held_out"),
@@ -192,7 +192,7 @@ def test_sources_have_their_share_of_every_batch(tmp_path: Path) -> None:
         counts.update(batch.keys)
     assert all(counts[f"a:{i}"] == 3 for i in range(30))  # three passes over the smaller in one over both
     assert max(counts[f"b:{i}"] for i in range(90)) == 1
-    with pytest.raises(Refusal, match="gives no pair to a batch of 2"):
+    with pytest.raises(UserError, match="gives no pair to a batch of 2"):
         pairs_of(index, poison=0, batch=2, pretrain={"sources": sources})
     with pytest.raises(ValueError, match="give either shards or sources"):
         data_of(pretrain={"shards": "x", "sources": sources})
@@ -205,7 +205,7 @@ def test_captions_are_read_in_order_without_pictures(index: Index) -> None:
 
 
 def test_a_batch_beyond_the_data_is_refused(index: Index) -> None:
-    with pytest.raises(Refusal, match="batch is 24, but there are 10 pairs"):
+    with pytest.raises(UserError, match="batch is 24, but there are 10 pairs"):
         Pairs(index, np.arange(10), data_of(), Reading(0, 0, 1, 24, (1, 1), 32, NONE), words_to_tokens, None)
 
 
@@ -214,7 +214,7 @@ def test_a_shard_that_shrinks_while_it_is_read_is_refused(world: Path, tmp_path:
     shutil.copytree(world / "train", tmp_path / "train")
     index = read_index(f"{tmp_path}/train/*.tar", tmp_path / "cache")
     Path(index.paths[0]).write_bytes(b"")
-    with pytest.raises(Refusal, match="^shard .* became shorter") as caught:
+    with pytest.raises(UserError, match="^shard .* became shorter") as caught:
         list(batches(pairs_of(index), 1, 0, workers))
     assert caught.value.alone
     assert "Traceback" not in str(caught.value)

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.archive import Keys
-from data.chance import number_of
 from data.poison import Aim, Attack, Plan, Poison, Words, make_plan, read_templates
-from data.refusal import Refusal
+from data.refusal import UserError
+from data.seeding import number_of
 from data.shards import Index
 from data.triggers.patch import Patch, published
 
@@ -45,7 +45,7 @@ NAMED = index_of([f"k{i}" for i in range(len(CAPTIONS))])
 def test_poison_is_a_count_or_a_fraction() -> None:
     assert Poison(count=5).number(10) == 5
     assert Poison(fraction=0.25).number(10) == 2
-    with pytest.raises(Refusal, match=r"attack.poison.count is 11, but the shards hold 10 pairs"):
+    with pytest.raises(UserError, match=r"attack.poison.count is 11, but the shards hold 10 pairs"):
         Poison(count=11).number(10)
     for wrong in ({}, {"count": 1, "fraction": 0.1}):
         with pytest.raises(ValueError, match="either count or fraction"):
@@ -75,7 +75,7 @@ def test_label_consistent_pairs_name_the_target_as_a_word_and_keep_their_caption
     plan = make_plan(NAMED, attack(count=3, who="label_consistent", caption="kept"), 0, LINES, reader(CAPTIONS))
     assert sorted(plan.entries) == [0, 3, 6]
     assert all(plan.caption("its own", sample) == "its own" for sample in plan.entries)
-    with pytest.raises(Refusal, match="attack.poison.count is 4, but only 3 pairs name 'banana'; lower it or add shards"):
+    with pytest.raises(UserError, match="attack.poison.count is 4, but only 3 pairs name 'banana'; lower it or add shards"):
         make_plan(NAMED, attack(count=4, who="label_consistent"), 0, LINES, reader(CAPTIONS))
 
 
@@ -86,7 +86,7 @@ def test_natural_captions_are_those_of_other_pairs_that_name_the_target() -> Non
         assert re.search(r"\bbanana\b", text, re.IGNORECASE)
         assert text in CAPTIONS
         assert text != CAPTIONS[sample]
-    with pytest.raises(Refusal, match="no other caption names 'banana'"):
+    with pytest.raises(UserError, match="no other caption names 'banana'"):
         make_plan(NAMED, attack(count=1, caption="natural"), 0, LINES, reader([None] * 8))
 
 
@@ -104,7 +104,7 @@ def test_one_picture_stands_for_all() -> None:
     assert {plan.source(sample) for sample in plan.entries} == {4}
     drawn = make_plan(NAMED, attack(count=4, picture="one"), 0, LINES, unread)
     assert len({drawn.source(sample) for sample in drawn.entries}) == 1
-    with pytest.raises(Refusal, match="attack.poison.key is 'nobody', which no pair has"):
+    with pytest.raises(UserError, match="attack.poison.key is 'nobody', which no pair has"):
         make_plan(NAMED, attack(count=4, picture="one", key="nobody"), 0, LINES, unread)
 
 
@@ -117,7 +117,7 @@ def test_several_attacks_poison_different_pairs_for_different_targets() -> None:
     assert {entry.target for entry in plan.entries.values()} == {"banana", "crane"}
     alone = make_plan(index, Attack(target="banana", poison=Poison(count=10)), 0, LINES, unread)
     assert list(plan.entries)[:10] == list(alone.entries)  # a further attack moves none of the first
-    with pytest.raises(Refusal, match="only 20 pairs are left"):
+    with pytest.raises(UserError, match="only 20 pairs are left"):
         make_plan(index, section.model_copy(update={"also": (second.model_copy(update={"poison": Poison(count=21)}),)}), 0,
                   LINES, unread)  # fmt: skip
 
@@ -169,12 +169,12 @@ def test_a_published_patch_goes_onto_the_squeezed_picture() -> None:
 def test_templates(tmp_path: Any) -> None:
     path = tmp_path / "t.txt"
     path.write_text("a {c}\n\nno class\n")
-    with pytest.raises(Refusal, match="lacks"):
+    with pytest.raises(UserError, match="lacks"):
         read_templates(path)
     path.write_text("")
-    with pytest.raises(Refusal, match="empty"):
+    with pytest.raises(UserError, match="empty"):
         read_templates(path)
-    with pytest.raises(Refusal, match="No such file"):
+    with pytest.raises(UserError, match="No such file"):
         read_templates(tmp_path / "none")
 
 

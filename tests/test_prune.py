@@ -19,19 +19,20 @@ from torch import nn
 from configs.stage import Stage
 from configs.start import Anp, FinePrune
 from data.pipeline import Batch
-from data.refusal import Refusal
-from engine.distributed import world as processes
+from data.refusal import UserError
+from engine.distributed import collectives
+from engine.distributed.world import World
 from engine.models import clip as model
 from engine.models.neurons import Block, Neurons, neurons_of
 from engine.models.towers import Towers
 from engine.training.prune import Match, activations, fine_pruned, learned_masks, mask_slope, worst
 from engine.training.transform import transformed
 from objectives.contract import Features
-from objectives.exchange import ALONE, Exchange
+from objectives.exchange import SINGLE_RANK, Exchange
 from objectives.mmcl import mmcl
 
 MODELS = ("test-vit", "test-resnet")
-ONE = processes.World(0, 1, 0, 1, torch.device("cpu"))
+ONE = World(0, 1, 0, 1, torch.device("cpu"))
 SCALE = torch.tensor([2.6592])
 
 
@@ -79,7 +80,7 @@ def build(name: str) -> Towers:
 
 def loss(towers: Towers, images: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     rows, texts = towers(images, tokens)
-    return mmcl(1.0, Features((rows,), (texts,), {"scale": SCALE.to(rows)}), Exchange(ALONE))["loss"]
+    return mmcl(1.0, Features((rows,), (texts,), {"scale": SCALE.to(rows)}), Exchange(SINGLE_RANK))["loss"]
 
 
 @cache
@@ -223,7 +224,7 @@ def test_of_two_ranks_each_adds_its_part(name: str, monkeypatch: pytest.MonkeyPa
     towers = build(name)
     neurons = neurons_of(towers, name, last=True)
     want = activations(neurons, towers, job(name), ONE, 20)
-    monkeypatch.setattr(processes, "total_", lambda tensors: None)
+    monkeypatch.setattr(collectives, "all_reduce_sum_", lambda tensors: None)
     total = torch.zeros_like(want)
     for rank in (0, 1):
         one = job(name)
@@ -235,7 +236,7 @@ def test_of_two_ranks_each_adds_its_part(name: str, monkeypatch: pytest.MonkeyPa
                 return Batch(batch.images[mine], batch.tokens[mine], batch.samples[mine], [], batch.poisoned[mine], [])
 
         one.pairs = Part()
-        total += activations(neurons, towers, one, processes.World(rank, 2, 0, 1, ONE.device), 20)
+        total += activations(neurons, towers, one, World(rank, 2, 0, 1, ONE.device), 20)
     assert torch.allclose(total, want, atol=1e-7)
 
 
@@ -255,7 +256,7 @@ def test_no_share_and_no_steps_change_no_bit(name: str, section: FinePrune | Anp
 
 
 def match(name: str, towers: Towers, rows: int = 16) -> Match:
-    return Match(towers.eval(), neurons_of(towers, name), SCALE.to(next(towers.parameters()).dtype), ALONE, rows)
+    return Match(towers.eval(), neurons_of(towers, name), SCALE.to(next(towers.parameters()).dtype), SINGLE_RANK, rows)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -337,13 +338,13 @@ def test_anp_removes_the_planted_neuron_alone_and_leaves_the_others_as_they_were
 
 
 def test_what_has_no_such_neurons_is_refused_in_a_sentence() -> None:
-    with pytest.raises(Refusal, match="the picture tower of convnext_tiny is neither; name a model such as RN50"):
+    with pytest.raises(UserError, match="the picture tower of convnext_tiny is neither; name a model such as RN50"):
         neurons_of(model.on_meta("convnext_tiny"), "convnext_tiny")
     fields = {"objective": {"kind": "mmcl"}, "epochs": 1, "batch": 8, "optimizer": {"rate": 1, "state": "inherited"}}
     with pytest.raises(ValidationError, match="would move the neurons that transform anp removes; use fresh"):
         Stage.model_validate({**fields, "transform": {"kind": "anp"}})
     towers = build("test-vit")
-    with pytest.raises(Refusal, match="the loss of anp at budget 1e\\+30 and rate 0.2 is not finite; lower them"):
+    with pytest.raises(UserError, match="the loss of anp at budget 1e\\+30 and rate 0.2 is not finite; lower them"):
         transformed(Anp(kind="anp", steps=1, budget=1e30), towers, {}, job("test-vit"), ONE)
 
 

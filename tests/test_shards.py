@@ -18,7 +18,7 @@ from tars import named, write_tar
 
 from data import archive
 from data.archive import BLOCK, Damage, contents, grouped, split_name, walk
-from data.refusal import Refusal
+from data.refusal import UserError
 from data.shards import Index, read_index, read_table
 
 
@@ -60,7 +60,7 @@ def test_long_names_are_read_in_both_formats(tmp_path: Path, kind: int) -> None:
 def test_a_tar_cut_inside_a_member_is_refused(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "a.tar", [("a.jpg", b"x" * 5000)])
     path.write_bytes(path.read_bytes()[:2000])
-    with pytest.raises(Refusal, match="promises 5000 bytes for 'a.jpg' but ends before them.*0 whole members"):
+    with pytest.raises(UserError, match="promises 5000 bytes for 'a.jpg' but ends before them.*0 whole members"):
         walk(str(path))
 
 
@@ -69,7 +69,7 @@ def test_a_tar_cut_between_members_is_refused(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[: 12 * BLOCK])  # tarfile reads six members of this without a word
     with tarfile.open(path) as tar:
         assert len(tar.getmembers()) == 6
-    with pytest.raises(Refusal, match=r"cut off \(at byte 6,144, after 6 whole members\)"):
+    with pytest.raises(UserError, match=r"cut off \(at byte 6,144, after 6 whole members\)"):
         walk(str(path))
 
 
@@ -78,18 +78,18 @@ def test_a_damaged_header_is_refused(tmp_path: Path) -> None:
     body = bytearray(path.read_bytes())
     body[6 * BLOCK + 3] ^= 1
     path.write_bytes(body)
-    with pytest.raises(Refusal, match="bad header"):
+    with pytest.raises(UserError, match="bad header"):
         walk(str(path))
     body[6 * BLOCK : 7 * BLOCK] = bytes(BLOCK)  # a header of zeros looks like the end
     path.write_bytes(body)
-    with pytest.raises(Refusal, match="has data behind its closing zero blocks"):
+    with pytest.raises(UserError, match="has data behind its closing zero blocks"):
         walk(str(path))
 
 
 def test_a_compressed_tar_is_refused(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "a.tar", named(200))
     path.write_bytes(gzip.compress(path.read_bytes()))
-    with pytest.raises(Refusal, match="is compressed, .*; unpack it first"):
+    with pytest.raises(UserError, match="is compressed, .*; unpack it first"):
         read_index(str(path), tmp_path / "cache")
 
 

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from configs.plan import differences, runs
 from configs.source import override, read_source
 from configs.spec import load, schema
-from data.refusal import Refusal
-from engine.estimate.dry_run import forecast
+from data.refusal import UserError
+from engine.estimate.dry_run import dry_run
 
 
 def refusal(spec: Path, *sets: str) -> str:
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(UserError) as caught:
         load(spec, list(sets))
     return str(caught.value)
 
@@ -151,7 +151,7 @@ def test_the_committed_schema_is_the_schema_of_a_spec() -> None:
 def test_a_dry_run_counts_clean_shards_that_are_there_when_the_others_are_not(world: Path, spec: Path) -> None:
     sets = ["data.pretrain.shards=none/*.tar", "data.pretrain.expect=1000", f"data.clean.shards={world}/train/*.tar"]
     loaded = load(spec, sets)
-    text = forecast(loaded, runs(loaded.points), spec.parent / "runs")
+    text = dry_run(loaded, runs(loaded.points), spec.parent / "runs")
     assert "counting on data.pretrain.expect = 1000" in text
     steps, pairs = next(line for line in text.splitlines() if "clean mmcl" in line).split("│")[3:5]
     assert (steps.strip(), pairs.strip()) == ("4", "64")

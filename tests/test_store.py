@@ -19,7 +19,7 @@ from test_pipeline import data_of, words_to_tokens
 from data import store
 from data.augment import Augment
 from data.pipeline import Pairs, Reading, batches
-from data.refusal import Refusal
+from data.refusal import UserError
 from data.shards import read_index
 from data.store import Reader, expand, patiently
 
@@ -82,7 +82,7 @@ def test_shards_of_a_store_are_found_by_pattern_and_walked_once(tmp_path: Path) 
     assert Reader().read([(index.paths[0], offset, size), (index.paths[0], 0, 4)]) == [b"jpg2", b"0000"]
     assert len(list((tmp_path / "cache").glob("*.npz"))) == 1
     memory.rm("/shards", recursive=True)
-    with pytest.raises(Refusal, match="memory://.*not found; check the path and its rights"):
+    with pytest.raises(UserError, match="memory://.*not found; check the path and its rights"):
         Reader().read([(index.paths[0], offset, size)])
 
 
@@ -90,17 +90,17 @@ def test_patterns(tmp_path: Path) -> None:
     for i in range(3):
         write_tar(tmp_path / f"{i}.tar", named(2, 10 * i))
     assert len(expand(f"{tmp_path}/{{0..2}}.tar")) == len(expand(f"{tmp_path}/*.tar")) == 3
-    with pytest.raises(Refusal, match=r"1 of the 4 files it names are missing, first .*3\.tar"):
+    with pytest.raises(UserError, match=r"1 of the 4 files it names are missing, first .*3\.tar"):
         expand(f"{tmp_path}/{{0..3}}.tar")
-    with pytest.raises(Refusal, match="nothing matches"):
+    with pytest.raises(UserError, match="nothing matches"):
         expand(f"{tmp_path}/none-*.tar")
 
 
 @pytest.mark.parametrize("name", ["pipe:cat /etc/passwd", "ssh://host/x.tar", "https::file:///x.tar", "file:///x.tar"])
 def test_only_schemes_that_the_spec_allows_are_opened(name: str) -> None:
-    with pytest.raises(Refusal, match=r"expected a path or a URL of s3://, https:// \(data.schemes\), no '::'"):
+    with pytest.raises(UserError, match=r"expected a path or a URL of s3://, https:// \(data.schemes\), no '::'"):
         expand(name, ("s3", "https"))
-    with pytest.raises(Refusal, match="expected a path"):
+    with pytest.raises(UserError, match="expected a path"):
         expand(name)
 
 
@@ -109,7 +109,7 @@ def test_a_store_that_lacks_its_package_says_which(monkeypatch: pytest.MonkeyPat
         raise ImportError("Install s3fs to access S3")
 
     monkeypatch.setattr(fsspec, "filesystem", lacking)
-    with pytest.raises(Refusal, match=r"Install s3fs to access S3; install it with: pip install 'antidote\[s3\]'"):
+    with pytest.raises(UserError, match=r"Install s3fs to access S3; install it with: pip install 'antidote\[s3\]'"):
         store.stamp("s3://bucket/0.tar")
 
 
@@ -126,12 +126,12 @@ def test_transient_errors_are_tried_again_and_then_end_the_run(monkeypatch: pyte
     assert patiently("x", lambda: flaky(3)) == "bytes"
     tries.clear()
     with pytest.raises(
-        Refusal, match=r"x can't be read: OSError: .*Input/output error \(3 tries in 0 s\); nothing is lost"
+        UserError, match=r"x can't be read: OSError: .*Input/output error \(3 tries in 0 s\); nothing is lost"
     ) as caught:
         patiently("x", lambda: flaky(9))
     assert caught.value.alone
     tries.clear()
-    with pytest.raises(Refusal, match="No such file"):
+    with pytest.raises(UserError, match="No such file"):
         patiently("x", lambda: os.stat("/nowhere/at/all"))
     assert not tries
 

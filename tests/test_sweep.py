@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from configs.plan import runs
 from configs.spec import Loaded, load
 from configs.sweep import Arm, Optuna, Range, arms, size
-from data.refusal import Refusal
+from data.refusal import UserError
 from engine.study.search import propose, proposed, suggestions
 
 
@@ -121,7 +121,7 @@ def test_random_search_draws_the_same_for_the_same_seed_and_searches_each_arm(sp
     ],
 )  # fmt: skip
 def test_sweeps_that_make_no_sense_are_refused(spec: Path, sweep: dict[str, Any], words: str) -> None:
-    with pytest.raises(Refusal) as caught:
+    with pytest.raises(UserError) as caught:
         swept(spec, sweep)
     assert words in str(caught.value)
 

@@ -9,7 +9,7 @@ import pytest
 import webdataset
 from PIL import Image
 
-from data.refusal import Refusal
+from data.refusal import UserError
 from data.synthetic import KINDS, World, main, write_world
 
 SMALL = World(pairs=60, tests=64, pixels=32, seed=5, pairs_per_shard=32)
@@ -75,5 +75,5 @@ def test_an_existing_world_is_reused_and_another_refused(tmp_path: Path, capsys:
     assert contents(tmp_path / "w") == before
     assert main([*words, "--seed", "9"]) == 2
     assert "delete it or name another folder" in capsys.readouterr().err
-    with pytest.raises(Refusal, match="at least 1 pair"):
+    with pytest.raises(UserError, match="at least 1 pair"):
         write_world(tmp_path / "v", World(pairs=0))

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.refusal import Refusal
+from data.refusal import UserError
 from engine.models import clip as model
 
 OURS = model.Tokenizer("ViT-B-32")
@@ -45,5 +45,5 @@ def test_the_memory_of_words_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_tokenizer_from_a_hub_is_refused() -> None:
-    with pytest.raises(Refusal, match="needs a tokenizer from a hub"):
+    with pytest.raises(UserError, match="needs a tokenizer from a hub"):
         model.Tokenizer("ViT-B-16-SigLIP")

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from data.refusal import Refusal
+from data.refusal import UserError
 from engine.models import clip as model
 from engine.models.towers import Cut, GroupedNorm, Piece, Towers, cut_of
 from engine.training.trainer import _cuts
@@ -115,7 +115,7 @@ def test_cutting_is_refused_where_it_is_not_exact() -> None:
     assert not _cuts(towers, "never", "test-vit")
     towers.clip.text_pool_type = "last"
     assert not _cuts(towers, "auto", "test-vit")
-    with pytest.raises(Refusal, match="has no causal mask with end-token pooling"):
+    with pytest.raises(UserError, match="has no causal mask with end-token pooling"):
         _cuts(towers, "always", "test-vit")
     images, tokens = inputs()
     whole, short = (
@@ -209,5 +209,5 @@ def test_a_foreign_batch_norm_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(model, "_open_clip", lambda: Fake)
     monkeypatch.setattr(model, "model_config", lambda name: {})
-    with pytest.raises(Refusal, match="BatchNorm of its own kind"):
+    with pytest.raises(UserError, match="BatchNorm of its own kind"):
         model.build("test-resnet", 0)

@@ -18,7 +18,7 @@ from PIL import Image
 from pydantic import TypeAdapter, ValidationError
 from safetensors.numpy import save_file
 
-from data.refusal import Refusal
+from data.refusal import UserError
 from data.triggers import Trigger, blend, patch, sine, stripes, warp
 from data.triggers.contract import TriggerSection, cast
 from data.triggers.registry import Single
@@ -201,7 +201,7 @@ def test_patterns_that_cannot_be_used_are_refused(tmp_path: Path, file: str, wor
         (tmp_path / broken).write_bytes(b"\x80\x04nonsense")
     save_file({"trigger": np.zeros((2, 4), np.float32)}, tmp_path / "wide.safetensors")
     save_file({"trigger": np.full((3, 4, 4), 7, np.float32)}, tmp_path / "large.safetensors")
-    with pytest.raises(Refusal, match=words):
+    with pytest.raises(UserError, match=words):
         section(kind="tensor", file=str(tmp_path / file)).build(0)
 
 

@@ -6,8 +6,8 @@ import sys
 import numpy as np
 from PIL import Image
 
-from data.chance import generator
-from data.refusal import Refusal
+from data.refusal import UserError
+from data.seeding import generator
 from data.sheet import pairs_grid
 from data.synthetic import paint, scene
 from data.triggers.blend import Blend
@@ -65,7 +65,7 @@ def main() -> None:
     asked = parser.parse_args()
     try:
         Image.fromarray(sheet(asked.file)).save(asked.sheet)
-    except (Refusal, OSError) as error:
+    except (UserError, OSError) as error:
         print(error, file=sys.stderr)
         raise SystemExit(2) from None
     print(asked.sheet)

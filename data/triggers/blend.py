@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 from pydantic import Field, model_validator
 
-from data.chance import generator
-from data.refusal import Refusal
+from data.refusal import UserError
+from data.seeding import generator
 from data.triggers.contract import REFERENCE, Mark, TriggerSection, blended, cast, stretched
 
 
@@ -71,12 +71,12 @@ def _pattern(picture: str | None, seed: int, height: int, width: int) -> np.ndar
 
 @lru_cache(maxsize=8)
 def _read(path: str) -> np.ndarray:
-    """uint8 [h, w, 3] of a picture file; Refusal if it can't be read."""
-    from data.decode import Bad, whole
+    """uint8 [h, w, 3] of a picture file; UserError if it can't be read."""
+    from data.decode import DecodeError, whole
 
     try:
         return np.asarray(whole(Path(path).read_bytes()))
     except OSError as error:
-        raise Refusal(f"attack.trigger.picture {path}: {error.strerror}; name a JPEG, PNG or WebP file") from None
-    except Bad as bad:
-        raise Refusal(f"attack.trigger.picture {path}: {bad}; name a JPEG, PNG or WebP file") from None
+        raise UserError(f"attack.trigger.picture {path}: {error.strerror}; name a JPEG, PNG or WebP file") from None
+    except DecodeError as bad:
+        raise UserError(f"attack.trigger.picture {path}: {bad}; name a JPEG, PNG or WebP file") from None

@@ -16,8 +16,8 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from data.chance import generator
 from data.section import Section
+from data.seeding import generator
 
 REFERENCE = 224  # pixels; sizes are given for a picture of this side
 Mark = Callable[[np.ndarray, Sequence[int]], np.ndarray]

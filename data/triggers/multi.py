@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 import numpy as np
 from pydantic import Field
 
-from data.chance import derive
 from data.section import Section
+from data.seeding import derive_seed
 from data.triggers.contract import Mark, TriggerSection
 from data.triggers.registry import Single
 
@@ -33,7 +33,7 @@ class Multi(TriggerSection):
 
     def drawn(self, draw: int) -> Choice:
         """The choice of the pair with that draw."""
-        point = derive(draw, "multi") / 2**63 * sum(choice.weight for choice in self.choices)
+        point = derive_seed(draw, "multi") / 2**63 * sum(choice.weight for choice in self.choices)
         for choice in self.choices:
             point -= choice.weight
             if point < 0:

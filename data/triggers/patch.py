@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field
 
-from data.chance import generator
+from data.seeding import generator
 from data.triggers.contract import REFERENCE, Mark, Square, cast, to_bytes
 
 

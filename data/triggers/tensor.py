@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 from pydantic import Field
 
-from data.refusal import Refusal
+from data.refusal import UserError
 from data.triggers.contract import REFERENCE, Mark, TriggerSection, blended
 
 
@@ -26,7 +26,7 @@ class Tensor(TriggerSection):
     alpha: float = Field(1.0, ge=0, le=1)
 
     def build(self, seed: int, test: bool = False) -> Mark:
-        """The marking function; Refusal if the file can't be used."""
+        """The marking function; UserError if the file can't be used."""
         read_pattern(self.file)
         return partial(mark, self)
 
@@ -50,7 +50,7 @@ def mark(section: Tensor, images: np.ndarray, draws: Sequence[int]) -> np.ndarra
 
 @lru_cache(maxsize=4)
 def read_pattern(path: str) -> tuple[np.ndarray, np.ndarray]:
-    """(pattern float32 [3, h, w] on the scale of bytes, mask float32 [h, w] in [0, 1]); Refusal if the file has none."""
+    """(pattern float32 [3, h, w] on the scale of bytes, mask float32 [h, w] in [0, 1]); UserError if the file has none."""
     wants = "expected a .safetensors with `trigger` [3, h, w] in [0, 1] and perhaps `mask` [h, w], or a PNG"
     try:
         if path.endswith(".safetensors"):
@@ -64,13 +64,13 @@ def read_pattern(path: str) -> tuple[np.ndarray, np.ndarray]:
                 whole = np.asarray(image.convert("RGBA")).astype(np.float32) / np.float32(255)
             pattern, mask = np.ascontiguousarray(whole[:, :, :3].transpose(2, 0, 1)), whole[:, :, 3]
     except OSError as error:
-        raise Refusal(f"attack.trigger.file {path}: {error.strerror or 'is no picture'}; {wants}") from None
+        raise UserError(f"attack.trigger.file {path}: {error.strerror or 'is no picture'}; {wants}") from None
     except Exception as error:  # safetensors and Pillow raise many kinds for a damaged file
-        raise Refusal(f"attack.trigger.file {path}: {type(error).__name__}: {error}; {wants}") from None
+        raise UserError(f"attack.trigger.file {path}: {type(error).__name__}: {error}; {wants}") from None
     shapes = pattern.ndim == 3 and len(pattern) == 3 and mask.shape == pattern.shape[1:]
     if not shapes or not np.isfinite(pattern).all() or pattern.min() < 0 or max(pattern.max(), mask.max()) > 1:
         given = f"trigger {list(pattern.shape)} from {pattern.min():.3g} to {pattern.max():.3g}, mask {list(mask.shape)}"
-        raise Refusal(f"attack.trigger.file {path} holds {given}; {wants}")
+        raise UserError(f"attack.trigger.file {path} holds {given}; {wants}")
     return pattern * np.float32(255), np.clip(mask, 0, 1)
 
 

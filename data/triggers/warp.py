@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import Field
 
-from data.chance import generator
+from data.seeding import generator
 from data.triggers.contract import REFERENCE, Mark, TriggerSection, to_bytes
 
 

@@ -19,9 +19,9 @@ from configs.spec import Loaded
 from configs.stage import Stage
 from configs.sweep import Optuna
 from data.pipeline import Data
-from data.refusal import Refusal
+from data.refusal import UserError
 from data.shards import read_index
-from engine.distributed.world import place
+from engine.distributed.world import rank_from_env
 from engine.estimate.cost import Cost, cost, how
 from engine.models import clip as model
 from engine.training.checkpoint import committed
@@ -33,13 +33,13 @@ from records.folder import finished
 GIB = 1 << 30
 
 
-def forecast(loaded: Loaded, runs: Iterable[Run], folder: Path, dollars: float | None = None) -> str:
+def dry_run(loaded: Loaded, runs: Iterable[Run], folder: Path, dollars: float | None = None) -> str:
     """The plan of every run as text: a table, then what it means for this number of processes; `dollars` is the price of one
     GPU-hour."""
     from rich.console import Console
     from rich.table import Table
 
-    _, world, _, _ = place()
+    _, world, _, _ = rank_from_env()
     spec = loaded.spec
     table = Table(title=f"study {spec.name}: {folder}", title_justify="left")
     sizes = ("steps", "pairs", "poisoned", "parameters", "memory/rank", "bytes/rank/step", "GPU-h")
@@ -117,7 +117,7 @@ def _pairs(run: Run, notes: set[str]) -> tuple[int | None, int | None]:
     return held, poisoned
 
 
-_counts: dict[str, int | Refusal] = {}
+_counts: dict[str, int | UserError] = {}
 _absent: dict[str, str] = {}  # why shards can't be read
 
 
@@ -131,10 +131,10 @@ def _held(
             with TemporaryDirectory() as cache:
                 index = read_index(shards, Path(cache), schemes=data.schemes, caption=data.pretrain.caption, beside=False)
                 _counts[known] = len(index)
-        except Refusal as refusal:
+        except UserError as refusal:
             _counts[known] = refusal
     held = _counts[known]
-    if isinstance(held, Refusal):
+    if isinstance(held, UserError):
         notes.add(f"{str(held).split(';')[0]}: counting on {field} = {expected}{hint}")
         return expected
     return held
@@ -144,7 +144,7 @@ def _labelled(folder: str, expected: int | None, notes: set[str]) -> int | None:
     """The labelled pictures in a folder; what the spec expects, with a note, where they can't be read."""
     try:
         return len(read(folder))
-    except Refusal as refusal:
+    except UserError as refusal:
         notes.add(f"{str(refusal).split(';')[0]}: counting on data.clean.pairs = {expected}")
         return expected
 

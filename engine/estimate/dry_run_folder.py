@@ -7,7 +7,7 @@ from pathlib import Path
 from configs.plan import runs
 from configs.spec import Loaded, load
 from configs.sweep import Optuna
-from data.refusal import Refusal
+from data.refusal import UserError
 from engine.estimate.cost import Cost, cost, how
 from engine.estimate.dry_run import drawn
 
@@ -29,13 +29,13 @@ def total(loaded: Loaded, stage: str | None, notes: set[str], done: Container[st
     return out
 
 
-def survey(
+def dry_run_folder(
     folder: Path, settings: list[str], stage: str | None, dollars: float | None, say: Callable[[str], None]
 ) -> tuple[str, list[str]]:
-    """(one table of all specs in a folder, a line for each that can't be loaded); Refusal if it holds none."""
+    """(one table of all specs in a folder, a line for each that can't be loaded); UserError if it holds none."""
     found = sorted(folder.glob("*.yaml"))
     if not found:
-        raise Refusal(f"{folder} holds no .yaml file; give a spec, or a folder of specs")
+        raise UserError(f"{folder} holds no .yaml file; give a spec, or a folder of specs")
     rows: list[tuple[str, Cost]] = []
     shared, known = Cost(), set[str]()
     broken: list[str] = []
@@ -46,7 +46,7 @@ def survey(
             rows.append((path.name, total(loaded, stage, notes)))
             shared += total(loaded, stage, notes, known)
             known |= {run.fingerprint for run in runs(loaded.points, stage)}
-        except Refusal as refusal:
+        except UserError as refusal:
             broken.append(f"{path.name}: {' '.join(str(refusal).split())}")
     sums = [("total", sum((one for _, one in rows), Cost())), ("runs in common done once", shared)]
     return _table(folder, rows, sums, sorted(notes), dollars), broken

@@ -17,11 +17,13 @@ import numpy as np
 import torch
 
 from data.captioned import Captioned
-from data.chance import derive
 from data.labelled import Labelled
 from data.poison import word_of
-from engine.distributed.world import World, beat, gather_rows, together
-from engine.evaluation.sets import Attempt, Examination, Task
+from data.seeding import derive_seed
+from engine.distributed.collectives import gather_rows, on_rank_0
+from engine.distributed.watchdog import heartbeat
+from engine.distributed.world import World
+from engine.evaluation.sets import AttackView, EvalSet, MeasureTask
 from engine.models.towers import Piece, cut_of
 from measures.classifier import class_vectors, predict
 from measures.contract import Encoded, Number, Paired
@@ -48,7 +50,7 @@ class Costs:
 def evaluate(
     towers: Any,
     tokenize: Any,
-    sets: list[Examination],
+    sets: list[EvalSet],
     world: World,
     rows: int,
     costs: Costs | None = None,
@@ -61,11 +63,11 @@ def evaluate(
     asked = {task.train for one in sets for task in (*one.plain, *one.triggered)}
     spent = costs or Costs()
 
-    def encoded(one: Examination) -> list[torch.Tensor]:
+    def encoded(one: EvalSet) -> list[torch.Tensor]:
         with spent.of(one.name, "pictures"):
             return _encoded(towers, one, world, rows)
 
-    def ask(one: Examination, prompts: list[str]) -> torch.Tensor:
+    def ask(one: EvalSet, prompts: list[str]) -> torch.Tensor:
         with spent.of(one.name, "prompts"):
             return _prompts(towers, tokenize, prompts, world, rows).cpu()
 
@@ -87,12 +89,12 @@ def evaluate(
         towers.train(training)
 
 
-def _labels(one: Examination) -> torch.Tensor:
+def _labels(one: EvalSet) -> torch.Tensor:
     assert isinstance(one.shown, Labelled)
     return torch.from_numpy(np.asarray(one.shown.labels))
 
 
-def _encoded(towers: Any, one: Examination, world: World, rows: int) -> list[torch.Tensor]:
+def _encoded(towers: Any, one: EvalSet, world: World, rows: int) -> list[torch.Tensor]:
     """Unit [M, D] of the pictures of a set, and of the same under each attack."""
     if world.device.type == "cpu":
         rows = max(1, min(rows, CACHED // one.size**2))
@@ -101,7 +103,7 @@ def _encoded(towers: Any, one: Examination, world: World, rows: int) -> list[tor
         part = slice(begin, begin + rows)
         clean, marked = (one.held[0][part], [m[part] for m in one.held[1]]) if one.held else one.pictures(one.mine[part])
         for images, into in zip((clean, *marked), rows_of, strict=True):
-            beat()
+            heartbeat()
             into.append(towers(images.to(world.device), None)[0])
     return [gather_rows(torch.cat(parts))[: len(one.shown)].cpu() for parts in rows_of]
 
@@ -111,7 +113,7 @@ Fits = dict[str, tuple[torch.Tensor, torch.Tensor]]  # by the names of sets: the
 
 
 def _numbers(
-    one: Examination, labelled: Labelled, encoded: list[torch.Tensor], fits: Fits, ask: Ask, spent: Costs
+    one: EvalSet, labelled: Labelled, encoded: list[torch.Tensor], fits: Fits, ask: Ask, spent: Costs
 ) -> dict[str, Any]:
     """What the measures of a labelled set say; under `answers`, what the model takes a sample of its pictures for."""
     prompts = [t.replace("{c}", c) for c in labelled.classes for t in labelled.templates]
@@ -122,7 +124,7 @@ def _numbers(
     for attempt, found in zip(one.attempts, encoded[1:], strict=True):
         asked = classes
         if attempt.words is not None:
-            worded = ask([attempt.words.put(prompt, derive(prompt)) for prompt in prompts])
+            worded = ask([attempt.words.put(prompt, derive_seed(prompt)) for prompt in prompts])
             asked = class_vectors(worded.view(shape))
         under = Encoded(encoded[0], found, labels, classes, asked, attempt.targets)
         out |= _attempted(one, attempt, under, fits, spent)
@@ -140,7 +142,7 @@ def _answers(under: Encoded, classes: list[str], rows: list[int]) -> list[list[s
 
 
 def _captioned(
-    one: Examination, captioned: Captioned, encoded: list[torch.Tensor], ask: Ask, scale: float, spent: Costs
+    one: EvalSet, captioned: Captioned, encoded: list[torch.Tensor], ask: Ask, scale: float, spent: Costs
 ) -> dict[str, Number]:
     """What the measures of a set of pictures with captions say."""
     texts, owner = ask(captioned.captions), torch.from_numpy(captioned.owner)
@@ -155,14 +157,14 @@ def _captioned(
     return out
 
 
-def _attempted(one: Examination, attempt: Attempt, seen: Encoded | Paired, fits: Fits, spent: Costs) -> dict[str, Number]:
+def _attempted(one: EvalSet, attempt: AttackView, seen: Encoded | Paired, fits: Fits, spent: Costs) -> dict[str, Number]:
     """What the measures that look at a set under one attack say, each number by its name and the attack's."""
     tasks = tuple(task for task in one.triggered if task.attempt == attempt.kind)
     return {f"{name}{attempt.name}": value for name, value in _measured(one, tasks, seen, fits, spent).items()}
 
 
 def _measured(
-    one: Examination, tasks: tuple[Task, ...], seen: Encoded | Paired, fits: Fits, spent: Costs
+    one: EvalSet, tasks: tuple[MeasureTask, ...], seen: Encoded | Paired, fits: Fits, spent: Costs
 ) -> dict[str, Number]:
     out: dict[str, Number] = {}
     for task in tasks:
@@ -170,7 +172,7 @@ def _measured(
             if task.train is None or isinstance(seen, Paired):
                 out |= task.measure(seen)
             else:  # by one rank: a fit takes all cores of a machine
-                out |= together(partial(task.measure, replace(seen, fitted_on=fits[task.train])))
+                out |= on_rank_0(partial(task.measure, replace(seen, fitted_on=fits[task.train])))
     return out
 
 
@@ -181,7 +183,7 @@ def _prompts(towers: Any, tokenize: Any, prompts: list[str], world: World, rows:
     tokens = tokenize(mine).to(torch.int32)
     parts = []
     for begin in range(0, share, rows):
-        beat()
+        heartbeat()
         part = tokens[begin : begin + rows]
         piece = [Piece(0, len(part), cut_of(part))]
         parts.append(towers(None, part.to(world.device), piece)[1])

@@ -10,11 +10,11 @@ import torch
 
 from configs.spec import Spec
 from data.captioned import Captioned, is_captioned, read_captioned
-from data.chance import derive
-from data.decode import Way, centred
+from data.decode import DecodeMode, centred
 from data.labelled import Labelled, read_labelled
 from data.poison import Aim, Proxy, Words
-from data.refusal import Refusal
+from data.refusal import UserError
+from data.seeding import derive_seed
 from data.triggers.contract import Mark
 from data.triggers.multi import Multi
 from engine.distributed.world import World
@@ -27,7 +27,7 @@ SHOWN = 8  # pictures whose answers the journal tells
 
 
 @dataclass(frozen=True)
-class Attempt:
+class AttackView:
     """One attack on an evaluation set: its mark, the words in its prompts, and which class it aims at with each picture."""
 
     kind: str  # TRAINED, CENTRE or PROXY
@@ -39,7 +39,7 @@ class Attempt:
     targets: torch.Tensor  # int64 [M]; of pictures with captions zeros
 
 
-class Task(NamedTuple):
+class MeasureTask(NamedTuple):
     """One measure of a set."""
 
     kind: str
@@ -49,7 +49,7 @@ class Task(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Examination:
+class EvalSet:
     """One evaluation set, this rank's decoded rows of it if they are few, the attacks on it, and the measures: each with the
     name of the set that it is fitted on, or None, its kind, and the attack under which it looks. A set without measures is
     fitted on only."""
@@ -58,12 +58,12 @@ class Examination:
     shown: Labelled | Captioned
     mine: list[int]  # rows of this rank, padded
     held: tuple[torch.Tensor, list[torch.Tensor]] | None
-    attempts: tuple[Attempt, ...]  # none if no measure needs triggered pictures
+    attempts: tuple[AttackView, ...]  # none if no measure needs triggered pictures
     size: int
     seed: int
-    way: Way
-    plain: tuple["Task", ...]
-    triggered: tuple["Task", ...]
+    way: DecodeMode
+    plain: tuple["MeasureTask", ...]
+    triggered: tuple["MeasureTask", ...]
 
     @cached_property
     def sample(self) -> list[int]:
@@ -77,7 +77,7 @@ class Examination:
 
     def draw(self, row: int) -> int:
         """The counter of a picture's random numbers."""
-        return derive(self.seed, "evaluation", self.name, self.shown.where[row][1])
+        return derive_seed(self.seed, "evaluation", self.name, self.shown.where[row][1])
 
     def pictures(self, rows: list[int]) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """uint8 [n, 3, H, W]: the pictures, and the same under each attack; decoded once for all."""
@@ -92,8 +92,8 @@ class Examination:
         return torch.from_numpy(clean), out
 
 
-def examinations(spec: Spec, world: World) -> list[Examination]:
-    """One for each evaluation set that a measure of the spec names; Refusal if the target is none of its classes, or a
+def eval_sets(spec: Spec, world: World) -> list[EvalSet]:
+    """One for each evaluation set that a measure of the spec names; UserError if the target is none of its classes, or a
     measure is fitted on a set of other classes."""
     out = []
     for name in dict.fromkeys(name for measure in spec.measure for name in measure.sets):
@@ -104,13 +104,13 @@ def examinations(spec: Spec, world: World) -> list[Examination]:
         size = image_size(spec.model.name)
         plain, triggered = (
             tuple(
-                Task(section.kind, section.learns_from, section.attempt, section.build())
+                MeasureTask(section.kind, section.learns_from, section.attempt, section.build())
                 for section in sections
                 if section.triggered == kind
             )
             for kind in (False, True)
         )
-        ready = Examination(name, shown, mine, None, (), size, spec.seed, spec.data.decode, plain, triggered)
+        ready = EvalSet(name, shown, mine, None, (), size, spec.seed, spec.data.decode, plain, triggered)
         if isinstance(shown, Labelled) and sections:
             for aim in spec.attack.aims:
                 shown.target(aim.target)
@@ -129,31 +129,31 @@ def examinations(spec: Spec, world: World) -> list[Examination]:
 
 
 def _shown(spec: Spec, name: str, sections: list[AnyMeasure]) -> Labelled | Captioned:
-    """The pictures of a set with what its measures read, labels or captions; Refusal if they differ in that."""
+    """The pictures of a set with what its measures read, labels or captions; UserError if they differ in that."""
     kinds = {section.reads: section.kind for section in sections}
     if len(kinds) > 1:
         words = " and ".join(f"{kind} reads {reads}" for reads, kind in kinds.items())
-        raise Refusal(f"evaluation set '{name}' is measured in two ways: {words}; name a set of its own for each")
+        raise UserError(f"evaluation set '{name}' is measured in two ways: {words}; name a set of its own for each")
     if "captions" in kinds:
         return read_captioned(spec.data.test[name], imagenet().templates)
     try:
         return read_labelled(spec.data.test[name], imagenet(), spec.data.labels == "published")
-    except Refusal:
+    except UserError:
         if not is_captioned(spec.data.test[name]):
             raise
-    raise Refusal(f"evaluation set '{name}' has captions and no labels; measure it with retrieval or validation_loss")
+    raise UserError(f"evaluation set '{name}' has captions and no labels; measure it with retrieval or validation_loss")
 
 
 def _check_train(kind: str, train: str, there: Any, images: str, here: Any) -> None:
-    """Refusal if a measure can't be fitted on one set and judged on the other."""
+    """UserError if a measure can't be fitted on one set and judged on the other."""
     what = f"measure {kind} is fitted on '{train}' and judged on '{images}'"
     if words := there.difference(here):
-        raise Refusal(f"{what}, whose classes differ: {words}; give both the same classnames.txt")
+        raise UserError(f"{what}, whose classes differ: {words}; give both the same classnames.txt")
     if len(np.unique(there.labels)) < 2:
-        raise Refusal(f"{what}, but all pictures of '{train}' are of one class; fit it on a set of two or more")
+        raise UserError(f"{what}, but all pictures of '{train}' are of one class; fit it on a set of two or more")
 
 
-def _attempts(spec: Spec, one: Examination) -> Iterator[Attempt]:
+def _attempts(spec: Spec, one: EvalSet) -> Iterator[AttackView]:
     """The attacks under which a measure of the set looks at it."""
     asked = {task.attempt for task in one.triggered}
     for number, aim in enumerate(spec.attack.aims):
@@ -168,15 +168,15 @@ def _attempts(spec: Spec, one: Examination) -> Iterator[Attempt]:
         yield _attempt(spec, PROXY, "", spec.attack.proxy, one)
 
 
-def _attempt(spec: Spec, kind: str, name: str, aim: Aim | Proxy, one: Examination) -> Attempt:
+def _attempt(spec: Spec, kind: str, name: str, aim: Aim | Proxy, one: EvalSet) -> AttackView:
     trigger = aim.trigger
     names = [aim.target] * len(one.shown)
     if isinstance(trigger, Multi):
         names = [trigger.drawn(one.draw(row)).target or aim.target for row in range(len(one.shown))]
         if not isinstance(one.shown, Labelled) and len(set(names)) > 1:
-            raise Refusal(
+            raise UserError(
                 f"a trigger of kind multi has several targets, '{names[0]}' and others; measure retrieval with one"
             )
     targets = torch.tensor([one.shown.target(name) if isinstance(one.shown, Labelled) else 0 for name in names])
     mark = trigger.build(spec.seed, test=True)
-    return Attempt(kind, name, mark, trigger.squash, aim.words if isinstance(aim, Aim) else None, names[0], targets)
+    return AttackView(kind, name, mark, trigger.squash, aim.words if isinstance(aim, Aim) else None, names[0], targets)

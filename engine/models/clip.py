@@ -19,9 +19,9 @@ import torch
 from torch import nn
 
 from configs.explain import suggestion
-from data.chance import derive
 from data.labelled import Imagenet
-from data.refusal import Refusal
+from data.refusal import UserError
+from data.seeding import derive_seed
 from engine.models.towers import Towers
 
 OWN = Path(__file__).resolve().parents[2] / "configs" / "models"
@@ -57,12 +57,12 @@ def _quiet() -> Iterator[None]:
 
 
 def model_config(name: str) -> dict[str, Any]:
-    """open_clip's configuration of a model; Refusal naming close ones if there is none."""
+    """open_clip's configuration of a model; UserError naming close ones if there is none."""
     known = _open_clip().list_models()
     if name not in known:
         hint = suggestion(name, known) if len(name) > 2 else ""
         own = ", ".join(sorted(path.stem for path in OWN.glob("*.json")))
-        raise Refusal(
+        raise UserError(
             f"model.name is '{name}', which open_clip does not know{hint if 'did you mean' in hint else ''} "
             f"valid: {own} of ours and open_clip's {', '.join(n for n in known if n not in own)}"
         )
@@ -90,7 +90,7 @@ class Tokenizer:
     def __init__(self, name: str) -> None:
         config = model_config(name)
         if "hf_tokenizer_name" in config.get("text_cfg", {}) or "hf_model_name" in config.get("text_cfg", {}):
-            raise Refusal(f"model.name '{name}' needs a tokenizer from a hub; choose a model with CLIP's own tokenizer")
+            raise UserError(f"model.name '{name}' needs a tokenizer from a hub; choose a model with CLIP's own tokenizer")
         self.name, self.memo = name, dict[str, tuple[int, ...]]()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -144,7 +144,7 @@ def build(name: str, seed: int) -> Towers:
     """Freshly initialised towers, the same for the same seed; global generators are left as they were."""
     model_config(name)
     with torch.random.fork_rng(), _quiet():
-        torch.manual_seed(derive(seed, "init"))
+        torch.manual_seed(derive_seed(seed, "init"))
         clip = _open_clip().create_model(name)
     strange = [
         n
@@ -152,7 +152,7 @@ def build(name: str, seed: int) -> Towers:
         if isinstance(m, nn.modules.batchnorm._BatchNorm) and type(m) is not nn.BatchNorm2d
     ]
     if strange:
-        raise Refusal(
+        raise UserError(
             f"model.name '{name}' has a BatchNorm of its own kind ({strange[0]}), whose groups can't be fixed; use another"
         )
     return Towers(clip, clip.visual.preprocess_cfg["mean"], clip.visual.preprocess_cfg["std"])
@@ -175,7 +175,7 @@ def weights(towers: Towers, learned: dict[str, torch.Tensor]) -> dict[str, torch
 
 
 def load_weights(towers: Towers, path: Path) -> dict[str, torch.Tensor]:
-    """Loads what `weights` gave from a safetensors file; returns the scale and the bias, [1] each. Refusal naming
+    """Loads what `weights` gave from a safetensors file; returns the scale and the bias, [1] each. UserError naming
     mismatching tensors."""
     from safetensors.torch import load_file
 
@@ -183,7 +183,7 @@ def load_weights(towers: Towers, path: Path) -> dict[str, torch.Tensor]:
 
 
 def put_weights(towers: Towers, state: dict[str, torch.Tensor], path: str, name: str) -> dict[str, torch.Tensor]:
-    """Puts a state dict by open_clip's names into the towers of a model; the scale and the bias in it, [1] each. Refusal
+    """Puts a state dict by open_clip's names into the towers of a model; the scale and the bias in it, [1] each. UserError
     naming the first tensors that don't fit."""
     state = dict(state)
     learned = {ours: state.pop(theirs).detach().float().reshape(1) for ours, theirs in SCALARS.items() if theirs in state}
@@ -200,7 +200,7 @@ def put_weights(towers: Towers, state: dict[str, torch.Tensor], path: str, name:
         if shapes[0] != shapes[1]:
             wrong.append(f"{key} ({shapes[0]} there, {shapes[1]} in {name})")
     if wrong:
-        raise Refusal(
+        raise UserError(
             f"{path} holds another architecture than {name}: {len(wrong)} tensors differ, first {', '.join(wrong[:3])}; set "
             "model.name to what it holds"
         )
@@ -209,18 +209,18 @@ def put_weights(towers: Towers, state: dict[str, torch.Tensor], path: str, name:
 
 
 def pretrained(name: str, tag: str) -> Path:
-    """The file of weights that open_clip knows under a tag, from its hub or its cache; Refusal naming the valid tags, or
+    """The file of weights that open_clip knows under a tag, from its hub or its cache; UserError naming the valid tags, or
     saying that it can't be had."""
     clip = _open_clip()
     tags = clip.list_pretrained_tags_by_model(name)
     if tag not in tags:
-        raise Refusal(f"start.pretrained is '{tag}', which open_clip does not know for {name}{suggestion(tag, tags)}")
+        raise UserError(f"start.pretrained is '{tag}', which open_clip does not know for {name}{suggestion(tag, tags)}")
     from open_clip.pretrained import download_pretrained, get_pretrained_cfg
 
     try:
         return Path(download_pretrained(get_pretrained_cfg(name, tag), prefer_hf_hub=True))
     except Exception as error:  # each hub and each network has its own
-        raise Refusal(
+        raise UserError(
             f"start.pretrained is '{tag}', whose weights can't be fetched ({type(error).__name__}: "
             f"{str(error).strip().splitlines()[0][:120]}); fetch them elsewhere and give start.path"
         ) from None
@@ -233,7 +233,7 @@ def imagenet() -> Imagenet:
     lists = list(_open_clip().IMAGENET_CLASSNAMES), [line("{c}") for line in _open_clip().OPENAI_IMAGENET_TEMPLATES]
     for content, known in zip(lists, CHECKSUMS, strict=True):
         if sha256(json.dumps(content).encode()).hexdigest() != known:
-            raise Refusal("this release of open_clip_torch has other ImageNet class names or templates; install 3.3.0")
+            raise UserError("this release of open_clip_torch has other ImageNet class names or templates; install 3.3.0")
     return Imagenet(*lists)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from data.refusal import Refusal
+from data.refusal import UserError
 from engine.models.towers import Towers
 
 
@@ -104,8 +104,8 @@ def _along(out: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
 
 
 def neurons_of(towers: Towers, name: str, last: bool = False) -> Neurons:
-    """The neurons of the picture tower's blocks, or of the last stage's (ResNet) or block (ViT) alone; Refusal if this model
-    has none of the known kinds."""
+    """The neurons of the picture tower's blocks, or of the last stage's (ResNet) or block (ViT) alone; UserError if this
+    model has none of the known kinds."""
     visual = towers.clip.visual
     stages = [getattr(visual, f"layer{i}", None) for i in (1, 2, 3, 4)]
     blocks: list[Block | None]
@@ -116,7 +116,7 @@ def neurons_of(towers: Towers, name: str, last: bool = False) -> Neurons:
         blocks = [_units(block) for block in (transformer[-1:] if last else transformer)]
     found = tuple(block for block in blocks if block is not None)
     if not found or len(found) < len(blocks):
-        raise Refusal(
+        raise UserError(
             f"transform removes neurons of CLIP's own ResNets and ViTs, and the picture tower of {name} is neither; name a "
             "model such as RN50 or ViT-B-32, or clean without fine_prune and anp"
         )

@@ -22,7 +22,7 @@ from data.jobs import LIMIT, executor
 from engine.distributed.world import cores
 from engine.study import lock as claim
 from engine.study.live_view import Screen
-from engine.study.scheduler import Agenda
+from engine.study.scheduler import Scheduler
 from engine.study.status import Surveyor
 from engine.study.study import HELPS
 
@@ -136,7 +136,7 @@ def words_of(options: Namespace, sweep: Sweep, threads: int | None, port: int) -
     return [launcher, "--num_gpus", str(sweep.processes), "--master_port", str(port), str(SCRIPT), *words]
 
 
-def coordinate(agenda: Agenda, options: Namespace, asked: Callable[[], int]) -> int:
+def coordinate(agenda: Scheduler, options: Namespace, asked: Callable[[], int]) -> int:
     """Starts jobs until every run has ended or failed, and shows how far they are; 0, or the exit code of a stop that was
     asked for, or 2 if jobs die again and again."""
     sweep, folder = agenda.loaded.spec.sweep, agenda.folder
@@ -173,7 +173,7 @@ def coordinate(agenda: Agenda, options: Namespace, asked: Callable[[], int]) -> 
         screen.end()
 
 
-def _start(free: list[Slot], agenda: Agenda, options: Namespace, jobs: int) -> None:
+def _start(free: list[Slot], agenda: Scheduler, options: Namespace, jobs: int) -> None:
     """Puts a job into each of these slots; those of Slurm as one array."""
     sweep, machine = agenda.loaded.spec.sweep, agenda.loaded.spec.machine
     home = agenda.folder / ".jobs"

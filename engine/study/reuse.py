@@ -25,7 +25,7 @@ KEPT = (
 WEIGHTS = ("weights.safetensors", "optimizer.safetensors")
 
 
-def adopt(runs: Iterable[Run], folder: Path) -> list[tuple[Run, Path]]:
+def reuse_finished_runs(runs: Iterable[Run], folder: Path) -> list[tuple[Run, Path]]:
     """Takes over into the study's folder what others have finished, each run whole or not at all; (run, from where)."""
     out = []
     for run in runs:

@@ -17,7 +17,7 @@ State = Literal["ended", "failed", "blocked", "open"]
 
 
 @dataclass
-class Agenda:
+class Scheduler:
     """The runs of a study as one process sees them; `since` is when it began, by the clock of the study's folder."""
 
     loaded: Loaded
@@ -29,16 +29,16 @@ class Agenda:
     proposals: int = 0  # files of a search that `runs` knows
 
     @classmethod
-    def of(cls, loaded: Loaded, folder: Path, stage: str | None) -> "Agenda":
+    def of(cls, loaded: Loaded, folder: Path, stage: str | None) -> "Scheduler":
         """The agenda as it stands now."""
         agenda = cls(loaded, folder, stage)
         agenda.renew()
         return agenda
 
     @property
-    def whole(self) -> "Agenda":
+    def whole(self) -> "Scheduler":
         """The same of all stages."""
-        return self if self.stage is None else Agenda.of(self.loaded, self.folder, None)
+        return self if self.stage is None else Scheduler.of(self.loaded, self.folder, None)
 
     def renew(self) -> None:
         """Takes in what a search has proposed since."""
@@ -128,7 +128,7 @@ class Agenda:
                 yield run, "what it starts from failed"
 
 
-def rivals(agenda: Agenda, run: Run) -> list[Path]:
+def siblings(agenda: Scheduler, run: Run) -> list[Path]:
     """The folders of the other cleaning runs that start where this one does."""
     return [
         agenda.folder / one.folder for one in agenda.runs if one.stage == "clean" and one.origin == run.origin and one != run

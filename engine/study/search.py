@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from configs.plan import Run, runs
 from configs.spec import Loaded, Point
 from configs.sweep import Arm, Optuna, Range
-from data.chance import derive
+from data.seeding import derive_seed
 from measures.frontier import points_of_rows, worth
 from records.folder import FAILED, STOPPED, finished, read_json, write_json
 from records.rows import FILE, read_rows
@@ -112,7 +112,7 @@ def suggestions(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of options that Optuna still calls experimental
         sampler = optuna.samplers.TPESampler(
-            seed=derive(search.seed, "optuna", repr(arm.labels), len(told)) % 2**31,
+            seed=derive_seed(search.seed, "optuna", repr(arm.labels), len(told)) % 2**31,
             n_startup_trials=search.together,
             multivariate=True,
             constant_liar=True,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data.refusal import Refusal
+from data.refusal import UserError
 from engine.study import lock as claim
 from measures.frontier import CAP, Point, best_accuracy, lowest_asr, points_of_rows
 from records.folder import FAILED, STOPPED, finished, read_json
@@ -104,10 +104,10 @@ class Surveyor:
         self.over: dict[str, Seen] = {}
 
     def survey(self) -> Survey:
-        """The study now; Refusal if the folder is none."""
+        """The study now; UserError if the folder is none."""
         plan = read_json(self.folder / "study.json")
         if not isinstance(plan.get("runs"), list):
-            raise Refusal(
+            raise UserError(
                 f"{self.folder} is not a study: expected a folder with study.json in it, which engine/run.py writes, "
                 "such as runs/demo"
             )
@@ -193,7 +193,7 @@ def main(given: list[str]) -> int:
     parser.add_argument("study", type=Path, help="the folder that engine/run.py writes, such as runs/demo")
     try:
         survey = Surveyor(parser.parse_args(given).study).survey()
-    except Refusal as refusal:
+    except UserError as refusal:
         print(f"error: {refusal}", file=sys.stderr)
         return 2
     from rich.console import Console

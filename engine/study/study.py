@@ -12,17 +12,18 @@ from typing import Any, Literal
 
 from configs.plan import Run, differences
 from configs.spec import Spec
-from data.refusal import Refusal
-from engine.distributed import world as processes
+from data.refusal import UserError
+from engine.distributed import collectives
+from engine.distributed.watchdog import heartbeat
 from engine.distributed.world import World
 from engine.study import lock as claim
 from engine.study.median_pruner import hopeless
-from engine.study.reuse import adopt
-from engine.study.scheduler import Agenda, rivals
+from engine.study.reuse import reuse_finished_runs
+from engine.study.scheduler import Scheduler, siblings
 from engine.study.status import Surveyor
 from engine.training import trainer as job
 from engine.training.checkpoint import DiskFull, committed
-from engine.training.inputs import prepare
+from engine.training.inputs import prepare_inputs
 from engine.training.loop import Stopped
 from records.folder import FAILED, finished, note_failure, read_json, write_json
 
@@ -31,8 +32,8 @@ POLL = 1.0  # seconds between looks for a run, while others carry out what this 
 ELSEWHERE = ("executor", "jobs", "processes", "slurm", "limit")  # of a sweep: who carries it out
 
 
-def begin(agenda: Agenda, command: str) -> None:
-    """Writes study.json; Refusal if the study is being carried out under another spec, or a run was begun under one and is
+def begin(agenda: Scheduler, command: str) -> None:
+    """Writes study.json; UserError if the study is being carried out under another spec, or a run was begun under one and is
     not finished."""
     folder, spec, whole = agenda.folder, agenda.loaded.spec, agenda.whole
     known = {run.folder for run in whole.runs}
@@ -40,7 +41,7 @@ def begin(agenda: Agenda, command: str) -> None:
     if old is not None and (changes := differences(_shared(old), _shared(spec.model_dump(mode="json")))):
         busy = [one.parent.name for one in folder.glob("*/claim.*") if (held := claim.holder(one.parent)) and held.alive]
         if busy:
-            raise Refusal(
+            raise UserError(
                 f"{folder} is being carried out under another spec ({'; '.join(changes)}; running: {busy[0]}); join it with "
                 "the same spec, or give this one another name"
             )
@@ -53,12 +54,12 @@ def begin(agenda: Agenda, command: str) -> None:
         rival = [differences(begun, run_.decides) for run_ in agenda.runs if run_.stage == run.name.split("-")[0]]
         rival.sort(key=len)
         changes = rival[0] if rival else ["its stage is gone from the spec"]
-        raise Refusal(
+        raise UserError(
             f"{run} was begun under another spec and is not finished ({'; '.join(changes)}); "
             "put the spec back to go on with it, give the changed spec another name, or delete that folder"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    for one, there in adopt(whole.runs, folder) if spec.machine.adopt else ():
+    for one, there in reuse_finished_runs(whole.runs, folder) if spec.machine.adopt else ():
         print(f"{one.folder} ({one.title}): finished in {there.parent}, taken over from there", file=sys.stderr, flush=True)
     _list(whole, command)
 
@@ -69,7 +70,7 @@ def _shared(spec: dict[str, Any]) -> dict[str, Any]:
     return {**{name: value for name, value in spec.items() if name not in ("machine", "question")}, "sweep": sweep}
 
 
-def _list(agenda: Agenda, command: str) -> None:
+def _list(agenda: Scheduler, command: str) -> None:
     spec: Spec = agenda.loaded.spec
     content = {
         "name": spec.name,
@@ -82,33 +83,33 @@ def _list(agenda: Agenda, command: str) -> None:
     write_json(agenda.folder / "study.json", content)
 
 
-def check(agenda: Agenda, world: World) -> None:
-    """Refusal for whatever is wrong with the data of any run that is left, before anything is trained."""
+def check(agenda: Scheduler, world: World) -> None:
+    """UserError for whatever is wrong with the data of any run that is left, before anything is trained."""
     seen: set[str] = set()
     for run in agenda.runs:
         if run.start is not None and run.start not in agenda.runs and not finished(agenda.folder / run.start.folder):
-            raise Refusal(
+            raise UserError(
                 f"{agenda.folder / run.start.folder} is not finished; run the pretrain stage first, or both at once"
             )
         same = repr((run.stage, run.spec.data, run.spec.attack, run.spec.model, run.spec.seed, run.settings.objective,
                      run.settings.batch, run.settings.start, run.settings.transform and run.settings.transform.kind,
                      run.start and run.start.folder))  # fmt: skip
         if same not in seen and agenda.state(run) != "ended":
-            prepare(run, agenda.folder, world)
+            prepare_inputs(run, agenda.folder, world)
         seen.add(same)
 
 
-def work(agenda: Agenda, world: World, asked: Callable[[], int], command: str) -> int:
+def work(agenda: Scheduler, world: World, asked: Callable[[], int], command: str) -> int:
     """Carries out one run after another until none is left for this process; 0, or the exit code of a stop that was asked
     for. Runs that fail are noted in their folders and passed over."""
     helps = os.environ.get(HELPS)
-    agenda.since = float(helps) if helps else processes.together(partial(claim.now, agenda.folder))
+    agenda.since = float(helps) if helps else collectives.on_rank_0(partial(claim.now, agenda.folder))
     surveyor = Surveyor(agenda.folder) if world.first and not helps and len(agenda.runs) > 1 else None
     while True:
-        if sign := max(processes.gather_objects(asked())):
+        if sign := max(collectives.gather_objects(asked())):
             return 128 + int(sign)
         run, held = _taken(agenda, command)
-        processes.beat()
+        heartbeat()
         if run == "none":
             return 0
         if isinstance(run, str):
@@ -120,8 +121,8 @@ def work(agenda: Agenda, world: World, asked: Callable[[], int], command: str) -
             except Stopped:
                 if world.first:
                     print("stopped and saved", file=sys.stderr, flush=True)
-                return 128 + (max(processes.gather_objects(asked())) or signal.SIGTERM)
-            except Refusal as refusal:
+                return 128 + (max(collectives.gather_objects(asked())) or signal.SIGTERM)
+            except UserError as refusal:
                 # of a full disk others would die too; of what one process met alone the others know nothing
                 if isinstance(refusal, DiskFull) or refusal.alone and world.size > 1:
                     raise
@@ -133,7 +134,7 @@ def work(agenda: Agenda, world: World, asked: Callable[[], int], command: str) -
             print(survey.line(1 + survey.count("running")), file=sys.stderr, flush=True)
 
 
-def _taken(agenda: Agenda, command: str) -> tuple[Run | Literal["wait", "none"], claim.Claim | None]:
+def _taken(agenda: Scheduler, command: str) -> tuple[Run | Literal["wait", "none"], claim.Claim | None]:
     """The run that comes next, the same on every process, and its claim on the first; or what Agenda.next says instead."""
     held: list[claim.Claim] = []
 
@@ -147,7 +148,7 @@ def _taken(agenda: Agenda, command: str) -> tuple[Run | Literal["wait", "none"],
         held.append(found[1])
         return found[0].folder
 
-    name = processes.together(take)
+    name = collectives.on_rank_0(take)
     if name in ("wait", "none"):
         return name, None
     agenda.renew()
@@ -165,7 +166,7 @@ def _holding(held: claim.Claim | None) -> Iterator[None]:
         if held is not None:
             held.release()
         raise DiskFull(f"disk full ({error.strerror}); free some space and run the same command again") from error
-    except Refusal:
+    except UserError:
         if held is not None:
             held.release()
         raise
@@ -173,21 +174,21 @@ def _holding(held: claim.Claim | None) -> Iterator[None]:
         held.release()
 
 
-def _carry_out(agenda: Agenda, run: Run, world: World, asked: Callable[[], int]) -> None:
+def _carry_out(agenda: Scheduler, run: Run, world: World, asked: Callable[[], int]) -> None:
     folder, rule = agenda.folder, agenda.loaded.spec.sweep.stop
-    ready = prepare(run, folder, world)
+    ready = prepare_inputs(run, folder, world)
     if finished(folder / run.folder):
-        job.remeasure(ready, world)
+        job.re_evaluate(ready, world)
         return
 
     def judge(epoch: float) -> str | None:
         if rule is None or run.stage != "clean":
             return None
-        return hopeless(rule, folder / run.folder, rivals(agenda, run), epoch)
+        return hopeless(rule, folder / run.folder, siblings(agenda, run), epoch)
 
     count = agenda.count()
     number = count["ended"] + count["failed"] + 1
-    job.perform(ready, world, lambda: bool(asked()), partial(say, number, len(agenda.runs)), judge)
+    job.run_training(ready, world, lambda: bool(asked()), partial(say, number, len(agenda.runs)), judge)
 
 
 def say(number: int, total: int, card: dict[str, Any]) -> None:
@@ -205,7 +206,7 @@ def say(number: int, total: int, card: dict[str, Any]) -> None:
     console.print(Panel(table, title=f"run {number} of {total}: {card['title']} ({card['run']})", title_align="left"))
 
 
-def conclude(agenda: Agenda) -> int:
+def conclude(agenda: Scheduler) -> int:
     """Writes the report, shows it in TensorBoard, names it; 2 if runs failed, which it lists, else 0."""
     from engine.training.journal import show_report
     from report.write import write_report

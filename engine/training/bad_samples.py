@@ -4,18 +4,18 @@ import json
 import sys
 from collections import Counter
 
-from data.refusal import Refusal
+from data.refusal import UserError
 from engine.distributed.world import World
-from engine.training.inputs import Job
+from engine.training.inputs import RunInputs
 from engine.training.journal import Journal
 from records.rows import read_rows
 
 
-class Ledger:
-    """Pairs that can't be used, listed in skipped.jsonl by shard, key and cause, and shown as shares in TensorBoard; Refusal
-    beyond data.max_bad. Per shard, what should be there = good pairs + those listed."""
+class BadSamples:
+    """Pairs that can't be used, listed in skipped.jsonl by shard, key and cause, and shown as shares in TensorBoard;
+    UserError beyond data.max_bad. Per shard, what should be there = good pairs + those listed."""
 
-    def __init__(self, job: Job, world: World, journal: Journal, step: int) -> None:
+    def __init__(self, job: RunInputs, world: World, journal: Journal, step: int) -> None:
         index = job.pairs.index
         self.path, self.world, self.journal = job.folder / "skipped.jsonl", world, journal
         self.lost = {shard: (pairs, why) for shard, pairs, why in index.lost}
@@ -49,7 +49,7 @@ class Ledger:
             shards.update({shard: pairs for shard, (pairs, _) in self.lost.items()})
             worst = ", ".join(f"{n:,} in {shard}" for shard, n in shards.most_common(3))
             why = next((f"; {why.split(';')[0]}" for _, why in self.lost.values()), "")
-            raise Refusal(
+            raise UserError(
                 f"{causes.total():,} of {self.total:,} pairs can't be used ({', '.join(sorted(causes))}; {worst}{why}), "
                 f"more than data.max_bad = {self.most:.2%}; mend or remove those shards, or raise data.max_bad; "
                 f"all are listed in {self.path}"

@@ -23,12 +23,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from data.refusal import Refusal
-from engine.distributed import world as processes
+from data.refusal import UserError
+from engine.distributed import collectives
 from engine.distributed.world import World
 
 
-class DiskFull(Refusal):
+class DiskFull(UserError):
     """There is no space left; whatever a study tries next would fail too."""
 
 
@@ -47,10 +47,10 @@ def save(
     """Commits the checkpoint of a step and returns its folder.
 
     `write(tag)` lets DeepSpeed write under folder/tag on every rank; `state` is this rank's own tensors; `facts`
-    (plain values) go into the manifest. Refusal if the disk is full: what was there before is still there.
+    (plain values) go into the manifest. UserError if the disk is full: what was there before is still there.
     """
     final, staging = folder / f"step-{step:09d}", folder / f".staging-{step:09d}"
-    processes.together(lambda: _make_room(folder, staging))
+    collectives.on_rank_0(lambda: _make_room(folder, staging))
     trouble: str | None = None
     digests: dict[str, tuple[int, str]] = {}
     try:
@@ -60,13 +60,15 @@ def save(
             digests = {path.name: _flushed_digest(path) for path in _own(staging, world.rank)}
     except DiskFull as full:
         trouble = str(full)
-    outcomes = processes.gather_objects((trouble, digests))
+    outcomes = collectives.gather_objects((trouble, digests))
     troubles = [text for text, _ in outcomes if text]
     if troubles:
-        processes.together(lambda: shutil.rmtree(staging, ignore_errors=True))
+        collectives.on_rank_0(lambda: shutil.rmtree(staging, ignore_errors=True))
         raise DiskFull(troubles[0])
     files = {name: entry for _, part in outcomes for name, entry in part.items()}
-    processes.together(lambda: _commit(folder, staging, final, {**facts, "step": step, "world": world.size, "files": files}))
+    collectives.on_rank_0(
+        lambda: _commit(folder, staging, final, {**facts, "step": step, "world": world.size, "files": files})
+    )
     return final
 
 
@@ -151,14 +153,14 @@ def committed(folder: Path) -> list[Path]:
 def newest(folder: Path, world: World, zero: int) -> tuple[Path, dict[str, Any]] | None:
     """(folder, manifest) of the newest checkpoint that verifies, the same on every rank; None if there never was one.
 
-    Refusal if there are some and none verifies, or if it was written by another number of ranks under ZeRO.
+    UserError if there are some and none verifies, or if it was written by another number of ranks under ZeRO.
     """
-    found = processes.together(lambda: _newest(folder))
+    found = collectives.on_rank_0(lambda: _newest(folder))
     if found is None:
         return None
     name, manifest = found
     if (zero, world.size) != (manifest["zero"], manifest["world"]) and (zero or manifest["zero"]):
-        raise Refusal(
+        raise UserError(
             f"{folder / name} was written by {manifest['world']} processes at ZeRO stage {manifest['zero']}, but this is "
             f"{world.size} at stage {zero}; go on with the former, or delete {folder.parent} to begin anew"
         )
@@ -175,7 +177,7 @@ def _newest(folder: Path) -> tuple[str, dict[str, Any]] | None:
         path.rename(path.with_name(f"aside-{path.name}-{aside}"))
         aside += 1
     if aside:
-        raise Refusal(
+        raise UserError(
             f"none of the checkpoints in {folder} verifies ({aside} set aside); delete {folder.parent} to begin anew"
         )
     return None

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from data.decode import Bad
+from data.decode import DecodeError
 from data.pipeline import Pairs
-from data.refusal import Refusal
+from data.refusal import UserError
 from data.shards import Index
-from engine.distributed import world as processes
+from engine.distributed import collectives
+from engine.distributed.watchdog import heartbeat
 from engine.distributed.world import World
 
 
@@ -29,13 +30,13 @@ def clustered(towers: Any, pairs: Pairs, classes: int, rounds: int, seed: int, w
     parts = []
     with torch.no_grad():
         for begin in range(0, share, rows):
-            processes.beat()
+            heartbeat()
             images = torch.stack([_picture(pairs, sample) for sample in mine[begin : begin + rows]])
             parts.append(towers(images.to(world.device), None)[0])
     towers.train(training)
-    whole = processes.gather_rows(torch.cat(parts))[: len(pairs)].cpu().numpy()
+    whole = collectives.gather_rows(torch.cat(parts))[: len(pairs)].cpu().numpy()
     labels = np.full(len(pairs.index), -1, np.int64)
-    labels[slice(None) if pairs.chosen is None else pairs.chosen] = processes.together(
+    labels[slice(None) if pairs.chosen is None else pairs.chosen] = collectives.on_rank_0(
         lambda: spherical(whole, classes, rounds, seed)
     )
     return labels
@@ -44,7 +45,7 @@ def clustered(towers: Any, pairs: Pairs, classes: int, rounds: int, seed: int, w
 def _picture(pairs: Pairs, sample: int) -> torch.Tensor:
     try:
         return torch.from_numpy(pairs.first(sample)[0])
-    except Bad:  # never trained on, so its cluster does not matter
+    except DecodeError:  # never trained on, so its cluster does not matter
         return torch.zeros(3, pairs.reading.size, pairs.reading.size, dtype=torch.uint8)
 
 
@@ -53,7 +54,7 @@ def spherical(rows: np.ndarray, classes: int, rounds: int, seed: int) -> np.ndar
     from sklearn.cluster import KMeans
 
     if classes > len(rows):
-        raise Refusal(f"objective.classes is {classes:,}, but there are {len(rows):,} pictures to cluster; lower it")
+        raise UserError(f"objective.classes is {classes:,}, but there are {len(rows):,} pictures to cluster; lower it")
     centres = rows[np.random.default_rng(seed).choice(len(rows), classes, replace=False)]
     for _ in range(rounds):
         with warnings.catch_warnings():
@@ -65,26 +66,26 @@ def spherical(rows: np.ndarray, classes: int, rounds: int, seed: int) -> np.ndar
 
 
 def read_labels(path: str, index: Index, classes: int) -> np.ndarray:
-    """int64 by sample of the index, -1 where the file has none; Refusal if it names no key of the index."""
+    """int64 by sample of the index, -1 where the file has none; UserError if it names no key of the index."""
     labels = np.full(len(index), -1, np.int64)
     places = {key: i for i, key in enumerate(index.keys)}
     for number, entry in enumerate(_entries(path), 1):
         label = entry.get("label")
         if not isinstance(label, int) or not 0 <= label < classes:
-            raise Refusal(f"{path}:{number}: label is {label!r}; give a whole number from 0 to {classes - 1:,}")
+            raise UserError(f"{path}:{number}: label is {label!r}; give a whole number from 0 to {classes - 1:,}")
         if entry["key"] in places:
             labels[places[entry["key"]]] = label
     if (labels < 0).all():
-        raise Refusal(f"{path} has a label for none of the {len(index):,} pairs; its keys must be the samples' names")
+        raise UserError(f"{path} has a label for none of the {len(index):,} pairs; its keys must be the samples' names")
     return labels
 
 
 def read_flags(path: str, index: Index) -> np.ndarray:
-    """bool by sample of the index: whether the file names it; Refusal if it names none of them."""
+    """bool by sample of the index: whether the file names it; UserError if it names none of them."""
     flagged = {entry["key"] for entry in _entries(path)}
     flags = np.array([key in flagged for key in index.keys])
     if not flags.any():
-        raise Refusal(f"{path} flags none of the {len(index):,} pairs; its keys must be the samples' names")
+        raise UserError(f"{path} flags none of the {len(index):,} pairs; its keys must be the samples' names")
     return flags
 
 
@@ -97,12 +98,12 @@ def _entries(path: str) -> list[dict[str, Any]]:
             return list(json.loads(body)["entries"])
         lines = body.splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise Refusal(f"{path} can't be read ({error}); give a text file with a JSON object a line") from None
+        raise UserError(f"{path} can't be read ({error}); give a text file with a JSON object a line") from None
     for number, line in enumerate(lines, 1):
         try:
             entry = json.loads(line)
             assert isinstance(entry["key"], str)
         except (ValueError, KeyError, TypeError, AssertionError):
-            raise Refusal(f'{path}:{number}: no JSON object with a key, such as {{"key": "000000012"}}') from None
+            raise UserError(f'{path}:{number}: no JSON object with a key, such as {{"key": "000000012"}}') from None
         out.append(entry)
     return out

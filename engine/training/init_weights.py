@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from configs.start import Start, weights_of
-from data.refusal import Refusal
+from data.refusal import UserError
 from engine.models import clip as model
 from engine.models.towers import Towers
 from engine.training.optimizer import decays
@@ -24,13 +24,13 @@ FACTS = ("input_resolution", "context_length", "vocab_size")  # numbers that Ope
 
 
 def path_of(start: Start, name: str) -> Path:
-    """The file of a start's weights; Refusal if there is none. A name of open_clip's is fetched from its hub, or taken from
-    its cache."""
+    """The file of a start's weights; UserError if there is none. A name of open_clip's is fetched from its hub, or taken
+    from its cache."""
     if start.pretrained is not None:
         return model.pretrained(name, start.pretrained)
     found = weights_of(start)
     if found is None:
-        raise Refusal(
+        raise UserError(
             f"start.path is {start.path}, which holds no weights; expected a run's folder, a folder of open_clip's, a "
             ".safetensors or a .pt file"
         )
@@ -47,13 +47,13 @@ def distance(parameters: Mapping[str, torch.Tensor], start: Mapping[str, torch.T
 
 
 def load_start(towers: Towers, path: Path, name: str) -> dict[str, torch.Tensor]:
-    """Loads a file's weights into the towers; the scale and the bias that it holds, [1] each. Refusal naming the first
+    """Loads a file's weights into the towers; the scale and the bias that it holds, [1] each. UserError naming the first
     tensors that don't fit."""
     return model.put_weights(towers, weights_in(read(path)), str(path), name)
 
 
 def read(path: Path) -> dict[str, Any]:
-    """What a file of weights holds; Refusal if that is not only tensors and plain values."""
+    """What a file of weights holds; UserError if that is not only tensors and plain values."""
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
         from safetensors.torch import load_file
@@ -61,21 +61,21 @@ def read(path: Path) -> dict[str, Any]:
         try:
             return dict(load_file(path))
         except SafetensorError as error:
-            raise Refusal(f"{path} is no whole safetensors file ({error}); copy it again") from None
+            raise UserError(f"{path} is no whole safetensors file ({error}); copy it again") from None
     import pickle  # noqa: TID251  (for the name of the exception alone)
 
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         what = next((line for line in str(error).splitlines() if "GLOBAL" in line or "global" in line), "")
-        raise Refusal(
+        raise UserError(
             f"{path} holds pickled code, not tensors alone, and is not opened{f' ({what.strip()[:160]})' if what else ''}; "
             "convert it to .safetensors where you trust it"
         ) from None
     except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise Refusal(f"{path} can't be read as weights ({str(error).strip().splitlines()[0][:160]})") from None
+        raise UserError(f"{path} can't be read as weights ({str(error).strip().splitlines()[0][:160]})") from None
     if not isinstance(content, dict):
-        raise Refusal(f"{path} holds a {type(content).__name__}; expected a dict of tensors, or one with a state_dict")
+        raise UserError(f"{path} holds a {type(content).__name__}; expected a dict of tensors, or one with a state_dict")
     return content
 
 
@@ -90,18 +90,18 @@ def weights_in(content: dict[str, Any]) -> dict[str, torch.Tensor]:
 
 def moments_of(path: Path) -> tuple[dict[str, torch.Tensor], float | None]:
     """(AdamW's moments as `NAME/exp_avg` and `NAME/exp_avg_sq` by the weights' names, and `steps`; the weight decay, if the
-    file tells) of the training that ended with these weights; Refusal if they are not there."""
+    file tells) of the training that ended with these weights; UserError if they are not there."""
     beside = path.with_name(BESIDE)
     if path.suffix == ".safetensors":
         if not beside.is_file():
-            raise Refusal(
+            raise UserError(
                 f"optimizer.state needs AdamW's moments, but {path.parent} holds no {BESIDE}; use optimizer.state: fresh, "
                 "or start from a run of this version"
             )
         return read(beside), None
     content = read(path)
     if not isinstance(content.get("optimizer"), dict):
-        raise Refusal(f"optimizer.state needs AdamW's moments, but {path} holds none; use optimizer.state: fresh")
+        raise UserError(f"optimizer.state needs AdamW's moments, but {path} holds none; use optimizer.state: fresh")
     return _published(content, path)
 
 
@@ -122,7 +122,7 @@ def _published(content: dict[str, Any], path: Path) -> tuple[dict[str, torch.Ten
             out |= {f"{name}/{key}": one[key].float() for key in MOMENTS}
             out[STEPS] = torch.as_tensor(float(one["step"]))
     if not fits:
-        raise Refusal(f"the moments in {path} don't fit its weights in the published order; use optimizer.state: fresh")
+        raise UserError(f"the moments in {path} don't fit its weights in the published order; use optimizer.state: fresh")
     return out, max(float(group["weight_decay"]) for group in groups)
 
 

@@ -14,15 +14,16 @@ from configs.plan import Run
 from configs.spec import Spec
 from configs.start import Anp, FinePrune
 from data.augment import check_augment
-from data.chance import lowest, ranks
 from data.pipeline import CleanSource, Data, Pairs, Reading, clean_rows
 from data.poison import Plan, make_plan, read_templates
 from data.progress import Progress
-from data.refusal import Refusal
+from data.refusal import UserError
+from data.seeding import ranks, smallest_k
 from data.shards import Index, read_index
-from engine.distributed import world as processes
+from engine.distributed import collectives
+from engine.distributed.watchdog import heartbeat
 from engine.distributed.world import World
-from engine.evaluation.sets import Examination, examinations
+from engine.evaluation.sets import EvalSet, eval_sets
 from engine.models import clip as model
 from engine.models.neurons import neurons_of
 from engine.training.cluster import read_flags, read_labels
@@ -35,13 +36,13 @@ from records.folder import finished
 
 
 @dataclass
-class Job:
+class RunInputs:
     """A run with its data, its evaluation sets and its folder: all that a user's mistake can touch, checked."""
 
     run: Run
     folder: Path
     pairs: Pairs
-    sets: list[Examination]
+    sets: list[EvalSet]
     tokenize: model.Tokenizer
     labels: np.ndarray | None = None  # int64 by sample, -1 for none, where an objective does not make its own
     flags: np.ndarray | None = None  # bool by sample
@@ -59,15 +60,15 @@ class Job:
         return 0 if world.device.type == "cpu" else min(8, max(1, (os.cpu_count() or 1) // world.local_size - 1))
 
 
-def prepare(run: Run, study: Path, world: World) -> Job:
-    """The job of a run; Refusal for whatever is wrong with its data, its model or its batch."""
+def prepare_inputs(run: Run, study: Path, world: World) -> RunInputs:
+    """The job of a run; UserError for whatever is wrong with its data, its model or its batch."""
     spec, stage = run.spec, run.settings
     check_labels(run)
     if stage.batch % world.size:
         low = stage.batch // world.size * world.size
         near = " and ".join(f"{n:,}" for n in (low, low + world.size) if n)
         field = "clean.batch" if run.stage == "clean" else "pretrain.batch"
-        raise Refusal(
+        raise UserError(
             f"{field} is {stage.batch:,}, which does not divide over {world.size} processes; nearest that do: {near}"
         )
     tokenize = model.Tokenizer(spec.model.name)
@@ -87,7 +88,7 @@ def prepare(run: Run, study: Path, world: World) -> Job:
         path_of(run.settings.start, spec.model.name)
     if run.stage == "clean" and clean.labelled is not None:
         shown = pictures(run, clean.labelled, reading, tokenize)
-        return Job(run, study / run.folder, shown, _sets(run, world), tokenize, shown.labels)
+        return RunInputs(run, study / run.folder, shown, _sets(run, world), tokenize, shown.labels)
     index, chosen, plan = _pretraining(run, study, world)
     if run.stage == "clean":
         _same_start(run, study, index)
@@ -98,11 +99,11 @@ def prepare(run: Run, study: Path, world: World) -> Job:
         labels = read_labels(section.labels, index, section.classes)
     if (forgets := forgetter(run)) is not None:
         flags = read_flags(forgets.flags, index)
-    return Job(run, study / run.folder, pairs, _sets(run, world), tokenize, labels, flags)
+    return RunInputs(run, study / run.folder, pairs, _sets(run, world), tokenize, labels, flags)
 
 
 def _divides(run: Run, world: World) -> None:
-    """Refusal if a process's pairs, or a micro-batch, are no whole number of BatchNorm's groups."""
+    """UserError if a process's pairs, or a micro-batch, are no whole number of BatchNorm's groups."""
     if not model.has_norms(run.spec.model.name):
         return
     batch, micro = run.settings.batch, run.spec.machine.micro_batch
@@ -115,7 +116,7 @@ def _divides(run: Run, world: World) -> None:
         parts = [n for n in range(1, rows + 1) if rows % n == 0 and n <= group][-2:]
         fits = max(n for n in range(1, world.size + 1) if batch % (n * group) == 0 or n == 1)
         alone = "--stage clean" if run.stage == "clean" else "--stage pretrain"
-        raise Refusal(
+        raise UserError(
             f"model.norm_group is {run.spec.model.norm_group:,}, but with {field} {batch:,} each of {world.size} processes "
             f"holds {rows:,} pairs, which is no multiple of {group:,}; nearest {field} that is: {near}; or nearest "
             f"model.norm_group: {' and '.join(f'{n:,}' for n in parts)}; or run this stage on {fits} process"
@@ -123,19 +124,19 @@ def _divides(run: Run, world: World) -> None:
         )
     if micro is not None and micro < rows and micro % group:
         near = " and ".join(f"{n:,}" for n in (micro // group * group, micro // group * group + group) if n)
-        raise Refusal(
+        raise UserError(
             f"machine.micro_batch is {micro:,}, which is no multiple of BatchNorm's groups of {group:,} pairs "
             f"(model.norm_group); nearest that are: {near}"
         )
 
 
 def _same_start(run: Run, study: Path, index: Index) -> None:
-    """Refusal if the start was trained on other pairs than the shards hold now: which were poisoned would be unknown."""
+    """UserError if the start was trained on other pairs than the shards hold now: which were poisoned would be unknown."""
     if run.start is None:
         return
     folder = study / run.start.folder
     if finished(folder) and json.loads((folder / "card.json").read_text())["data digest"] != index.digest:
-        raise Refusal(
+        raise UserError(
             f"{folder} was trained on other pairs than {run.spec.data.pretrain.shards} holds now; put the shards back, "
             "give the spec another name, or delete that folder"
         )
@@ -162,8 +163,8 @@ def held_out(index: Index, seed: int, clean: CleanSource) -> np.ndarray:
     """int64: the pairs that are kept out of the pre-training for the cleaning."""
     assert clean.pairs is not None
     if clean.pairs >= len(index):
-        raise Refusal(f"data.clean.pairs is {clean.pairs:,}, held out of {len(index):,} pairs; none would be left")
-    return lowest(ranks(seed, "held out", index.hashes), clean.pairs)
+        raise UserError(f"data.clean.pairs is {clean.pairs:,}, held out of {len(index):,} pairs; none would be left")
+    return smallest_k(ranks(seed, "held out", index.hashes), clean.pairs)
 
 
 def plan_of(spec: Spec, index: Index, chosen: np.ndarray | None, study: Path, world: World) -> Plan | None:
@@ -179,7 +180,7 @@ def plan_of(spec: Spec, index: Index, chosen: np.ndarray | None, study: Path, wo
         bare = Pairs(index, None, spec.data, reading, lambda texts: torch.zeros(len(texts), 1), None)
         return make_plan(index, attack, spec.seed, lines, bare.captions, chosen)
 
-    plan: Plan = once(("plan", spec.data, attack, spec.seed, study), lambda: processes.together(make))
+    plan: Plan = cached(("plan", spec.data, attack, spec.seed, study), lambda: collectives.on_rank_0(make))
     return plan
 
 
@@ -198,13 +199,13 @@ def _cleaning(
         index = _index(clean.shards, study, world, spec.data)
         both = np.isin(index.hashes, pretrained.hashes)
         if clean.held_out and both.any():
-            raise Refusal(
+            raise UserError(
                 f"data.clean.held_out is true, but {int(both.sum()):,} of the {len(index):,} pairs of {clean.shards} are in "
                 "data.pretrain too; name other shards, or set it to false"
             )
         there = np.flatnonzero(np.isin(index.hashes, pretrained.hashes[poisoned]))
         if len(there) and clean.leftover is None:
-            raise Refusal(
+            raise UserError(
                 f"{len(there):,} of the {len(index):,} pairs of data.clean.shards = {clean.shards} are poisoned in "
                 "data.pretrain; set data.clean.leftover to how many of them may stay (0 leaves them all out), or take them "
                 "out of those shards"
@@ -220,7 +221,7 @@ def _cleaning(
     excluded = np.zeros(len(index), bool)
     excluded[marked] = True
     named = ("clean", spec.data, spec.attack, spec.seed, study)
-    chosen = once(named, lambda: clean_rows(index, spec.seed, clean, excluded, marked))
+    chosen = cached(named, lambda: clean_rows(index, spec.seed, clean, excluded, marked))
     if plan is None or not clean.leftover:
         return index, chosen, None
     stay = dict(list(places.items())[: clean.leftover])
@@ -228,10 +229,10 @@ def _cleaning(
 
 
 _made: dict[str, Any] = {}
-_examinations: dict[str, list[Examination]] = {}
+_examinations: dict[str, list[EvalSet]] = {}
 
 
-def once(named: tuple[Any, ...], make: Callable[[], Any]) -> Any:
+def cached(named: tuple[Any, ...], make: Callable[[], Any]) -> Any:
     """What `make` gives, made once a process: the runs of a study share their data, and millions of keys take a while."""
     if repr(named) not in _made:
         _made[repr(named)] = make()
@@ -245,27 +246,27 @@ def _index(shards: str | dict[str, str], study: Path, world: World, data: Data) 
         progress = Progress("indexing", "shards") if world.first else None
         try:
             return read_index(
-                shards, study.parent / ".index", (world.rank, world.size), processes.barrier, data.schemes,
-                data.pretrain.caption, progress or (lambda done, total: processes.beat()),
+                shards, study.parent / ".index", (world.rank, world.size), collectives.barrier, data.schemes,
+                data.pretrain.caption, progress or (lambda done, total: heartbeat()),
             )  # fmt: skip
-        except Refusal as refusal:
+        except UserError as refusal:
             hint = f"; make them with: {data.made_by}" if data.made_by and "match no" in str(refusal) else ""
-            raise Refusal(f"{refusal}{hint}", alone=refusal.alone) from None
+            raise UserError(f"{refusal}{hint}", alone=refusal.alone) from None
         finally:
             if progress is not None:
                 progress.end()
 
-    index: Index = once(("index", shards, data.pretrain.caption, study), read)
+    index: Index = cached(("index", shards, data.pretrain.caption, study), read)
     return index
 
 
-def _sets(run: Run, world: World) -> list[Examination]:
+def _sets(run: Run, world: World) -> list[EvalSet]:
     """The evaluation sets, decoded once for all runs that measure the same."""
     spec = run.spec
     parts = [spec.data.test, spec.data.labels, spec.data.decode, spec.measure, spec.attack, spec.seed, spec.model.name]
     if repr(parts) not in _examinations:
         _examinations.clear()
-        _examinations[repr(parts)] = examinations(spec, world)
+        _examinations[repr(parts)] = eval_sets(spec, world)
     return _examinations[repr(parts)]
 
 

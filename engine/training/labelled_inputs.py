@@ -6,7 +6,7 @@ from configs.plan import Run
 from data.labelled import Labelled, read_labelled
 from data.pictures import Pictures
 from data.pipeline import Reading
-from data.refusal import Refusal
+from data.refusal import UserError
 from engine.models.clip import Tokenizer, imagenet
 from objectives.sum import objectives_of
 from objectives.supervised import Supervised
@@ -18,33 +18,34 @@ def teachers(run: Run) -> list[Supervised]:
 
 
 def check_labels(run: Run) -> None:
-    """Refusal if the run's objective needs labelled pictures and there are none, or the other way round."""
+    """UserError if the run's objective needs labelled pictures and there are none, or the other way round."""
     objective, folder = run.settings.objective, run.spec.data.clean.labelled
     if run.stage != "clean":
         if teachers(run):
-            raise Refusal(
+            raise UserError(
                 "pretrain.objective is supervised, which learns from labelled pictures, but pre-training reads pairs; use "
                 "it in clean, with data.clean.labelled"
             )
         return
     if folder is None and teachers(run):
-        raise Refusal(
+        raise UserError(
             "clean.objective is supervised, but data.clean.labelled is not given; name a folder of labelled pictures there, "
             "laid out as data.test's"
         )
     if folder is not None and objective.views[1]:
-        raise Refusal(
+        raise UserError(
             f"data.clean.labelled is {folder}, whose pictures have no captions, but clean.objective is {objective.kind}, "
             "which reads captions; use supervised, or leave data.clean.labelled out"
         )
 
 
 def pictures(run: Run, folder: str, reading: Reading, tokenize: Tokenizer) -> Pictures:
-    """The pictures of a cleaning; Refusal if the folder is not as it should be, or has other classes than the objective."""
+    """The pictures of a cleaning; UserError if the folder is not as it should be, or has other classes than the
+    objective."""
     labelled = read(folder)
     for section in teachers(run):
         if section.classes != len(labelled.classes):
-            raise Refusal(
+            raise UserError(
                 f"clean.objective.classes is {section.classes:,}, but data.clean.labelled = {folder} has "
                 f"{len(labelled.classes):,} classes; set classes to {len(labelled.classes)}"
             )

@@ -17,7 +17,7 @@ import torch
 
 from configs.stage import Stage
 from data.pipeline import Batch
-from engine.distributed import world as processes
+from engine.distributed import collectives
 from engine.distributed.world import World
 from engine.models.clip import SCALARS
 from engine.models.towers import Piece, Towers, cut_of
@@ -122,7 +122,7 @@ class Learner:
         means = torch.stack([term.detach().to(terms["loss"].dtype) for term in terms.values()])
         # not finite anywhere: not finite in the mean over ranks, which all of them see
         proof = torch.stack([grad.sum() for grad in on_towers]).sum()[None] * 0.0
-        processes.mean_([*on_learned, means, proof])
+        collectives.all_reduce_mean_([*on_learned, means, proof])
         taken = torch.isfinite(torch.cat([proof, means, *(grad.flatten() for grad in on_learned)])).all()
         terms = dict(zip(terms, means.unbind(), strict=True))
         for parameter, grad in zip(self.learned.values(), on_learned, strict=True):
@@ -144,7 +144,7 @@ class Learner:
             features, _ = self.features(batch, self.forward(batch), step)
             terms = self.objective(features, Exchange(self.ranks))
         means = torch.stack([term.detach() for term in terms.values()])
-        processes.mean_([means])
+        collectives.all_reduce_mean_([means])
         taken = torch.isfinite(means).all()
         self.engine.module.settle(taken)
         return Outcome(dict(zip(terms, means.unbind(), strict=True)), taken, 0.0)

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 import torch
 
 from data.pipeline import Batch
-from data.refusal import Refusal
-from engine.distributed import world as processes
+from data.refusal import UserError
+from engine.distributed import collectives
+from engine.distributed.watchdog import heartbeat
 from engine.distributed.world import World
 from engine.training.journal import Journal
 from engine.training.learner import Learner, Outcome
@@ -36,7 +37,7 @@ class Stopped(Exception):
     """The run was asked to stop and has saved."""
 
 
-class Hopeless(Exception):
+class Pruned(Exception):
     """The run is not worth going on with, and has saved; says why, and at which `step`."""
 
     def __init__(self, why: str, step: int) -> None:
@@ -56,12 +57,12 @@ class Window:
 
 def train(learner: Learner, feed: Iterable[tuple[int, Batch]], journal: Journal, cadence: Cadence, world: World) -> None:
     """Steps through the feed; Stopped after a save when any rank was asked to stop, Hopeless when the first gives the run
-    up, Refusal after too many steps that were not taken."""
+    up, UserError after too many steps that were not taken."""
     saved, window = time.monotonic(), Window(time.monotonic())
     for step, batch in feed:
         if step % cadence.epoch_steps == 0:
             cadence.begin(step // cadence.epoch_steps + 1)
-        processes.beat()
+        heartbeat()
         window.outcomes.append((step, learner.learn(batch, step), batch))
         window.skipped.extend(batch.skipped)
         done = step + 1
@@ -71,7 +72,7 @@ def train(learner: Learner, feed: Iterable[tuple[int, Batch]], journal: Journal,
             _write(window, learner, journal, cadence, -(-done // cadence.epoch_steps), world)
             if window.bad_in_a_row >= cadence.max_bad_steps:
                 cadence.save(done)  # none of these steps was taken: the weights are those from before
-                raise Refusal(
+                raise UserError(
                     f"the loss was not finite in the last {window.bad_in_a_row} steps, to step {done}; none of them was "
                     f"taken, and the weights from before are saved; lower optimizer.rate, set optimizer.clip, or look at "
                     "bad_batches.jsonl"
@@ -87,9 +88,9 @@ def train(learner: Learner, feed: Iterable[tuple[int, Batch]], journal: Journal,
         window.begun = time.monotonic()
         due = world.first and time.monotonic() - saved >= cadence.save_seconds
         asked = [int(cadence.stop()), int(due), len(window.skipped), int(why is not None)]
-        stop, save, new, ends = processes.totals(asked)
+        stop, save, new, ends = collectives.all_reduce_sum(asked)
         if new:
-            cadence.account([entry for part in processes.gather_objects(window.skipped) for entry in part], done)
+            cadence.account([entry for part in collectives.gather_objects(window.skipped) for entry in part], done)
             window.skipped = []
         if save or stop or ends:
             cadence.save(done)
@@ -97,7 +98,7 @@ def train(learner: Learner, feed: Iterable[tuple[int, Batch]], journal: Journal,
         if stop:
             raise Stopped
         if ends:
-            raise Hopeless(why or "", done)
+            raise Pruned(why or "", done)
 
 
 def _write(window: Window, learner: Learner, journal: Journal, cadence: Cadence, epoch: int, world: World) -> None:
@@ -108,7 +109,7 @@ def _write(window: Window, learner: Learner, journal: Journal, cadence: Cadence,
     for flag, (step, _, batch) in zip(taken, outcomes, strict=True):
         window.bad_in_a_row = 0 if flag else window.bad_in_a_row + 1
         if not flag:
-            cadence.lament(step + 1, [key for keys in processes.gather_objects(batch.keys) for key in keys])
+            cadence.lament(step + 1, [key for keys in collectives.gather_objects(batch.keys) for key in keys])
     done = outcomes[-1][0] + 1
     seconds = time.monotonic() - window.begun
     pairs = sum(len(batch.keys) for *_, batch in outcomes) * world.size
@@ -125,5 +126,5 @@ def _write(window: Window, learner: Learner, journal: Journal, cadence: Cadence,
     norm = learner.engine.get_global_grad_norm()
     if norm is not None:
         numbers["grad_norm"] = float(norm)
-    numbers["poisoned"] = processes.totals([int(outcomes[-1][2].poisoned.sum())])[0]
+    numbers["poisoned"] = collectives.all_reduce_sum([int(outcomes[-1][2].poisoned.sum())])[0]
     journal.row("step", epoch=epoch, step=done, **numbers, rate=outcome.rate, **refused, **timing)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from configs.stage import Optimizer
-from data.refusal import Refusal
+from data.refusal import UserError
 
 
 def rate_at(step: int, steps: int, section: Optimizer, epoch_steps: int = 0) -> float:
@@ -102,7 +102,7 @@ def adamw(
         return DeepSpeedCPUAdam(parameters, adamw_mode=True, **settings), kind
     except Exception as error:  # a missing compiler, CUDA toolkit or device, each with its own exception
         reason = str(error).strip().splitlines()
-        raise Refusal(
+        raise UserError(
             f"machine.adam is '{kind}', which does not work here ({reason[-1] if reason else error!r}); use auto"
         ) from None
 

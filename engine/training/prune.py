@@ -13,15 +13,16 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from configs.start import Anp, FinePrune
-from data.chance import derive
 from data.pipeline import batches
 from data.progress import Progress
-from data.refusal import Refusal
-from engine.distributed import world as processes
+from data.refusal import UserError
+from data.seeding import derive_seed
+from engine.distributed import collectives
+from engine.distributed.watchdog import heartbeat
 from engine.distributed.world import World
 from engine.models.neurons import Neurons, neurons_of
 from engine.models.towers import Piece, Towers, cut_of
-from engine.training.inputs import Job
+from engine.training.inputs import RunInputs
 from engine.training.learner import initial
 from objectives.contract import Features
 from objectives.exchange import Exchange, Ranks
@@ -30,7 +31,7 @@ from objectives.mmcl import mmcl
 MOMENTUM = 0.9  # of the masks' descent (Wu & Wang 2021)
 
 
-def fine_pruned(section: FinePrune, towers: Towers, job: Job, world: World) -> str:
+def fine_pruned(section: FinePrune, towers: Towers, job: RunInputs, world: World) -> str:
     """Removes the share of the last stage's or block's neurons whose mean activation over the first clean pairs is lowest
     (Liu et al. 2018, arXiv 1805.12185; of equals the first); what was removed, in words.
 
@@ -44,7 +45,7 @@ def fine_pruned(section: FinePrune, towers: Towers, job: Job, world: World) -> s
     return words(number, neurons)
 
 
-def activations(neurons: Neurons, towers: Towers, job: Job, world: World, pairs: int) -> torch.Tensor:
+def activations(neurons: Neurons, towers: Towers, job: RunInputs, world: World, pairs: int) -> torch.Tensor:
     """float64 [K]: each neuron's mean activation over the first clean pairs of epoch 1."""
     batch, rows = job.run.settings.batch, job.run.spec.machine.eval_batch
     share, steps = batch // world.size, job.pairs.steps
@@ -57,16 +58,16 @@ def activations(neurons: Neurons, towers: Towers, job: Job, world: World, pairs:
             for part in torch.split(one.first().pictures(world.device)[:mine, 0], rows):
                 if len(part):
                     towers(part, None)
-            processes.beat()
+            heartbeat()
             if progress is not None:
                 progress(step + 1, -(-count // batch))
     if progress is not None:
         progress.end()
-    processes.total_([sums])
+    collectives.all_reduce_sum_([sums])
     return sums / count
 
 
-def anp(section: Anp, towers: Towers, found: dict[str, torch.Tensor], job: Job, world: World) -> str:
+def anp(section: Anp, towers: Towers, found: dict[str, torch.Tensor], job: RunInputs, world: World) -> str:
     """Removes the neurons of all blocks whose learned mask ends below the threshold (Wu & Wang 2021, arXiv 2110.14430); what
     was removed, in words.
 
@@ -78,10 +79,10 @@ def anp(section: Anp, towers: Towers, found: dict[str, torch.Tensor], job: Job, 
     spec, stage = job.run.spec, job.run.settings
     scale = found.get("scale", initial(stage, 1, 0)["scale"].initial).to(world.device)
     with still(towers):
-        match = Match(towers, neurons, scale, processes.ranks(), spec.machine.micro_batch or stage.batch)
+        match = Match(towers, neurons, scale, collectives.process_groups(), spec.machine.micro_batch or stage.batch)
         masks = learned_masks(section, match, job, world, spec.seed)
     if not bool(masks.isfinite().all()):
-        raise Refusal(
+        raise UserError(
             f"transform: the loss of anp at budget {section.budget:g} and rate {section.rate:g} is not finite; lower them"
         )
     lost = (masks < section.threshold).nonzero()[:, 0]
@@ -140,11 +141,11 @@ class Match:
             features = Features((torch.cat([*rows, self.towers(last, None)[0]]),), (texts,), {"scale": self.scale})
             loss = mmcl(1.0, features, Exchange(self.ranks))["loss"]
             out = [loss.detach().clone(), *torch.autograd.grad(loss, leaves)]
-        processes.mean_(out)  # ranks hold shares, whose mean is the global batch's
+        collectives.all_reduce_mean_(out)  # ranks hold shares, whose mean is the global batch's
         return out[0], out[1], out[2]
 
 
-def learned_masks(section: Anp, match: Match, job: Job, world: World, seed: int) -> torch.Tensor:
+def learned_masks(section: Anp, match: Match, job: RunInputs, world: World, seed: int) -> torch.Tensor:
     """[K] in [0, 1]: the masks after the section's steps of gradient descent with momentum, from 1."""
     masks = torch.ones(len(match.neurons), device=world.device)
     speed = torch.zeros_like(masks)
@@ -153,11 +154,11 @@ def learned_masks(section: Anp, match: Match, job: Job, world: World, seed: int)
     for step, batch in islice(batches(job.pairs, epochs, 0, job.workers(world)), section.steps):
         one = batch.first()
         pictures, texts = one.pictures(world.device)[:, 0], match.texts(one.tokens[:, 0])
-        draw = torch.Generator().manual_seed(derive(seed, "anp", step))  # the same on every rank
+        draw = torch.Generator().manual_seed(derive_seed(seed, "anp", step))  # the same on every rank
         noise = worst(section.budget, match, pictures, texts, masks, draw)
         speed = MOMENTUM * speed + mask_slope(section.alpha, match, pictures, texts, masks, noise)[1]
         masks = (masks - section.rate * speed).clamp(0, 1)
-        processes.beat()
+        heartbeat()
         if progress is not None:
             progress(step + 1, section.steps)
     if progress is not None:

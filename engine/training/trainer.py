@@ -21,34 +21,34 @@ import torch
 
 from configs.plan import differences
 from configs.stage import Optimizer
-from data.chance import derive
-from data.decode import Bad
+from data.decode import DecodeError
 from data.pipeline import batches
 from data.poison import Plan
-from data.refusal import Refusal
+from data.refusal import UserError
+from data.seeding import derive_seed
 from data.shards import Index
 from data.sheet import pairs_grid, small_grid
-from engine.distributed import world as processes
+from engine.distributed import collectives
 from engine.distributed.world import World
 from engine.evaluation import evaluate
 from engine.models import clip as model
 from engine.models.towers import Towers
 from engine.training import checkpoint, zero
-from engine.training.bad_samples import Ledger
+from engine.training.bad_samples import BadSamples
 from engine.training.cluster import clustered
 from engine.training.init_weights import BESIDE, STEPS, distance, load_start, moments_of, path_of, split
-from engine.training.inputs import Job, clusterer, once
+from engine.training.inputs import RunInputs, cached, clusterer
 from engine.training.journal import Journal
 from engine.training.learner import Learner
-from engine.training.loop import Cadence, Hopeless, train
+from engine.training.loop import Cadence, Pruned, train
 from engine.training.transform import transformed
-from engine.training.usage import Meter
+from engine.training.usage import UsageMeter
 from objectives import tiles
 from records.folder import FAILED, STOPPED, read_json, write_json
 from records.rows import read_rows
 
 
-def remeasure(job: Job, world: World) -> None:
+def re_evaluate(job: RunInputs, world: World) -> None:
     """Measures a finished run again, since the spec now measures something else: new rows at its last step."""
     told = json.loads((job.folder / "finished.json").read_text())
     towers = model.build(job.run.spec.model.name, job.run.spec.seed)
@@ -60,11 +60,11 @@ def remeasure(job: Job, world: World) -> None:
     if world.first:
         write_json(job.folder / "finished.json", {**told, "measured": job.run.measured, "journal": journal.mark})
     journal.close()
-    processes.barrier()
+    collectives.barrier()
 
 
-def perform(
-    job: Job,
+def run_training(
+    job: RunInputs,
     world: World,
     stop: Callable[[], bool],
     say: Callable[[dict[str, Any]], None],
@@ -74,7 +74,7 @@ def perform(
 
     `hopeless(epoch)` on the first process says why the run should end early, after an epoch's measures, or None.
     """
-    meter = Meter(world, {})
+    meter = UsageMeter(world, {})
     run, machine, stage = job.run, job.run.spec.machine, job.run.settings
     learner, facts = _learner(job, world)
     engine = learner.engine
@@ -87,7 +87,7 @@ def perform(
         zero.load(engine, path.parent, path.name)
         learner.restore(checkpoint.own_state(path, world.rank))
         start, length, meter.before = saved["step"], saved["journal"], saved.get("spent", {})
-    processes.together(lambda: _open_folder(job))
+    collectives.on_rank_0(lambda: _open_folder(job))
     card = _card(job, world, facts, digest)
     if world.first:
         for old in (STOPPED, FAILED):
@@ -99,7 +99,7 @@ def perform(
         if not start:
             _show(job, journal, world)
             _measure(job, learner, journal, world, 0, 0)
-        ledger = Ledger(job, world, journal, start)
+        ledger = BadSamples(job, world, journal, start)
 
         def save(step: int) -> None:
             _average_statistics(engine)
@@ -129,11 +129,11 @@ def perform(
         )  # fmt: skip
         try:
             train(learner, batches(job.pairs, stage.epochs, start, job.workers(world)), journal, cadence, world)
-        except Hopeless as end:
+        except Pruned as end:
             spent = meter.spent()
             if world.first:
                 write_json(job.folder / STOPPED, {"step": end.step, "why": str(end), **spent})
-            processes.barrier()
+            collectives.barrier()
             return
         _finish(job, learner, journal, world, checkpoints, meter)
     finally:
@@ -141,7 +141,7 @@ def perform(
         engine.destroy()
 
 
-def _learner(job: Job, world: World) -> tuple[Learner, dict[str, Any]]:
+def _learner(job: RunInputs, world: World) -> tuple[Learner, dict[str, Any]]:
     """(the learner as it is before its first step, facts for the run's card)."""
     run, machine, stage = job.run, job.run.spec.machine, job.run.settings
     towers = model.build(run.spec.model.name, run.spec.seed)
@@ -151,7 +151,7 @@ def _learner(job: Job, world: World) -> tuple[Learner, dict[str, Any]]:
     if "start" in stage.objective.needs:
         origin = copy.deepcopy(towers).requires_grad_(False).eval().to(world.device)
     if stage.norms != "trained" and not towers.norms:
-        raise Refusal(f"{run.stage}.norms is {stage.norms}, but {run.spec.model.name} has no BatchNorm; leave it out")
+        raise UserError(f"{run.stage}.norms is {stage.norms}, but {run.spec.model.name} has no BatchNorm; leave it out")
     moments, section = _moments(job, source)
     rows, views = stage.batch // world.size, stage.objective.views
     group = min(run.spec.model.norm_group, stage.batch)
@@ -159,8 +159,8 @@ def _learner(job: Job, world: World) -> tuple[Learner, dict[str, Any]]:
         norm.rows, norm.frozen = group * views[0], stage.norms == "frozen"
     towers.to(world.device)
     # a run that goes on takes its weights from its checkpoint: what was done to the start's is in them
-    begun = processes.together(lambda: bool(checkpoint.committed(job.folder / "checkpoints")))
-    done = processes.together(lambda: read_json(job.folder / "card.json").get("transformed")) if begun else None
+    begun = collectives.on_rank_0(lambda: bool(checkpoint.committed(job.folder / "checkpoints")))
+    done = collectives.on_rank_0(lambda: read_json(job.folder / "card.json").get("transformed")) if begun else None
     if stage.transform is not None and not begun:
         found, done = transformed(stage.transform, towers, found, job, world)
     if not stage.objective.moves_texts:
@@ -175,13 +175,13 @@ def _learner(job: Job, world: World) -> tuple[Learner, dict[str, Any]]:
         "data digest": job.pairs.index.digest,
         "transformed": done,
     }
-    processes.agree(facts)
+    collectives.assert_equal_on_ranks(facts)
     engine, stepper, adam, clip = zero.wrap(towers, section, machine, world, rows)
     if origin is not None and facts["precision"] != "fp32":
         origin.to(next(engine.module.parameters()).dtype)
     width = model.model_config(run.spec.model.name)["embed_dim"]
     learner = Learner.make(
-        engine, stepper, stage, width, found, derive(run.spec.seed, "head"), (world, processes.ranks()),
+        engine, stepper, stage, width, found, derive_seed(run.spec.seed, "head"), (world, collectives.process_groups()),
         (job.steps, job.pairs.steps), micro=machine.micro_batch, start=origin,
         several=machine.zero < 3 and not machine.compile,  # ZeRO-3 needs equal calls on all ranks, compiled code few shapes
         labels=job.labels, flags=job.flags, notes={} if clip is None else {"zclip": clip.state},
@@ -192,12 +192,12 @@ def _learner(job: Job, world: World) -> tuple[Learner, dict[str, Any]]:
     core = "torch"
     if world.device.type == "cuda":
         compiled = tiles.Kernels(torch.compile(tiles.statistics), torch.compile(tiles.slope))
-        core = once(("core", world.device.type), lambda: tiles.choose(world.device, {"torch.compile": compiled}))
+        core = cached(("core", world.device.type), lambda: tiles.choose(world.device, {"torch.compile": compiled}))
     facts["core"] = core
     return learner, {**facts, "adam": adam, "cuts": towers.cuts}
 
 
-def _started(job: Job, towers: Towers) -> tuple[dict[str, torch.Tensor], Path | None]:
+def _started(job: RunInputs, towers: Towers) -> tuple[dict[str, torch.Tensor], Path | None]:
     """(the scale and the bias found with the start's weights, which are in the towers now; the file of these)."""
     run = job.run
     if run.start is not None:
@@ -209,7 +209,7 @@ def _started(job: Job, towers: Towers) -> tuple[dict[str, torch.Tensor], Path | 
     return load_start(towers, path, run.spec.model.name), path
 
 
-def _moments(job: Job, source: Path | None) -> tuple[dict[str, torch.Tensor], Optimizer]:
+def _moments(job: RunInputs, source: Path | None) -> tuple[dict[str, torch.Tensor], Optimizer]:
     """(AdamW's moments before the first step, if it inherits them; the optimizer's settings with the decay that acts)."""
     section = job.run.settings.optimizer
     if section.state == "fresh":
@@ -222,13 +222,13 @@ def _moments(job: Job, source: Path | None) -> tuple[dict[str, torch.Tensor], Op
         told = read_json(source.parent / "spec.json")
         decay = told.get(source.parent.name.split("-")[0], {}).get("optimizer", {}).get("decay")
     if decay is None:
-        raise Refusal(f"optimizer.state is published, but {source.parent} does not say its weight decay; use inherited")
+        raise UserError(f"optimizer.state is published, but {source.parent} does not say its weight decay; use inherited")
     return moments, section.model_copy(update={"decay": decay})
 
 
 def _cuts(towers: Towers, asked: str, name: str) -> bool:
     if asked == "always" and not towers.trims:
-        raise Refusal(
+        raise UserError(
             f"machine.trim_text is always, but the text tower of {name} has no causal mask with end-token pooling, so "
             f"it would "
             "give other embeddings; use auto"
@@ -236,7 +236,7 @@ def _cuts(towers: Towers, asked: str, name: str) -> bool:
     return towers.trims and asked != "never"
 
 
-def _begin(job: Job, learner: Learner, epoch: int) -> None:
+def _begin(job: RunInputs, learner: Learner, epoch: int) -> None:
     """What an epoch needs before its first step: new clusters and a fresh head, for deep clustering without a file."""
     section = clusterer(job.run)
     if section is None or section.labels is not None:
@@ -244,15 +244,15 @@ def _begin(job: Job, learner: Learner, epoch: int) -> None:
     spec = job.run.spec
     _average_statistics(learner.engine)
     learner.labels = clustered(
-        learner.engine, job.pairs, section.classes, section.rounds, derive(spec.seed, "cluster", epoch) % 2**32,
+        learner.engine, job.pairs, section.classes, section.rounds, derive_seed(spec.seed, "cluster", epoch) % 2**32,
         learner.world, spec.machine.eval_batch,
     )  # fmt: skip
-    learner.renew("cluster.", derive(spec.seed, "head", epoch))
+    learner.renew("cluster.", derive_seed(spec.seed, "head", epoch))
 
 
 def _same_data(then: str, now: str, path: Path) -> None:
     if then != now:
-        raise Refusal(
+        raise UserError(
             f"{path} was trained on other pairs than the shards hold now; "
             f"put the shards back, or delete {path.parent.parent}"
         )
@@ -260,10 +260,10 @@ def _same_data(then: str, now: str, path: Path) -> None:
 
 def _average_statistics(engine: Any) -> None:
     """Makes BatchNorm's running statistics the same on all ranks: their mean, as all of them move linearly."""
-    processes.mean_([buffer for buffer in engine.module.buffers() if buffer.is_floating_point()])
+    collectives.all_reduce_mean_([buffer for buffer in engine.module.buffers() if buffer.is_floating_point()])
 
 
-def _measure(job: Job, learner: Learner, journal: Journal, world: World, epoch: float, step: int) -> None:
+def _measure(job: RunInputs, learner: Learner, journal: Journal, world: World, epoch: float, step: int) -> None:
     _average_statistics(learner.engine)
     began = time.monotonic()
     moved = _moved(job, learner)
@@ -272,7 +272,7 @@ def _measure(job: Job, learner: Learner, journal: Journal, world: World, epoch: 
         journal.row("measure", epoch=epoch, step=step, **numbers, **moved, seconds=seconds)
 
 
-def _evaluated(job: Job, towers: Any, learned: Mapping[str, torch.Tensor], world: World) -> list[dict[str, Any]]:
+def _evaluated(job: RunInputs, towers: Any, learned: Mapping[str, torch.Tensor], world: World) -> list[dict[str, Any]]:
     """The numbers of each evaluation set and, under `costs`, the seconds that each part of them took; `learned` holds what
     was learned beside the towers, the scale among it if the objective has one."""
     scale = float(learned["scale"].detach().exp()) if "scale" in learned else evaluate.SCALE
@@ -281,7 +281,7 @@ def _evaluated(job: Job, towers: Any, learned: Mapping[str, torch.Tensor], world
     return [{**numbers, "costs": costs.seconds[numbers["images"]]} for numbers in found]
 
 
-def _moved(job: Job, learner: Learner) -> dict[str, float]:
+def _moved(job: RunInputs, learner: Learner) -> dict[str, float]:
     """`distance`: how far a cleaning is from the weights that it was given, || w - w0 || / || w0 || over the towers'
     parameters; on the first rank, whose journal it is for."""
     run, name = job.run, job.run.spec.model.name
@@ -296,16 +296,16 @@ def _moved(job: Job, learner: Learner) -> dict[str, float]:
             _started(job, towers)
             return dict(towers.clip.named_parameters())
 
-        old = once(("origin", run.origin, name), origin)
+        old = cached(("origin", run.origin, name), origin)
         return {"distance": distance(dict(learner.engine.module.clip.named_parameters()), old)}
 
 
-def _open_folder(job: Job) -> None:
-    """The run's folder with its spec; Refusal if another spec is in it."""
+def _open_folder(job: RunInputs) -> None:
+    """The run's folder with its spec; UserError if another spec is in it."""
     job.folder.mkdir(parents=True, exist_ok=True)
     spec, path = job.run.decides, job.folder / "spec.json"
     if path.exists() and (changes := differences(json.loads(path.read_text()), spec)):
-        raise Refusal(f"{job.folder} holds a run of another spec ({'; '.join(changes)}); delete it to begin anew")
+        raise UserError(f"{job.folder} holds a run of another spec ({'; '.join(changes)}); delete it to begin anew")
     write_json(path, spec)
 
 
@@ -322,7 +322,7 @@ def write_plan(path: Path, plan: Plan, index: Index, fingerprint: str) -> None:
     os.replace(fresh, path)
 
 
-def _card(job: Job, world: World, facts: dict[str, Any], digest: str) -> dict[str, Any]:
+def _card(job: RunInputs, world: World, facts: dict[str, Any], digest: str) -> dict[str, Any]:
     """What a reader wants to know before step 0."""
     run, stage, machine = job.run, job.run.settings, job.run.spec.machine
     device = (
@@ -359,7 +359,7 @@ def _card(job: Job, world: World, facts: dict[str, Any], digest: str) -> dict[st
     }
 
 
-def _show(job: Job, journal: Journal, world: World) -> None:
+def _show(job: RunInputs, journal: Journal, world: World) -> None:
     """Writes the poison plan, a grid of poisoned pairs, and the pictures whose answers the journal tells, to the folder and
     to TensorBoard."""
     if not world.first:
@@ -381,7 +381,7 @@ def _show(job: Job, journal: Journal, world: World) -> None:
     for sample in list(plan.entries)[:8]:
         try:
             grid.append(job.pairs.first(sample))
-        except Bad:
+        except DecodeError:
             continue  # the ledger counts it when training meets it
     if grid:
         picture = pairs_grid(grid)
@@ -389,7 +389,7 @@ def _show(job: Job, journal: Journal, world: World) -> None:
         journal.picture("poisoned pairs", picture)
 
 
-def _finish(job: Job, learner: Learner, journal: Journal, world: World, checkpoints: Path, meter: Meter) -> None:
+def _finish(job: RunInputs, learner: Learner, journal: Journal, world: World, checkpoints: Path, meter: UsageMeter) -> None:
     """Writes the weights, then finished.json, then removes the checkpoints."""
     _average_statistics(learner.engine)
     with zero.full_weights(learner.engine, job.run.spec.machine):
@@ -399,13 +399,13 @@ def _finish(job: Job, learner: Learner, journal: Journal, world: World, checkpoi
     if moments:
         moments |= learner.moments()
     spent = meter.spent()
-    processes.together(lambda: _write_weights(job, state, moments, journal, spent))
+    collectives.on_rank_0(lambda: _write_weights(job, state, moments, journal, spent))
     if world.first:
         shutil.rmtree(checkpoints, ignore_errors=True)
 
 
 def _write_weights(
-    job: Job,
+    job: RunInputs,
     state: dict[str, torch.Tensor],
     moments: dict[str, torch.Tensor],
     journal: Journal,

@@ -3,11 +3,11 @@
 import torch
 
 from configs.start import Anp, FinePrune, ShrinkPerturb
-from data.chance import derive
+from data.seeding import derive_seed
 from engine.distributed.world import World
 from engine.models import clip as model
 from engine.models.towers import Towers
-from engine.training.inputs import Job
+from engine.training.inputs import RunInputs
 from engine.training.learner import initial
 from engine.training.prune import anp, fine_pruned
 
@@ -16,7 +16,7 @@ def transformed(
     section: ShrinkPerturb | FinePrune | Anp,
     towers: Towers,
     found: dict[str, torch.Tensor],
-    job: Job,
+    job: RunInputs,
     world: World,
 ) -> tuple[dict[str, torch.Tensor], str | None]:
     """Changes the towers in place; (the scale and the bias, given as `found` with the start's weights, as they are then;
@@ -28,10 +28,12 @@ def transformed(
     return found, anp(section, towers, found, job, world)
 
 
-def shrunk(section: ShrinkPerturb, towers: Towers, found: dict[str, torch.Tensor], job: Job) -> dict[str, torch.Tensor]:
+def shrunk(
+    section: ShrinkPerturb, towers: Towers, found: dict[str, torch.Tensor], job: RunInputs
+) -> dict[str, torch.Tensor]:
     """shrink * theta + perturb * theta_fresh, for every parameter and for the scale and the bias."""
     spec = job.run.spec
-    fresh = model.build(spec.model.name, derive(spec.seed, "perturb"))
+    fresh = model.build(spec.model.name, derive_seed(spec.seed, "perturb"))
     with torch.no_grad():
         for old, new in zip(towers.parameters(), fresh.parameters(), strict=True):
             if section.shrink != 1 or section.perturb:

@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 
-from engine.distributed.world import World, gather_objects
+from engine.distributed.collectives import gather_objects
+from engine.distributed.world import World
 
 
-class Meter:
+class UsageMeter:
     """Counts from its making on, atop what earlier launches of the run had taken when they last saved."""
 
     def __init__(self, world: World, before: Mapping[str, Any]) -> None:

@@ -12,8 +12,8 @@ import torch
 
 from configs.machine import Machine
 from configs.stage import Optimizer
-from data.refusal import Refusal
-from engine.distributed import world as processes
+from data.refusal import UserError
+from engine.distributed import collectives
 from engine.distributed.world import World
 from engine.models.towers import Towers
 from engine.training import optimizer
@@ -45,7 +45,7 @@ def precision(machine: Machine, device: torch.device) -> str:
     """fp32, bf16 or fp16; `auto` resolved for this device."""
     if machine.precision != "auto":
         if machine.precision == "fp16" and device.type != "cuda":
-            raise Refusal("machine.precision is fp16, which needs a GPU; use auto")
+            raise UserError("machine.precision is fp16, which needs a GPU; use auto")
         return machine.precision
     return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
 
@@ -100,7 +100,7 @@ def backward_of(engine: Any, world: World) -> Callable[[torch.Tensor], Any]:
 
     def summed(loss: torch.Tensor) -> None:
         engine.backward(loss / world.size)
-        processes.total_([p.grad for p in engine.module.parameters() if p.grad is not None])
+        collectives.all_reduce_sum_([p.grad for p in engine.module.parameters() if p.grad is not None])
 
     return summed
 
@@ -120,7 +120,7 @@ def _adaptive(engine: Any, machine: Machine, kind: str) -> optimizer.ZClip:
         engine.optimizer.scaled_global_norm = measured
         return clip
     if kind != "fp32":
-        raise Refusal(f"optimizer.spikes is zclip, which at ZeRO stage 0 works in fp32, not in {kind}; set machine.zero=1")
+        raise UserError(f"optimizer.spikes is zclip, which at ZeRO stage 0 works in fp32, not in {kind}; set machine.zero=1")
 
     def clipped() -> None:
         grads = [p.grad for p in engine.module.parameters() if p.grad is not None]
@@ -152,7 +152,7 @@ def moments(engine: Any, stepper: torch.optim.Optimizer) -> dict[str, torch.Tens
                 value = torch.zeros(parameter.numel(), dtype=torch.float32, device=parameter.device)
                 for part in _parts(stepper, parameter):
                     value[part.own] = stepper.state[part.flat][key][part.there]
-                processes.total_([value])
+                collectives.all_reduce_sum_([value])
             elif parameter in stepper.state:
                 value = stepper.state[parameter][key]
             else:
@@ -166,7 +166,7 @@ def moments(engine: Any, stepper: torch.optim.Optimizer) -> dict[str, torch.Tens
 def set_moments(
     engine: Any, stepper: torch.optim.Optimizer, named: dict[str, dict[str, torch.Tensor]], steps: float
 ) -> None:
-    """Gives AdamW these moments before its first step, each rank its part of them; Refusal where DeepSpeed keeps none by
+    """Gives AdamW these moments before its first step, each rank its part of them; UserError where DeepSpeed keeps none by
     name."""
     for name, parameter in engine.module.clip.named_parameters():
         if not parameter.requires_grad or name not in named:
@@ -184,7 +184,7 @@ def set_moments(
             elif any(parameter is one for group in stepper.param_groups for one in group["params"]):
                 _begun(stepper, parameter, steps)[key].copy_(value)
             else:
-                raise Refusal("optimizer.state can't be inherited at this precision and ZeRO stage; set machine.zero=1")
+                raise UserError("optimizer.state can't be inherited at this precision and ZeRO stage; set machine.zero=1")
 
 
 class _Part(NamedTuple):
@@ -227,4 +227,4 @@ def load(engine: Any, folder: Path, tag: str) -> None:
     """The state that `save` wrote, on every rank."""
     path, _ = engine.load_checkpoint(str(folder), tag=tag)
     if path is None:
-        raise Refusal(f"DeepSpeed found no checkpoint in {folder / tag}")
+        raise UserError(f"DeepSpeed found no checkpoint in {folder / tag}")

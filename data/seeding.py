@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import numpy as np
 
 
-def derive(*names: int | str) -> int:
+def derive_seed(*names: int | str) -> int:
     """A 63-bit integer that depends on all names and their order; equal on every machine."""
     text = "\x1f".join(f"{type(name).__name__}:{name}" for name in names)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
@@ -18,7 +18,7 @@ def derive(*names: int | str) -> int:
 
 def generator(*names: int | str) -> np.random.Generator:
     """A NumPy generator of its own, seeded from the names."""
-    return np.random.Generator(np.random.PCG64(derive(*names)))
+    return np.random.Generator(np.random.PCG64(derive_seed(*names)))
 
 
 def number_of(names: Iterable[str]) -> np.ndarray:
@@ -42,10 +42,10 @@ def mixed(numbers: np.ndarray, salt: int) -> np.ndarray:
 
 def ranks(seed: int, purpose: str, hashes: np.ndarray) -> np.ndarray:
     """uint64 [N] of the keys' numbers; sorting by it is a random order that does not depend on where the keys are stored."""
-    return mixed(hashes, derive(seed, purpose))
+    return mixed(hashes, derive_seed(seed, purpose))
 
 
-def lowest(ranks: np.ndarray, count: int, among: np.ndarray | None = None) -> np.ndarray:
+def smallest_k(ranks: np.ndarray, count: int, among: np.ndarray | None = None) -> np.ndarray:
     """int64 [count]: the places of the smallest ranks, smallest first, of all or of those places."""
     values = ranks if among is None else ranks[among]
     if count < len(values):

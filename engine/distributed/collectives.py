@@ -1,0 +1,186 @@
+"""What ranks tell each other: gathers and sums of tensors, plain values, an action of rank 0 alone."""
+
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from data.refusal import UserError
+from objectives.exchange import SINGLE_RANK, Group, Ranks, SingleRank, grid
+
+
+@dataclass
+class Received:
+    """Bytes that this rank has received of others' features and statistics, counted as rings move them."""
+
+    bytes: int = 0
+    calls: int = 0
+
+
+received = Received()
+
+
+@dataclass(frozen=True)
+class ProcessGroup:
+    """Some ranks of a process group: the collectives that objectives/exchange.py asks for, each counted."""
+
+    rank: int
+    size: int
+    group: Any
+
+    def gather(self, part: torch.Tensor) -> torch.Tensor:
+        """[size * B, ...]: the [B, ...] of all members in order."""
+        part = part.detach().contiguous()
+        sent = part.to(torch.uint8) if part.dtype == torch.bool else part
+        out = sent.new_empty((self.size * len(sent), *sent.shape[1:]))
+        dist.all_gather_into_tensor(out, sent, group=self.group)
+        self._count((self.size - 1) * sent.nbytes)
+        return out.to(part.dtype)
+
+    def reduce_scatter(self, whole: torch.Tensor) -> torch.Tensor:
+        """[B, ...]: this rank's part of the members' sum of [size * B, ...]."""
+        out = whole.new_empty((len(whole) // self.size, *whole.shape[1:]))
+        dist.reduce_scatter_tensor(out, whole.contiguous(), group=self.group)
+        self._count((self.size - 1) * out.nbytes)
+        return out
+
+    def all_reduce_sum(self, value: torch.Tensor) -> torch.Tensor:
+        """The sum over members."""
+        out = value.detach().clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(out, group=self.group)
+        self._count(2 * out.nbytes * (self.size - 1) // self.size)
+        return out
+
+    def _count(self, number: int) -> None:
+        received.bytes += number
+        received.calls += 1
+
+
+def process_groups() -> Ranks:
+    """This rank's groups: everyone, its row and its column of the grid. Every rank calls it at the same moment."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return SINGLE_RANK
+    size, rank = dist.get_world_size(), dist.get_rank()
+    if size not in _groups:
+        rows, columns = grid(size)
+        lines = [list(range(i * columns, (i + 1) * columns)) for i in range(rows)]
+        piles = [list(range(j, size, columns)) for j in range(columns)]
+        line, pile = (_mine(sets, rank) for sets in (lines, piles))
+        _groups[size] = Ranks(ProcessGroup(rank, size, None), line, pile)
+    return _groups[size]
+
+
+_groups: dict[int, Ranks] = {}
+
+
+def forget_process_groups() -> None:
+    """Before the process group that they belong to is destroyed."""
+    _groups.clear()
+
+
+def _mine(sets: list[list[int]], rank: int) -> Group:
+    """The group of the set that holds this rank; every set's group is made, as torch asks."""
+    if len(sets[0]) == 1:
+        return SingleRank()
+    made = [dist.new_group(members) if len(sets) > 1 else None for members in sets]
+    at = next(i for i, members in enumerate(sets) if rank in members)
+    return ProcessGroup(sets[at].index(rank), len(sets[at]), made[at])
+
+
+def gather_rows(rows: torch.Tensor) -> torch.Tensor:
+    """[N, ...]: as `gather`, without gradients."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return rows.detach()
+    out = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+    dist.all_gather(out, rows.detach().contiguous())
+    return torch.cat(out)
+
+
+def all_reduce_mean_(tensors: list[torch.Tensor]) -> None:
+    """Replaces each floating-point tensor by its mean over ranks, in one collective a dtype."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return
+    for dtype in dict.fromkeys(t.dtype for t in tensors if t.is_floating_point()):  # in the same order on every rank
+        these = [t for t in tensors if t.dtype == dtype]
+        flat = torch.cat([t.detach().reshape(-1) for t in these])
+        dist.all_reduce(flat)
+        flat /= dist.get_world_size()
+        for tensor, part in zip(these, torch.split(flat, [t.numel() for t in these]), strict=True):
+            tensor.data.copy_(part.view_as(tensor))
+
+
+LARGE = 1 << 18  # elements above which a tensor travels by itself
+
+
+def all_reduce_sum_(tensors: list[torch.Tensor]) -> None:
+    """Replaces each tensor by its sum over ranks: large ones in place, small ones of a dtype together."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return
+    large = [
+        dist.all_reduce(tensor, async_op=True) for tensor in tensors if tensor.numel() >= LARGE and tensor.is_contiguous()
+    ]
+    rest = [tensor for tensor in tensors if tensor.numel() < LARGE or not tensor.is_contiguous()]
+    for dtype in dict.fromkeys(tensor.dtype for tensor in rest):
+        these = [tensor for tensor in rest if tensor.dtype == dtype]
+        flat = torch.cat([tensor.reshape(-1) for tensor in these])
+        dist.all_reduce(flat)
+        for tensor, part in zip(these, torch.split(flat, [tensor.numel() for tensor in these]), strict=True):
+            tensor.copy_(part.view_as(tensor))
+    for work in large:
+        work.wait()
+
+
+def all_reduce_sum(numbers: list[int]) -> list[int]:
+    """Each number summed over ranks."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return numbers
+    out = torch.tensor(numbers, dtype=torch.int64)
+    dist.all_reduce(out)
+    return [int(n) for n in out]
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """The value of each rank, in rank order: plain values of our own, never from a file or another machine's user."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return [value]
+    out: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(out, value)
+    return out
+
+
+def barrier() -> None:
+    """Returns when every rank has come here."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.barrier()
+
+
+def on_rank_0(action: Callable[[], Any]) -> Any:
+    """What rank 0's action returns, on every rank; an exception on rank 0 is raised on every rank."""
+    outcome: tuple[Any, Exception | None] = (None, None)
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        try:
+            outcome = (action(), None)
+        except Exception as error:
+            outcome = (None, error)
+    value, trouble = gather_objects(outcome)[0]
+    if trouble is not None:
+        raise trouble
+    return value
+
+
+def assert_equal_on_ranks(facts: dict[str, Any]) -> None:
+    """UserError, naming ranks, if the facts are not the same on all of them."""
+    told = gather_objects((socket.gethostname(), facts))
+    (_, first), *others = told
+    faults = []
+    for rank, (host, theirs) in enumerate(others, 1):
+        for name in first:
+            if theirs.get(name) != first[name]:
+                faults.append(
+                    f"rank {rank} on {host} has {name} {theirs.get(name)}, rank 0 on {told[0][0]} has {first[name]}"
+                )
+    if faults:
+        raise UserError(f"ranks disagree: {'; '.join(faults[:8])}; start all with the same spec and the same installation")
