@@ -26,6 +26,7 @@ from engine.training.init_weights import MOMENTS, STEPS
 from engine.training.optimizer import rate_at
 from objectives.contract import Features, Learned, Objective, Terms
 from objectives.exchange import Exchange, Ranks
+from objectives.learned import initial
 
 
 @dataclass
@@ -78,7 +79,7 @@ class Learner:
         """A learner whose scale and bias start as `found` in the start's weights, or as the objective has them; `span` is
         (steps, steps an epoch)."""
         world, ranks = places
-        wanted = initial(stage, width, seed)
+        wanted = initial(stage.objective, width, seed)
         learned = {
             name: found.get(name, one.initial).detach().float().to(world.device).clone().requires_grad_()
             for name, one in wanted.items()
@@ -228,7 +229,7 @@ class Learner:
     def renew(self, names: str, seed: int) -> None:
         """Draws again, by this seed, what is learned under names with this beginning; its moments are forgotten."""
         width = self.learned["cluster.weight"].shape[1]
-        for name, one in initial(self.stage, width, seed).items():
+        for name, one in initial(self.stage.objective, width, seed).items():
             if name.startswith(names):
                 self.learned[name].data.copy_(one.initial)
                 self.adam.state.pop(self.learned[name], None)
@@ -257,10 +258,3 @@ class Learner:
             value.copy_(state[f"note/{name}"])
         if "labels" in state:
             self.labels = state["labels"].numpy()
-
-
-def initial(stage: Stage, width: int, seed: int) -> dict[str, Learned]:
-    """What is learned beside the towers: the scale (from 1/0.07, at most 100; Radford et al. 2021) and the objective's
-    own."""
-    scale = Learned(torch.tensor([np.log(1 / 0.07)], dtype=torch.float32), 0.0, float(np.log(100.0)))
-    return {"scale": scale, **stage.objective.learned(width, torch.Generator().manual_seed(seed))}

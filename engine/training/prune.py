@@ -23,9 +23,9 @@ from engine.distributed.world import World
 from engine.models.neurons import Neurons, neurons_of
 from engine.models.towers import Piece, Towers, cut_of
 from engine.training.inputs import RunInputs
-from engine.training.learner import initial
 from objectives.contract import Features
 from objectives.exchange import Exchange, Ranks
+from objectives.learned import initial
 from objectives.mmcl import mmcl
 
 MOMENTUM = 0.9  # of the masks' descent (Wu & Wang 2021)
@@ -77,7 +77,7 @@ def anp(section: Anp, towers: Towers, found: dict[str, torch.Tensor], job: RunIn
     """
     neurons = neurons_of(towers, job.run.spec.model.name)
     spec, stage = job.run.spec, job.run.settings
-    scale = found.get("scale", initial(stage, 1, 0)["scale"].initial).to(world.device)
+    scale = found.get("scale", initial(stage.objective, 1, 0)["scale"].initial).to(world.device)
     with still(towers):
         match = Match(towers, neurons, scale, collectives.process_groups(), spec.machine.micro_batch or stage.batch)
         masks = learned_masks(section, match, job, world, spec.seed)

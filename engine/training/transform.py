@@ -8,8 +8,8 @@ from engine.distributed.world import World
 from engine.models import clip as model
 from engine.models.towers import Towers
 from engine.training.inputs import RunInputs
-from engine.training.learner import initial
 from engine.training.prune import anp, fine_pruned
+from objectives.learned import initial
 
 
 def transformed(
@@ -38,7 +38,7 @@ def shrunk(
         for old, new in zip(towers.parameters(), fresh.parameters(), strict=True):
             if section.shrink != 1 or section.perturb:
                 old.mul_(section.shrink).add_(new.to(old.device), alpha=section.perturb)
-    begins = initial(job.run.settings, 1, 0)
+    begins = initial(job.run.settings.objective, 1, 0)
     return {
         name: section.shrink * value + section.perturb * begins[name].initial if name in begins else value
         for name, value in found.items()
