@@ -10,6 +10,7 @@ from typing import Any
 
 from configs.spec import Point, Spec
 from configs.stage import Stage
+from records.study_json import RunEntry, StageName
 
 FORMAT = 4  # raised when the same spec comes to mean another computation
 
@@ -19,7 +20,7 @@ class Run:
     """One training: a pre-training, its untouched twin, or a cleaning that starts from a pre-training's result or from
     weights that the spec names."""
 
-    stage: str  # "pretrain" | "twin" | "clean"
+    stage: StageName
     spec: Spec
     swept: tuple[tuple[str, Any], ...]
     start: "Run | None" = None
@@ -110,21 +111,22 @@ class Run:
         further = [(p, value) for p, value in mine if p == "seed" or "." in p and not p.endswith("objective")]
         return " ".join([self.stage, objective, *(f"{path.rsplit('.', 1)[-1]}={value}" for path, value in further)])
 
-    def card(self) -> dict[str, Any]:
+    def entry(self) -> RunEntry:
         """The run as study.json lists it."""
-        return {
-            "run": self.folder,
-            "stage": self.stage,
-            "title": self.title,
-            "start": self.origin,
-            "pretrain_objective": self.began_with,
-            "clean_objective": self.settings.objective.kind if self.stage == "clean" else None,
-            "cleaner": self.cleaner,
-            "rate": self.settings.optimizer.rate,
-            "seed": self.spec.seed,
-            "swept": {k: v for k, v in self.swept if self.stage == "clean" or k not in self.cleaning},
-            "cleaning": sorted(self.cleaning) if self.stage == "clean" else [],
-        }
+        cleans = self.stage == "clean"
+        return RunEntry(
+            run=self.folder,
+            stage=self.stage,
+            title=self.title,
+            start=self.origin,
+            pretrain_objective=self.began_with,
+            clean_objective=self.settings.objective.kind if cleans else None,
+            cleaner=self.cleaner,
+            rate=self.settings.optimizer.rate,
+            seed=self.spec.seed,
+            swept={name: value for name, value in self.swept if cleans or name not in self.cleaning},
+            cleaning=tuple(sorted(self.cleaning)) if cleans else (),
+        )
 
 
 def runs(points: Iterable[Point], stage: str | None = None) -> list[Run]:

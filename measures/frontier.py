@@ -3,10 +3,10 @@
 Pure functions over points; a point whose rate is not a number qualifies for nothing.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from itertools import pairwise
 from math import fsum
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 Label = TypeVar("Label")
 
@@ -49,15 +49,6 @@ def worth(points: Iterable[Point[Label]], cap: float) -> float | None:
     if best is not None:
         return best.top1
     return max((cap - p.asr for p in known), default=None)
-
-
-def points_of_rows(rows: Iterable[Mapping[str, Any]], until: float = float("inf")) -> list[Point[float]]:
-    """The points that a cleaning's journal has measured up to an epoch, not its start, each labelled by its epoch."""
-    return [
-        Point(row["asr"], row["top1"], row["epoch"])
-        for row in rows
-        if row["kind"] == "measure" and "asr" in row and "top1" in row and 0 < row["epoch"] <= until
-    ]
 
 
 def pareto(points: Iterable[Point[Label]]) -> list[Point[Label]]:

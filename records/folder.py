@@ -1,24 +1,46 @@
-"""What lies in a run's folder, and what its files say of it; needs neither torch nor DeepSpeed."""
+"""What lies in a study's folder and in a run's, and how its JSON files are read and written.
+
+runs/NAME/study.json                  what was asked, and the runs that answer it (records/study_json.py)
+runs/NAME/STAGE-FINGERPRINT/          one run:
+    spec.json card.json               what decides its result; what a reader wants to know of it (records/card.py)
+    metrics.jsonl                     its journal (records/rows.py)
+    finished.json | stopped.json | failed.json      how it ended (records/ending.py)
+"""
 
 import json
 import os
 import socket
-import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 RUNS = Path("runs")  # all studies, below the folder that a command is given in
-STOPPED, FAILED = "stopped.json", "failed.json"
+WEIGHTS = "weights.safetensors"
+
+
+class RecordFile(BaseModel):
+    """A JSON file of a study or of a run: written by the engine and read by whoever wants to know, as one typed model."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+    FILE: ClassVar[str]
+
+    @classmethod
+    def read(cls, folder: Path) -> Self | None:
+        """The file in a folder; None if there is none, or if it does not hold what it should."""
+        try:
+            return cls.model_validate_json((folder / cls.FILE).read_bytes())
+        except (OSError, ValidationError):
+            return None
+
+    def write(self, folder: Path) -> None:
+        """Writes the file whole or not at all."""
+        write_json(folder / self.FILE, self.model_dump(mode="json"))
 
 
 def finished(folder: Path) -> bool:
     """Whether the run in a folder ended and its weights are there."""
-    return (folder / "finished.json").is_file() and (folder / "weights.safetensors").is_file()
-
-
-def current(folder: Path, measured: dict[str, Any]) -> bool:
-    """Whether the run in a folder is finished and `measured`, what the spec measures now, was measured."""
-    return finished(folder) and bool(read_json(folder / "finished.json").get("measured") == measured)
+    return (folder / "finished.json").is_file() and (folder / WEIGHTS).is_file()
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -43,9 +65,3 @@ def write_whole(path: Path, content: bytes) -> None:
         staged.replace(path)
     finally:
         staged.unlink(missing_ok=True)
-
-
-def note_failure(folder: Path, words: str) -> None:
-    """Says in the run's folder why the run failed."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / FAILED, {"message": words, "when": time.strftime("%Y-%m-%d %H:%M:%S"), "host": socket.gethostname()})

@@ -1,17 +1,104 @@
-"""metrics.jsonl, a run's journal: one JSON object a line."""
+"""metrics.jsonl, a run's journal: one JSON object a line, each of one of three kinds.
+
+A row has numbers under names of their own: the terms of a loss, the numbers of a measure. What every row of a kind has is a
+field; the rest is in `model_extra`.
+"""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 TIMING = ("pairs_per_s", "seconds", "costs")  # what may differ between two runs of the same spec
 FILE = "metrics.jsonl"
+LARGEST = 1e300  # a number beyond is taken for infinite
+
+Answer = tuple[str, str, str, str]  # a picture's class, the target, the model's answer, its answer with the trigger
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl; a last line cut by a kill is left out."""
-    rows = []
-    for line in path.read_text("utf-8").splitlines(keepends=True) if path.exists() else ():
-        if line.endswith("\n"):
-            rows.append(json.loads(line))
-    return rows
+class Row(BaseModel):
+    """What all rows have: how far the run was. Numbers are those of the global batch or of a whole evaluation set."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    kind: str
+    epoch: int | float
+    step: int
+
+    def numbers(self) -> dict[str, float]:
+        """The row's finite numbers by name, without its epoch and step."""
+        fields = {**{name: getattr(self, name) for name in type(self).model_fields}, **(self.model_extra or {})}
+        return {
+            name: value
+            for name, value in fields.items()
+            if name not in ("epoch", "step")
+            and isinstance(value, int | float)
+            and not isinstance(value, bool)
+            and abs(value) < LARGEST
+        }
+
+    def line(self) -> str:
+        """The row as the journal holds it."""
+        return json.dumps(self.model_dump(exclude_unset=True, mode="json")) + "\n"
+
+
+class StepRow(Row):
+    """The last taken step since the row before: its loss's terms, scale and rate, and the pace since then."""
+
+    kind: Literal["step"]
+    loss: float
+    pairs_per_s: float | None = None
+    seconds: float | None = None
+    bad_steps: int = 0  # not taken since the row before
+
+
+class BadRow(Row):
+    """Steps of which none was taken, as their loss was not finite."""
+
+    kind: Literal["bad"]
+    bad_steps: int
+    pairs_per_s: float | None = None
+    seconds: float | None = None
+
+
+class MeasureRow(Row):
+    """An evaluation of one set; rates are fractions."""
+
+    kind: Literal["measure"]
+    images: str = ""
+    top1: float | None = None
+    asr: float | None = None
+    answers: list[Answer] | None = None
+    seconds: float | None = None  # of the whole evaluation of this moment, until this set was done
+    costs: dict[str, float] | None = None  # seconds of this set by part
+
+
+AnyRow = Annotated[StepRow | BadRow | MeasureRow, Field(discriminator="kind")]
+_ANY_ROW: TypeAdapter[StepRow | BadRow | MeasureRow] = TypeAdapter(AnyRow)
+
+
+def parse_row(line: bytes) -> StepRow | BadRow | MeasureRow | None:
+    """The row in a line; None if it holds none."""
+    try:
+        return _ANY_ROW.validate_json(line)
+    except ValidationError:
+        return None
+
+
+def row_of(kind: str, numbers: dict[str, Any]) -> StepRow | BadRow | MeasureRow:
+    """A row to be written."""
+    return _ANY_ROW.validate_python({"kind": kind, **numbers})
+
+
+def whole_lines(path: Path) -> Iterator[bytes]:
+    """The lines of a file of JSON lines; a last line cut by a kill is left out."""
+    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
+        if line.endswith(b"\n"):
+            yield line
+
+
+def read_rows(path: Path) -> list[StepRow | BadRow | MeasureRow]:
+    """The rows of a journal; lines that hold none are left out."""
+    return [row for line in whole_lines(path) if (row := parse_row(line)) is not None]

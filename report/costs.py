@@ -8,15 +8,13 @@ there are CPU-hours: times processes and the threads of each, the loaders' proce
 count, `joules` of the same files. What no file tells is None, and never guessed.
 """
 
-import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from report.load import Record, Study, number
+from report.load import Record, Study
 from report.points import spoken
 
 STAGES = {"pretrain": "pre-training", "twin": "twin", "clean": "cleaning"}
-THREADS = re.compile(r"^(.*), (\d{1,6}) threads a process$")  # the end of a card's `device`
 
 
 class Bill(NamedTuple):
@@ -78,25 +76,24 @@ class Costs(NamedTuple):
 
 def bill(record: Record) -> Bill:
     """What the run took so far."""
-    moments: dict[tuple[float | None, float | None], float] = {}
+    moments: dict[tuple[float, int], float] = {}
     for row in record.measures:
-        at, seconds = (number(row, "epoch"), number(row, "step")), number(row, "seconds")
-        if seconds is not None:
-            moments[at] = max(moments.get(at, 0.0), seconds)
+        if row.seconds is not None:
+            moments[row.epoch, row.step] = max(moments.get((row.epoch, row.step), 0.0), row.seconds)
     training = record.pace.seconds or None
     measuring = sum(moments.values()) if moments else None
     parts = [seconds for seconds in (training, measuring) if seconds is not None]
-    told = number(record.end, "seconds")
-    wall = max(told or 0.0, sum(parts)) if parts or told is not None else None
-    kind, processes = record.card.get("device"), number(record.card, "processes")
-    named = THREADS.match(kind) if isinstance(kind, str) else None
+    elapsed = record.end.seconds if record.end else None
+    wall = max(elapsed or 0.0, sum(parts)) if parts or elapsed is not None else None
     device, gpu, cpu = None, None, None
-    if named:
-        device = named[1]
-        if wall is not None and processes is not None:
-            held = wall * processes
-            gpu, cpu = (None, held * int(named[2])) if device.endswith(" CPU") else (held, None)
-    return Bill(training, measuring, wall, record.pace.pairs or None, gpu, cpu, number(record.end, "joules"), device)
+    if (card := record.card) is not None:
+        device = card.device.name
+        if wall is not None and card.device.gpu:
+            gpu = wall * card.processes
+        elif wall is not None:
+            cpu = wall * card.processes * card.device.threads
+    joules = record.end.joules if record.end else None
+    return Bill(training, measuring, wall, record.pace.pairs or None, gpu, cpu, joules, device)
 
 
 def total(bills: Sequence[Bill]) -> Bill:

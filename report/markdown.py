@@ -20,7 +20,7 @@ from report.costs import costs
 from report.exports import Judged, judge, text, words
 from report.figures import plates
 from report.imports import write_files
-from report.load import Study, flat, read_study
+from report.load import Study, read_study
 from report.plots.frontier import drawn
 from report.plots.lines import short
 from report.points import panels
@@ -155,9 +155,9 @@ def _rules(judged: Judged) -> str:
 
 def _versions(study: Study) -> str:
     """The versions that the runs' cards tell."""
-    cards = [record.card.get("versions") for record in study.records]
-    told = list(dict.fromkeys(", ".join(" ".join(pair) for pair in flat(one)) for one in cards if isinstance(one, dict)))
-    return f"Versions: {plain('; or '.join(told))}." if told else ""
+    cards = [record.card.versions for record in study.records if record.card is not None]
+    versions = list(dict.fromkeys(", ".join(map(" ".join, card.items())) for card in cards))
+    return f"Versions: {plain('; or '.join(versions))}." if versions else ""
 
 
 def plain(words: str) -> str:

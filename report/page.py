@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from records.card import Fact
 from report.costs import STAGES, costs
 from report.difference import sentence
 from report.exports import Judged, page_table
@@ -18,7 +19,6 @@ from report.verdict import notes, summary, verdict
 
 MOST = 5_000  # evaluations that the page lists; more make it slow to open, and nobody reads them there
 GRIDS = 12  # grids of poisoned pairs inside the page; the others are named, and lie in their runs' folders
-MACHINE = ("device", "hardware", "processes", "versions")  # what a card says of the machine
 
 
 class Picture(NamedTuple):
@@ -43,12 +43,12 @@ def page_of(read: Study, judged: Judged, pictures: Sequence[Picture]) -> str:
         lstrip_blocks=True,
     )
     filled.filters.update(picture=_data_uri, digest=_digest, rate=rate_text, name=spoken, flat=flat, tied=_tied)
-    cards = [record.card for record in read.records if record.card]
-    machines = Counter(json.dumps({key: card[key] for key in MACHINE if key in card}, sort_keys=True) for card in cards)
-    common = _common(cards)
-    stages: dict[str, list[tuple[Record, list[tuple[str, str]]]]] = {}
+    cards = [record.card for record in read.records if record.card is not None]
+    machines = Counter(tuple(card.machine_facts()) for card in cards)
+    common = _common([card.facts() for card in cards])
+    stages: dict[str, list[tuple[Record, list[Fact]]]] = {}
     for record in read.records:
-        own = [fact for fact in flat(record.card) if fact not in common]
+        own = [fact for fact in record.card.facts() if fact not in common] if record.card is not None else []
         stages.setdefault(STAGES[record.run.stage], []).append((record, own))
     poisons: dict[bytes, list[str]] = {}
     for record in read.records:
@@ -74,9 +74,9 @@ def page_of(read: Study, judged: Judged, pictures: Sequence[Picture]) -> str:
         rows=rows,
         evaluated=evaluated,
         costs=costs(read),
-        machines=[(json.loads(facts), count) for facts, count in machines.items() if facts != "{}"],
+        machines=list(machines.items()),
         stages=list(stages.items()),
-        common=list(common),
+        common=common,
         spec=json.dumps(read.plan.spec, indent=2, ensure_ascii=False),
         again=read.again,
     )
@@ -96,12 +96,9 @@ def shown(read: Study) -> tuple[list[dict[str, Any]], int]:
     return last, len(rows)
 
 
-def _common(cards: Sequence[dict[str, Any]]) -> dict[tuple[str, str], None]:
+def _common(cards: Sequence[Sequence[Fact]]) -> list[Fact]:
     """The facts that all cards share, in the first one's order; none of a single card, which stays whole."""
-    if len(cards) < 2:
-        return {}
-    told = [dict.fromkeys(flat(card)) for card in cards]
-    return {fact: None for fact in told[0] if all(fact in other for other in told[1:])}
+    return [fact for fact in cards[0] if all(fact in card for card in cards[1:])] if len(cards) > 1 else []
 
 
 def _tied(sentence: str) -> str:

@@ -4,7 +4,8 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from measures.frontier import Point
-from report.load import RATES, Record, Run, Study, flat
+from records.study_json import RunEntry
+from report.load import RATES, Record, Study, flat
 from report.values import Course, Mark, Panel
 
 NAMES = {
@@ -62,7 +63,7 @@ def timeline(record: Record, images: tuple[str | None, str | None]) -> list[Mome
     ]
 
 
-def _way(run: Run) -> Way:
+def _way(run: RunEntry) -> Way:
     """How a run pre-trains: its objective, and the other swept settings that are not of the cleaning."""
     own = {name: value for name, value in run.swept.items() if name not in run.cleaning}
     settings = []

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import samples
 from test_report import study
 
 from report.costs import amount, bill, costs
@@ -17,7 +18,7 @@ from report.figures import plates
 from report.load import read_study
 from report.write import write_report
 
-CPU, GPU = "x86_64 CPU, 3 threads a process", "NVIDIA H100 80GB HBM3, 8 threads a process"
+CPU, GPU = samples.card(), samples.card(device=samples.GPU, processes=2)
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 FOUND = next((path for name in BROWSERS if (path := shutil.which(name))), None)
 
@@ -34,7 +35,8 @@ def journal(folder: Path, run: str, rows: list[dict[str, Any]], card: dict[str, 
 
 
 def step(at: int, pairs_per_s: float, seconds: float, kind: str = "step") -> dict[str, Any]:
-    return {"kind": kind, "epoch": 1, "step": at, "loss": 1.0, "pairs_per_s": pairs_per_s, "seconds": seconds}
+    bad = {"bad_steps": 1} if kind == "bad" else {"loss": 1.0}
+    return {"kind": kind, "epoch": 1, "step": at, **bad, "pairs_per_s": pairs_per_s, "seconds": seconds}
 
 
 def measure(at: int, seconds: float | None, images: str = "demo") -> dict[str, Any]:
@@ -47,11 +49,11 @@ def costly(folder: Path) -> Path:
     study(folder)
     # 100 pairs/s for 30 s, 50 for 60 s: 6,000 pairs in 90 s; measuring two sets took 5 s in all, then one 7 s
     rows = [measure(0, 4.5), measure(0, 5.0, "held"), step(5, 100.0, 30.0), step(10, 50.0, 60.0), measure(10, 7.0)]
-    journal(folder, "pretrain-a", rows, {"device": GPU, "processes": 2}, {"seconds": 360.0, "joules": 7.2e6})
+    journal(folder, "pretrain-a", rows, GPU, samples.finished(seconds=360.0, joules=7.2e6))
     # its last part took 20 s, but its journal has 80 s
     rows = [step(5, 10.0, 60.0), step(10, 30.0, 20.0, "bad")]
-    journal(folder, "pretrain-b", rows, {"device": GPU, "processes": 2}, {"seconds": 20.0})
-    journal(folder, "clean-a", [step(5, 8.0, 100.0)], {"device": CPU, "processes": 1}, {"seconds": 180, "why": "hopeless"})
+    journal(folder, "pretrain-b", rows, GPU, samples.finished(seconds=20.0))
+    journal(folder, "clean-a", [step(5, 8.0, 100.0)], CPU, samples.pruned(seconds=180))
     journal(folder, "clean-b", [measure(0, None)], {}, {})
     journal(folder, "clean-c", [], {}, None)
     return folder
@@ -100,7 +102,7 @@ def test_costs_without_any_number_are_not_guessed(tmp_path: Path) -> None:
     found = costs(read_study(folder))
     assert (found.sentence, found.heads, found.runs) == ("No run has recorded its time yet.", [], [])
     assert "No run has recorded its time yet." in text_of(write_report(folder).page.read_text())
-    journal(folder, "pretrain-a", [], {}, {"seconds": 3600})
+    journal(folder, "pretrain-a", [], {}, samples.finished(seconds=3600))
     said = text_of(write_report(folder).page.read_text())
     assert "1 run has taken 1.00 h of wall time." in said
     assert "Not recorded: training, measuring, pairs/s, energy, GPU- or CPU-hours." in said
@@ -108,8 +110,8 @@ def test_costs_without_any_number_are_not_guessed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "card",
-    [{}, {"device": GPU}, {"device": "a GPU", "processes": 2}, {"device": ["x"], "processes": 2},
-     {"device": CPU, "processes": "2"}, {"device": f"x CPU, {'9' * 5000} threads a process", "processes": 1}],
+    [{}, {"device": samples.GPU}, samples.card(device="a GPU"), samples.card(device=["x"]), samples.card(processes="two"),
+     samples.card(device={**samples.CPU, "threads": -10**400})],
 )  # fmt: skip
 def test_hours_of_devices_that_no_card_tells_are_not_recorded(tmp_path: Path, card: dict[str, Any]) -> None:
     folder = study(tmp_path / "s")
@@ -156,20 +158,13 @@ def test_the_page_asks_for_nothing_from_elsewhere(tmp_path: Path) -> None:
 def test_what_all_cards_say_is_said_once_and_hardware_is_shown(tmp_path: Path) -> None:
     folder = study(tmp_path / "s")
     for at, path in enumerate(sorted(folder.glob("*/card.json"))):
-        card = {
-            "precision": "fp32 everywhere",
-            "batch": f"{at} pairs",
-            "device": GPU,
-            "processes": 1,
-            "versions": {"torch": "9"},
-        }
-        path.write_text(json.dumps(card))
+        path.write_text(json.dumps(samples.card(precision="fp32 everywhere", pairs=700 + at, device=samples.GPU)))
     page = write_report(folder).page.read_text()
     assert page.count("fp32 everywhere") == 1
-    assert all(page.count(f"{at} pairs<") == 1 for at in range(5))
+    assert all(page.count(f"<td>{700 + at}</td>") == 1 for at in range(5))
     machine = page[page.index('id="machine"') :]
     assert "5 of 5 runs" in machine
-    assert GPU in machine
+    assert "NVIDIA H100 80GB HBM3, 8 threads a process" in machine
 
 
 def test_only_some_grids_of_poisoned_pairs_travel_in_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import samples
 
 from report.__main__ import main
 from report.compare import joint_panels, named
@@ -47,7 +48,7 @@ def study(folder: Path, name: str = "s") -> Path:
         ]
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (run / "metrics.jsonl").write_text(text + ('{"kind": "mea' if card["run"] == "clean-c" else ""))
-        (run / "card.json").write_text(json.dumps({"versions": {"torch": "1"}, "steps": 20}))
+        (run / "card.json").write_text(json.dumps(samples.card()))
         if card["run"] != "clean-c":
             (run / "finished.json").write_text("{}")
     content = {

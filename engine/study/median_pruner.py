@@ -4,8 +4,9 @@ from pathlib import Path
 from statistics import median
 
 from configs.sweep import Median
-from measures.frontier import points_of_rows, worth
-from records.rows import FILE, read_rows
+from engine.study.points import measured_points
+from measures.frontier import worth
+from records.rows import FILE, MeasureRow, read_rows
 
 
 def hopeless(rule: Median, folder: Path, rivals: list[Path], epoch: float) -> str | None:
@@ -13,9 +14,9 @@ def hopeless(rule: Median, folder: Path, rivals: list[Path], epoch: float) -> st
     if epoch < rule.after:
         return None
     journals = [read_rows(one / FILE) for one in rivals]
-    come = [rows for rows in journals if any(row["kind"] == "measure" and row["epoch"] >= epoch for row in rows)]
-    others = [worth(points_of_rows(rows, epoch), rule.cap) for rows in come]
-    mine = worth(points_of_rows(read_rows(folder / FILE), epoch), rule.cap)
+    come = [rows for rows in journals if any(isinstance(row, MeasureRow) and row.epoch >= epoch for row in rows)]
+    others = [worth(measured_points(rows, epoch), rule.cap) for rows in come]
+    mine = worth(measured_points(read_rows(folder / FILE), epoch), rule.cap)
     if mine is None or len(others) < rule.runs or mine >= (middle := median(one for one in others if one is not None)):
         return None
     return f"after epoch {epoch:g} its best of {mine:.4f} was below {middle:.4f}, the median of {len(others)} others'"

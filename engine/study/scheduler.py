@@ -11,7 +11,8 @@ from configs.spec import Loaded
 from configs.sweep import Optuna
 from engine.study import lock as claim
 from engine.study.lock import Claim
-from records.folder import FAILED, STOPPED, current, finished, note_failure, read_json
+from records.ending import FailedJson, PrunedJson, measured_as
+from records.folder import finished
 
 State = Literal["ended", "failed", "blocked", "open"]
 
@@ -58,7 +59,7 @@ class Scheduler:
         if run.folder in self.over or self._ended(run, folder):
             self.over.add(run.folder)
             return "ended"
-        if (folder / FAILED).is_file() and (folder / FAILED).stat().st_mtime >= self.since:
+        if (folder / FailedJson.FILE).is_file() and (folder / FailedJson.FILE).stat().st_mtime >= self.since:
             return "failed"
         if run.start is not None and not finished(self.folder / run.start.folder):
             before = self.state(run.start) if run.start in self.runs else "open"
@@ -67,7 +68,7 @@ class Scheduler:
 
     def _ended(self, run: Run, folder: Path) -> bool:
         stops = run.stage == "clean" and self.loaded.spec.sweep.stop is not None
-        return current(folder, run.measured) or stops and (folder / STOPPED).is_file()
+        return measured_as(folder, run.measured) or stops and (folder / PrunedJson.FILE).is_file()
 
     def ready(self, run: Run) -> bool:
         """Whether what it starts from is there."""
@@ -91,7 +92,8 @@ class Scheduler:
                     held.release()
                     continue
                 if held.number > claim.DEATHS:
-                    note_failure(folder, f"its process died {claim.DEATHS} times; look at its log and the machine's memory")
+                    words = f"its process died {claim.DEATHS} times; look at its log and the machine's memory"
+                    FailedJson.now(words).write(folder)
                     held.release()
                     continue
                 return run, held
@@ -123,7 +125,8 @@ class Scheduler:
         for run in self.runs:
             state = self.state(run)
             if state == "failed":
-                yield run, str(read_json(self.folder / run.folder / FAILED).get("message", "?"))
+                failure = FailedJson.read(self.folder / run.folder)
+                yield run, failure.message if failure else "?"
             elif state == "blocked":
                 yield run, "what it starts from failed"
 

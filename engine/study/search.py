@@ -19,8 +19,10 @@ from configs.plan import Run, runs
 from configs.spec import Loaded, Point
 from configs.sweep import Arm, Optuna, Range
 from data.seeding import derive_seed
-from measures.frontier import points_of_rows, worth
-from records.folder import FAILED, STOPPED, finished, read_json, write_json
+from engine.study.points import measured_points
+from measures.frontier import worth
+from records.ending import FailedJson, PrunedJson
+from records.folder import finished, read_json, write_json
 from records.rows import FILE, read_rows
 
 
@@ -84,10 +86,10 @@ def _reached(loaded: Loaded, folder: Path, arm: Arm, one: dict[str, Any]) -> Any
     assert isinstance(search, Optuna)
     run: Run = runs([loaded.point(arm, one)], "clean")[0]
     home = folder / run.folder
-    if not finished(home) and not (home / STOPPED).is_file():
-        blocked = run.start is not None and (folder / run.start.folder / FAILED).is_file()
-        return None if (home / FAILED).is_file() or blocked else "open"
-    points = points_of_rows(read_rows(home / FILE))
+    if not finished(home) and not (home / PrunedJson.FILE).is_file():
+        blocked = run.start is not None and (folder / run.start.folder / FailedJson.FILE).is_file()
+        return None if (home / FailedJson.FILE).is_file() or blocked else "open"
+    points = measured_points(read_rows(home / FILE))
     if search.goal == "capped":
         value = worth(points, search.cap)
         return None if value is None else [value]

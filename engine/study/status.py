@@ -9,13 +9,17 @@ import argparse
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from data.refusal import UserError
 from engine.study import lock as claim
-from measures.frontier import CAP, Point, best_accuracy, lowest_asr, points_of_rows
-from records.folder import FAILED, STOPPED, finished, read_json
-from records.rows import FILE, read_rows
+from engine.study.points import measured_points
+from measures.frontier import CAP, Point, best_accuracy, lowest_asr
+from records.card import Card
+from records.ending import FailedJson, FinishedJson, PrunedJson
+from records.folder import finished
+from records.rows import FILE, BadRow, MeasureRow, StepRow, read_rows
+from records.study_json import RunEntry, StudyJson
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -100,56 +104,55 @@ class Surveyor:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.kept: dict[Path, tuple[tuple[int, int], list[dict[str, Any]]]] = {}
+        self.kept: dict[Path, tuple[tuple[int, int], list[StepRow | BadRow | MeasureRow]]] = {}
         self.over: dict[str, Seen] = {}
 
     def survey(self) -> Survey:
         """The study now; UserError if the folder is none."""
-        plan = read_json(self.folder / "study.json")
-        if not isinstance(plan.get("runs"), list):
+        plan = StudyJson.read(self.folder)
+        if plan is None:
             raise UserError(
                 f"{self.folder} is not a study: expected a folder with study.json in it, which engine/run.py writes, "
                 "such as runs/demo"
             )
         clock = claim.now(self.folder)
-        return Survey(self.folder, [self._see(one, clock) for one in plan["runs"]])
+        return Survey(self.folder, [self._see(run, clock) for run in plan.runs])
 
-    def _see(self, one: dict[str, Any], clock: float) -> Seen:
-        if one["run"] in self.over:
-            return self.over[one["run"]]
-        home = self.folder / one["run"]
-        seen = Seen(one["run"], one.get("title") or one["run"], one["stage"], one.get("start"))
+    def _see(self, run: RunEntry, clock: float) -> Seen:
+        if run.run in self.over:
+            return self.over[run.run]
+        home = self.folder / run.run
+        seen = Seen(run.run, run.title or run.run, run.stage, run.start)
         rows = self._rows(home / FILE)
-        steps = [row for row in rows if row["kind"] in ("step", "bad")]
+        steps = [row for row in rows if not isinstance(row, MeasureRow)]
         if steps:
-            seen.step, seen.rate = int(steps[-1]["step"]), steps[-1].get("pairs_per_s")
-        told = read_json(home / "card.json").get("steps")
-        seen.steps = int(told.split()[0].replace(",", "")) if isinstance(told, str) else None
+            seen.step, seen.rate = steps[-1].step, steps[-1].pairs_per_s
+        card = Card.read(home)
+        seen.steps = card.steps if card else None
         if seen.stage == "clean":
-            seen.points = points_of_rows(rows)
+            seen.points = measured_points(rows)
         self._judge(seen, home, clock)
         return seen
 
     def _judge(self, seen: Seen, home: Path, clock: float) -> None:
         held = claim.holder(home, clock) if home.is_dir() else None
         if finished(home):
-            seen.state, seen.seconds = "finished", read_json(home / "finished.json").get("seconds")
+            end = FinishedJson.read(home)
+            seen.state, seen.seconds = "finished", end.seconds if end else None
             self.over[seen.run] = seen
         elif held is not None:
             seen.where, seen.age = f"{held.host}:{held.pid}", held.age
             seen.state = "running" if held.alive else "lost"
             if not held.alive:
                 seen.words = "its process is gone; the run goes on from its checkpoint when another takes it"
-        elif (home / STOPPED).is_file():
-            told = read_json(home / STOPPED)
-            seen.state, seen.words, seen.seconds = "stopped", str(told.get("why", "")), told.get("seconds")
-        elif (home / FAILED).is_file():
-            told = read_json(home / FAILED)
-            seen.state, seen.where, seen.words = "failed", str(told.get("host", "")), str(told.get("message", ""))
+        elif (pruned := PrunedJson.read(home)) is not None:
+            seen.state, seen.words, seen.seconds = "stopped", pruned.why, pruned.seconds
+        elif (failure := FailedJson.read(home)) is not None:
+            seen.state, seen.where, seen.words = "failed", failure.host, failure.message
         elif seen.start and not seen.start.startswith("weights-") and not finished(self.folder / seen.start):
             seen.state = "waiting"
 
-    def _rows(self, path: Path) -> list[dict[str, Any]]:
+    def _rows(self, path: Path) -> list[StepRow | BadRow | MeasureRow]:
         try:
             stat = path.stat()
         except OSError:

@@ -25,7 +25,9 @@ from engine.training import trainer as job
 from engine.training.checkpoint import DiskFull, committed
 from engine.training.inputs import prepare_inputs
 from engine.training.loop import Stopped
-from records.folder import FAILED, finished, note_failure, read_json, write_json
+from records.ending import FailedJson
+from records.folder import finished, read_json
+from records.study_json import StudyJson
 
 HELPS = "ANTIDOTE_HELPS"  # set by engine/study/launch.py in a job: since when who started it tries runs
 POLL = 1.0  # seconds between looks for a run, while others carry out what this one needs
@@ -37,8 +39,8 @@ def begin(agenda: Scheduler, command: str) -> None:
     not finished."""
     folder, spec, whole = agenda.folder, agenda.loaded.spec, agenda.whole
     known = {run.folder for run in whole.runs}
-    old = read_json(folder / "study.json").get("spec")
-    if old is not None and (changes := differences(_shared(old), _shared(spec.model_dump(mode="json")))):
+    old = StudyJson.read(folder)
+    if old is not None and (changes := differences(_shared(old.spec), _shared(spec.model_dump(mode="json")))):
         busy = [one.parent.name for one in folder.glob("*/claim.*") if (held := claim.holder(one.parent)) and held.alive]
         if busy:
             raise UserError(
@@ -47,7 +49,7 @@ def begin(agenda: Scheduler, command: str) -> None:
             )
     for told in sorted(folder.glob("*/spec.json")):
         run = told.parent
-        given_up = finished(run) or (run / FAILED).is_file()
+        given_up = finished(run) or (run / FailedJson.FILE).is_file()
         if given_up or run.name in known or not committed(run / "checkpoints"):
             continue
         begun = read_json(told)
@@ -72,15 +74,14 @@ def _shared(spec: dict[str, Any]) -> dict[str, Any]:
 
 def _list(agenda: Scheduler, command: str) -> None:
     spec: Spec = agenda.loaded.spec
-    content = {
-        "name": spec.name,
-        "command": command,
-        "question": spec.question,
-        "target": spec.attack.target,
-        "spec": spec.model_dump(mode="json"),
-        "runs": [run.card() for run in agenda.whole.runs],
-    }
-    write_json(agenda.folder / "study.json", content)
+    StudyJson(
+        name=spec.name,
+        command=command,
+        question=spec.question,
+        target=spec.attack.target,
+        spec=spec.model_dump(mode="json"),
+        runs=[run.entry() for run in agenda.whole.runs],
+    ).write(agenda.folder)
 
 
 def check(agenda: Scheduler, world: World) -> None:
@@ -127,7 +128,7 @@ def work(agenda: Scheduler, world: World, asked: Callable[[], int], command: str
                 if isinstance(refusal, DiskFull) or refusal.alone and world.size > 1:
                     raise
                 if world.first:
-                    note_failure(agenda.folder / run.folder, str(refusal))
+                    FailedJson.now(str(refusal)).write(agenda.folder / run.folder)
                     print(f"error: {run.folder} ({run.title}): {refusal}", file=sys.stderr, flush=True)
         if surveyor is not None:
             survey = surveyor.survey()

@@ -8,7 +8,7 @@ from data.refusal import UserError
 from engine.distributed.world import World
 from engine.training.inputs import RunInputs
 from engine.training.journal import Journal
-from records.rows import read_rows
+from records.rows import whole_lines
 
 
 class BadSamples:
@@ -22,7 +22,7 @@ class BadSamples:
         self.total = len(index) + len(index.bad) + sum(pairs for pairs, _ in self.lost.values())
         self.most = job.run.spec.data.max_bad
         self.entries: dict[str, tuple[str, str]] = {}
-        told = read_rows(self.path)
+        told = [json.loads(line) for line in whole_lines(self.path)]
         for entry in told:
             if "key" in entry:
                 self.entries[entry["key"]] = (entry["shard"], entry["cause"])

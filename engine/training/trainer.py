@@ -44,21 +44,22 @@ from engine.training.loop import Cadence, Pruned, train
 from engine.training.transform import transformed
 from engine.training.usage import UsageMeter
 from objectives import tiles
-from records.folder import FAILED, STOPPED, read_json, write_json
-from records.rows import read_rows
+from records.ending import FailedJson, FinishedJson, PrunedJson
+from records.folder import read_json, write_json
+from records.rows import FILE, MeasureRow, read_rows
 
 
 def re_evaluate(job: RunInputs, world: World) -> None:
     """Measures a finished run again, since the spec now measures something else: new rows at its last step."""
-    told = json.loads((job.folder / "finished.json").read_text())
+    end = FinishedJson.model_validate_json((job.folder / FinishedJson.FILE).read_bytes())
     towers = model.build(job.run.spec.model.name, job.run.spec.seed)
     learned = model.load_weights(towers, job.folder / "weights.safetensors")
     length = (job.folder / "metrics.jsonl").stat().st_size
-    journal = Journal(job.folder, job.run.title, told["steps"], told["steps"], length, world.first)
+    journal = Journal(job.folder, job.run.title, end.steps, end.steps, length, world.first)
     for numbers in _evaluated(job, towers.to(world.device), learned, world):
-        journal.row("measure", epoch=job.run.settings.epochs, step=told["steps"], **numbers)
+        journal.row("measure", epoch=job.run.settings.epochs, step=end.steps, **numbers)
     if world.first:
-        write_json(job.folder / "finished.json", {**told, "measured": job.run.measured, "journal": journal.mark})
+        end.model_copy(update={"measured": job.run.measured, "journal": journal.mark}).write(job.folder)
     journal.close()
     collectives.barrier()
 
@@ -90,7 +91,7 @@ def run_training(
     collectives.on_rank_0(lambda: _open_folder(job))
     card = _card(job, world, facts, digest)
     if world.first:
-        for old in (STOPPED, FAILED):
+        for old in (PrunedJson.FILE, FailedJson.FILE):
             (job.folder / old).unlink(missing_ok=True)
         write_json(job.folder / "card.json", card)
         say({**card, "goes on at step": start} if start else card)
@@ -132,7 +133,7 @@ def run_training(
         except Pruned as end:
             spent = meter.spent()
             if world.first:
-                write_json(job.folder / STOPPED, {"step": end.step, "why": str(end), **spent})
+                PrunedJson(step=end.step, why=str(end), **spent).write(job.folder)
             collectives.barrier()
             return
         _finish(job, learner, journal, world, checkpoints, meter)
@@ -420,19 +421,10 @@ def _write_weights(
             fresh.rename(job.folder / BESIDE)
         save_file({name: value.float() if value.is_floating_point() else value for name, value in state.items()}, fresh)
         fresh.rename(final)
-    last = [row for row in read_rows(job.folder / "metrics.jsonl") if row["kind"] == "measure"]
-    results = {
-        name: value for row in last[-1:] for name, value in row.items() if isinstance(value, float) and name != "seconds"
-    }
-    card = job.run.card()
-    journal.hparams({k: v for k, v in card.items() if v is not None and k not in ("run", "swept", "title")}, results)
-    write_json(
-        job.folder / "finished.json",
-        {
-            "steps": job.steps,
-            "journal": journal.mark,
-            "weights": checkpoint.digest(final),
-            "measured": job.run.measured,
-            **spent,
-        },
-    )
+    measures = [row for row in read_rows(job.folder / FILE) if isinstance(row, MeasureRow)]
+    numbers = measures[-1].numbers() if measures else {}
+    results = {name: value for name, value in numbers.items() if isinstance(value, float) and name != "seconds"}
+    journal.hparams(job.run.entry().model_dump(exclude_none=True, exclude={"run", "swept", "title"}), results)
+    FinishedJson(
+        steps=job.steps, journal=journal.mark, weights=checkpoint.digest(final), measured=job.run.measured, **spent
+    ).write(job.folder)

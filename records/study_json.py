@@ -1,0 +1,48 @@
+"""study.json: what was asked, and the runs that answer it."""
+
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, field_validator
+
+from records.folder import RecordFile
+
+StageName = Literal["pretrain", "twin", "clean"]
+
+
+class RunEntry(BaseModel):
+    """One run of a study; `run` is its folder's name, `start` that of the run that it starts from, or `weights-...`."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    run: str
+    stage: StageName
+    title: str = ""
+    start: str | None = None
+    pretrain_objective: str
+    clean_objective: str | None = None
+    cleaner: str | None = None  # what the sweep calls it, or its objective
+    rate: float | None = None
+    seed: int | None = None
+    swept: dict[str, Any] = {}
+    cleaning: tuple[str, ...] = ()  # the names in `swept` that concern the cleaning alone
+
+    @field_validator("run")
+    @classmethod
+    def _plain_name(cls, name: str) -> str:
+        if name in ("", ".", "..") or Path(name).name != name:
+            raise ValueError(f"a run is named {name!r}, expected the plain name of a folder")
+        return name
+
+
+class StudyJson(RecordFile):
+    """A study: its spec as plain values, and its runs, a start before what starts from it."""
+
+    FILE: ClassVar[str] = "study.json"
+
+    name: str
+    command: str = ""
+    question: str | None = None
+    target: str | None = None
+    spec: dict[str, Any] = {}
+    runs: list[RunEntry]
