@@ -13,7 +13,8 @@ def card(**changes: Any) -> dict[str, Any]:
         "run": "pretrain-a", "title": "pretrain mmcl", "model": "test-vit", "parameters": 1000,
         "objective": {"kind": "mmcl"}, "pairs": 200, "poisoned_pairs": 2, "epochs": 2, "steps": 20, "epoch_steps": 10,
         "batch": 20, "process_batch": 20, "optimizer": adamw, "trims_captions": True, "precision": "fp32",
-        "loss_core": "torch", "zero": 0, "processes": 1, "device": CPU, "data_digest": "0", "versions": {"torch": "1"}, **changes,
+        "loss_core": "torch", "zero": 0, "processes": 1, "device": CPU, "data_digest": "0",
+        "versions": {"torch": "1"}, **changes,
     }  # fmt: skip
 
 
