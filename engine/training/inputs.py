@@ -13,6 +13,7 @@ import torch
 from configs.plan import Run
 from configs.spec import Spec
 from configs.start import Anp, FinePrune
+from data.annotations import read_flags, read_labels
 from data.augment import check_augment
 from data.pipeline import CleanSource, Data, Pairs, Reading, clean_rows
 from data.poison import Plan, make_plan, read_templates
@@ -26,7 +27,6 @@ from engine.distributed.world import World
 from engine.evaluation.sets import EvalSet, eval_sets
 from engine.models import clip as model
 from engine.models.neurons import neurons_of
-from engine.training.cluster import read_flags, read_labels
 from engine.training.init_weights import path_of
 from engine.training.labelled_inputs import check_labels, pictures
 from objectives.deep_cluster import DeepCluster
