@@ -26,7 +26,7 @@ from data.refusal import UserError
 from engine.distributed.world import World
 from engine.models.clip import image_size
 from engine.training.inputs import plan_of, pretraining_pairs
-from engine.training.trainer import write_plan
+from engine.training.outputs import write_plan
 from records.folder import RUNS
 
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))

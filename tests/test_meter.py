@@ -41,14 +41,14 @@ def test_a_run_of_two_launches_adds_up(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = iter([100.0, 130.0, 500.0, 512.5])
     monkeypatch.setattr(meter.time, "monotonic", lambda: next(clock))
     world = gpu(monkeypatch, [1_000_000, 1_450_000, 9_000_000, 9_050_000])
-    first = UsageMeter(world, {}).spent()
+    first = UsageMeter(world, {}).total()
     assert first == {"seconds": 30.0, "joules": 450.0}
-    assert UsageMeter(world, first).spent() == {"seconds": 42.5, "joules": 500.0}
+    assert UsageMeter(world, first).total() == {"seconds": 42.5, "joules": 500.0}
 
 
 def test_what_is_not_known_is_not_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert joules(torch.device("cpu")) is None
-    assert set(UsageMeter(World(0, 1, 0, 1, torch.device("cpu")), {}).spent()) == {"seconds"}
+    assert set(UsageMeter(World(0, 1, 0, 1, torch.device("cpu")), {}).total()) == {"seconds"}
     world = gpu(monkeypatch, [Unsupported(), Unsupported(), 1, 2])
-    assert set(UsageMeter(world, {}).spent()) == {"seconds"}
-    assert set(UsageMeter(world, {"seconds": 3.0}).spent()) == {"seconds"}  # the first launch did not tell: no sum of a part
+    assert set(UsageMeter(world, {}).total()) == {"seconds"}
+    assert set(UsageMeter(world, {"seconds": 3.0}).total()) == {"seconds"}  # the first launch did not tell: no sum of a part

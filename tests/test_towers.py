@@ -13,7 +13,7 @@ from torch import nn
 from data.refusal import UserError
 from engine.models import clip as model
 from engine.models.towers import Cut, GroupedNorm, Piece, Towers, cut_of
-from engine.training.trainer import _cuts
+from engine.training.build import _cuts
 
 MODELS = ("test-vit", "test-resnet")
 

@@ -3,8 +3,10 @@
 import json
 import sys
 from collections import Counter
+from pathlib import Path
 
 from data.refusal import UserError
+from engine.distributed.collectives import gather_objects
 from engine.distributed.world import World
 from engine.training.inputs import RunInputs
 from engine.training.journal import Journal
@@ -15,23 +17,25 @@ class BadSamples:
     """Pairs that can't be used, listed in skipped.jsonl by shard, key and cause, and shown as shares in TensorBoard;
     UserError beyond data.max_bad. Per shard, what should be there = good pairs + those listed."""
 
-    def __init__(self, job: RunInputs, world: World, journal: Journal, step: int) -> None:
+    def __init__(self, job: RunInputs, world: World, journal: Journal) -> None:
         index = job.pairs.index
         self.path, self.world, self.journal = job.folder / "skipped.jsonl", world, journal
+        self.known = list(index.bad)
         self.lost = {shard: (pairs, why) for shard, pairs, why in index.lost}
         self.total = len(index) + len(index.bad) + sum(pairs for pairs, _ in self.lost.values())
         self.most = job.run.spec.data.max_bad
         self.entries: dict[str, tuple[str, str]] = {}
-        told = [json.loads(line) for line in whole_lines(self.path)]
-        for entry in told:
-            if "key" in entry:
-                self.entries[entry["key"]] = (entry["shard"], entry["cause"])
-        if world.first and not any("key" not in entry for entry in told):
+
+    def begin(self, step: int) -> None:
+        """Takes what the file lists from before, and what reading the shards' tables found."""
+        listed = [json.loads(line) for line in whole_lines(self.path)]
+        self.entries = {entry["key"]: (entry["shard"], entry["cause"]) for entry in listed if "key" in entry}
+        if self.world.first and all("key" in entry for entry in listed):
             with self.path.open("a") as file:
                 for shard, (pairs, why) in self.lost.items():
                     print(f"about {pairs:,} pairs are lost: {why}", file=sys.stderr)
                     file.write(json.dumps({"shard": shard, "cause": "lost", "pairs": pairs, "why": why}) + "\n")
-        self.add(list(index.bad), step)
+        self.add(self.known, step)
 
     def add(self, skipped: list[tuple[str, str, str]], step: int) -> None:
         """Takes the same entries on every rank."""
@@ -54,3 +58,12 @@ class BadSamples:
                 f"more than data.max_bad = {self.most:.2%}; mend or remove those shards, or raise data.max_bad; "
                 f"all are listed in {self.path}"
             )
+
+
+def log_bad_batch(folder: Path, step: int, keys: list[str], world: World) -> None:
+    """Adds a batch whose loss was not finite to bad_batches.jsonl: its step and the keys of all ranks' pairs. To be called
+    by all ranks."""
+    whole = [key for part in gather_objects(keys) for key in part]
+    if world.first:
+        with (folder / "bad_batches.jsonl").open("a") as file:
+            file.write(json.dumps({"step": step, "keys": whole}) + "\n")

@@ -1,7 +1,7 @@
 """A run's numbers: metrics.jsonl, TensorBoard and the progress line say the same. The only door to tensorboard.
 
-The journal is the truth and TensorBoard its picture. A checkpoint records how long the journal was (`mark`); resuming
-cuts it there, so that a run killed at any moment ends with the same rows as one that was not.
+The journal is the truth and TensorBoard its picture. A checkpoint records how long the journal was (`committed_bytes`);
+resuming cuts it there, so that a run killed at any moment ends with the same rows as one that was not.
 """
 
 import json
@@ -35,9 +35,8 @@ class Journal:
         self.board: Any = SummaryWriter(str(board), purge_step=start + 1 if start else None)
         self.progress = Progress(title, steps, start)
 
-    @property
-    def mark(self) -> int:
-        """Bytes written so far, safe on disk."""
+    def committed_bytes(self) -> int:
+        """Bytes written so far, safe on disk; 0 on ranks other than the first."""
         if not self.first:
             return 0
         self.file.flush()

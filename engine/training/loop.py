@@ -10,27 +10,9 @@ from data.pipeline import Batch
 from data.refusal import UserError
 from engine.distributed import collectives
 from engine.distributed.watchdog import heartbeat
-from engine.distributed.world import World
-from engine.training.journal import Journal
-from engine.training.learner import Learner, Outcome
-
-
-@dataclass
-class Cadence:
-    """When things are due, and what to call then; every rank calls the same at the same step."""
-
-    epoch_steps: int
-    log_steps: int
-    measure_steps: int | None
-    save_seconds: float
-    max_bad_steps: int
-    stop: Callable[[], bool]  # whether this process was asked to stop
-    begin: Callable[[int], None]  # (epoch), before its first step
-    measure: Callable[[float, int], None]  # (epoch, step)
-    save: Callable[[int], None]  # (step)
-    account: Callable[[list[tuple[str, str, str]], int], None]  # (samples newly skipped, of all ranks; step)
-    lament: Callable[[int, list[str]], None]  # (step, keys): a batch whose loss was not finite
-    hopeless: Callable[[float], str | None]  # (epoch), on the first process: why the run should end early
+from engine.training.bad_samples import log_bad_batch
+from engine.training.learner import Outcome
+from engine.training.run_state import RunState
 
 
 class Stopped(Exception):
@@ -55,76 +37,86 @@ class Window:
     bad_in_a_row: int = 0
 
 
-def train(learner: Learner, feed: Iterable[tuple[int, Batch]], journal: Journal, cadence: Cadence, world: World) -> None:
-    """Steps through the feed; Stopped after a save when any rank was asked to stop, Hopeless when the first gives the run
-    up, UserError after too many steps that were not taken."""
-    saved, window = time.monotonic(), Window(time.monotonic())
+def train(
+    run: RunState,
+    feed: Iterable[tuple[int, Batch]],
+    stop: Callable[[], bool],
+    prune: Callable[[float], str | None],
+) -> None:
+    """Steps through the feed; Stopped after a save when any rank was asked to `stop`, Pruned after a save when `prune` of
+    an epoch on the first rank gives a reason, UserError after too many steps in a row that were not taken."""
+    world, epoch_steps = run.world, run.job.pairs.steps
+    machine, measure_steps = run.job.run.spec.machine, run.job.run.settings.measure_steps
+    last_save, window = time.monotonic(), Window(time.monotonic())
     for step, batch in feed:
-        if step % cadence.epoch_steps == 0:
-            cadence.begin(step // cadence.epoch_steps + 1)
+        if step % epoch_steps == 0:
+            run.begin_epoch(step // epoch_steps + 1)
         heartbeat()
-        window.outcomes.append((step, learner.learn(batch, step), batch))
+        window.outcomes.append((step, run.learner.learn(batch, step), batch))
         window.skipped.extend(batch.skipped)
         done = step + 1
-        ends_epoch = done % cadence.epoch_steps == 0
-        logs = ends_epoch or done % cadence.log_steps == 0
+        ends_epoch = done % epoch_steps == 0
+        logs = ends_epoch or done % machine.log_steps == 0
         if logs:
-            _write(window, learner, journal, cadence, -(-done // cadence.epoch_steps), world)
-            if window.bad_in_a_row >= cadence.max_bad_steps:
-                cadence.save(done)  # none of these steps was taken: the weights are those from before
-                raise UserError(
-                    f"the loss was not finite in the last {window.bad_in_a_row} steps, to step {done}; none of them was "
-                    f"taken, and the weights from before are saved; lower optimizer.rate, set optimizer.clip, or look at "
-                    "bad_batches.jsonl"
-                )
-        if ends_epoch or cadence.measure_steps and done % cadence.measure_steps == 0:
+            write_row(run, window)
+            if window.bad_in_a_row >= machine.max_bad_steps:
+                run.save(done)  # none of these steps was taken: the weights are those from before
+                raise _too_many_bad_steps(window.bad_in_a_row, done)
+        if ends_epoch or measure_steps and done % measure_steps == 0:
             began = time.monotonic()
-            epoch = done / cadence.epoch_steps
-            cadence.measure(int(epoch) if ends_epoch else epoch, done)
+            run.measure(done // epoch_steps if ends_epoch else done / epoch_steps, done)
             window.begun += time.monotonic() - began
         if not logs:
             continue
-        why = cadence.hopeless(done / cadence.epoch_steps) if ends_epoch and world.first else None
+        why = prune(done / epoch_steps) if ends_epoch and world.first else None
         window.begun = time.monotonic()
-        due = world.first and time.monotonic() - saved >= cadence.save_seconds
-        asked = [int(cadence.stop()), int(due), len(window.skipped), int(why is not None)]
-        stop, save, new, ends = collectives.all_reduce_sum(asked)
-        if new:
-            cadence.account([entry for part in collectives.gather_objects(window.skipped) for entry in part], done)
+        save_due = world.first and time.monotonic() - last_save >= 60 * machine.save_minutes
+        flags = [int(stop()), int(save_due), len(window.skipped), int(why is not None)]
+        stops, saves, skipped, pruned = collectives.all_reduce_sum(flags)
+        if skipped:
+            run.bad_samples.add([entry for part in collectives.gather_objects(window.skipped) for entry in part], done)
             window.skipped = []
-        if save or stop or ends:
-            cadence.save(done)
-            saved = time.monotonic()
-        if stop:
+        if saves or stops or pruned:
+            run.save(done)
+            last_save = time.monotonic()
+        if stops:
             raise Stopped
-        if ends:
+        if pruned:
             raise Pruned(why or "", done)
 
 
-def _write(window: Window, learner: Learner, journal: Journal, cadence: Cadence, epoch: int, world: World) -> None:
+def write_row(run: RunState, window: Window) -> None:
     """A row of the journal: the last taken step's terms of the global batch, the scale, the gradient's norm where DeepSpeed
     knows it, the poisoned pairs, the pace; and a line for each batch whose step was not taken."""
     outcomes, window.outcomes = window.outcomes, []
     taken = torch.stack([outcome.taken for _, outcome, _ in outcomes]).tolist()
-    for flag, (step, _, batch) in zip(taken, outcomes, strict=True):
-        window.bad_in_a_row = 0 if flag else window.bad_in_a_row + 1
-        if not flag:
-            cadence.lament(step + 1, [key for keys in collectives.gather_objects(batch.keys) for key in keys])
-    done = outcomes[-1][0] + 1
+    for step_taken, (step, _, batch) in zip(taken, outcomes, strict=True):
+        window.bad_in_a_row = 0 if step_taken else window.bad_in_a_row + 1
+        if not step_taken:
+            log_bad_batch(run.job.folder, step + 1, batch.keys, run.world)
+    last_step, _, last_batch = outcomes[-1]
+    done = last_step + 1
+    epoch = -(-done // run.job.pairs.steps)
     seconds = time.monotonic() - window.begun
-    pairs = sum(len(batch.keys) for *_, batch in outcomes) * world.size
+    pairs = sum(len(batch.keys) for *_, batch in outcomes) * run.world.size
     timing = {"pairs_per_s": round(pairs / max(seconds, 1e-9), 1), "seconds": round(seconds, 3)}
-    refused = {"bad_steps": taken.count(False)} if not all(taken) else {}
+    not_taken = {"bad_steps": taken.count(False)} if not all(taken) else {}
     if not any(taken):
-        journal.row("bad", epoch=epoch, step=done, **refused, **timing)
+        run.journal.row("bad", epoch=epoch, step=done, **not_taken, **timing)
         return
-    last = max(i for i, flag in enumerate(taken) if flag)
-    _, outcome, _ = outcomes[last]
+    outcome = next(outcome for flag, (_, outcome, _) in zip(reversed(taken), reversed(outcomes), strict=True) if flag)
     names = [*outcome.terms, "scale"]
-    values = torch.stack([*outcome.terms.values(), learner.learned["scale"].detach().exp().squeeze()]).tolist()
+    values = torch.stack([*outcome.terms.values(), run.learner.learned["scale"].detach().exp().squeeze()]).tolist()
     numbers = dict(zip(names, values, strict=True))
-    norm = learner.engine.get_global_grad_norm()
+    norm = run.learner.engine.get_global_grad_norm()
     if norm is not None:
         numbers["grad_norm"] = float(norm)
-    numbers["poisoned"] = collectives.all_reduce_sum([int(outcomes[-1][2].poisoned.sum())])[0]
-    journal.row("step", epoch=epoch, step=done, **numbers, rate=outcome.rate, **refused, **timing)
+    numbers["poisoned"] = collectives.all_reduce_sum([int(last_batch.poisoned.sum())])[0]
+    run.journal.row("step", epoch=epoch, step=done, **numbers, rate=outcome.rate, **not_taken, **timing)
+
+
+def _too_many_bad_steps(number: int, step: int) -> UserError:
+    return UserError(
+        f"the loss was not finite in the last {number} steps, to step {step}; none of them was taken, and the weights from "
+        "before are saved; lower optimizer.rate, set optimizer.clip, or look at bad_batches.jsonl"
+    )

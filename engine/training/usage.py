@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 
@@ -11,20 +10,20 @@ from engine.distributed.world import World
 
 
 class UsageMeter:
-    """Counts from its making on, atop what earlier launches of the run had taken when they last saved."""
+    """Counts from its making on, on top of what earlier launches of the run had taken when they last saved."""
 
-    def __init__(self, world: World, before: Mapping[str, Any]) -> None:
-        """`before` is what an earlier meter's `spent` said, or empty."""
-        self.device, self.before = world.device, before
+    def __init__(self, world: World, before: Mapping[str, float] | None = None) -> None:
+        """`before` is what an earlier meter's `total` said."""
+        self.device, self.before = world.device, before or {}
         self.began, self.joules = time.monotonic(), joules(world.device)
 
-    def spent(self) -> dict[str, float]:
+    def total(self) -> dict[str, float]:
         """`seconds`, and `joules` of all ranks if every rank's GPU tells; to be called by all ranks."""
         out = {"seconds": round(self.before.get("seconds", 0.0) + time.monotonic() - self.began, 1)}
         now = joules(self.device)
-        told = gather_objects(None if now is None or self.joules is None else now - self.joules)
-        if all(one is not None for one in told) and ("joules" in self.before or not self.before):
-            out["joules"] = round(self.before.get("joules", 0.0) + sum(told), 1)
+        parts = gather_objects(None if now is None or self.joules is None else now - self.joules)
+        if all(part is not None for part in parts) and ("joules" in self.before or not self.before):
+            out["joules"] = round(self.before.get("joules", 0.0) + sum(parts), 1)
         return out
 
 

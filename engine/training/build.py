@@ -1,0 +1,181 @@
+"""What a run trains, as it is before its first step: towers with the start's weights, DeepSpeed around them, the learner."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+
+from configs.stage import Optimizer
+from data.refusal import UserError
+from data.seeding import derive_seed
+from engine.distributed import collectives
+from engine.distributed.world import World
+from engine.models import clip as model
+from engine.models.towers import Towers
+from engine.training import checkpoint, zero
+from engine.training.init_weights import STEPS, load_start, moments_of, path_of, split
+from engine.training.inputs import RunInputs
+from engine.training.learner import Learner
+from engine.training.transform import transformed
+from objectives import tiles
+from records.folder import read_json
+
+
+@dataclass(frozen=True)
+class BuildFacts:
+    """What the run's card says of what was built."""
+
+    parameters: int
+    precision: str
+    norm_group: int | None  # pairs; None without BatchNorm
+    transformed: str | None  # what the transform did, in words, where its section alone does not say it
+    adam: str
+    cuts: bool
+    core: str
+
+
+@dataclass(frozen=True)
+class Built:
+    """The learner before its first step, facts for the card, and a cleaning's start: the towers' parameters by open_clip's
+    names, on the first rank's CPU."""
+
+    learner: Learner
+    facts: BuildFacts
+    start_weights: Mapping[str, torch.Tensor]
+
+
+def build(job: RunInputs, world: World) -> Built:
+    """Everything that a run trains; UserError where the spec asks for what its model or its start can't give."""
+    run, machine, stage = job.run, job.run.spec.machine, job.run.settings
+    towers = model.build(run.spec.model.name, run.spec.seed)
+    towers.cuts = _cuts(towers, machine.trim_text, run.spec.model.name)
+    scalars, source = load_start_weights(job, towers)
+    start_weights = _copied(towers) if run.stage == "clean" and world.first else {}
+    frozen = _frozen(towers).to(world.device) if "start" in stage.objective.needs else None
+    moments, section = _moments(job, source)
+    norm_group = _set_norms(job, towers)
+    towers.to(world.device)
+    scalars, words = _transform(job, towers, scalars, world)
+    if not stage.objective.moves_texts:
+        towers.freeze_texts()
+    parameters = sum(p.numel() for p in towers.parameters())
+    precision = zero.precision(machine, world.device)
+    _assert_equal_on_ranks(job, world, towers, (precision, norm_group, words))
+    engine, stepper, adam, clip = zero.wrap(towers, section, machine, world, stage.batch // world.size)
+    if frozen is not None and precision != "fp32":
+        frozen.to(next(engine.module.parameters()).dtype)
+    width = model.model_config(run.spec.model.name)["embed_dim"]
+    learner = Learner.make(
+        engine, stepper, stage, width, scalars, derive_seed(run.spec.seed, "head"), (world, collectives.process_groups()),
+        (job.steps, job.pairs.steps), micro=machine.micro_batch, start=frozen,
+        several=machine.zero < 3 and not machine.compile,  # ZeRO-3 needs equal calls on all ranks, compiled code few shapes
+        labels=job.labels, flags=job.flags, notes={} if clip is None else {"zclip": clip.state},
+    )  # fmt: skip
+    if moments:
+        zero.set_moments(engine, stepper, split(moments, dict(towers.clip.named_parameters())), float(moments[STEPS]))
+        learner.inherit(moments)
+    core = fastest_core(world.device)
+    facts = BuildFacts(parameters, precision, norm_group, words, adam, towers.cuts, core)
+    return Built(learner, facts, start_weights)
+
+
+def load_start_weights(job: RunInputs, towers: Towers) -> tuple[dict[str, torch.Tensor], Path | None]:
+    """Loads what the run starts from into the towers; (the scale and the bias in it, its file; {} and None without one)."""
+    run = job.run
+    if run.start is not None:
+        path = job.folder.parent / run.start.folder / "weights.safetensors"
+    elif run.settings.start is not None:
+        path = path_of(run.settings.start, run.spec.model.name)
+    else:
+        return {}, None
+    return load_start(towers, path, run.spec.model.name), path
+
+
+def _copied(towers: Towers) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in towers.clip.named_parameters()}
+
+
+def _frozen(towers: Towers) -> Towers:
+    return copy.deepcopy(towers).requires_grad_(False).eval()
+
+
+def _set_norms(job: RunInputs, towers: Towers) -> int | None:
+    """Sets how BatchNorm takes its statistics; the pairs of its groups, None if there is no BatchNorm."""
+    run, stage = job.run, job.run.settings
+    if not towers.norms:
+        if stage.norms != "trained":
+            raise UserError(f"{run.stage}.norms is {stage.norms}, but {run.spec.model.name} has no BatchNorm; leave it out")
+        return None
+    group = min(run.spec.model.norm_group, stage.batch)
+    for norm in towers.norms:
+        norm.rows, norm.frozen = group * stage.objective.views[0], stage.norms == "frozen"
+    return group
+
+
+def _transform(
+    job: RunInputs, towers: Towers, scalars: dict[str, torch.Tensor], world: World
+) -> tuple[dict[str, torch.Tensor], str | None]:
+    """Does to the towers what the stage's transform says; (the scale and the bias after it, what was done, in words).
+
+    A run that goes on takes its weights from its checkpoint: what was done to the start's is in them.
+    """
+    transform = job.run.settings.transform
+    if collectives.on_rank_0(lambda: bool(checkpoint.committed(job.folder / "checkpoints"))):
+        return scalars, collectives.on_rank_0(lambda: read_json(job.folder / "card.json").get("transformed"))
+    return (scalars, None) if transform is None else transformed(transform, towers, scalars, job, world)
+
+
+def _moments(job: RunInputs, source: Path | None) -> tuple[dict[str, torch.Tensor], Optimizer]:
+    """(AdamW's moments before the first step, if it inherits them; the optimizer's settings with the decay that acts)."""
+    section = job.run.settings.optimizer
+    if section.state == "fresh":
+        return {}, section
+    assert source is not None
+    moments, decay = moments_of(source)
+    if section.state == "inherited":
+        return moments, section
+    if decay is None:
+        spec = read_json(source.parent / "spec.json")
+        decay = spec.get(source.parent.name.split("-")[0], {}).get("optimizer", {}).get("decay")
+    if decay is None:
+        raise UserError(f"optimizer.state is published, but {source.parent} does not say its weight decay; use inherited")
+    return moments, section.model_copy(update={"decay": decay})
+
+
+def _cuts(towers: Towers, setting: str, name: str) -> bool:
+    """Whether captions are cut behind their end token; UserError if they can't be and always should."""
+    if setting == "always" and not towers.trims:
+        raise UserError(
+            f"machine.trim_text is always, but the text tower of {name} has no causal mask with end-token pooling, so "
+            f"it would "
+            "give other embeddings; use auto"
+        )
+    return towers.trims and setting != "never"
+
+
+def _assert_equal_on_ranks(job: RunInputs, world: World, towers: Towers, further: tuple[object, ...]) -> None:
+    """Ends the run if ranks have built different things."""
+    shapes = repr([(name, tuple(p.shape)) for name, p in towers.named_parameters()])
+    collectives.assert_equal_on_ranks(
+        {
+            "parameters": sum(p.numel() for p in towers.parameters()),
+            **dict(zip(("precision", "groups", "transformed"), further, strict=True)),
+            "shapes": sha256(shapes.encode()).hexdigest()[:12],
+            "pairs a process": job.run.settings.batch // world.size,
+            "views": job.run.settings.objective.views,
+            "data digest": job.pairs.index.digest,
+        }
+    )
+
+
+@cache
+def fastest_core(device: torch.device) -> str:
+    """The name of what computes blocks of similarities on this device from now on, measured once a process."""
+    if device.type != "cuda":
+        return "torch"
+    compiled = tiles.Kernels(torch.compile(tiles.statistics), torch.compile(tiles.slope))
+    return tiles.choose(device, {"torch.compile": compiled})

@@ -1,0 +1,163 @@
+"""What a run leaves in its folder beside its journal: card, poison plan and pictures, weights, finished.json."""
+
+import json
+import os
+import platform
+import shutil
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from configs.plan import differences
+from data.decode import DecodeError
+from data.poison import Plan
+from data.refusal import UserError
+from data.shards import Index
+from data.sheet import pairs_grid, small_grid
+from engine.distributed import collectives
+from engine.distributed.world import World
+from engine.models import clip as model
+from engine.training import checkpoint, zero
+from engine.training.build import BuildFacts
+from engine.training.init_weights import BESIDE
+from engine.training.inputs import RunInputs
+from engine.training.journal import Journal
+from engine.training.run_state import RunState, average_running_stats
+from records.ending import FinishedJson
+from records.folder import write_json
+from records.rows import FILE, MeasureRow, read_rows
+
+
+def open_folder(job: RunInputs) -> None:
+    """The run's folder with its spec; UserError if another spec is in it."""
+    job.folder.mkdir(parents=True, exist_ok=True)
+    spec, path = job.run.decides, job.folder / "spec.json"
+    if path.exists() and (changes := differences(json.loads(path.read_text()), spec)):
+        raise UserError(f"{job.folder} holds a run of another spec ({'; '.join(changes)}); delete it to begin anew")
+    write_json(path, spec)
+
+
+def card_of(job: RunInputs, world: World, facts: BuildFacts) -> dict[str, Any]:
+    """What a reader wants to know before step 0."""
+    run, stage, machine = job.run, job.run.settings, job.run.spec.machine
+    device = (
+        torch.cuda.get_device_name() if world.device.type == "cuda" else f"{platform.processor() or platform.machine()} CPU"
+    )
+    adamw = stage.optimizer
+    packages = ("torch", "deepspeed", "open_clip_torch", "numpy", "pillow")
+    return {
+        "run": run.folder,
+        "title": run.title,
+        "start": run.origin,
+        "transform": stage.transform.model_dump() if stage.transform else None,
+        "transformed": facts.transformed,
+        "model": f"{run.spec.model.name}, {facts.parameters:,} parameters and the scale",
+        "objective": stage.objective.model_dump(),
+        "pairs": len(job.pairs),
+        "poisoned pairs": len(job.pairs.plan) if job.pairs.plan else 0,
+        "epochs": stage.epochs,
+        "steps": f"{job.steps:,} ({job.pairs.steps:,} an epoch)",
+        "batch": f"{stage.batch:,} ({stage.batch // world.size:,} a process)",
+        "optimizer": f"{facts.adam} AdamW, rate {adamw.rate:g}, warm-up {adamw.warmup} steps, decay {adamw.decay:g}",
+        "micro-batch": f"{machine.micro_batch:,} pairs" if machine.micro_batch else None,
+        "BatchNorm groups": f"{facts.norm_group:,} pairs" if facts.norm_group else None,
+        "BatchNorm": stage.norms if stage.norms != "trained" else None,
+        "moments": adamw.state if adamw.state != "fresh" else None,
+        "captions": "up to their last end token" if facts.cuts else "at full length",
+        "precision": facts.precision,
+        "pairwise core": facts.core,
+        "ZeRO stage": machine.zero,
+        "processes": world.size,
+        "device": f"{device}, {torch.get_num_threads()} threads a process",
+        "data digest": job.pairs.index.digest,
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+    }
+
+
+def write_plan(path: Path, plan: Plan, index: Index, fingerprint: str) -> None:
+    """The plan as JSON: a head, then the pairs in the order of their draw, a line each."""
+    head = {"spec": fingerprint, "seed": plan.seed, "data": index.digest, "pairs": len(plan), "digest": plan.digest}
+    rows = [
+        json.dumps({**asdict(entry), "shard": os.path.basename(index.path(sample))})
+        for sample, entry in plan.entries.items()
+    ]
+    fresh = path.with_name(f".{path.name}")
+    text = json.dumps({"plan": head, "entries": []})[:-2] + "\n" + ",\n".join(rows) + "\n]}\n"
+    fresh.write_text(text)
+    os.replace(fresh, path)
+
+
+def write_pictures(job: RunInputs, journal: Journal) -> None:
+    """Writes the poison plan, a grid of poisoned pairs, and the pictures whose answers the journal tells, to the folder and
+    to TensorBoard; to be called on the first rank."""
+    from PIL import Image
+
+    journal.text("spec", json.dumps(job.run.decides, indent=1))
+    sampled = next((images for images in job.sets if images.sample), None)
+    if sampled is not None:
+        clean, (triggered, *_) = sampled.pictures(sampled.sample)
+        grid = small_grid([clean.numpy(), triggered.numpy()])
+        Image.fromarray(grid).save(job.folder / "answers.png")
+        journal.picture("pictures with and without the trigger", grid)
+    plan = job.pairs.plan
+    if plan is None:
+        return
+    write_plan(job.folder / "poison.json", plan, job.pairs.index, job.run.fingerprint)
+    pairs = []
+    for sample in list(plan.entries)[:8]:
+        try:
+            pairs.append(job.pairs.first(sample))
+        except DecodeError:
+            continue  # counted as a bad sample when training meets it
+    if pairs:
+        grid = pairs_grid(pairs)
+        Image.fromarray(grid).save(job.folder / "poison.png")
+        journal.picture("poisoned pairs", grid)
+
+
+def finish(run: RunState) -> None:
+    """Writes the weights, then finished.json, then removes the checkpoints."""
+    job, learner = run.job, run.learner
+    average_running_stats(learner.engine)
+    with zero.full_weights(learner.engine, job.run.spec.machine):
+        state = model.weights(learner.engine.module, learner.learned) if run.world.first else {}
+    # whoever cleans this model may want to inherit them
+    moments = zero.moments(learner.engine, learner.stepper) if job.run.stage == "pretrain" else {}
+    if moments:
+        moments |= learner.moments()
+    usage = run.usage.total()
+    collectives.on_rank_0(lambda: _write_weights(job, state, moments, run.journal, usage))
+    if run.world.first:
+        shutil.rmtree(job.folder / "checkpoints", ignore_errors=True)
+
+
+def _write_weights(
+    job: RunInputs,
+    state: dict[str, torch.Tensor],
+    moments: dict[str, torch.Tensor],
+    journal: Journal,
+    usage: dict[str, float],
+) -> None:
+    from safetensors.torch import save_file
+
+    fresh, final = job.folder / ".weights.safetensors", job.folder / "weights.safetensors"
+    with checkpoint.disk(job.folder):
+        if moments:
+            save_file(moments, fresh)
+            fresh.rename(job.folder / BESIDE)
+        save_file({name: value.float() if value.is_floating_point() else value for name, value in state.items()}, fresh)
+        fresh.rename(final)
+    measures = [row for row in read_rows(job.folder / FILE) if isinstance(row, MeasureRow)]
+    numbers = measures[-1].numbers() if measures else {}
+    results = {name: value for name, value in numbers.items() if isinstance(value, float) and name != "seconds"}
+    journal.hparams(job.run.entry().model_dump(exclude_none=True, exclude={"run", "swept", "title"}), results)
+    FinishedJson(
+        steps=job.steps,
+        journal=journal.committed_bytes(),
+        weights=checkpoint.digest(final),
+        measured=job.run.measured,
+        **usage,
+    ).write(job.folder)

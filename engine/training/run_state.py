@@ -1,0 +1,124 @@
+"""One run while it trains: what learns, what it is written to, and what is done with it between steps."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from data.refusal import UserError
+from data.seeding import derive_seed
+from engine.distributed import collectives
+from engine.distributed.world import World
+from engine.evaluation import evaluate
+from engine.training import checkpoint, zero
+from engine.training.bad_samples import BadSamples
+from engine.training.cluster import clustered
+from engine.training.init_weights import distance
+from engine.training.inputs import RunInputs, clusterer
+from engine.training.journal import Journal
+from engine.training.learner import Learner
+from engine.training.usage import UsageMeter
+
+
+@dataclass(frozen=True)
+class Position:
+    """Where a run stood when its checkpoint was saved."""
+
+    step: int
+    journal_bytes: int
+    usage: Mapping[str, float]
+
+
+def restore(job: RunInputs, learner: Learner, world: World) -> Position:
+    """Loads the newest checkpoint, if there is one, into the learner; where the run goes on. UserError if it can't go on
+    from there."""
+    folder = job.folder / "checkpoints"
+    newest = checkpoint.newest(folder, world, job.run.spec.machine.zero)
+    if newest is None:
+        return Position(0, 0, {})
+    path, saved = newest
+    if saved["data"] != job.pairs.index.digest:
+        raise UserError(
+            f"{path} was trained on other pairs than the shards hold now; "
+            f"put the shards back, or delete {path.parent.parent}"
+        )
+    zero.load(learner.engine, path.parent, path.name)
+    learner.restore(checkpoint.own_state(path, world.rank))
+    return Position(saved["step"], saved["journal"], saved.get("spent", {}))
+
+
+@dataclass
+class RunState:
+    """A run's parts while it trains; every rank calls the same methods at the same step."""
+
+    job: RunInputs
+    world: World
+    learner: Learner
+    journal: Journal
+    bad_samples: BadSamples
+    usage: UsageMeter
+    versions: Mapping[str, str]  # of Python and packages
+    start_weights: Mapping[str, torch.Tensor]  # what a cleaning starts from, on the first rank
+
+    def begin_epoch(self, epoch: int) -> None:
+        """What an epoch (from 1) needs before its first step: new clusters and a fresh head, for deep clustering without a
+        file."""
+        section = clusterer(self.job.run)
+        if section is None or section.labels is not None:
+            return
+        spec = self.job.run.spec
+        average_running_stats(self.learner.engine)
+        self.learner.labels = clustered(
+            self.learner.engine, self.job.pairs, section.classes, section.rounds,
+            derive_seed(spec.seed, "cluster", epoch) % 2**32, self.world, spec.machine.eval_batch,
+        )  # fmt: skip
+        self.learner.renew("cluster.", derive_seed(spec.seed, "head", epoch))
+
+    def measure(self, epoch: float, step: int) -> None:
+        """A row of the journal for each evaluation set."""
+        average_running_stats(self.learner.engine)
+        began = time.monotonic()
+        moved = self._distance()
+        for numbers in measured(self.job, self.learner.engine, self.learner.learned, self.world):
+            seconds = round(time.monotonic() - began, 3)
+            self.journal.row("measure", epoch=epoch, step=step, **numbers, **moved, seconds=seconds)
+
+    def _distance(self) -> dict[str, float]:
+        """`distance`: how far a cleaning is from the weights that it was given, || w - w0 || / || w0 || over the towers'
+        parameters; on the first rank, whose journal it is for."""
+        if self.job.run.stage != "clean":
+            return {}
+        with zero.full_weights(self.learner.engine, self.job.run.spec.machine):
+            if not self.world.first:
+                return {}
+            return {"distance": distance(dict(self.learner.engine.module.clip.named_parameters()), self.start_weights)}
+
+    def save(self, step: int) -> None:
+        """Commits a checkpoint."""
+        engine, folder = self.learner.engine, self.job.folder / "checkpoints"
+        average_running_stats(engine)
+        facts = {
+            "journal": self.journal.committed_bytes(),
+            "data": self.job.pairs.index.digest,
+            "zero": self.job.run.spec.machine.zero,
+            "spec": self.job.run.decides,
+            "versions": self.versions,
+            "spent": self.usage.total(),
+        }
+        checkpoint.save(folder, step, facts, self.learner.state(), self.world, lambda tag: zero.save(engine, folder, tag))
+
+
+def average_running_stats(engine: Any) -> None:
+    """Makes BatchNorm's running statistics the same on all ranks: their mean, as all of them move linearly."""
+    collectives.all_reduce_mean_([buffer for buffer in engine.module.buffers() if buffer.is_floating_point()])
+
+
+def measured(job: RunInputs, towers: Any, learned: Mapping[str, torch.Tensor], world: World) -> list[dict[str, Any]]:
+    """The numbers of each evaluation set and, under `costs`, the seconds that each part of them took; `learned` holds what
+    was learned beside the towers, the scale among it if the objective has one."""
+    scale = float(learned["scale"].detach().exp()) if "scale" in learned else evaluate.SCALE
+    costs, batch = evaluate.Costs(), job.run.spec.machine.eval_batch
+    sets = evaluate.evaluate(towers, job.tokenize, job.sets, world, batch, costs, scale)
+    return [{**numbers, "costs": costs.seconds[numbers["images"]]} for numbers in sets]
