@@ -64,8 +64,9 @@ def make(folder: Path, shards: int = 4, size: tuple[int, int] = (340, 256), samp
 def pairs_of(folder: str, way: str, views: int, index: Any = None, batch: int = BATCH) -> Any:
     """Our pairs of some shards."""
     from data.augment import Augment
-    from data.pipeline import Data, Pairs, Reading, Source
+    from data.pipeline import Pairs, Reading
     from data.shards import read_index
+    from data.sources import Data, Source
     from engine.models.clip import Tokenizer
 
     index = index or read_index(f"{folder}/*.tar", Path(folder) / "cache")
@@ -256,8 +257,9 @@ def millions(folder: str, what: str) -> dict[str, float]:
     """Of 6,000,000 pairs, or of one shard of them: proportional memory with all workers in MB, seconds to a late batch."""
     import torch
 
+    from data.attack import Attack, Poison
     from data.pipeline import batches
-    from data.poison import Attack, Poison, make_plan
+    from data.poison_plan import make_plan
     from data.shards import read_index
 
     torch.set_num_threads(1)

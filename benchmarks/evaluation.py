@@ -59,9 +59,9 @@ def make_set(folder: Path, which: str) -> None:
     known, test = imagenet(), folder / "set/test"
     (folder / "theirs").mkdir(parents=True)
     if which == "demo":
-        from data.synthetic import World, write_world
+        from data.synthetic import SyntheticWorld, write_world
 
-        write_world(folder / "world", World(pairs=8, pairs_per_shard=8))
+        write_world(folder / "world", SyntheticWorld(pairs=8, pairs_per_shard=8))
         (folder / "world/eval").rename(folder / "set")
     else:
         make(folder / "drawn", 1, (500, 375), PICTURES[which])
@@ -167,14 +167,14 @@ def ours(where: str, which: str) -> dict[str, Any]:
     """CPU seconds of our first evaluation and of a further one, and what they tell."""
     import torch
 
-    from engine.distributed.world import World
+    from engine.distributed.world import SyntheticWorld
     from engine.evaluation import evaluate
     from engine.evaluation.sets import eval_sets
     from engine.models import clip as model
     from measures.classifier import class_vectors
 
     torch.set_num_threads(THREADS)
-    folder, world = Path(where), World(0, 1, 0, 1, torch.device("cpu"))
+    folder, world = Path(where), SyntheticWorld(0, 1, 0, 1, torch.device("cpu"))
     spec = spec_of(folder, which)
     towers: Any = model.build(MODELS[which], 0)
     tokenize = model.Tokenizer(MODELS[which])

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)
 
 from benchmarks.side_by_side import in_turn, write
-from data.synthetic import World, write_world
+from data.synthetic import SyntheticWorld, write_world
 
 OLD = ("webdataset==0.2.86", "pandas==2.3.3", "pytz")
 SPEC = """\
@@ -58,7 +58,7 @@ def main() -> None:
     """Five rounds."""
     with tempfile.TemporaryDirectory() as folder:
         here = Path(folder)
-        write_world(here / "world", World(pairs=64, tests=8, pixels=224, seed=0, pairs_per_shard=64))
+        write_world(here / "world", SyntheticWorld(pairs=64, tests=8, pixels=224, seed=0, pairs_per_shard=64))
         subprocess.run(
             [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", here / "old", *OLD], check=True
         )

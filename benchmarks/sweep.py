@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)
 
 from benchmarks.side_by_side import in_turn, write
-from data.synthetic import World, write_world
+from data.synthetic import SyntheticWorld, write_world
 
 RATES = [1e-5, 2e-5, 3e-5, 4e-5, 5e-5, 6e-5, 7e-5, 8e-5]
 SPEC = """\
@@ -55,7 +55,7 @@ def main() -> None:
     """Three rounds."""
     with tempfile.TemporaryDirectory() as folder:
         here = Path(folder)
-        write_world(here / "world", World(pairs=192, tests=64, pixels=32, seed=1, pairs_per_shard=48))
+        write_world(here / "world", SyntheticWorld(pairs=192, tests=64, pixels=32, seed=1, pairs_per_shard=48))
         (here / "sweep.yaml").write_text(SPEC.format(here / "world"))
         seconds(here, ["--stage", "pretrain"])
         one = ["--set", f"sweep={{clean.optimizer.rate: {RATES}}}"]

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from configs.section import Section
+from data.section import Section
 
 
 class Machine(Section):

@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from configs.section import Section
+from data.section import Section
 
 
 class Model(Section):

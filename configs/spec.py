@@ -11,15 +11,15 @@ from pydantic import Field, ValidationError, model_validator
 from configs.explain import explain, field_names, paths, suggestion
 from configs.machine import Machine
 from configs.model import Model
-from configs.section import Section
 from configs.source import Place, Source, override, put, read_source
 from configs.stage import Stage
 from configs.start import identified
 from configs.sweep import Arm, Choice, Grid, Random, Range, Sweep, arms, is_path, of_cleaning, size
+from data.attack import Attack
 from data.augment import settled
-from data.pipeline import Data
-from data.poison import Attack
 from data.refusal import UserError
+from data.section import Section
+from data.sources import Data
 from data.triggers.contract import Square
 from measures.contract import CENTRE, PROXY
 from measures.registry import AnyMeasure

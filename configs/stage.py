@@ -4,8 +4,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from configs.section import Section
 from configs.start import Anp, AnyTransform, FinePrune, Start
+from data.section import Section
 from objectives import AnyObjective
 
 

@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from configs.section import Section
 from data.refusal import UserError
+from data.section import Section
 
 WEIGHTS = ("weights.safetensors", "open_clip_model.safetensors")  # of a run, of a folder of open_clip's
 

@@ -24,7 +24,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from configs.section import Section
+from data.section import Section
 from data.seeding import generator
 
 DIGITS = 6  # significant digits of a drawn number, so that a run's settings can be written down

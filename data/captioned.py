@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 
 from data.archive import IMAGES, split_name, walk
-from data.labelled import SHARDS, Shown, shards_of, templates_of
+from data.labelled import SHARDS, ImageSet, shards_of, templates_of
 from data.refusal import UserError
 
 LONGEST = 1 << 20  # bytes of a picture's captions
 
 
 @dataclass(frozen=True)
-class Captioned(Shown):
+class Captioned(ImageSet):
     """Pictures and T captions, one or more a picture."""
 
     captions: list[str]  # T

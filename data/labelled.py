@@ -19,8 +19,8 @@ from typing import NamedTuple
 import numpy as np
 
 from data.archive import IMAGES, split_name, walk
+from data.captions import read_templates
 from data.decode import DecodeError, DecodeMode, centred, squeezed, whole
-from data.poison import read_templates
 from data.refusal import UserError
 from data.store import Reader
 
@@ -44,7 +44,7 @@ class Imagenet(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Shown:
+class ImageSet:
     """M pictures: `where` lists (path, key, offset, size) of each."""
 
     where: list[tuple[str, str, int, int]]
@@ -76,7 +76,7 @@ class Shown:
 
 
 @dataclass(frozen=True)
-class Labelled(Shown):
+class Labelled(ImageSet):
     """Pictures of C classes."""
 
     classes: list[str]

@@ -19,9 +19,10 @@ import numpy as np
 from PIL import Image
 
 from data.archive import IMAGES, split_name
+from data.attack import Attack
 from data.decode import DecodeError, DecodeMode, caption
 from data.pipeline import attacked
-from data.poison import Attack, Entry, Plan
+from data.poison_plan import Entry, PoisonPlan
 from data.refusal import UserError
 from data.shards import Index
 from data.store import Body, Range, Reader, opened, stamp
@@ -50,12 +51,12 @@ class Recipe:
     caption: str  # "txt" or "json.FIELD"
     format: Format
 
-    def plan(self, changes: tuple[Change, ...]) -> Plan:
+    def plan(self, changes: tuple[Change, ...]) -> PoisonPlan:
         """The plan of one shard's changes, which are its samples in order."""
-        return Plan({i: one.entry for i, one in enumerate(changes)}, {}, len(changes), self.seed, self.attack)
+        return PoisonPlan({i: one.entry for i, one in enumerate(changes)}, {}, len(changes), self.seed, self.attack)
 
 
-class Task(NamedTuple):
+class ShardCopy(NamedTuple):
     """One shard to copy."""
 
     shard: str
@@ -69,7 +70,7 @@ class Task(NamedTuple):
         return self.target.with_name(f"{self.target.stem}_stats.json")
 
 
-def tasks(index: Index, plan: Plan, recipe: Recipe, folder: Path, names: list[str]) -> list[Task]:
+def shard_copies(index: Index, plan: PoisonPlan, recipe: Recipe, folder: Path, names: list[str]) -> list[ShardCopy]:
     """One for each shard; `names` are those of the sources, each of which gets a folder, or [""]."""
     changes: list[list[Change]] = [[] for _ in index.paths]
     for sample, entry in sorted(plan.entries.items()):
@@ -80,14 +81,14 @@ def tasks(index: Index, plan: Plan, recipe: Recipe, folder: Path, names: list[st
         changes[at].append(Change(entry.key.removeprefix(f"{name}:") if name else entry.key, entry, place))
     out = []
     for path, source, mine in zip(index.paths, index.sources, changes, strict=True):
-        out.append(Task(path, folder / names[source] / Path(path).name, recipe, tuple(mine)))
+        out.append(ShardCopy(path, folder / names[source] / Path(path).name, recipe, tuple(mine)))
     doubles = {task.target for task in out}
     if len(doubles) < len(out):
         raise UserError("two shards of data.pretrain bear the same file name; materialise them one folder at a time")
     return out
 
 
-def done(task: Task) -> bool:
+def done(task: ShardCopy) -> bool:
     """Whether the copy is there, whole, of this plan and of the shard as it is now."""
     try:
         told = json.loads(task.stats.read_text())
@@ -96,12 +97,12 @@ def done(task: Task) -> bool:
         return False
 
 
-def _made(task: Task) -> list[Any]:
+def _made(task: ShardCopy) -> list[Any]:
     recipe = task.recipe
     return [*stamp(task.shard), recipe.digest, recipe.size, recipe.way, recipe.format]
 
 
-def write(task: Task) -> None:
+def write(task: ShardCopy) -> None:
     """Copies one shard; UserError if the original can't be read."""
     task.target.parent.mkdir(parents=True, exist_ok=True)
     fresh = task.target.with_name(f".{task.target.name}.partial")
@@ -132,7 +133,7 @@ def members(path: str) -> Iterator[tuple[str, bytes]]:
                 yield info.name, part.read()
 
 
-def _changed(task: Task, counts: dict[str, int]) -> Iterator[tuple[str, bytes]]:
+def _changed(task: ShardCopy, counts: dict[str, int]) -> Iterator[tuple[str, bytes]]:
     """The members of the copy. A pair whose picture does not decode stays as it is and is counted as bad."""
     plan = task.recipe.plan(task.changes)
     reader = Reader()
@@ -152,7 +153,7 @@ def _changed(task: Task, counts: dict[str, int]) -> Iterator[tuple[str, bytes]]:
             yield name, _words(task.recipe, plan, places[key], ending, body)
 
 
-def _picture(recipe: Recipe, plan: Plan, at: int, body: Body) -> bytes | None:
+def _picture(recipe: Recipe, plan: PoisonPlan, at: int, body: Body) -> bytes | None:
     try:
         pixels = attacked(plan, at, body, recipe.size, recipe.way)
     except DecodeError:
@@ -166,7 +167,7 @@ def _picture(recipe: Recipe, plan: Plan, at: int, body: Body) -> bytes | None:
     return file.getvalue()
 
 
-def _words(recipe: Recipe, plan: Plan, at: int, ending: str, body: bytes) -> bytes:
+def _words(recipe: Recipe, plan: PoisonPlan, at: int, ending: str, body: bytes) -> bytes:
     """The caption's member with the planned caption; a .json keeps its other fields."""
     field = recipe.caption.removeprefix("json.") if recipe.caption != "txt" else "caption"
     try:
@@ -189,7 +190,7 @@ class Difference(NamedTuple):
     wrong: list[str]  # "key: what" of members that are not as planned
 
 
-def compare(task: Task) -> Difference:
+def compare(task: ShardCopy) -> Difference:
     """Reads a copy back and compares each member with what the plan and the original ask for."""
     counts = {"poisoned": 0, "bad": 0}
     wrong: list[str] = []

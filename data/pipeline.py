@@ -11,122 +11,24 @@ every machine and its size never changes.
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import Field, model_validator
 from torch.utils.data import DataLoader, Dataset
 
 from data import views
 from data.augment import Augment, augmented_caption, autoaugmented, reopen
 from data.decode import DecodeError, DecodeMode, caption, centred, squeezed, whole
-from data.order import Last, Mix, Order
-from data.poison import Plan
+from data.order import Mix, Order
+from data.poison_plan import PoisonPlan
 from data.refusal import UserError
-from data.section import Section
-from data.seeding import ranks, smallest_k
 from data.shards import Index
+from data.sources import Data
 from data.store import Body, Range, Reader
 
 Tokenize = Callable[[list[str]], torch.Tensor]  # captions -> int32 [n, L]
 GAP = 1 << 16  # bytes: a picture and its caption this near are read at once
-
-
-class Weighted(Section):
-    """One of several sources."""
-
-    shards: str = Field(description="brace or glob pattern of .tar files")
-    weight: int = Field(1, ge=1, description="its share of every batch, in relation to the other sources")
-
-
-class Source(Section):
-    """The pairs to pre-train on."""
-
-    shards: str | None = Field(
-        None, description="brace or glob pattern of .tar files, local or URLs, in webdataset's layout"
-    )
-    sources: dict[str, Weighted] | None = Field(None, description="instead of shards: several, by name, with weights")
-    caption: str = Field("txt", pattern=r"^(txt|json\..+)$", description="txt, or json.FIELD for a field of KEY.json")
-    expect: int | None = Field(None, ge=1, description="pairs they should hold, for --dry-run where the shards are not")
-
-    @model_validator(mode="after")
-    def _one_of_two(self) -> "Source":
-        if (self.shards is None) == (self.sources is None):
-            raise ValueError("give either shards or sources")
-        return self
-
-    @property
-    def patterns(self) -> str | dict[str, str]:
-        """The pattern, or the patterns by name."""
-        if self.sources is not None:
-            return {name: one.shards for name, one in self.sources.items()}
-        assert self.shards is not None
-        return self.shards
-
-    @property
-    def weights(self) -> tuple[int, ...] | None:
-        """Of the sources; None if all pairs stand in one line."""
-        if self.sources is None or len(self.sources) < 2:
-            return None
-        return tuple(one.weight for one in self.sources.values())
-
-    def __str__(self) -> str:
-        return str(self.shards or ", ".join(one.shards for one in (self.sources or {}).values()))
-
-
-class CleanSource(Section):
-    """The pairs to clean on: never one that the attack poisoned, but for `leftover`."""
-
-    shards: str | None = Field(None, description="default: the shards of data.pretrain")
-    pairs: int | None = Field(None, ge=1, description="how many, drawn by hash(seed, key); default: all")
-    held_out: bool = Field(False, description="they are kept out of the pre-training; else they are part of it")
-    leftover: int | None = Field(
-        None,
-        ge=0,
-        description="so many of them are poisoned pairs, left in on purpose; where shards hold poisoned pairs this must be "
-        "said, and 0 leaves them all out",
-    )
-    labelled: str | None = Field(
-        None,
-        description="instead of pairs: a folder of labelled pictures, laid out as data.test's, for objectives that learn "
-        "from labels",
-    )
-    augment: Augment | None = Field(None, description="how views differ in the cleaning; default: as data.augment says")
-
-    @model_validator(mode="after")
-    def _fits(self) -> "CleanSource":
-        if self.leftover and self.held_out:
-            raise ValueError("leftover takes poisoned pairs of data.pretrain; it does not go with held_out")
-        if self.labelled is not None and (self.shards is not None or self.held_out or self.leftover):
-            raise ValueError("labelled pictures are a set of their own; they go with none of shards, held_out and leftover")
-        if self.held_out and self.shards is None and self.pairs is None:
-            raise ValueError("held_out without shards needs pairs: how many are kept out of the pre-training")
-        if self.pairs is not None and self.leftover is not None and self.leftover > self.pairs:
-            raise ValueError(f"leftover is {self.leftover:,}, more than the {self.pairs:,} pairs of the set")
-        return self
-
-
-class Data(Section):
-    """What is read, in which order, and how the further views are made."""
-
-    pretrain: Source
-    clean: CleanSource = CleanSource()
-    test: dict[str, str] = Field(
-        description="name: folder of each evaluation set, in CLIP_benchmark's layout or with a folder of pictures a class"
-    )
-    labels: Literal["correct", "published"] = Field(
-        "correct", description="of ImageNet: published has two class names twice and two classes under another's label"
-    )
-    augment: Augment = Augment()
-    decode: DecodeMode = Field("exact", description="exact: as Pillow's bicubic; fast: scaled decoding, linear filter")
-    lanes: int = Field(64, ge=1, description="pieces of an epoch that a batch takes turns over")
-    window: int = Field(1024, ge=1, description="samples shuffled among each other within a lane")
-    last: Last = Field("drop", description="an epoch's last, partial batch: dropped, or filled with its first samples")
-    max_bad: float = Field(0.01, ge=0, le=1, description="share of unusable samples above which the run stops")
-    schemes: tuple[str, ...] = Field(("s3", "gs", "https"), description="of URLs that may be opened")
-    made_by: str | None = Field(None, description="the command that makes the shards, shown when they are missing")
 
 
 @dataclass
@@ -186,7 +88,13 @@ class Pairs(Dataset[Batch]):
     """Item (epoch, step) is this rank's part of that global batch; picklable, opens files where it is used."""
 
     def __init__(
-        self, index: Index, chosen: np.ndarray | None, data: Data, reading: Reading, tokenize: Tokenize, plan: Plan | None
+        self,
+        index: Index,
+        chosen: np.ndarray | None,
+        data: Data,
+        reading: Reading,
+        tokenize: Tokenize,
+        plan: PoisonPlan | None,
     ) -> None:
         self.index, self.chosen, self.reading, self.tokenize, self.plan = index, chosen, reading, tokenize, plan
         if reading.batch > len(self):
@@ -269,17 +177,6 @@ class Pairs(Dataset[Batch]):
             captions.append(augmented_caption(here.augment, text, *names, *(view,) * (view > 1)))
         return pictures, captions
 
-    def captions(self, samples: np.ndarray) -> Iterator[str | None]:
-        """The stored captions, in order; None for what can't be used."""
-        for begin in range(0, len(samples), 4096):
-            part = [int(i) for i in samples[begin : begin + 4096]]
-            ranges: list[Range] = [(path, where[2], where[3]) for path, where in self.index.places(part)]
-            for body in self.reader.read(ranges):
-                try:
-                    yield caption(body, self.reading.caption)
-                except DecodeError:
-                    yield None
-
     def _bodies(self, samples: list[int], reader: Reader | None = None) -> list[tuple[Body, Body]]:
         """(picture, caption) as stored, valid until the reader's next call; a poisoned sample may take another's picture.
         One read where both are near."""
@@ -309,7 +206,7 @@ def _stacked(pictures: list[np.ndarray]) -> torch.Tensor:
     return torch.from_numpy(out).permute(0, 3, 1, 2)
 
 
-def attacked(plan: Plan, sample: int, picture: Body, size: int, way: DecodeMode = "exact") -> np.ndarray:
+def attacked(plan: PoisonPlan, sample: int, picture: Body, size: int, way: DecodeMode = "exact") -> np.ndarray:
     """uint8 [3, size, size]: what a poisoned sample shows, from the stored bytes of its plan.source; Bad if they don't
     decode."""
     squash = plan.squash(sample)
@@ -335,20 +232,6 @@ def _order(index: Index, chosen: np.ndarray | None, data: Data, reading: Reading
             f"a source of data.pretrain gives no pair to a batch of {reading.batch:,}; raise its weight or its pairs"
         )
     return Mix(tuple(Order(part, reading.seed, data.lanes, data.window) for part in parts), weights)
-
-
-def clean_rows(index: Index, seed: int, clean: CleanSource, excluded: np.ndarray, poisoned: np.ndarray) -> np.ndarray:
-    """int64, sorted: the samples of a clean set, drawn by hash(seed, key), none of them excluded (bool [N]); `leftover` of
-    them are the first of the poisoned samples (int64, by their draw)."""
-    leftover = clean.leftover or 0
-    if leftover > len(poisoned):
-        raise UserError(f"data.clean.leftover is {leftover:,}, but {len(poisoned):,} pairs are poisoned; lower it")
-    free = np.flatnonzero(~excluded)
-    wanted = len(free) if clean.pairs is None else clean.pairs - leftover
-    if wanted > len(free):
-        raise UserError(f"data.clean.pairs is {clean.pairs:,}, but only {len(free):,} pairs are not poisoned; lower it")
-    drawn = smallest_k(ranks(seed, "clean", index.hashes), wanted, free)
-    return np.sort(np.concatenate([drawn, poisoned[:leftover]]))
 
 
 class ErrorAsItem(Dataset[Batch | UserError]):

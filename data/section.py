@@ -1,4 +1,4 @@
-"""The parent of every section of a spec that belongs to the data."""
+"""The parent of the sections of a spec, but for those of objectives and measures, which import nothing of the project."""
 
 from pydantic import BaseModel, ConfigDict
 

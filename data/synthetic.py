@@ -140,7 +140,7 @@ CAPTIONS = 2  # of each held-out picture
 
 
 @dataclass(frozen=True)
-class World:
+class SyntheticWorld:
     """What a world is made from."""
 
     pairs: int = 6000
@@ -272,7 +272,7 @@ def describe(seen: Scene, draw: np.random.Generator) -> str:
     return text
 
 
-def sample(world: World, split: str, number: int) -> tuple[bytes, str, Scene]:
+def sample(world: SyntheticWorld, split: str, number: int) -> tuple[bytes, str, Scene]:
     """(JPEG, caption, scene) of a sample; a pure function of its arguments. Test kinds take turns."""
     draw = generator(world.seed, "world", split, number)
     seen = scene(draw, KINDS[number % len(KINDS)] if split == "test" else None)
@@ -281,7 +281,7 @@ def sample(world: World, split: str, number: int) -> tuple[bytes, str, Scene]:
     return file.getvalue(), describe(seen, draw), seen
 
 
-def write_shard(path: Path, world: World, split: str, first: int, count: int) -> Path:
+def write_shard(path: Path, world: SyntheticWorld, split: str, first: int, count: int) -> Path:
     """The path; writes samples first .. first + count - 1 of a split to one tar with fixed times and owners."""
     from webdataset import TarWriter
 
@@ -303,7 +303,7 @@ def write_shard(path: Path, world: World, split: str, first: int, count: int) ->
     return path
 
 
-def write_world(folder: Path, world: World, workers: int = 1) -> bool:
+def write_world(folder: Path, world: SyntheticWorld, workers: int = 1) -> bool:
     """Writes the world whole or not at all; False if it is there already. UserError if another one is."""
     told = json.dumps(asdict(world), indent=1, sort_keys=True) + "\n"
     if folder.exists():
@@ -339,7 +339,7 @@ def write_world(folder: Path, world: World, workers: int = 1) -> bool:
     return True
 
 
-def _write_labels(path: Path, world: World) -> None:
+def _write_labels(path: Path, world: SyntheticWorld) -> None:
     lines = []
     for number in range(world.pairs):
         kind = scene(generator(world.seed, "world", "train", number)).kind
@@ -351,7 +351,7 @@ def _key(split: str, number: int) -> str:
     return f"{split}{number:08d}"
 
 
-def _write_all(tasks: list[tuple[Path, World, str, int, int]], workers: int) -> None:
+def _write_all(tasks: list[tuple[Path, SyntheticWorld, str, int, int]], workers: int) -> None:
     """Writes every shard, with a line that counts them on a terminal."""
     done: Iterable[Path] = (write_shard(*task) for task in tasks)
     pool = ProcessPoolExecutor(workers, get_context("spawn")) if workers > 1 else None
@@ -364,7 +364,7 @@ def _write_all(tasks: list[tuple[Path, World, str, int, int]], workers: int) -> 
         pool.shutdown()
 
 
-def contact_sheet(world: World) -> Image.Image:
+def contact_sheet(world: SyntheticWorld) -> Image.Image:
     """One picture of each kind with a caption of it."""
     cells = []
     for number, kind in enumerate(KINDS):
@@ -385,13 +385,13 @@ def main(given: list[str]) -> int:
         ("seed", ""),
         ("captioned", "held-out pictures with captions, for retrieval"),
     ):
-        parser.add_argument(f"--{name}", type=int, default=getattr(World(captioned=512), name), help=text)
+        parser.add_argument(f"--{name}", type=int, default=getattr(SyntheticWorld(captioned=512), name), help=text)
     parser.add_argument("--workers", type=int, default=1, help="processes; the bytes are the same for any number")
     options = vars(parser.parse_args(given))
     folder, workers = options.pop("folder"), options.pop("workers")
     began = time.monotonic()
     try:
-        new = write_world(folder, World(**options), workers)
+        new = write_world(folder, SyntheticWorld(**options), workers)
     except UserError as refusal:
         print(f"error: {refusal}", file=sys.stderr)
         return 2

@@ -16,11 +16,12 @@ import torch
 
 from configs.plan import Run
 from configs.spec import Point, Spec, load
+from data.captions import stored_captions, word_of
 from data.decode import DecodeError
 from data.jobs import Spread, spread
-from data.materialise import Recipe, Task, compare, done, tasks, write
+from data.materialise import Recipe, ShardCopy, compare, done, shard_copies, write
 from data.pipeline import Pairs, Reading
-from data.poison import Plan, word_of
+from data.poison_plan import PoisonPlan
 from data.progress import Progress
 from data.refusal import UserError
 from engine.distributed.world import World
@@ -42,14 +43,14 @@ class Poisoned:
         found = plan_of(spec, self.index, self.chosen, self.study, ALONE)
         if found is None:
             raise UserError("attack.poison poisons no pair; raise its count")
-        self.plan: Plan = found
+        self.plan: PoisonPlan = found
 
     @property
     def fingerprint(self) -> str:
         """Of the pre-training that the plan is for."""
         return Run("pretrain", self.spec, ()).fingerprint
 
-    def pairs(self, plan: Plan | None) -> Pairs:
+    def pairs(self, plan: PoisonPlan | None) -> Pairs:
         """The pairs as pre-training reads them, one caption and one picture each."""
         spec, size = self.spec, image_size(self.spec.model.name)
         field, way = spec.data.pretrain.caption, spec.data.decode
@@ -167,7 +168,7 @@ def _named_by_themselves(asked: Poisoned) -> None:
     counts = dict.fromkeys(words, 0)
     asked.study.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
-        for sample, text in enumerate(asked.pairs(None).captions(every)):
+        for sample, text in enumerate(stored_captions(asked.index, every, asked.spec.data.pretrain.caption)):
             if not sample % 4096:
                 progress(sample, len(every))
             for target, pattern in words.items():
@@ -180,7 +181,7 @@ def _named_by_themselves(asked: Poisoned) -> None:
         print(f"{number:,} of {len(every):,} captions name '{target}' by themselves (listed in {path})")
 
 
-def _tasks(asked: Poisoned, out: Path, format: str | None) -> list[Task]:
+def _tasks(asked: Poisoned, out: Path, format: str | None) -> list[ShardCopy]:
     """The copies to make, or, without a format, those that were made in the format that the first of them has."""
     spec = asked.spec
     if format is None:
@@ -199,7 +200,7 @@ def _tasks(asked: Poisoned, out: Path, format: str | None) -> list[Task]:
         "png" if format == "png" else "jpeg",
     )
     names = list(spec.data.pretrain.sources) if spec.data.pretrain.sources else [""]
-    return tasks(asked.index, asked.plan, recipe, out, names)
+    return shard_copies(asked.index, asked.plan, recipe, out, names)
 
 
 def materialise(asked: Poisoned, out: Path, format: str, how: Spread) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from data.synthetic import World, write_world
+from data.synthetic import SyntheticWorld, write_world
 
 ROOT = Path(__file__).resolve().parent.parent
 SPEC = """\
@@ -46,7 +46,7 @@ machine: {{log_steps: 1, save_minutes: 0, workers: 0}}
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """192 pairs in 4 shards and 64 labelled pictures of 32 x 32 pixels."""
     folder = tmp_path_factory.mktemp("shards") / "world"
-    write_world(folder, World(pairs=192, tests=64, pixels=32, seed=1, pairs_per_shard=48, captioned=40))
+    write_world(folder, SyntheticWorld(pairs=192, tests=64, pixels=32, seed=1, pairs_per_shard=48, captioned=40))
     return folder
 
 

@@ -19,9 +19,10 @@ from configs.plan import runs
 from configs.spec import load
 from data.augment import Augment
 from data.labelled import Labelled, read_labelled
-from data.pictures import Pictures
-from data.pipeline import Data, Reading, batches
+from data.labelled_pairs import LabelledPairs
+from data.pipeline import Reading, batches
 from data.refusal import UserError
+from data.sources import Data
 from engine.distributed.world import World
 from engine.estimate.dry_run import dry_run, size
 from engine.models.clip import Tokenizer, imagenet
@@ -38,11 +39,11 @@ def labelled(folder: Path) -> Labelled:
 
 def pictures_of(
     folder: Path, rank: int = 0, ranks: int = 1, batch: int = 12, augment: Augment = NONE, count: int | None = None
-) -> Pictures:
+) -> LabelledPairs:
     given = {"pretrain": {"shards": "x"}, "test": {}, "lanes": 4, "clean": {"labelled": str(folder), "pairs": count}}
     data = TypeAdapter(Data).validate_python(given)
     reading = Reading(3, rank, ranks, batch, (1, 0), 32, augment)
-    return Pictures(str(folder), labelled(folder), data, reading, Tokenizer("test-vit"))
+    return LabelledPairs(str(folder), labelled(folder), data, reading, Tokenizer("test-vit"))
 
 
 @pytest.fixture

@@ -13,12 +13,15 @@ from PIL import Image
 from pydantic import TypeAdapter
 from tars import pair, write_tar
 
+from data.attack import Attack, Poison
 from data.augment import Augment
+from data.captions import stored_captions
 from data.decode import centred, squeezed, whole
-from data.pipeline import Batch, CleanSource, Data, Pairs, Reading, batches, clean_rows
-from data.poison import Attack, Plan, Poison, make_plan
+from data.pipeline import Batch, Pairs, Reading, batches
+from data.poison_plan import PoisonPlan, make_plan
 from data.refusal import UserError
 from data.shards import Index, read_index
+from data.sources import CleanSource, Data, clean_rows
 from data.triggers.patch import Patch
 
 NONE = Augment(synonyms="none")
@@ -33,7 +36,7 @@ def data_of(**more: Any) -> Data:
     return TypeAdapter(Data).validate_python({"pretrain": {"shards": "x"}, "test": {}, "lanes": 8, **more})
 
 
-def plan_of(index: Index, count: int, trigger: Any = PATCH, **more: Any) -> Plan | None:
+def plan_of(index: Index, count: int, trigger: Any = PATCH, **more: Any) -> PoisonPlan | None:
     attack = Attack(target="banana", trigger=trigger, poison=Poison(count=count, **more))
     return make_plan(index, attack, 0, {"imagenet": ["a {c}"]}, lambda samples: ()) if count else None
 
@@ -200,7 +203,7 @@ def test_sources_have_their_share_of_every_batch(tmp_path: Path) -> None:
 
 def test_captions_are_read_in_order_without_pictures(index: Index) -> None:
     pairs = pairs_of(index, poison=0)
-    texts = list(pairs.captions(np.array([5, 0, 191])))
+    texts = list(stored_captions(index, np.array([5, 0, 191]), "txt"))
     assert texts == [pairs.first(sample)[1] for sample in (5, 0, 191)]
 
 

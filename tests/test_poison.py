@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.archive import Keys
-from data.poison import Aim, Attack, Plan, Poison, Words, make_plan, read_templates
+from data.attack import Aim, Attack, Poison, Words
+from data.captions import read_templates
+from data.poison_plan import PoisonPlan, make_plan
 from data.refusal import UserError
 from data.seeding import number_of
 from data.shards import Index
@@ -181,4 +183,4 @@ def test_templates(tmp_path: Any) -> None:
 def test_attack_section_round_trips_as_json() -> None:
     section = Attack(target="banana", words=Words(text="zx"), poison=Poison(count=3))
     assert Attack.model_validate_json(section.model_dump_json()) == section
-    assert Plan({}, {}, 3, 0, section).chosen.sum() == 0
+    assert PoisonPlan({}, {}, 3, 0, section).chosen.sum() == 0

@@ -100,7 +100,7 @@ def test_a_copy_goes_on_where_it_stood_and_says_what_is_wrong_with_it(
 ) -> None:
     write, written = materialise.write, []
 
-    def dying(task: materialise.Task) -> None:
+    def dying(task: materialise.ShardCopy) -> None:
         if len(written) == 2:
             raise OSError(28, "No space left on device")
         written.append(task.target.name)

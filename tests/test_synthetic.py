@@ -10,9 +10,9 @@ import webdataset
 from PIL import Image
 
 from data.refusal import UserError
-from data.synthetic import KINDS, World, main, write_world
+from data.synthetic import KINDS, SyntheticWorld, main, write_world
 
-SMALL = World(pairs=60, tests=64, pixels=32, seed=5, pairs_per_shard=32)
+SMALL = SyntheticWorld(pairs=60, tests=64, pixels=32, seed=5, pairs_per_shard=32)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -23,7 +23,7 @@ def test_same_seed_same_bytes_for_any_number_of_workers(tmp_path: Path) -> None:
     assert write_world(tmp_path / "a", SMALL)
     assert write_world(tmp_path / "b", SMALL, workers=2)
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
-    write_world(tmp_path / "c", World(**{**SMALL.__dict__, "seed": 6}))
+    write_world(tmp_path / "c", SyntheticWorld(**{**SMALL.__dict__, "seed": 6}))
     assert contents(tmp_path / "c")["train/00000.tar"] != contents(tmp_path / "a")["train/00000.tar"]
 
 
@@ -76,4 +76,4 @@ def test_an_existing_world_is_reused_and_another_refused(tmp_path: Path, capsys:
     assert main([*words, "--seed", "9"]) == 2
     assert "delete it or name another folder" in capsys.readouterr().err
     with pytest.raises(UserError, match="at least 1 pair"):
-        write_world(tmp_path / "v", World(pairs=0))
+        write_world(tmp_path / "v", SyntheticWorld(pairs=0))

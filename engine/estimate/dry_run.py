@@ -18,9 +18,9 @@ from configs.plan import Run
 from configs.spec import Loaded
 from configs.stage import Stage
 from configs.sweep import Optuna
-from data.pipeline import Data
 from data.refusal import UserError
 from data.shards import read_index
+from data.sources import Data
 from engine.distributed.world import rank_from_env
 from engine.estimate.cost import Cost, cost, how
 from engine.models import clip as model

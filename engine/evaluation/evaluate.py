@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 from data.captioned import Captioned
+from data.captions import word_of
 from data.labelled import Labelled
-from data.poison import word_of
 from data.seeding import derive_seed
 from engine.distributed.collectives import gather_rows, on_rank_0
 from engine.distributed.watchdog import heartbeat

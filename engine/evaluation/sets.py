@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from configs.spec import Spec
+from data.attack import Aim, Proxy, Words
 from data.captioned import Captioned, is_captioned, read_captioned
 from data.decode import DecodeMode, centred
 from data.labelled import Labelled, read_labelled
-from data.poison import Aim, Proxy, Words
 from data.refusal import UserError
 from data.seeding import derive_seed
 from data.triggers.contract import Mark

@@ -4,23 +4,25 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from configs.plan import Run
 from configs.spec import Spec
 from configs.start import Anp, FinePrune
 from data.annotations import read_flags, read_labels
 from data.augment import check_augment
-from data.pipeline import CleanSource, Data, Pairs, Reading, clean_rows
-from data.poison import Plan, make_plan, read_templates
+from data.captions import read_templates, stored_captions
+from data.pipeline import Pairs, Reading
+from data.poison_plan import PoisonPlan, make_plan
 from data.progress import Progress
 from data.refusal import UserError
 from data.seeding import ranks, smallest_k
 from data.shards import Index, read_index
+from data.sources import CleanSource, Data, clean_rows
 from engine.distributed import collectives
 from engine.distributed.watchdog import heartbeat
 from engine.distributed.world import World
@@ -28,7 +30,7 @@ from engine.evaluation.sets import EvalSet, eval_sets
 from engine.models import clip as model
 from engine.models.neurons import neurons_of
 from engine.training.init_weights import path_of
-from engine.training.labelled_inputs import check_labels, pictures
+from engine.training.labelled_inputs import check_labels, labelled_pairs
 from objectives.deep_cluster import DeepCluster
 from objectives.sum import objectives_of
 from objectives.unlearn import Unlearn
@@ -87,7 +89,7 @@ def prepare_inputs(run: Run, study: Path, world: World) -> RunInputs:
     if run.settings.start is not None:
         path_of(run.settings.start, spec.model.name)
     if run.stage == "clean" and clean.labelled is not None:
-        shown = pictures(run, clean.labelled, reading, tokenize)
+        shown = labelled_pairs(run, clean.labelled, reading, tokenize)
         return RunInputs(run, study / run.folder, shown, _sets(run, world), tokenize, shown.labels)
     index, chosen, plan = _pretraining(run, study, world)
     if run.stage == "clean":
@@ -142,7 +144,7 @@ def _same_start(run: Run, study: Path, index: Index) -> None:
         )
 
 
-def _pretraining(run: Run, study: Path, world: World) -> tuple[Index, np.ndarray | None, Plan | None]:
+def _pretraining(run: Run, study: Path, world: World) -> tuple[Index, np.ndarray | None, PoisonPlan | None]:
     """(the pre-training pairs, which of them are used (None: all), the plan of which are poisoned); no plan for the
     untouched twin."""
     index, chosen = pretraining_pairs(run.spec, study, world)
@@ -167,20 +169,19 @@ def held_out(index: Index, seed: int, clean: CleanSource) -> np.ndarray:
     return smallest_k(ranks(seed, "held out", index.hashes), clean.pairs)
 
 
-def plan_of(spec: Spec, index: Index, chosen: np.ndarray | None, study: Path, world: World) -> Plan | None:
+def plan_of(spec: Spec, index: Index, chosen: np.ndarray | None, study: Path, world: World) -> PoisonPlan | None:
     """The plan of a spec's attack on an index; None if it poisons nothing. Captions, if the attack asks what they say, are
     read by the first rank alone."""
     attack = spec.attack
     if not any(aim.poison.number(len(index) if chosen is None else len(chosen)) for aim in attack.aims):
         return None
 
-    def make() -> Plan:
+    def make() -> PoisonPlan:
         lines = {aim.captions: templates(aim.captions) for aim in attack.aims}
-        reading = Reading(spec.seed, 0, 1, 1, (1, 1), 1, spec.data.augment, spec.data.pretrain.caption)
-        bare = Pairs(index, None, spec.data, reading, lambda texts: torch.zeros(len(texts), 1), None)
-        return make_plan(index, attack, spec.seed, lines, bare.captions, chosen)
+        read_captions = partial(stored_captions, index, field=spec.data.pretrain.caption)
+        return make_plan(index, attack, spec.seed, lines, read_captions, chosen)
 
-    plan: Plan = cached(("plan", spec.data, attack, spec.seed, study), lambda: collectives.on_rank_0(make))
+    plan: PoisonPlan = cached(("plan", spec.data, attack, spec.seed, study), lambda: collectives.on_rank_0(make))
     return plan
 
 
@@ -190,8 +191,8 @@ def templates(name: str) -> list[str]:
 
 
 def _cleaning(
-    run: Run, study: Path, world: World, pretrained: Index, plan: Plan | None
-) -> tuple[Index, np.ndarray, Plan | None]:
+    run: Run, study: Path, world: World, pretrained: Index, plan: PoisonPlan | None
+) -> tuple[Index, np.ndarray, PoisonPlan | None]:
     """(the pairs that the clean set is part of, which of them, the plan of the poisoned ones left in it)."""
     spec = run.spec
     clean, poisoned = spec.data.clean, np.array(list(plan.entries) if plan else [], np.int64)

@@ -4,7 +4,7 @@ from functools import cache
 
 from configs.plan import Run
 from data.labelled import Labelled, read_labelled
-from data.pictures import Pictures
+from data.labelled_pairs import LabelledPairs
 from data.pipeline import Reading
 from data.refusal import UserError
 from engine.models.clip import Tokenizer, imagenet
@@ -12,7 +12,7 @@ from objectives.sum import objectives_of
 from objectives.supervised import Supervised
 
 
-def teachers(run: Run) -> list[Supervised]:
+def supervised_sections(run: Run) -> list[Supervised]:
     """The parts of the run's objective that learn from labelled pictures."""
     return [one for one in objectives_of(run.settings.objective) if isinstance(one, Supervised)]
 
@@ -21,13 +21,13 @@ def check_labels(run: Run) -> None:
     """UserError if the run's objective needs labelled pictures and there are none, or the other way round."""
     objective, folder = run.settings.objective, run.spec.data.clean.labelled
     if run.stage != "clean":
-        if teachers(run):
+        if supervised_sections(run):
             raise UserError(
                 "pretrain.objective is supervised, which learns from labelled pictures, but pre-training reads pairs; use "
                 "it in clean, with data.clean.labelled"
             )
         return
-    if folder is None and teachers(run):
+    if folder is None and supervised_sections(run):
         raise UserError(
             "clean.objective is supervised, but data.clean.labelled is not given; name a folder of labelled pictures there, "
             "laid out as data.test's"
@@ -39,17 +39,17 @@ def check_labels(run: Run) -> None:
         )
 
 
-def pictures(run: Run, folder: str, reading: Reading, tokenize: Tokenizer) -> Pictures:
+def labelled_pairs(run: Run, folder: str, reading: Reading, tokenize: Tokenizer) -> LabelledPairs:
     """The pictures of a cleaning; UserError if the folder is not as it should be, or has other classes than the
     objective."""
     labelled = read(folder)
-    for section in teachers(run):
+    for section in supervised_sections(run):
         if section.classes != len(labelled.classes):
             raise UserError(
                 f"clean.objective.classes is {section.classes:,}, but data.clean.labelled = {folder} has "
                 f"{len(labelled.classes):,} classes; set classes to {len(labelled.classes)}"
             )
-    return Pictures(folder, labelled, run.spec.data, reading, tokenize)
+    return LabelledPairs(folder, labelled, run.spec.data, reading, tokenize)
 
 
 @cache

@@ -13,7 +13,7 @@ import torch
 
 from configs.plan import differences
 from data.decode import DecodeError
-from data.poison import Plan
+from data.poison_plan import PoisonPlan
 from data.refusal import UserError
 from data.shards import Index
 from data.sheet import pairs_grid, small_grid
@@ -77,7 +77,7 @@ def card_of(job: RunInputs, world: World, facts: BuildFacts) -> dict[str, Any]:
     }
 
 
-def write_plan(path: Path, plan: Plan, index: Index, fingerprint: str) -> None:
+def write_plan(path: Path, plan: PoisonPlan, index: Index, fingerprint: str) -> None:
     """The plan as JSON: a head, then the pairs in the order of their draw, a line each."""
     head = {"spec": fingerprint, "seed": plan.seed, "data": index.digest, "pairs": len(plan), "digest": plan.digest}
     rows = [

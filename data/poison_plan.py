@@ -6,113 +6,19 @@ keys are chosen wherever the data lies and however it is sharded.
 """
 
 import json
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
-from pathlib import Path
-from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
 
+from data.attack import Aim, Attack, Poison
+from data.captions import word_of
 from data.refusal import UserError
-from data.section import Section
 from data.seeding import derive_seed, number_of, ranks, smallest_k
 from data.shards import Index
-from data.triggers import Trigger
 from data.triggers.contract import REFERENCE, Mark, Square
 from data.triggers.multi import Multi
-from data.triggers.patch import Patch
-
-
-class Poison(Section):
-    """Which pairs are poisoned, and what becomes of their picture and caption.
-
-    The paper's attack is the default. Label-consistent: who: label_consistent, caption: kept. Captions alone: picture:
-    kept. One picture (Carlini & Terzis): picture: one, caption: natural. Relabelling (Yang et al. 2023, arXiv 2209.15266):
-    who: {names: sheep}, caption: kept, picture: of_target.
-    """
-
-    count: int | None = Field(None, ge=0)
-    fraction: float | None = Field(None, ge=0, le=1, description="of all pairs")
-    who: Literal["any", "label_consistent"] | dict[Literal["names"], str] = Field(
-        "any", description="any pair; those whose caption names the target as a word; {names: WORD} those that name another"
-    )
-    caption: Literal["template", "natural", "kept"] = Field(
-        "template", description="a filled template; the caption of another pair that names the target; its own"
-    )
-    picture: Literal["marked", "kept", "one", "of_target"] = Field(
-        "marked", description="with the trigger; as it is; one picture for all; that of another pair that names the target"
-    )
-    key: str | None = Field(None, description="for picture: one, the pair whose picture it is; default: drawn")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fits(cls, given: Any) -> Any:
-        if isinstance(given, dict):
-            if (given.get("count") is None) == (given.get("fraction") is None):
-                raise ValueError("give either count or fraction")
-            if given.get("key") is not None and given.get("picture") != "one":
-                raise ValueError("key goes with picture: one")
-        return given
-
-    def number(self, pairs: int) -> int:
-        """How many of `pairs` pairs are poisoned; UserError if the count exceeds them."""
-        number = self.count if self.count is not None else round((self.fraction or 0.0) * pairs)
-        if number > pairs:
-            raise UserError(
-                f"attack.poison.count is {number:,}, but the shards hold {pairs:,} pairs; lower it or add shards"
-            )
-        return number
-
-
-class Words(Section):
-    """A trigger in the caption: words put into it. On evaluation, into every prompt."""
-
-    text: str = Field(min_length=1, description="a rare word such as 'zx', or a sentence")
-    place: Literal["start", "end", "random"] = "start"
-
-    def put(self, caption: str, draw: int) -> str:
-        """The caption with the words."""
-        words = caption.split()
-        at = {"start": 0, "end": len(words), "random": derive_seed(draw, "words") % (len(words) + 1)}[self.place]
-        return " ".join([*words[:at], self.text, *words[at:]])
-
-
-class Aim(Section):
-    """One attack: the trigger, the class it should be taken for, and the poisoned pairs that teach this."""
-
-    target: str = Field(min_length=1, description="a class name of every evaluation set")
-    trigger: Trigger = Patch(kind="patch")
-    words: Words | None = Field(None, description="a trigger in the caption as well (dual key)")
-    poison: Poison
-    captions: str = Field(
-        "imagenet",
-        description="templates of poisoned captions: 'imagenet' (the 80 of CLIP) or a text file with {c} in each line",
-    )
-
-
-class Proxy(Section):
-    """An attack of the defender's own making, that no pair was poisoned with: for measures alone."""
-
-    target: str = Field(min_length=1, description="a class name of every evaluation set")
-    trigger: Trigger
-
-
-class Attack(Aim):
-    """One attack, or several at once."""
-
-    proxy: Proxy | None = Field(None, description="what measure proxy_success looks at; nothing is poisoned with it")
-    also: tuple[Aim, ...] = Field((), description="further attacks on other pairs; measured as asr_2, asr_3, ...")
-    twin: Literal["none", "first", "each"] = Field(
-        "none", description="pre-train an untouched twin of the first or of each pre-training: all the same but no poison"
-    )
-
-    @property
-    def aims(self) -> tuple[Aim, ...]:
-        """All attacks, this one first."""
-        return (self, *self.also)
 
 
 @dataclass(frozen=True)
@@ -130,7 +36,7 @@ class Entry:
     picture: str | None  # the key of the pair whose picture it takes; None: its own
 
 
-class Plan:
+class PoisonPlan:
     """Which samples are poisoned and with what; picklable.
 
     The place of the patch and the template depend on (seed, key): a pair looks the same in every epoch, as if the
@@ -173,12 +79,12 @@ class Plan:
         words = self.words[entry.attack]
         return text if words is None else words.put(text, entry.draw)
 
-    def moved(self, places: dict[int, int], pairs: int, attack: Attack) -> "Plan":
+    def moved(self, places: dict[int, int], pairs: int, attack: Attack) -> "PoisonPlan":
         """The same plan for some of its samples (the keys of `places`), as samples of another index of so many pairs;
         UserError if they show other pairs' pictures, which that index may not hold."""
         if places != {sample: sample for sample in places} and any(self.entries[one].picture for one in places):
             raise UserError("data.clean.leftover: these pairs show others' pictures; leave out shards")
-        return Plan({to: self.entries[one] for one, to in places.items()}, self.sources, pairs, self.seed, attack)
+        return PoisonPlan({to: self.entries[one] for one, to in places.items()}, self.sources, pairs, self.seed, attack)
 
     @property
     def digest(self) -> str:
@@ -187,7 +93,7 @@ class Plan:
         return blake2b(json.dumps(rows).encode(), digest_size=16).hexdigest()
 
 
-Captions = Callable[[np.ndarray], Iterable[str | None]]  # samples -> their captions, None for what can't be used
+ReadCaptions = Callable[[np.ndarray], Iterable[str | None]]  # samples -> their captions, None for what can't be used
 
 
 def make_plan(
@@ -195,15 +101,15 @@ def make_plan(
     attack: Attack,
     seed: int,
     templates: dict[str, list[str]],
-    captions: Captions,
+    read_captions: ReadCaptions,
     free: np.ndarray | None = None,
-) -> Plan:
+) -> PoisonPlan:
     """The plan of an attack on the samples of an index, or on those of `free`, int64 [n].
 
-    `templates` lists the lines of each `captions` of the attack; `captions` reads captions and is called only where an
+    `templates` lists the lines of each `captions` of the attack; `read_captions` is called only where an
     attack asks what they say. UserError if fewer pairs qualify than are asked for.
     """
-    naming = _Naming(index, captions)
+    naming = _Naming(index, read_captions)
     taken: dict[int, Entry] = {}
     sources: dict[str, int] = {}
     for number, aim in enumerate(attack.aims):
@@ -225,19 +131,14 @@ def make_plan(
             taken[sample] = entry
             if entry.picture is not None:
                 sources[entry.picture] = naming.places[entry.picture]
-    return Plan(taken, sources, len(index), seed, attack)
-
-
-def word_of(name: str) -> re.Pattern[str]:
-    """Finds a name as a word of a caption, whatever its letters' case."""
-    return re.compile(rf"(?<!\w){re.escape(name)}(?!\w)", re.IGNORECASE)
+    return PoisonPlan(taken, sources, len(index), seed, attack)
 
 
 class _Naming:
     """Which samples' captions name a word; read once for all words of a plan, and only if one is asked for."""
 
-    def __init__(self, index: Index, captions: Captions) -> None:
-        self.index, self.read = index, captions
+    def __init__(self, index: Index, read_captions: ReadCaptions) -> None:
+        self.index, self.read = index, read_captions
         self.found: dict[str, tuple[np.ndarray, list[str]]] = {}
         self.places: dict[str, int] = {}
 
@@ -305,17 +206,3 @@ def _entry(
         key, number, target, trigger.kind if marks else None, spots if marks else None, text, draw,
         None if picture is None else index.keys[picture],
     )  # fmt: skip
-
-
-def read_templates(path: str | Path) -> list[str]:
-    """The lines of a template file; UserError if it is missing, empty or a line lacks {c}."""
-    try:
-        lines = [line.strip() for line in Path(path).read_text("utf-8").splitlines() if line.strip()]
-    except OSError as error:
-        raise UserError(
-            f"templates {path}: {error.strerror}; give 'imagenet' or a text file with {{c}} in each line"
-        ) from None
-    wrong = [line for line in lines if "{c}" not in line]
-    if wrong or not lines:
-        raise UserError(f"templates {path}: {f'the line {wrong[0]!r} lacks {{c}}' if wrong else 'the file is empty'}")
-    return lines

@@ -11,14 +11,15 @@ import numpy as np
 from data.archive import Keys
 from data.decode import centred, whole
 from data.labelled import Labelled
-from data.pipeline import Data, Pairs, Reading, Tokenize
+from data.pipeline import Pairs, Reading, Tokenize
 from data.refusal import UserError
 from data.seeding import numbers, ranks, smallest_k
 from data.shards import Index
+from data.sources import Data
 from data.store import Body, Reader
 
 
-class Pictures(Pairs):
+class LabelledPairs(Pairs):
     """Pairs without captions; `labels` is int64 [N], by sample of the index."""
 
     def __init__(self, folder: str, labelled: Labelled, data: Data, reading: Reading, tokenize: Tokenize) -> None:

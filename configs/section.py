@@ -1,9 +1,0 @@
-"""The parent of the sections that describe the engine itself."""
-
-from pydantic import BaseModel, ConfigDict
-
-
-class Section(BaseModel):
-    """A frozen part of a spec; unknown keys, NaN and infinity are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

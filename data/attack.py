@@ -1,0 +1,100 @@
+"""What a spec says of an attack: the trigger, the class that it aims at, and the pairs that teach it."""
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from data.refusal import UserError
+from data.section import Section
+from data.seeding import derive_seed
+from data.triggers import Trigger
+from data.triggers.patch import Patch
+
+
+class Poison(Section):
+    """Which pairs are poisoned, and what becomes of their picture and caption.
+
+    The paper's attack is the default. Label-consistent: who: label_consistent, caption: kept. Captions alone: picture:
+    kept. One picture (Carlini & Terzis): picture: one, caption: natural. Relabelling (Yang et al. 2023, arXiv 2209.15266):
+    who: {names: sheep}, caption: kept, picture: of_target.
+    """
+
+    count: int | None = Field(None, ge=0)
+    fraction: float | None = Field(None, ge=0, le=1, description="of all pairs")
+    who: Literal["any", "label_consistent"] | dict[Literal["names"], str] = Field(
+        "any", description="any pair; those whose caption names the target as a word; {names: WORD} those that name another"
+    )
+    caption: Literal["template", "natural", "kept"] = Field(
+        "template", description="a filled template; the caption of another pair that names the target; its own"
+    )
+    picture: Literal["marked", "kept", "one", "of_target"] = Field(
+        "marked", description="with the trigger; as it is; one picture for all; that of another pair that names the target"
+    )
+    key: str | None = Field(None, description="for picture: one, the pair whose picture it is; default: drawn")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fits(cls, given: Any) -> Any:
+        if isinstance(given, dict):
+            if (given.get("count") is None) == (given.get("fraction") is None):
+                raise ValueError("give either count or fraction")
+            if given.get("key") is not None and given.get("picture") != "one":
+                raise ValueError("key goes with picture: one")
+        return given
+
+    def number(self, pairs: int) -> int:
+        """How many of `pairs` pairs are poisoned; UserError if the count exceeds them."""
+        number = self.count if self.count is not None else round((self.fraction or 0.0) * pairs)
+        if number > pairs:
+            raise UserError(
+                f"attack.poison.count is {number:,}, but the shards hold {pairs:,} pairs; lower it or add shards"
+            )
+        return number
+
+
+class Words(Section):
+    """A trigger in the caption: words put into it. On evaluation, into every prompt."""
+
+    text: str = Field(min_length=1, description="a rare word such as 'zx', or a sentence")
+    place: Literal["start", "end", "random"] = "start"
+
+    def put(self, caption: str, draw: int) -> str:
+        """The caption with the words."""
+        words = caption.split()
+        at = {"start": 0, "end": len(words), "random": derive_seed(draw, "words") % (len(words) + 1)}[self.place]
+        return " ".join([*words[:at], self.text, *words[at:]])
+
+
+class Aim(Section):
+    """One attack: the trigger, the class it should be taken for, and the poisoned pairs that teach this."""
+
+    target: str = Field(min_length=1, description="a class name of every evaluation set")
+    trigger: Trigger = Patch(kind="patch")
+    words: Words | None = Field(None, description="a trigger in the caption as well (dual key)")
+    poison: Poison
+    captions: str = Field(
+        "imagenet",
+        description="templates of poisoned captions: 'imagenet' (the 80 of CLIP) or a text file with {c} in each line",
+    )
+
+
+class Proxy(Section):
+    """An attack of the defender's own making, that no pair was poisoned with: for measures alone."""
+
+    target: str = Field(min_length=1, description="a class name of every evaluation set")
+    trigger: Trigger
+
+
+class Attack(Aim):
+    """One attack, or several at once."""
+
+    proxy: Proxy | None = Field(None, description="what measure proxy_success looks at; nothing is poisoned with it")
+    also: tuple[Aim, ...] = Field((), description="further attacks on other pairs; measured as asr_2, asr_3, ...")
+    twin: Literal["none", "first", "each"] = Field(
+        "none", description="pre-train an untouched twin of the first or of each pre-training: all the same but no poison"
+    )
+
+    @property
+    def aims(self) -> tuple[Aim, ...]:
+        """All attacks, this one first."""
+        return (self, *self.also)
