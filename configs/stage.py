@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from configs.start import Anp, AnyTransform, FinePrune, Start
+from configs.start import AnyTransform, Start
 from data.section import Section
 from objectives import AnyObjective
 
@@ -79,7 +79,7 @@ class Stage(Section):
                 f"optimizer.state is {self.optimizer.state}, but weights by open_clip's name come without AdamW's moments; "
                 "use fresh, or start from a file that holds them"
             )
-        if isinstance(self.transform, FinePrune | Anp) and self.optimizer.state != "fresh":
+        if self.transform is not None and self.transform.removes_neurons and self.optimizer.state != "fresh":
             raise ValueError(
                 f"optimizer.state is {self.optimizer.state}, but moments from before would move the neurons that transform "
                 f"{self.transform.kind} removes; use fresh"

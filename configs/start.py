@@ -3,7 +3,7 @@
 import hashlib
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -35,7 +35,13 @@ class Start(Section):
         return self
 
 
-class ShrinkPerturb(Section):
+class TransformSection(Section):
+    """What is done to the start's weights before the first step; the functions are in engine/models/transforms/."""
+
+    removes_neurons: ClassVar[bool] = False  # of the picture tower, which must be of a kind whose neurons are known
+
+
+class ShrinkPerturb(TransformSection):
     """theta <- shrink * theta + perturb * theta_fresh (Ash & Adams 2020, arXiv 1910.08475; arXiv 2311.14948).
 
     theta_fresh is a freshly initialised network, the same on every process; all parameters and the scale, not
@@ -47,19 +53,20 @@ class ShrinkPerturb(Section):
     perturb: float = Field(1e-4, ge=0)
 
 
-class FinePrune(Section):
+class FinePrune(TransformSection):
     """Fine-pruning (Liu et al. 2018, arXiv 1805.12185): the neurons of the picture tower that clean pictures excite least
     are removed; the stage's training is the fine-tuning.
 
     Neurons: inner channels of the last stage's blocks in a ResNet, hidden units of the last block's MLP in a ViT.
     """
 
+    removes_neurons: ClassVar[bool] = True
     kind: Literal["fine_prune"]
     share: float = Field(0.2, ge=0, lt=1, description="of the neurons that are removed")
     pairs: int = Field(1000, ge=1, description="clean pictures that activations are averaged over")
 
 
-class Anp(Section):
+class Anp(TransformSection):
     """Adversarial neuron pruning (Wu & Wang 2021, arXiv 2110.14430): masks on the picture tower's neurons are learned under
     the worst perturbation of their weights; neurons whose mask ends below the threshold are removed.
 
@@ -67,6 +74,7 @@ class Anp(Section):
     L: MMCL on clean pairs.
     """
 
+    removes_neurons: ClassVar[bool] = True
     kind: Literal["anp"]
     threshold: float = Field(0.2, ge=0, le=1, description="neurons whose mask is below it are removed")
     budget: float = Field(0.4, ge=0, description="largest relative change of a neuron's weights and bias")

@@ -11,6 +11,7 @@ every machine and its size never changes.
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -234,10 +235,27 @@ def _order(index: Index, chosen: np.ndarray | None, data: Data, reading: Reading
     return Mix(tuple(Order(part, reading.seed, data.lanes, data.window) for part in parts), weights)
 
 
+class Batches(Protocol):
+    """What is read in batches, such as Pairs."""
+
+    @property
+    def steps(self) -> int:
+        """Steps in an epoch."""
+        ...
+
+    def __len__(self) -> int:
+        """Pairs in all."""
+        ...
+
+    def __getitem__(self, at: tuple[int, int]) -> Batch:
+        """This rank's part of global batch (epoch from 1, step from 0)."""
+        ...
+
+
 class ErrorAsItem(Dataset[Batch | UserError]):
     """Pairs, with a UserError handed over as an item: a loader's worker would wrap what it raises in a traceback."""
 
-    def __init__(self, pairs: Pairs) -> None:
+    def __init__(self, pairs: Batches) -> None:
         self.pairs = pairs
 
     def __getitem__(self, at: tuple[int, int]) -> Batch | UserError:
@@ -248,7 +266,7 @@ class ErrorAsItem(Dataset[Batch | UserError]):
             return refusal
 
 
-def batches(pairs: Pairs, epochs: int, start: int, workers: int) -> Iterator[tuple[int, Batch]]:
+def batches(pairs: Batches, epochs: int, start: int, workers: int) -> Iterator[tuple[int, Batch]]:
     """(step, batch) from step `start` (from 0) to the end of the last epoch; workers shut out the signals that stop a
     run, so that the run itself can save before it ends."""
     steps = pairs.steps

@@ -2,10 +2,10 @@
 
 import copy
 import json
+import pickle
 from functools import cache
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -17,19 +17,23 @@ from pydantic import ValidationError
 from torch import nn
 
 from configs.stage import Stage
-from configs.start import Anp, FinePrune
+from configs.start import Anp, AnyTransform, FinePrune
 from data.pipeline import Batch
 from data.refusal import UserError
 from engine.distributed import collectives
 from engine.distributed.world import World
-from engine.models import clip as model
+from engine.models import clip
 from engine.models.neurons import Block, Neurons, neurons_of
 from engine.models.towers import Towers
-from engine.training.prune import Match, activations, fine_pruned, learned_masks, mask_slope, worst
-from engine.training.transform import transformed
+from engine.models.transforms.anp import NeuronLoss, adversarial_noise, learned_masks, mask_gradient
+from engine.models.transforms.contract import CleanPairs, TransformInputs
+from engine.models.transforms.fine_prune import activations
+from engine.models.transforms.registry import TRANSFORMS
+from engine.models.transforms.registry import build as build_transform
 from objectives.contract import Features
 from objectives.exchange import SINGLE_RANK, Exchange
-from objectives.mmcl import mmcl
+from objectives.learned import initial
+from objectives.mmcl import Mmcl, mmcl
 
 MODELS = ("test-vit", "test-resnet")
 ONE = World(0, 1, 0, 1, torch.device("cpu"))
@@ -57,18 +61,17 @@ class Pairs:
         return Batch(self.images[mine], self.tokens[mine], torch.arange(48)[mine], keys, torch.zeros(16).bool(), [])
 
 
-def job(name: str, micro: int | None = None) -> Any:
-    """As much of a job as pruning reads."""
-    stage = Stage.model_validate({"objective": {"kind": "mmcl"}, "epochs": 1, "batch": 16, "optimizer": {"rate": 1e-3}})
-    machine = SimpleNamespace(eval_batch=7, micro_batch=micro)
-    spec = SimpleNamespace(model=SimpleNamespace(name=name), machine=machine, seed=3)
-    run = SimpleNamespace(spec=spec, settings=stage)
-    return SimpleNamespace(run=run, pairs=Pairs(), workers=lambda world: 0)
+def clean(dataset: Any = None) -> CleanPairs:
+    return CleanPairs(dataset or Pairs(), Pairs.batch, workers=0, eval_rows=7, grad_rows=16)
+
+
+def inputs(name: str) -> TransformInputs:
+    return TransformInputs(name, 3, initial(Mmcl(kind="mmcl"), 1, 0), clean(), ONE)
 
 
 def build(name: str) -> Towers:
     """Towers whose BatchNorms have gains, biases and statistics that matter."""
-    towers = model.build(name, 1)
+    towers = clip.build(name, 1)
     draw = torch.Generator().manual_seed(2)
     for norm in towers.norms:
         for values, low, high in ((norm.weight, 0.5, 1.5), (norm.bias, -0.5, 0.5), (norm.running_var, 0.5, 1.5)):
@@ -125,7 +128,7 @@ def state(towers: Towers) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize(("name", "all_of_them", "last"), [("test-vit", 128, 128), ("test-resnet", 60, 32)])
 def test_neurons_are_those_of_all_blocks_or_of_the_last(name: str, all_of_them: int, last: int) -> None:
-    towers = model.build(name, 0)
+    towers = clip.build(name, 0)
     assert (len(neurons_of(towers, name)), len(neurons_of(towers, name, last=True))) == (all_of_them, last)
 
 
@@ -195,7 +198,7 @@ def test_fine_pruning_removes_the_share_with_the_lowest_activations(name: str, l
     for block in neurons.blocks:
         block.into.weight.data.zero_()
         block.into.bias.data.copy_(torch.tensor(levels[: len(block)]) / 10 + 1)
-    words = fine_pruned(FinePrune(kind="fine_prune", share=share, pairs=20), towers, job(name), ONE)
+    _, words = build_transform(FinePrune(kind="fine_prune", share=share, pairs=20))(towers, {}, inputs(name))
     expected = sorted(range(len(neurons)), key=lambda i: (levels[i], i))[: int(share * len(neurons) + 1e-9)]
     assert dead(neurons) == sorted(expected)
     assert words == f"removed {len(expected)} of {len(neurons)} neurons"
@@ -207,7 +210,7 @@ def test_activations_are_means_over_the_first_pairs(name: str, pairs: int, used:
     towers = build(name).train()
     neurons = neurons_of(towers, name, last=True)
     seen: list[torch.Tensor] = []
-    got = activations(neurons, towers, job(name), ONE, pairs)
+    got = activations(neurons, towers, clean(), pairs, ONE)
     assert all(module.training for module in towers.modules())
     (block,) = neurons.blocks
     hook = block.active.register_forward_hook(lambda module, given, out: seen.append(out.detach()))
@@ -223,20 +226,18 @@ def test_of_two_ranks_each_adds_its_part(name: str, monkeypatch: pytest.MonkeyPa
     """20 of 48 pairs in batches of 16: rank 0 holds pairs 0-7 and 16-19, rank 1 holds pairs 8-15 and nothing more."""
     towers = build(name)
     neurons = neurons_of(towers, name, last=True)
-    want = activations(neurons, towers, job(name), ONE, 20)
+    want = activations(neurons, towers, clean(), 20, ONE)
     monkeypatch.setattr(collectives, "all_reduce_sum_", lambda tensors: None)
     total = torch.zeros_like(want)
     for rank in (0, 1):
-        one = job(name)
-        whole = one.pairs.__getitem__
+        whole = Pairs().__getitem__
 
         class Part(Pairs):
             def __getitem__(self, at: tuple[int, int], whole: Any = whole, rank: int = rank) -> Batch:
                 batch, mine = whole(at), slice(rank * 8, rank * 8 + 8)
                 return Batch(batch.images[mine], batch.tokens[mine], batch.samples[mine], [], batch.poisoned[mine], [])
 
-        one.pairs = Part()
-        total += activations(neurons, towers, one, World(rank, 2, 0, 1, ONE.device), 20)
+        total += activations(neurons, towers, clean(Part()), 20, World(rank, 2, 0, 1, ONE.device))
     assert torch.allclose(total, want, atol=1e-7)
 
 
@@ -247,7 +248,7 @@ def test_no_share_and_no_steps_change_no_bit(name: str, section: FinePrune | Anp
     towers.freeze_texts()
     before, asks = state(towers), [parameter.requires_grad for parameter in towers.parameters()]
     found = {"scale": torch.tensor([1.0])}
-    kept, words = transformed(section, towers, found, job(name), ONE)
+    kept, words = build_transform(section)(towers, found, inputs(name))
     assert kept == found
     assert words == f"removed 0 of {len(neurons_of(towers, name, last=section.kind == 'fine_prune'))} neurons"
     assert all(torch.equal(value, before[key]) for key, value in towers.state_dict().items())
@@ -255,8 +256,8 @@ def test_no_share_and_no_steps_change_no_bit(name: str, section: FinePrune | Anp
     assert [parameter.requires_grad for parameter in towers.parameters()] == asks
 
 
-def match(name: str, towers: Towers, rows: int = 16) -> Match:
-    return Match(towers.eval(), neurons_of(towers, name), SCALE.to(next(towers.parameters()).dtype), SINGLE_RANK, rows)
+def neuron_loss(name: str, towers: Towers, rows: int = 16) -> NeuronLoss:
+    return NeuronLoss(towers.eval(), neurons_of(towers, name), SCALE.to(next(towers.parameters()).dtype), SINGLE_RANK, rows)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -264,27 +265,27 @@ def match(name: str, towers: Towers, rows: int = 16) -> Match:
 def test_the_gradient_in_the_masks_is_that_of_finite_differences(name: str, rows: int) -> None:
     """In float64, of the whole loss, with the perturbation held; all pictures at once and in micro-batches."""
     towers, one = build(name).double(), Pairs()[(1, 0)]
-    here, images = match(name, towers, rows), one.images[:, 0]
+    here, images = neuron_loss(name, towers, rows), one.images[:, 0]
     texts, count = here.texts(one.tokens[:, 0]), len(here.neurons)
     draw = torch.Generator().manual_seed(1)
     masks = torch.rand(count, generator=draw, dtype=torch.float64)
-    noise = worst(0.4, here, images, texts, masks, draw)
+    noise = adversarial_noise(0.4, here, images, texts, masks, draw)
     assert noise.abs().max() <= 0.4
-    slope = mask_slope(0.2, here, images, texts, masks, noise)[1]
+    slope = mask_gradient(0.2, here, images, texts, masks, noise)[1]
     assert slope.abs().max() > 1e-4
     way = torch.randn(count, generator=draw, dtype=torch.float64)
-    ends = [mask_slope(0.2, here, images, texts, masks + h * way, noise)[0] for h in (1e-6, -1e-6)]
+    ends = [mask_gradient(0.2, here, images, texts, masks + h * way, noise)[0] for h in (1e-6, -1e-6)]
     assert torch.allclose((ends[0] - ends[1]) / 2e-6, slope @ way, atol=1e-7, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_the_perturbation_raises_the_loss(name: str) -> None:
     towers, one = fitted(name), Pairs()[(1, 0)]
-    here, images = match(name, towers), one.images[:, 0]
+    here, images = neuron_loss(name, towers), one.images[:, 0]
     texts, masks = here.texts(one.tokens[:, 0]), torch.ones(len(here.neurons))
-    noise = worst(0.4, here, images, texts, masks, torch.Generator().manual_seed(1))
-    plain = here.slopes(images, texts, masks, masks)[0]
-    assert here.slopes(images, texts, masks + noise[0], 1 + noise[1])[0] > 1.5 * plain
+    noise = adversarial_noise(0.4, here, images, texts, masks, torch.Generator().manual_seed(1))
+    plain = here.gradients(images, texts, masks, masks)[0]
+    assert here.gradients(images, texts, masks + noise[0], 1 + noise[1])[0] > 1.5 * plain
 
 
 def plant(block: Block, place: int, towers: Towers) -> None:
@@ -307,19 +308,19 @@ def plant(block: Block, place: int, towers: Towers) -> None:
 
 @pytest.mark.parametrize("planted", [7, 20])
 def test_a_neuron_that_sleeps_on_clean_pairs_and_hurts_when_woken_is_the_first_masked(planted: int) -> None:
-    towers, one = fitted("test-vit"), job("test-vit")
+    towers = fitted("test-vit")
     plant(neurons_of(towers, "test-vit").blocks[0], planted, towers)
-    here, section = match("test-vit", towers), Anp(kind="anp", steps=5, rate=0.2)
-    masks = learned_masks(section, here, one, ONE, seed=3)
+    here, section = neuron_loss("test-vit", towers), Anp(kind="anp", steps=5, rate=0.2)
+    masks = learned_masks(section, here, clean(), ONE, seed=3)
     assert masks[planted] < 0.2
     assert torch.cat([masks[:planted], masks[planted + 1 :]]).min() > 0.9
-    assert torch.equal(masks, learned_masks(section, here, one, ONE, seed=3))
+    assert torch.equal(masks, learned_masks(section, here, clean(), ONE, seed=3))
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_masks_do_not_depend_on_the_micro_batch(name: str) -> None:
     towers, section = build(name), Anp(kind="anp", steps=2, rate=0.2)
-    masks, parts = (learned_masks(section, match(name, towers, rows), job(name), ONE, seed=3) for rows in (16, 5))
+    masks, parts = (learned_masks(section, neuron_loss(name, towers, rows), clean(), ONE, seed=3) for rows in (16, 5))
     assert (masks != 1).any()
     assert torch.allclose(masks, parts, atol=1e-3)
 
@@ -329,7 +330,7 @@ def test_anp_removes_the_planted_neuron_alone_and_leaves_the_others_as_they_were
     neurons = neurons_of(towers, "test-vit")
     plant(neurons.blocks[0], 7, towers)
     before = sides(neurons)
-    found, words = transformed(Anp(kind="anp", steps=5), towers, {"scale": SCALE}, job("test-vit"), ONE)
+    found, words = build_transform(Anp(kind="anp", steps=5))(towers, {"scale": SCALE}, inputs("test-vit"))
     assert words == "removed 1 of 128 neurons"
     assert found == {"scale": SCALE}
     assert dead(neurons) == [7]
@@ -337,15 +338,25 @@ def test_anp_removes_the_planted_neuron_alone_and_leaves_the_others_as_they_were
         assert i == 7 or all(torch.equal(a, b) for a, b in zip(then, now, strict=True))
 
 
+def test_every_transform_of_a_spec_has_its_function_and_can_be_sent_to_a_worker() -> None:
+    sections = get_args(get_args(AnyTransform)[0])
+    assert set(TRANSFORMS) == set(sections)
+    for section in sections:
+        built = pickle.loads(
+            pickle.dumps(build_transform(section(kind=get_args(section.model_fields["kind"].annotation)[0])))
+        )
+        assert built.func is TRANSFORMS[section]
+
+
 def test_what_has_no_such_neurons_is_refused_in_a_sentence() -> None:
     with pytest.raises(UserError, match="the picture tower of convnext_tiny is neither; name a model such as RN50"):
-        neurons_of(model.on_meta("convnext_tiny"), "convnext_tiny")
+        neurons_of(clip.on_meta("convnext_tiny"), "convnext_tiny")
     fields = {"objective": {"kind": "mmcl"}, "epochs": 1, "batch": 8, "optimizer": {"rate": 1, "state": "inherited"}}
     with pytest.raises(ValidationError, match="would move the neurons that transform anp removes; use fresh"):
         Stage.model_validate({**fields, "transform": {"kind": "anp"}})
     towers = build("test-vit")
     with pytest.raises(UserError, match="the loss of anp at budget 1e\\+30 and rate 0.2 is not finite; lower them"):
-        transformed(Anp(kind="anp", steps=1, budget=1e30), towers, {}, job("test-vit"), ONE)
+        build_transform(Anp(kind="anp", steps=1, budget=1e30))(towers, {}, inputs("test-vit"))
 
 
 @pytest.mark.timeout(480)
@@ -370,8 +381,8 @@ def test_whole_studies_prune_alike_on_one_process_and_two(spec: Path) -> None:
         lost = []
         for study in studies:
             card = json.loads((study / run / "card.json").read_text())
-            towers = model.build("test-vit", 0)
-            model.load_weights(towers, study / run / "weights.safetensors")
+            towers = clip.build("test-vit", 0)
+            clip.load_weights(towers, study / run / "weights.safetensors")
             lost.append(dead(neurons_of(towers, "test-vit")))
             assert card["transformed"] == f"removed {len(lost[-1])} of 128 neurons"
         assert lost[0] == lost[1]

@@ -58,6 +58,10 @@ class Neurons:
             block.remove(places[(places >= first) & (places < last)] - first)
             first = last
 
+    def removed(self, number: int) -> str:
+        """That so many were removed, in words, for the run's card."""
+        return f"removed {number:,} of {len(self):,} neurons"
+
     @contextmanager
     def scaled(self, gain: torch.Tensor, shift: torch.Tensor) -> Iterator[None]:
         """Within it, neurons have gain * weight and shift * bias ([K] each, with gradients): the towers keep their own."""

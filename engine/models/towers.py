@@ -160,6 +160,20 @@ class Towers(nn.Module):
             for norm, counts in zip(norms, before, strict=True):
                 norm.counts = counts
 
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Within it the towers are in evaluation mode and their weights ask for no gradient; then all is as it was."""
+        modes = [(module, module.training) for module in self.modules()]
+        asks = [(parameter, parameter.requires_grad) for parameter in self.parameters()]
+        self.eval().requires_grad_(False)
+        try:
+            yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
+            for parameter, ask in asks:
+                parameter.requires_grad_(ask)
+
     def freeze_texts(self) -> None:
         """Takes the text tower out of the training."""
         for name, parameter in self.clip.named_parameters():

@@ -16,11 +16,11 @@ from engine.distributed import collectives
 from engine.distributed.world import World
 from engine.models import clip as model
 from engine.models.towers import Towers
+from engine.models.transforms.registry import build as build_transform
 from engine.training import checkpoint, zero
 from engine.training.init_weights import STEPS, load_start, moments_of, path_of, split
 from engine.training.inputs import RunInputs
 from engine.training.learner import Learner
-from engine.training.transform import transformed
 from objectives import tiles
 from records.folder import read_json
 
@@ -126,7 +126,7 @@ def _transform(
     transform = job.run.settings.transform
     if collectives.on_rank_0(lambda: bool(checkpoint.committed(job.folder / "checkpoints"))):
         return scalars, collectives.on_rank_0(lambda: read_json(job.folder / "card.json").get("transformed"))
-    return (scalars, None) if transform is None else transformed(transform, towers, scalars, job, world)
+    return (scalars, None) if transform is None else build_transform(transform)(towers, scalars, job.transform_inputs(world))
 
 
 def _moments(job: RunInputs, source: Path | None) -> tuple[dict[str, torch.Tensor], Optimizer]:

@@ -12,7 +12,6 @@ import numpy as np
 
 from configs.plan import Run
 from configs.spec import Spec
-from configs.start import Anp, FinePrune
 from data.annotations import read_flags, read_labels
 from data.augment import check_augment
 from data.captions import read_templates, stored_captions
@@ -29,9 +28,11 @@ from engine.distributed.world import World
 from engine.evaluation.sets import EvalSet, eval_sets
 from engine.models import clip as model
 from engine.models.neurons import neurons_of
+from engine.models.transforms.contract import CleanPairs, TransformInputs
 from engine.training.init_weights import path_of
 from engine.training.labelled_inputs import check_labels, labelled_pairs
 from objectives.deep_cluster import DeepCluster
+from objectives.learned import initial
 from objectives.sum import objectives_of
 from objectives.unlearn import Unlearn
 from records.folder import finished
@@ -48,6 +49,15 @@ class RunInputs:
     tokenize: model.Tokenizer
     labels: np.ndarray | None = None  # int64 by sample, -1 for none, where an objective does not make its own
     flags: np.ndarray | None = None  # bool by sample
+
+    def transform_inputs(self, world: World) -> TransformInputs:
+        """What a transform of the start's weights may look at."""
+        spec, stage = self.run.spec, self.run.settings
+        machine = spec.machine
+        pairs = CleanPairs(
+            self.pairs, stage.batch, self.workers(world), machine.eval_batch, machine.micro_batch or stage.batch
+        )
+        return TransformInputs(spec.model.name, spec.seed, initial(stage.objective, 1, 0), pairs, world)
 
     @property
     def steps(self) -> int:
@@ -75,7 +85,7 @@ def prepare_inputs(run: Run, study: Path, world: World) -> RunInputs:
         )
     tokenize = model.Tokenizer(spec.model.name)
     _divides(run, world)
-    if isinstance(stage.transform, FinePrune | Anp):
+    if stage.transform is not None and stage.transform.removes_neurons:
         neurons_of(model.on_meta(spec.model.name), spec.model.name)
     source, clean = spec.data.pretrain, spec.data.clean
     augment = clean.augment if run.stage == "clean" and clean.augment is not None else spec.data.augment
