@@ -22,11 +22,12 @@ from benchmarks.side_by_side import in_turn, write  # noqa: E402
 from configs.machine import Machine  # noqa: E402
 from configs.stage import Optimizer, Stage  # noqa: E402
 from data.pipeline import Batch  # noqa: E402
-from engine.distributed import collectives  # noqa: E402
 from engine.distributed.world import World, destroy_distributed, init_distributed  # noqa: E402
 from engine.models import clip as model  # noqa: E402
 from engine.training import zero  # noqa: E402
-from engine.training.learner import Learner  # noqa: E402
+from engine.training.head import Head  # noqa: E402
+from engine.training.learner import Learner, MicroBatches  # noqa: E402
+from engine.training.optimizer import Schedule  # noqa: E402
 from objectives.mmcl import Mmcl  # noqa: E402
 
 RATE = 1e-4
@@ -47,11 +48,11 @@ def ours(name: str, batch: Batch, micro: int | None, world: World) -> Any:
     """A function that takes one step and gives its CPU seconds."""
     rows = len(batch.keys)
     stage = Stage(objective=Mmcl(kind="mmcl"), epochs=1, batch=rows, optimizer=Optimizer(rate=RATE))
-    engine, stepper, *_ = zero.wrap(model.build(name, 0), stage.optimizer, Machine(micro_batch=micro), world, rows)
+    tower_optimizer = zero.wrap(model.build(name, 0), stage.optimizer, Machine(micro_batch=micro), world, rows)
     width = model.model_config(name)["embed_dim"]
-    learner = Learner.make(
-        engine, stepper, stage, width, {}, 0, (world, collectives.process_groups()), (10**6, 10**6), micro=micro
-    )
+    head = Head.build(stage, width, {}, 0, world.device)
+    schedule = Schedule(stage.optimizer, 10**6, 10**6)
+    learner = Learner(tower_optimizer, head, stage, schedule, world, MicroBatches(micro))
 
     def step() -> float:
         began = time.process_time()
@@ -107,8 +108,8 @@ def overhead(world: World) -> None:
         return Small(*(torch.nn.Linear(16, 16) for _ in range(150)))
 
     section, x = Optimizer(rate=RATE), torch.randn(4, 16)
-    engine, *_ = zero.wrap(small(), section, Machine(), world, 4)  # type: ignore[arg-type]
-    backward = zero.backward_of(engine, world)
+    wrapped = zero.wrap(small(), section, Machine(), world, 4)  # type: ignore[arg-type]
+    engine, backward = wrapped.engine, wrapped.backward
     plain = torch.nn.parallel.DistributedDataParallel(small())
     optimizer = torch.optim.AdamW(plain.parameters(), lr=RATE, fused=True)
 

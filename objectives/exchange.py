@@ -11,6 +11,8 @@ from typing import Any, Protocol
 
 import torch
 
+from objectives.tiles import PLAIN, Kernels
+
 
 class Group(Protocol):
     """Some ranks in a fixed order, and three collectives on plain tensors, without gradients."""
@@ -77,10 +79,11 @@ SINGLE_RANK = Ranks(SingleRank(), SingleRank(), SingleRank())
 
 
 class Exchange:
-    """What the ranks tell each other in one step; each tensor is gathered once, whoever asks for it."""
+    """What the ranks tell each other in one step; each tensor is gathered once, whoever asks for it. `kernels` is what
+    computes a tile's blocks here."""
 
-    def __init__(self, ranks: Ranks) -> None:
-        self.ranks = ranks
+    def __init__(self, ranks: Ranks, kernels: Kernels = PLAIN) -> None:
+        self.ranks, self.kernels = ranks, kernels
         self._kept: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
 
     def gathered(self, part: torch.Tensor, group: Group) -> torch.Tensor:

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 
 from objectives.exchange import Exchange, merged
-from objectives.tiles import log_sum_exps
+from objectives.tiles import Masks, log_sum_exps
 
 
 def infonce(
@@ -30,12 +30,13 @@ def infonce(
     """
     ranks, both = exchange.ranks, want == "both"
     rows, columns = exchange.gathered(left, ranks.row), exchange.gathered(right, ranks.column)
-    counts = None if kept is None else (ranks.row.gather(kept), ranks.column.gather(kept))
+    counts = (None, None) if kept is None else (ranks.row.gather(kept), ranks.column.gather(kept))
     if want == "back":
-        counts = None if counts is None else counts[::-1]
-        sums = {"back": (log_sum_exps(columns, rows, scale, counts=counts, columns_too=False)[0], ranks.column)}
+        masks = Masks(left_counts=counts[1], right_counts=counts[0])
+        sums = {"back": (log_sum_exps(columns, rows, scale, masks, False, exchange.kernels)[0], ranks.column)}
     else:
-        across, down = log_sum_exps(rows, columns, scale, counts=counts, columns_too=both)
+        masks = Masks(left_counts=counts[0], right_counts=counts[1])
+        across, down = log_sum_exps(rows, columns, scale, masks, both, exchange.kernels)
         sums = {"forth": (across, ranks.row)} | ({"back": (down, ranks.column)} if both else {})
     own = scale * torch.linalg.vecdot(left, right)
     out = {"forth": torch.zeros_like(scale), "back": torch.zeros_like(scale)}

@@ -17,7 +17,7 @@ from pydantic import Field
 from objectives.contract import Features, Learned, Objective, ObjectiveSection, Terms
 from objectives.exchange import Exchange, merged
 from objectives.mmcl import mmcl
-from objectives.tiles import log_sum_exps
+from objectives.tiles import Masks, log_sum_exps
 
 
 class Slip(ObjectiveSection):
@@ -77,11 +77,11 @@ def _project(rows: torch.Tensor, features: Features, exchange: Exchange) -> torc
 def simclr(one: torch.Tensor, two: torch.Tensor, scale: torch.Tensor, exchange: Exchange) -> torch.Tensor:
     """0-d: the NT-Xent loss (Chen et al. 2020, arXiv 2002.05709, eq. 1) of two views, [B, D] unit rows each."""
     ranks = exchange.ranks
-    ids = (exchange.ids(len(one), ranks.row, one.device), exchange.ids(len(one), ranks.column, one.device))
+    own = Masks(*(exchange.ids(len(one), group, one.device) for group in (ranks.row, ranks.column)))
     left = [exchange.gathered(view, ranks.row) for view in (one, two)]
     right = [exchange.gathered(view, ranks.column) for view in (one, two)]
-    across, down = log_sum_exps(left[0], right[1], scale)
-    others = [log_sum_exps(left[k], right[k], scale, ids=ids, columns_too=False)[0] for k in (0, 1)]
+    across, down = log_sum_exps(left[0], right[1], scale, kernels=exchange.kernels)
+    others = [log_sum_exps(left[k], right[k], scale, own, False, exchange.kernels)[0] for k in (0, 1)]
     first = torch.logaddexp(merged(across, ranks.row), merged(others[0], ranks.row))
     second = torch.logaddexp(merged(down, ranks.column), merged(others[1], ranks.row))
     partner = scale * torch.linalg.vecdot(one, two)

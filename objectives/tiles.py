@@ -29,83 +29,6 @@ def _blocks(m: int, n: int, device: torch.device) -> Iterator[tuple[slice, slice
             yield slice(top, min(m, top + side)), slice(left, min(n, left + side))
 
 
-def _logits(
-    left: torch.Tensor,
-    right: torch.Tensor,
-    scale: torch.Tensor,
-    masks: tuple[torch.Tensor | None, ...],
-    at: tuple[slice, slice],
-) -> torch.Tensor:
-    """A block of s L R^t; -inf where ids are equal."""
-    rows, columns = at
-    x = (left[rows] * scale) @ right[columns].T
-    left_ids, right_ids = masks[:2]
-    if left_ids is not None and right_ids is not None:
-        x.masked_fill_(left_ids[rows, None] == right_ids[None, columns], -torch.inf)
-    return x
-
-
-class _LogSumExps(torch.autograd.Function):
-    """(row log-sum-exps [m] over right rows that count, column log-sum-exps [n] over left rows that count)."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        left: torch.Tensor,
-        right: torch.Tensor,
-        scale: torch.Tensor,
-        left_ids: torch.Tensor | None,
-        right_ids: torch.Tensor | None,
-        left_counts: torch.Tensor | None,
-        right_counts: torch.Tensor | None,
-        columns_too: bool,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        masks = (left_ids, right_ids, left_counts, right_counts)
-        row = left.new_full((len(left),), -torch.inf)
-        column = right.new_full((len(right),), -torch.inf)
-        for rows, columns in _blocks(len(left), len(right), left.device):
-            x = _logits(left, right, scale, masks, (rows, columns))
-            plain = all(mask is None for mask in masks)
-            across, down = kernels(x.device).statistics(x, *_counting(masks, (rows, columns)), columns_too, plain)
-            row[rows] = torch.logaddexp(row[rows], across)
-            if columns_too:
-                column[columns] = torch.logaddexp(column[columns], down)
-        ctx.masks, ctx.columns_too = masks, columns_too
-        ctx.save_for_backward(left, right, scale, row, column)
-        return row, column
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        left, right, scale, row, column = ctx.saved_tensors
-        on_rows, on_columns = grads
-        row, column = (torch.where(part.isinf(), 0, part) for part in (row, column))
-        d_left, d_right = torch.zeros_like(left), torch.zeros_like(right)
-        for rows, columns in _blocks(len(left), len(right), left.device):
-            x = _logits(left, right, scale, ctx.masks, (rows, columns))
-            left_counts, right_counts = _counting(ctx.masks, (rows, columns))
-            above = on_rows[rows, None] if right_counts is None else on_rows[rows, None] * right_counts
-            beside = None
-            if ctx.columns_too:
-                beside = (
-                    on_columns[None, columns] if left_counts is None else on_columns[None, columns] * left_counts[:, None]
-                )
-            g = kernels(x.device).slope(x, row[rows], column[columns], above, beside)
-            d_left[rows].addmm_(g, right[columns])
-            d_right[columns].addmm_(g.T, left[rows])
-        on_scale = torch.linalg.vecdot(d_left, left).sum().to(scale.dtype)
-        return d_left.mul_(scale), d_right.mul_(scale), on_scale, None, None, None, None, None
-
-
-def _counting(
-    masks: tuple[torch.Tensor | None, ...], at: tuple[slice, slice]
-) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-    left_counts, right_counts = masks[2:]
-    return (
-        None if left_counts is None else left_counts[at[0]],
-        None if right_counts is None else right_counts[at[1]],
-    )
-
-
 def statistics(
     x: torch.Tensor, left_counts: torch.Tensor | None, right_counts: torch.Tensor | None, columns_too: bool, plain: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -151,16 +74,17 @@ class Kernels(NamedTuple):
 
 
 PLAIN = Kernels(statistics, slope)
-_chosen: dict[str, Kernels] = {}  # by type of device
 
 
-def kernels(device: torch.device) -> Kernels:
-    """What was chosen for this type of device; plain torch if nothing was."""
-    return _chosen.get(device.type, PLAIN)
+class Choice(NamedTuple):
+    """Kernels by their name."""
+
+    name: str
+    kernels: Kernels
 
 
-def choose(device: torch.device, rivals: dict[str, Kernels], side: int = 4096) -> str:
-    """Takes for this type of device the fastest of plain torch and those rivals that give its numbers; returns its name.
+def fastest(device: torch.device, rivals: dict[str, Kernels], side: int = 4096) -> Choice:
+    """The fastest on this device of plain torch and those rivals that give its numbers.
 
     A rival that fails, or is off by more than 1e-4 of the largest entry on a block with masks or without, is left out.
     """
@@ -182,35 +106,107 @@ def choose(device: torch.device, rivals: dict[str, Kernels], side: int = 4096) -
             torch.cuda.synchronize()
         return time.perf_counter() - began
 
-    want, times = run(PLAIN), {"torch": (seconds(PLAIN), PLAIN)}
+    want, choices, times = run(PLAIN), {"torch": PLAIN}, {"torch": seconds(PLAIN)}
     for name, rival in rivals.items():
         try:
             pairs = list(zip(run(rival), want, strict=True))
             if all(torch.allclose(a, b, atol=1e-4 * float(b.abs().max()), rtol=0) for a, b in pairs):
-                times[name] = (seconds(rival), rival)
+                choices[name], times[name] = rival, seconds(rival)
         except Exception:  # a compiler that is missing or fails, each with its own exception; plain torch remains
             continue
-    best = min(times, key=lambda name: times[name][0])
-    _chosen[device.type] = times[best][1]
-    return best
+    best = min(times, key=times.__getitem__)
+    return Choice(best, choices[best])
+
+
+class Masks(NamedTuple):
+    """What is left out of a tile's sums: entries whose ids are equal, and rows that do not count, on either side."""
+
+    left_ids: torch.Tensor | None = None  # int64 [m]
+    right_ids: torch.Tensor | None = None  # int64 [n]
+    left_counts: torch.Tensor | None = None  # bool [m]
+    right_counts: torch.Tensor | None = None  # bool [n]
+
+    def counting(self, rows: slice, columns: slice) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """(which rows, which columns of a block count); None for all."""
+        left, right = self.left_counts, self.right_counts
+        return None if left is None else left[rows], None if right is None else right[columns]
+
+
+NO_MASKS = Masks()
+
+
+def _logits(
+    left: torch.Tensor, right: torch.Tensor, scale: torch.Tensor, masks: Masks, at: tuple[slice, slice]
+) -> torch.Tensor:
+    """A block of s L R^t; -inf where ids are equal."""
+    rows, columns = at
+    x = (left[rows] * scale) @ right[columns].T
+    if masks.left_ids is not None and masks.right_ids is not None:
+        x.masked_fill_(masks.left_ids[rows, None] == masks.right_ids[None, columns], -torch.inf)
+    return x
+
+
+class _LogSumExps(torch.autograd.Function):
+    """(row log-sum-exps [m] over right rows that count, column log-sum-exps [n] over left rows that count)."""
+
+    @staticmethod
+    def forward(  # noqa: PLR0913  (autograd passes all inputs one by one)
+        ctx: Any,
+        left: torch.Tensor,
+        right: torch.Tensor,
+        scale: torch.Tensor,
+        masks: Masks,
+        columns_too: bool,
+        kernels: Kernels,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        row = left.new_full((len(left),), -torch.inf)
+        column = right.new_full((len(right),), -torch.inf)
+        plain = all(mask is None for mask in masks)
+        for rows, columns in _blocks(len(left), len(right), left.device):
+            x = _logits(left, right, scale, masks, (rows, columns))
+            across, down = kernels.statistics(x, *masks.counting(rows, columns), columns_too, plain)
+            row[rows] = torch.logaddexp(row[rows], across)
+            if columns_too:
+                column[columns] = torch.logaddexp(column[columns], down)
+        ctx.masks, ctx.columns_too, ctx.kernels = masks, columns_too, kernels
+        ctx.save_for_backward(left, right, scale, row, column)
+        return row, column
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        left, right, scale, row, column = ctx.saved_tensors
+        on_rows, on_columns = grads
+        row, column = (torch.where(part.isinf(), 0, part) for part in (row, column))
+        d_left, d_right = torch.zeros_like(left), torch.zeros_like(right)
+        for rows, columns in _blocks(len(left), len(right), left.device):
+            x = _logits(left, right, scale, ctx.masks, (rows, columns))
+            left_counts, right_counts = ctx.masks.counting(rows, columns)
+            above = on_rows[rows, None] if right_counts is None else on_rows[rows, None] * right_counts
+            beside = None
+            if ctx.columns_too:
+                beside = (
+                    on_columns[None, columns] if left_counts is None else on_columns[None, columns] * left_counts[:, None]
+                )
+            g = ctx.kernels.slope(x, row[rows], column[columns], above, beside)
+            d_left[rows].addmm_(g, right[columns])
+            d_right[columns].addmm_(g.T, left[rows])
+        on_scale = torch.linalg.vecdot(d_left, left).sum().to(scale.dtype)
+        return d_left.mul_(scale), d_right.mul_(scale), on_scale, None, None, None
 
 
 def log_sum_exps(
     left: torch.Tensor,
     right: torch.Tensor,
     scale: torch.Tensor,
-    ids: tuple[torch.Tensor, torch.Tensor] | None = None,
-    counts: tuple[torch.Tensor, torch.Tensor] | None = None,
+    masks: Masks = NO_MASKS,
     columns_too: bool = True,
+    kernels: Kernels = PLAIN,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(log sum_j exp(s l_i . r_j) [m], log sum_i exp(s l_i . r_j) [n]); left [m, D], right [n, D], scale 0-d.
 
-    `ids` (of left and right rows) leaves out entries whose ids are equal; `counts` (bool of left and right rows) leaves
-    right rows out of the sums over j and left rows out of those over i. Without `columns_too` the second is not computed.
+    Without `columns_too` the second is not computed.
     """
-    out: tuple[torch.Tensor, torch.Tensor] = _LogSumExps.apply(
-        left, right, scale, *(ids or (None, None)), *(counts or (None, None)), columns_too
-    )
+    out: tuple[torch.Tensor, torch.Tensor] = _LogSumExps.apply(left, right, scale, masks, columns_too, kernels)
     return out
 
 
@@ -218,7 +214,7 @@ class _Sigmoid(torch.autograd.Function):
     """sum_ij -log sigmoid(z_ij (s l_i . r_j + b)), z = 1 where ids are equal, else -1; its gradient comes with it."""
 
     @staticmethod
-    def forward(
+    def forward(  # noqa: PLR0913  (autograd passes all inputs one by one)
         ctx: Any,
         left: torch.Tensor,
         right: torch.Tensor,
@@ -231,7 +227,7 @@ class _Sigmoid(torch.autograd.Function):
         total, on_bias = left.new_zeros(()), left.new_zeros(())
         for at in _blocks(len(left), len(right), left.device):
             rows, columns = at
-            x = _logits(left, right, scale, (None, None), at).add_(bias)
+            x = _logits(left, right, scale, NO_MASKS, at).add_(bias)
             own = left_ids[rows, None] == right_ids[None, columns]
             x = torch.where(own, -x, x)
             total += torch.nn.functional.softplus(x).sum()

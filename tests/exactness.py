@@ -23,7 +23,9 @@ from engine.distributed.world import World, destroy_distributed, init_distribute
 from engine.models import clip as model
 from engine.models.towers import Towers
 from engine.training import optimizer, zero
-from engine.training.learner import Learner
+from engine.training.head import Head
+from engine.training.learner import Annotations, Learner, MicroBatches
+from engine.training.optimizer import Schedule
 from objectives import AnyObjective
 
 PAIRS, GROUP, MICRO = 48, 4, 8
@@ -80,15 +82,15 @@ def batch(views: tuple[int, int], world: World) -> Batch:
     )
 
 
-def learner(engine: Any, stage: Stage, world: World, name: str, micro: int | None) -> Learner:
+def learner(tower_optimizer: zero.TowerOptimizer, stage: Stage, world: World, name: str, micro: int | None) -> Learner:
     """A learner with everything that any objective asks for."""
     towers = model.build(name, 7).eval()
     width = model.model_config(name)["embed_dim"]
     head = torch.randn(3, width, generator=torch.Generator().manual_seed(4))  # a fresh one gives gradients of 1e-4
     kept = {"scale": torch.tensor([2.0]), "supervised.weight": head}
-    return Learner.make(
-        engine, torch.optim.SGD(engine.module.parameters()), stage, width, kept, 3, (world, collectives.process_groups()),
-        (10, 5), micro=micro, start=towers, labels=np.arange(PAIRS) % 4 - 1, flags=np.arange(PAIRS) % 5 == 0,
+    return Learner(
+        tower_optimizer, Head.build(stage, width, kept, 3, world.device), stage, Schedule(stage.optimizer, 10, 5), world,
+        MicroBatches(micro), Annotations(np.arange(PAIRS) % 4 - 1, np.arange(PAIRS) % 5 == 0), towers,
     )  # fmt: skip
 
 
@@ -115,13 +117,14 @@ def plain(fields: dict[str, Any], name: str, micro: int | None, world: World, ga
     """Loss and every gradient in float64."""
     stage = stage_of(fields, gather)
     towers = build(name, stage.objective.views[0], stage.objective.moves_texts).double()
-    one = learner(Plain(towers), stage, world, name, micro)
-    one.learned = {key: value.detach().double().requires_grad_() for key, value in one.learned.items()}
+    engine = Plain(towers)
+    one = learner(zero.TowerOptimizer(engine, engine.optimizer, engine.backward), stage, world, name, micro)
+    one.head.parameters = {key: value.detach().double().requires_grad_() for key, value in one.head.parameters.items()}
     one.memory = {key: value.double() if value.is_floating_point() else value for key, value in one.memory.items()}
     one.start = one.start.double() if one.start is not None else None
-    one.adam = torch.optim.SGD(one.learned.values(), lr=0.0)
+    one.head.optimizer = torch.optim.SGD(one.head.parameters.values(), lr=0.0)
     outcome = one.learn(batch(stage.objective.views, world), 0)
-    grads = {key: value.grad for key, value in one.learned.items()}
+    grads = {key: value.grad for key, value in one.head.parameters.items()}
     grads |= {key: value.grad for key, value in towers.named_parameters() if value.grad is not None}
     return {"loss": outcome.terms["loss"].double(), **grads, **statistics(towers)}
 
@@ -133,13 +136,13 @@ def deepspeed(
     stage = stage_of(fields)
     towers = build(name, stage.objective.views[0], stage.objective.moves_texts)
     machine = Machine(zero=stage_number, precision="fp32", recompute=recompute)  # type: ignore[arg-type]
-    engine, *_ = zero.wrap(towers, stage.optimizer, machine, world, PAIRS // world.size)
-    one = learner(engine, stage, world, name, micro)
+    tower_optimizer = zero.wrap(towers, stage.optimizer, machine, world, PAIRS // world.size)
+    one = learner(tower_optimizer, stage, world, name, micro)
     outcome = one.learn(batch(stage.objective.views, world), 0)
-    with zero.full_weights(engine, machine):
+    with zero.full_weights(tower_optimizer.engine, machine):
         out = {key: value.detach().clone() for key, value in towers.named_parameters()}
-    out |= {key: value.detach().clone() for key, value in one.learned.items()} | statistics(towers)
-    engine.destroy()
+    out |= {key: value.detach().clone() for key, value in one.head.parameters.items()} | statistics(towers)
+    tower_optimizer.engine.destroy()
     return {"loss": outcome.terms["loss"], **out}
 
 

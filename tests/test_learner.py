@@ -8,13 +8,14 @@ import pytest
 import torch
 from exactness import PAIRS, Plain, batch, build, stage_of
 
-from engine.distributed import collectives
 from engine.distributed.world import World
 from engine.models import clip as model
 from engine.models.towers import Towers
 from engine.training.cluster import spherical
-from engine.training.learner import Learner
-from engine.training.optimizer import ZClip, decays, rate_at
+from engine.training.head import Head
+from engine.training.learner import Annotations, Learner
+from engine.training.optimizer import Schedule, ZClip, decays, rate_at
+from engine.training.zero import TowerOptimizer
 
 ONE = World(0, 1, 0, 1, torch.device("cpu"))
 
@@ -30,22 +31,26 @@ class Stepping(Plain):
         self.optimizer.step()
 
 
-def learner(fields: dict[str, Any], name: str = "test-vit", **more: Any) -> Learner:
+def learner(fields: dict[str, Any], name: str = "test-vit", zclip: ZClip | None = None) -> Learner:
     stage = stage_of(fields)
     towers = build(name, stage.objective.views[0])
     engine = Stepping(towers)
     width = model.model_config(name)["embed_dim"]
-    return Learner.make(
-        engine, engine.optimizer, stage, width, {}, 3, (ONE, collectives.process_groups()), (10, 5),
-        labels=np.arange(PAIRS) % 3, **more
-    )  # fmt: skip
+    return Learner(
+        TowerOptimizer(engine, engine.optimizer, engine.backward, zclip=zclip),
+        Head.build(stage, width, {}, 3, ONE.device),
+        stage,
+        Schedule(stage.optimizer, 10, 5),
+        ONE,
+        annotations=Annotations(np.arange(PAIRS) % 3),
+    )
 
 
 def everything(of: Learner) -> dict[str, torch.Tensor]:
     parts = {
-        **dict(of.engine.module.named_parameters()),
-        **dict(of.engine.module.named_buffers()),
-        **of.learned,
+        **dict(of.tower_optimizer.towers.named_parameters()),
+        **dict(of.tower_optimizer.towers.named_buffers()),
+        **of.head.parameters,
         **of.memory,
     }
     return {name: value.detach().clone() for name, value in parts.items()}
@@ -65,14 +70,14 @@ def test_a_step_without_a_finite_loss_is_not_taken(waits: bool, name: str) -> No
     pairs = batch((1, 1), ONE)
     assert bool(one.learn(pairs, 0).taken)
     before = everything(one)
-    whole = one.engine.module.mean
-    one.engine.module.mean = whole * math.nan
+    whole = one.tower_optimizer.towers.mean
+    one.tower_optimizer.towers.mean = whole * math.nan
     outcome = one.learn(pairs, 1)
     assert not bool(outcome.taken)
     assert not math.isfinite(outcome.terms["loss"].item())
     assert not same(before, everything(one))
-    one.engine.module.mean = whole
-    for parameter in one.engine.module.parameters():
+    one.tower_optimizer.towers.mean = whole
+    for parameter in one.tower_optimizer.towers.parameters():
         parameter.grad = None
     assert bool(one.learn(pairs, 2).taken)
     assert same(before, everything(one))
@@ -80,29 +85,29 @@ def test_a_step_without_a_finite_loss_is_not_taken(waits: bool, name: str) -> No
 
 def test_scale_and_bias_are_clamped_after_the_step() -> None:
     one = learner({"kind": "siglip"})
-    assert one.learned["scale"].exp().item() == pytest.approx(10)
+    assert one.head.parameters["scale"].exp().item() == pytest.approx(10)
     for step, (scale, bias) in enumerate([(4.6, -99.9), (0.001, 99.9)]):
-        one.learned["scale"].data.fill_(scale)
-        one.learned["bias"].data.fill_(bias)
+        one.head.parameters["scale"].data.fill_(scale)
+        one.head.parameters["bias"].data.fill_(bias)
         one.learn(batch((1, 1), ONE), step)  # at rate 1, so that each moves by about 1
-        assert 1.0 <= one.learned["scale"].exp().item() <= 100.0 + 1e-4
-        assert -100.0 <= one.learned["bias"].item() <= 100.0
+        assert 1.0 <= one.head.parameters["scale"].exp().item() <= 100.0 + 1e-4
+        assert -100.0 <= one.head.parameters["bias"].item() <= 100.0
 
 
 def test_state_goes_round_through_a_checkpoint() -> None:
     fields = {"kind": "sum", "parts": [{"objective": {"kind": "roclip", "pool": 60}},
               {"objective": {"kind": "deep_cluster", "classes": 3, "within": 0.0}}]}  # fmt: skip
     clip = ZClip()
-    one, two = learner(fields, notes={"zclip": clip.state}), learner(fields, notes={"zclip": ZClip().state})
+    one, two = learner(fields, zclip=clip), learner(fields, zclip=ZClip())
     clip.limit(3.0)
     for step in range(2):
         one.learn(batch((1, 1), ONE), step)
     state = {name: value.clone() for name, value in one.state().items()}
-    two.labels = None
+    two.annotations.labels = None
     two.restore(state)
     assert all(torch.equal(value, state[name]) for name, value in two.state().items())
     assert two.state().keys() == state.keys()
-    assert two.labels is not None
+    assert two.annotations.labels is not None
     assert "memory/roclip.pool" in state
     assert state["note/zclip"].tolist() == [1.0, 3.0, 0.0]
 
@@ -110,13 +115,13 @@ def test_state_goes_round_through_a_checkpoint() -> None:
 def test_a_new_head_forgets_its_moments_and_leaves_the_rest() -> None:
     one = learner({"kind": "deep_cluster", "classes": 3, "within": 0.0})
     one.learn(batch((1, 1), ONE), 0)
-    scale, head = one.learned["scale"].item(), one.learned["cluster.weight"].detach().clone()
-    one.renew("cluster.", 11)
-    assert one.learned["cluster.weight"] not in one.adam.state
-    assert one.learned["scale"] in one.adam.state
-    assert one.learned["scale"].item() == scale
-    assert not torch.equal(one.learned["cluster.weight"], head)
-    assert one.learned["cluster.bias"].abs().max() == 0
+    scale, head = one.head.parameters["scale"].item(), one.head.parameters["cluster.weight"].detach().clone()
+    one.head.renew("cluster.", 11)
+    assert one.head.parameters["cluster.weight"] not in one.head.optimizer.state
+    assert one.head.parameters["scale"] in one.head.optimizer.state
+    assert one.head.parameters["scale"].item() == scale
+    assert not torch.equal(one.head.parameters["cluster.weight"], head)
+    assert one.head.parameters["cluster.bias"].abs().max() == 0
     one.learn(batch((1, 1), ONE), 1)
 
 

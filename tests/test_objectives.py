@@ -433,7 +433,6 @@ def test_the_fastest_kernels_that_give_the_same_numbers_are_chosen(monkeypatch: 
 
     from objectives import tiles
 
-    monkeypatch.setattr(tiles, "_chosen", {})
     cpu = torch.device("cpu")
 
     def fails(*_: Any) -> Any:
@@ -445,13 +444,13 @@ def test_the_fastest_kernels_that_give_the_same_numbers_are_chosen(monkeypatch: 
 
     wrong = tiles.Kernels(tiles.statistics, lambda *given: tiles.slope(*given) * 1.01)
     rivals = {"wrong": wrong, "failing": tiles.Kernels(fails, fails), "slow": tiles.Kernels(tiles.statistics, slowly)}
-    assert tiles.choose(cpu, rivals, side=64) == "torch"
-    assert tiles.kernels(cpu) is tiles.PLAIN
+    assert tiles.fastest(cpu, rivals, side=64) == ("torch", tiles.PLAIN)
     same = tiles.Kernels(tiles.statistics, tiles.slope)
     ticks = iter([0.0, 9.0, 10.0, 11.0])
     monkeypatch.setattr(tiles.time, "perf_counter", lambda: next(ticks))
-    assert tiles.choose(cpu, {"same": same}, side=64) == "same"
-    assert tiles.kernels(cpu) is same
+    choice = tiles.fastest(cpu, {"same": same}, side=64)
+    assert choice.name == "same"
+    assert choice.kernels is same
 
 
 @pytest.mark.gpu
@@ -461,12 +460,13 @@ def test_compiled_kernels_on_a_gpu_are_the_textbooks() -> None:
 
     device = torch.device("cuda")
     compiled = tiles.Kernels(torch.compile(tiles.statistics), torch.compile(tiles.slope))
-    tiles.choose(device, {"torch.compile": compiled})
+    choice = tiles.fastest(device, {"torch.compile": compiled})
     left, right = (F.normalize(torch.randn(3000, 64), dim=-1) for _ in range(2))
     found = []
-    for where, dtype in ((device, torch.float32), (torch.device("cpu"), torch.float64)):
+    kinds = ((device, torch.float32, choice.kernels), (torch.device("cpu"), torch.float64, tiles.PLAIN))
+    for where, dtype, kernels in kinds:
         given = [part.to(where, dtype).requires_grad_() for part in (left, right)]
-        forth, back = infonce(*given, torch.tensor(100.0, device=where, dtype=dtype), Exchange(SINGLE_RANK))
+        forth, back = infonce(*given, torch.tensor(100.0, device=where, dtype=dtype), Exchange(SINGLE_RANK, kernels))
         (forth + back).backward()
         found.append([forth.item(), back.item(), *(part.grad.double().cpu() for part in given)])
     assert found[0][:2] == pytest.approx(found[1][:2], rel=1e-4)

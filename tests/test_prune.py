@@ -104,7 +104,7 @@ def descend(towers: Towers, adam: torch.optim.Optimizer, one: Batch) -> None:
     adam.zero_grad()
     loss(towers, one.images[:, 0], one.tokens[:, 0]).backward()  # type: ignore[no-untyped-call]
     adam.step()
-    towers.settle()
+    towers.update_running_stats()
 
 
 def sides(neurons: Neurons) -> list[tuple[torch.Tensor, torch.Tensor]]:

@@ -137,7 +137,7 @@ def test_grouped_norm_is_batch_norm_on_each_group() -> None:
         means.append(part.mean((0, 2, 3)))
         spreads.append(part.var((0, 2, 3)))  # unbiased, as torch's running variance
     assert grouped.running_mean.abs().max() == 0  # not before the step is settled
-    grouped.settle()  # type: ignore[operator]
+    grouped.update_running_stats()  # type: ignore[operator]
     assert torch.allclose(grouped.running_mean, 0.1 * torch.stack(means).mean(0), atol=1e-12)
     assert torch.allclose(grouped.running_var, 0.9 + 0.1 * torch.stack(spreads).mean(0), atol=1e-12)
     plain.running_mean.copy_(grouped.running_mean)
@@ -150,10 +150,10 @@ def test_a_step_that_is_not_taken_leaves_the_running_statistics() -> None:
     images, _ = inputs()
     before = {name: value.clone() for name, value in towers.named_buffers()}
     towers(images, None)
-    towers.settle(torch.tensor(False))
+    towers.update_running_stats(torch.tensor(False))
     assert all(torch.equal(value, before[name]) for name, value in towers.named_buffers())
     towers(images, None)
-    towers.settle(torch.tensor(True))
+    towers.update_running_stats(torch.tensor(True))
     assert not torch.equal(towers.norms[0].running_mean, before["clip.visual.bn1.running_mean"])
 
 
@@ -172,7 +172,7 @@ def test_micro_batches_give_the_gradient_of_one_and_reach_each_parameter_once(na
             )
         rows, texts = towers(images, tokens, pieces)
         (rows * torch.linspace(-1, 1, rows.numel()).view_as(rows) + texts.square() * 0.1 + texts.cumsum(1)).sum().backward()
-        towers.settle()
+        towers.update_running_stats()
         assert set(calls.values()) == {1}
         found.append(
             {**{k: p.grad for k, p in towers.named_parameters()}, **{k: b.double() for k, b in towers.named_buffers()}}

@@ -193,10 +193,10 @@ class Towers(nn.Module):
             if type(module).__name__ in ("ResidualAttentionBlock", "Bottleneck"):
                 module.compile()
 
-    def settle(self, taken: torch.Tensor | None = None) -> None:
+    def update_running_stats(self, taken: torch.Tensor | None = None) -> None:
         """Moves BatchNorm's running statistics on by one step, if it was `taken` (0-d bool; default: yes)."""
         for norm in self.norms:
-            norm.settle(taken)
+            norm.update_running_stats(taken)
 
 
 class _Recomputed:
@@ -345,7 +345,7 @@ class GroupedNorm(nn.BatchNorm2d):
             mean, var = mean + self.pending[0], var + self.pending[1]
         self.pending, self.groups = (mean, var), self.groups + 1
 
-    def settle(self, taken: torch.Tensor | None = None) -> None:
+    def update_running_stats(self, taken: torch.Tensor | None = None) -> None:
         """Moves the running statistics by what has been noted since, or forgets it if the step was not `taken`."""
         if self.pending is None:
             return

@@ -18,9 +18,11 @@ from engine.models import clip as model
 from engine.models.towers import Towers
 from engine.models.transforms.registry import build as build_transform
 from engine.training import checkpoint, zero
+from engine.training.head import Head
 from engine.training.init_weights import STEPS, load_start, moments_of, path_of, split
 from engine.training.inputs import RunInputs
-from engine.training.learner import Learner
+from engine.training.learner import Annotations, Learner, MicroBatches
+from engine.training.optimizer import Schedule
 from objectives import tiles
 from records.folder import read_json
 
@@ -65,21 +67,28 @@ def build(job: RunInputs, world: World) -> Built:
     parameters = sum(p.numel() for p in towers.parameters())
     precision = zero.precision(machine, world.device)
     _assert_equal_on_ranks(job, world, towers, (precision, norm_group, words))
-    engine, stepper, adam, clip = zero.wrap(towers, section, machine, world, stage.batch // world.size)
+    tower_optimizer = zero.wrap(towers, section, machine, world, stage.batch // world.size)
     if frozen is not None and precision != "fp32":
-        frozen.to(next(engine.module.parameters()).dtype)
+        frozen.to(next(towers.parameters()).dtype)
     width = model.model_config(run.spec.model.name)["embed_dim"]
-    learner = Learner.make(
-        engine, stepper, stage, width, scalars, derive_seed(run.spec.seed, "head"), (world, collectives.process_groups()),
-        (job.steps, job.pairs.steps), micro=machine.micro_batch, start=frozen,
-        several=machine.zero < 3 and not machine.compile,  # ZeRO-3 needs equal calls on all ranks, compiled code few shapes
-        labels=job.labels, flags=job.flags, notes={} if clip is None else {"zclip": clip.state},
-    )  # fmt: skip
+    head = Head.build(stage, width, scalars, derive_seed(run.spec.seed, "head"), world.device)
     if moments:
-        zero.set_moments(engine, stepper, split(moments, dict(towers.clip.named_parameters())), float(moments[STEPS]))
-        learner.inherit(moments)
+        zero.set_moments(tower_optimizer, split(moments, dict(towers.clip.named_parameters())), float(moments[STEPS]))
+        head.set_moments(moments)
     core = fastest_core(world.device)
-    facts = BuildFacts(parameters, precision, norm_group, words, adam, towers.cuts, core)
+    learner = Learner(
+        tower_optimizer,
+        head,
+        stage,
+        Schedule(stage.optimizer, job.steps, job.pairs.steps),
+        world,
+        # ZeRO-3 needs equal calls on all ranks, compiled code few shapes
+        MicroBatches(machine.micro_batch, by_length=machine.zero < 3 and not machine.compile),
+        Annotations(job.labels, job.flags),
+        frozen,
+        core.kernels,
+    )
+    facts = BuildFacts(parameters, precision, norm_group, words, tower_optimizer.implementation, towers.cuts, core.name)
     return Built(learner, facts, start_weights)
 
 
@@ -173,9 +182,9 @@ def _assert_equal_on_ranks(job: RunInputs, world: World, towers: Towers, further
 
 
 @cache
-def fastest_core(device: torch.device) -> str:
-    """The name of what computes blocks of similarities on this device from now on, measured once a process."""
+def fastest_core(device: torch.device) -> tiles.Choice:
+    """What computes blocks of similarities on this device, measured once a process."""
     if device.type != "cuda":
-        return "torch"
+        return tiles.Choice("torch", tiles.PLAIN)
     compiled = tiles.Kernels(torch.compile(tiles.statistics), torch.compile(tiles.slope))
-    return tiles.choose(device, {"torch.compile": compiled})
+    return tiles.fastest(device, {"torch.compile": compiled})

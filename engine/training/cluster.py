@@ -16,10 +16,12 @@ from data.refusal import UserError
 from engine.distributed import collectives
 from engine.distributed.watchdog import heartbeat
 from engine.distributed.world import World
+from objectives.deep_cluster import DeepCluster
 
 
-def clustered(towers: Any, pairs: Pairs, classes: int, rounds: int, seed: int, world: World, rows: int) -> np.ndarray:
-    """int64 by sample of the index: the cluster of each chosen picture, -1 for what is not chosen or can't be decoded."""
+def clustered(towers: Any, pairs: Pairs, section: DeepCluster, seed: int, world: World, rows: int) -> np.ndarray:
+    """int64 by sample of the index: the cluster of each chosen picture, -1 for what is not chosen or can't be decoded;
+    `rows` pictures go through the towers at once."""
     share = -(-len(pairs) // world.size)
     mine = [pairs.sample(min(i, len(pairs) - 1)) for i in range(world.rank * share, (world.rank + 1) * share)]
     training = towers.training
@@ -34,7 +36,7 @@ def clustered(towers: Any, pairs: Pairs, classes: int, rounds: int, seed: int, w
     whole = collectives.gather_rows(torch.cat(parts))[: len(pairs)].cpu().numpy()
     labels = np.full(len(pairs.index), -1, np.int64)
     labels[slice(None) if pairs.chosen is None else pairs.chosen] = collectives.on_rank_0(
-        lambda: spherical(whole, classes, rounds, seed)
+        lambda: spherical(whole, section.classes, section.rounds, seed)
     )
     return labels
 

@@ -106,9 +106,9 @@ def write_row(run: RunState, window: Window) -> None:
         return
     outcome = next(outcome for flag, (_, outcome, _) in zip(reversed(taken), reversed(outcomes), strict=True) if flag)
     names = [*outcome.terms, "scale"]
-    values = torch.stack([*outcome.terms.values(), run.learner.learned["scale"].detach().exp().squeeze()]).tolist()
+    values = torch.stack([*outcome.terms.values(), run.learner.head.parameters["scale"].detach().exp().squeeze()]).tolist()
     numbers = dict(zip(names, values, strict=True))
-    norm = run.learner.engine.get_global_grad_norm()
+    norm = run.engine.get_global_grad_norm()
     if norm is not None:
         numbers["grad_norm"] = float(norm)
     numbers["poisoned"] = collectives.all_reduce_sum([int(last_batch.poisoned.sum())])[0]

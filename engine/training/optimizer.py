@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,6 +26,23 @@ def rate_at(step: int, steps: int, section: Optimizer, epoch_steps: int = 0) -> 
     if step >= steps and section.offset == "none":
         return 0.0
     return section.rate * 0.5 * (1 + math.cos(math.pi * (step - section.warmup) / max(1, steps - section.warmup)))
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The rate and the epoch of each step of a stage."""
+
+    section: Optimizer
+    steps: int
+    epoch_steps: int
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step (from 0)."""
+        return rate_at(step, self.steps, self.section, self.epoch_steps)
+
+    def epoch(self, step: int) -> int:
+        """The epoch (from 1) of a step (from 0)."""
+        return step // self.epoch_steps + 1
 
 
 def decays(name: str, parameter: torch.Tensor, rule: str = "matrices") -> bool:

@@ -121,13 +121,13 @@ def write_pictures(job: RunInputs, journal: Journal) -> None:
 def finish(run: RunState) -> None:
     """Writes the weights, then finished.json, then removes the checkpoints."""
     job, learner = run.job, run.learner
-    average_running_stats(learner.engine)
-    with zero.full_weights(learner.engine, job.run.spec.machine):
-        state = model.weights(learner.engine.module, learner.learned) if run.world.first else {}
+    average_running_stats(run.engine)
+    with zero.full_weights(run.engine, job.run.spec.machine):
+        state = model.weights(run.engine.module, learner.head.parameters) if run.world.first else {}
     # whoever cleans this model may want to inherit them
-    moments = zero.moments(learner.engine, learner.stepper) if job.run.stage == "pretrain" else {}
+    moments = zero.moments(learner.tower_optimizer) if job.run.stage == "pretrain" else {}
     if moments:
-        moments |= learner.moments()
+        moments |= learner.head.moments()
     usage = run.usage.total()
     collectives.on_rank_0(lambda: _write_weights(job, state, moments, run.journal, usage))
     if run.world.first:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -44,7 +45,7 @@ def restore(job: RunInputs, learner: Learner, world: World) -> Position:
             f"{path} was trained on other pairs than the shards hold now; "
             f"put the shards back, or delete {path.parent.parent}"
         )
-    zero.load(learner.engine, path.parent, path.name)
+    zero.load(learner.tower_optimizer.engine, path.parent, path.name)
     learner.restore(checkpoint.own_state(path, world.rank))
     return Position(saved["step"], saved["journal"], saved.get("spent", {}))
 
@@ -62,6 +63,11 @@ class RunState:
     versions: Mapping[str, str]  # of Python and packages
     start_weights: Mapping[str, torch.Tensor]  # what a cleaning starts from, on the first rank
 
+    @property
+    def engine(self) -> Any:
+        """DeepSpeed's, around the towers."""
+        return self.learner.tower_optimizer.engine
+
     def begin_epoch(self, epoch: int) -> None:
         """What an epoch (from 1) needs before its first step: new clusters and a fresh head, for deep clustering without a
         file."""
@@ -69,19 +75,19 @@ class RunState:
         if section is None or section.labels is not None:
             return
         spec = self.job.run.spec
-        average_running_stats(self.learner.engine)
-        self.learner.labels = clustered(
-            self.learner.engine, self.job.pairs, section.classes, section.rounds,
-            derive_seed(spec.seed, "cluster", epoch) % 2**32, self.world, spec.machine.eval_batch,
+        average_running_stats(self.engine)
+        self.learner.annotations.labels = clustered(
+            self.engine, self.job.pairs, section, derive_seed(spec.seed, "cluster", epoch) % 2**32, self.world,
+            spec.machine.eval_batch,
         )  # fmt: skip
-        self.learner.renew("cluster.", derive_seed(spec.seed, "head", epoch))
+        self.learner.head.renew("cluster.", derive_seed(spec.seed, "head", epoch))
 
     def measure(self, epoch: float, step: int) -> None:
         """A row of the journal for each evaluation set."""
-        average_running_stats(self.learner.engine)
+        average_running_stats(self.engine)
         began = time.monotonic()
         moved = self._distance()
-        for numbers in measured(self.job, self.learner.engine, self.learner.learned, self.world):
+        for numbers in measured(self.job, self.engine, self.learner.head.parameters, self.world):
             seconds = round(time.monotonic() - began, 3)
             self.journal.row("measure", epoch=epoch, step=step, **numbers, **moved, seconds=seconds)
 
@@ -90,15 +96,15 @@ class RunState:
         parameters; on the first rank, whose journal it is for."""
         if self.job.run.stage != "clean":
             return {}
-        with zero.full_weights(self.learner.engine, self.job.run.spec.machine):
+        with zero.full_weights(self.engine, self.job.run.spec.machine):
             if not self.world.first:
                 return {}
-            return {"distance": distance(dict(self.learner.engine.module.clip.named_parameters()), self.start_weights)}
+            return {"distance": distance(dict(self.engine.module.clip.named_parameters()), self.start_weights)}
 
     def save(self, step: int) -> None:
         """Commits a checkpoint."""
-        engine, folder = self.learner.engine, self.job.folder / "checkpoints"
-        average_running_stats(engine)
+        folder = self.job.folder / "checkpoints"
+        average_running_stats(self.engine)
         facts = {
             "journal": self.journal.committed_bytes(),
             "data": self.job.pairs.index.digest,
@@ -107,7 +113,8 @@ class RunState:
             "versions": self.versions,
             "spent": self.usage.total(),
         }
-        checkpoint.save(folder, step, facts, self.learner.state(), self.world, lambda tag: zero.save(engine, folder, tag))
+        write = partial(zero.save, self.engine, folder)
+        checkpoint.save(folder, step, facts, self.learner.state(), self.world, write)
 
 
 def average_running_stats(engine: Any) -> None:

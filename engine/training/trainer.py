@@ -63,7 +63,7 @@ def run_training(
         collectives.barrier()
     finally:
         journal.close()
-        built.learner.engine.destroy()
+        run.engine.destroy()
 
 
 def re_evaluate(job: RunInputs, world: World) -> None:

@@ -5,6 +5,8 @@ import logging
 import os
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,10 +52,29 @@ def precision(machine: Machine, device: torch.device) -> str:
     return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
 
 
-def wrap(
-    towers: Towers, section: Optimizer, machine: Machine, world: World, rows: int
-) -> tuple[Any, torch.optim.Optimizer, str, optimizer.ZClip | None]:
-    """(DeepSpeed engine, the AdamW inside, its name, what clips adaptively if asked for); `rows` pairs a rank and step."""
+@dataclass
+class TowerOptimizer:
+    """The towers in DeepSpeed's engine, and the AdamW inside it."""
+
+    engine: Any
+    adamw: torch.optim.Optimizer
+    backward: Callable[[torch.Tensor], Any]  # leaves the towers' gradients, averaged over ranks
+    implementation: str = ""  # of AdamW, as machine.adam names it
+    zclip: optimizer.ZClip | None = None
+
+    @property
+    def towers(self) -> Any:
+        """The towers."""
+        return self.engine.module
+
+    def set_rate(self, rate: float) -> None:
+        """Sets the learning rate of the next step."""
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = rate
+
+
+def wrap(towers: Towers, section: Optimizer, machine: Machine, world: World, rows: int) -> TowerOptimizer:
+    """The towers with DeepSpeed and the optimizer around them; `rows` pairs a rank and step."""
     import deepspeed
 
     kind = precision(machine, world.device)
@@ -61,7 +82,7 @@ def wrap(
         towers.recompute()
     if machine.compile:
         towers.compile_blocks()
-    stepper, name = optimizer.adamw(machine.adam, optimizer.groups(towers, section), section, world.device)
+    adamw, name = optimizer.adamw(machine.adam, optimizer.groups(towers, section), section, world.device)
     config = {
         "train_micro_batch_size_per_gpu": rows,
         "gradient_accumulation_steps": 1,
@@ -80,29 +101,26 @@ def wrap(
     }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        engine, *_ = deepspeed.initialize(model=towers, optimizer=stepper, config=config)
+        engine, *_ = deepspeed.initialize(model=towers, optimizer=adamw, config=config)
     for norm in towers.norms:  # running statistics stay in float32, whatever the towers' precision
-        for name_of in ("running_mean", "running_var"):
-            setattr(norm, name_of, getattr(norm, name_of).float())
-    engine.enable_backward_allreduce = machine.zero > 0 or kind != "fp32"  # see backward_of
-    return engine, stepper, name, _adaptive(engine, machine, kind) if section.spikes == "zclip" else None
+        for buffer in ("running_mean", "running_var"):
+            setattr(norm, buffer, getattr(norm, buffer).float())
+    plain = machine.zero == 0 and kind == "fp32"
+    engine.enable_backward_allreduce = not plain
+    backward = partial(_backward_and_sum, engine, world) if plain else engine.backward
+    return TowerOptimizer(
+        engine, adamw, backward, name, _adaptive(engine, machine, kind) if section.spikes == "zclip" else None
+    )
 
 
-def backward_of(engine: Any, world: World) -> Callable[[torch.Tensor], Any]:
-    """The engine's backward pass, after which gradients are means over ranks.
+def _backward_and_sum(engine: Any, world: World, loss: torch.Tensor) -> None:
+    """The backward pass at stage 0 in float32, after which gradients are means over ranks.
 
-    At stage 0 in float32 DeepSpeed would copy all gradients into buckets and back, also for one rank; there we sum them
-    where they are, small ones together.
+    There DeepSpeed would copy all gradients into buckets and back, also for one rank; we sum them where they are, small ones
+    together.
     """
-    if getattr(engine, "enable_backward_allreduce", None) is not False:
-        backward: Callable[[torch.Tensor], Any] = engine.backward
-        return backward
-
-    def summed(loss: torch.Tensor) -> None:
-        engine.backward(loss / world.size)
-        collectives.all_reduce_sum_([p.grad for p in engine.module.parameters() if p.grad is not None])
-
-    return summed
+    engine.backward(loss / world.size)
+    collectives.all_reduce_sum_([p.grad for p in engine.module.parameters() if p.grad is not None])
 
 
 def _adaptive(engine: Any, machine: Machine, kind: str) -> optimizer.ZClip:
@@ -112,8 +130,8 @@ def _adaptive(engine: Any, machine: Machine, kind: str) -> optimizer.ZClip:
     if machine.zero:
         norm_of = engine.optimizer.scaled_global_norm
 
-        def measured(*given: Any, **named: Any) -> Any:
-            norm = norm_of(*given, **named)
+        def measured(*args: Any, **kwargs: Any) -> Any:
+            norm = norm_of(*args, **kwargs)
             engine.optimizer.clip_grad = clip.limit(float(norm) / float(engine.optimizer.loss_scale)) + 1e-6
             return norm
 
@@ -138,10 +156,11 @@ def full_weights(engine: Any, machine: Machine) -> Any:
     return deepspeed.zero.GatheredParameters(list(engine.module.parameters()), enabled=machine.zero == 3)
 
 
-def moments(engine: Any, stepper: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+def moments(tower_optimizer: TowerOptimizer) -> dict[str, torch.Tensor]:
     """AdamW's moments of the towers as `NAME/exp_avg` and `NAME/exp_avg_sq` by open_clip's names, whole on every rank, and
     `steps`; empty before the first step, or where this precision and stage keep none by name."""
-    if not stepper.state:
+    engine, adamw = tower_optimizer.engine, tower_optimizer.adamw
+    if not adamw.state:
         return {}
     out = {}
     for name, parameter in engine.module.clip.named_parameters():
@@ -150,39 +169,38 @@ def moments(engine: Any, stepper: torch.optim.Optimizer) -> dict[str, torch.Tens
                 value = engine.optimizer.get_full_hp_param(parameter, key)
             elif hasattr(parameter, "_hp_mapping"):
                 value = torch.zeros(parameter.numel(), dtype=torch.float32, device=parameter.device)
-                for part in _parts(stepper, parameter):
-                    value[part.own] = stepper.state[part.flat][key][part.there]
+                for part in _parts(adamw, parameter):
+                    value[part.own] = adamw.state[part.flat][key][part.there]
                 collectives.all_reduce_sum_([value])
-            elif parameter in stepper.state:
-                value = stepper.state[parameter][key]
+            elif parameter in adamw.state:
+                value = adamw.state[parameter][key]
             else:
                 return {}
             shape = getattr(parameter, "ds_shape", parameter.shape)
             out[f"{name}/{key}"] = value.detach().float().cpu().reshape(shape).contiguous()
-    state = next(iter(stepper.state.values()))
-    return {**out, STEPS: torch.as_tensor(float(state.get("step", stepper.param_groups[0].get("step", 0))))}
+    state = next(iter(adamw.state.values()))
+    return {**out, STEPS: torch.as_tensor(float(state.get("step", adamw.param_groups[0].get("step", 0))))}
 
 
-def set_moments(
-    engine: Any, stepper: torch.optim.Optimizer, named: dict[str, dict[str, torch.Tensor]], steps: float
-) -> None:
+def set_moments(tower_optimizer: TowerOptimizer, named: dict[str, dict[str, torch.Tensor]], steps: float) -> None:
     """Gives AdamW these moments before its first step, each rank its part of them; UserError where DeepSpeed keeps none by
     name."""
+    engine, adamw = tower_optimizer.engine, tower_optimizer.adamw
     for name, parameter in engine.module.clip.named_parameters():
         if not parameter.requires_grad or name not in named:
             continue
         for key, value in named[name].items():
             if hasattr(parameter, "ds_id"):  # stage 3: each parameter in equal parts, the last filled up
                 group, offset, count = engine.optimizer.grad_position[engine.optimizer.get_param_id(parameter)]
-                state = _begun(stepper, engine.optimizer.fp32_partitioned_groups_flat[group], steps)
+                state = _begun(adamw, engine.optimizer.fp32_partitioned_groups_flat[group], steps)
                 rank = engine.optimizer._get_param_partition_rank(parameter)
                 mine = value.flatten()[count * rank : count * (rank + 1)]
                 state[key][offset : offset + len(mine)] = mine.to(state[key].device)
             elif hasattr(parameter, "_hp_mapping"):
-                for part in _parts(stepper, parameter):
-                    _begun(stepper, part.flat, steps)[key][part.there] = value.flatten()[part.own].to(part.flat.device)
-            elif any(parameter is one for group in stepper.param_groups for one in group["params"]):
-                _begun(stepper, parameter, steps)[key].copy_(value)
+                for part in _parts(adamw, parameter):
+                    _begun(adamw, part.flat, steps)[key][part.there] = value.flatten()[part.own].to(part.flat.device)
+            elif any(parameter is other for group in adamw.param_groups for other in group["params"]):
+                _begun(adamw, parameter, steps)[key].copy_(value)
             else:
                 raise UserError("optimizer.state can't be inherited at this precision and ZeRO stage; set machine.zero=1")
 
@@ -195,26 +213,26 @@ class _Part(NamedTuple):
     own: slice  # of the flattened parameter
 
 
-def _parts(stepper: torch.optim.Optimizer, parameter: torch.Tensor) -> list[_Part]:
+def _parts(adamw: torch.optim.Optimizer, parameter: torch.Tensor) -> list[_Part]:
     """Stages 1 and 2: a group's parameters are one flat tensor, cut over ranks wherever that falls; this rank's piece, or
     none."""
     mapping: Any = parameter._hp_mapping  # type: ignore[attr-defined]
     if mapping is None:
         return []
-    held = mapping.hp_fragment.untyped_storage().data_ptr()
-    flats = [one for group in stepper.param_groups for one in group["params"]]
-    flat = next(one for one in flats if one.untyped_storage().data_ptr() == held)
+    storage = mapping.hp_fragment.untyped_storage().data_ptr()
+    flats = [flat for group in adamw.param_groups for flat in group["params"]]
+    flat = next(flat for flat in flats if flat.untyped_storage().data_ptr() == storage)
     there, own = mapping.get_hp_fragment_address(), mapping.lp_fragment_address
     return [_Part(flat, slice(there.start, there.start + there.numel), slice(own.start, own.start + own.numel))]
 
 
-def _begun(stepper: torch.optim.Optimizer, parameter: torch.Tensor, steps: float) -> dict[str, Any]:
+def _begun(adamw: torch.optim.Optimizer, parameter: torch.Tensor, steps: float) -> dict[str, Any]:
     """AdamW's state of a parameter, zero so far, after so many steps."""
-    if not stepper.state[parameter]:
-        ours = isinstance(stepper, torch.optim.AdamW)  # DeepSpeed's count in whole numbers
+    if not adamw.state[parameter]:
+        ours = isinstance(adamw, torch.optim.AdamW)  # DeepSpeed's count in whole numbers
         step = torch.tensor(steps, dtype=torch.float32, device=parameter.device) if ours else int(steps)
-        stepper.state[parameter] = {"step": step, **{key: torch.zeros_like(parameter) for key in MOMENTS}}
-    state: dict[str, Any] = stepper.state[parameter]
+        adamw.state[parameter] = {"step": step, **{key: torch.zeros_like(parameter) for key in MOMENTS}}
+    state: dict[str, Any] = adamw.state[parameter]
     return state
 
 
