@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from records.folder import RecordFile
+from records.study_json import StageName
 
 Count = Annotated[int, Field(ge=0, le=10**15)]  # a larger one is damage
 
@@ -43,6 +44,7 @@ class Card(RecordFile):
     FILE: ClassVar[str] = "card.json"
 
     run: str
+    stage: StageName
     title: str
     start: str | None = None
     transform: dict[str, Any] | None = None
@@ -131,6 +133,7 @@ def _typed(words: dict[str, Any]) -> dict[str, Any]:
     adamw = re.fullmatch(r"(\S+) AdamW, rate (\S+), warm-up (\d+) steps, decay (\S+)", str(words.get("optimizer", "")))
     return {
         **words,
+        "stage": str(words.get("run", "")).split("-")[0],
         "model": str(words.get("model", "")).split(",")[0],
         "parameters": number("model", r", ([\d,]+) parameters"),
         "poisoned_pairs": words["poisoned pairs"],

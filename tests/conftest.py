@@ -80,9 +80,9 @@ def antidote(
 
 def journals(study: Path) -> dict[str, list[dict[str, float | int | str]]]:
     """The rows of every run of a study without their timing."""
-    from records.rows import TIMING
+    from records.rows import TIMING, whole_lines
 
-    rows = {path.parent.name: path.read_text().splitlines() for path in sorted(study.glob("*/metrics.jsonl"))}
+    rows = {path.parent.name: list(whole_lines(path)) for path in sorted(study.glob("*/metrics.jsonl"))}
     return {
         run: [{name: value for name, value in json.loads(line).items() if name not in TIMING} for line in lines]
         for run, lines in rows.items()

@@ -10,7 +10,7 @@ def card(**changes: Any) -> dict[str, Any]:
     """A card.json."""
     adamw = {"implementation": "torch", "rate": 1e-3, "warmup": 4, "decay": 0.1}
     return {
-        "run": "pretrain-a", "title": "pretrain mmcl", "model": "test-vit", "parameters": 1000,
+        "run": "pretrain-a", "stage": "pretrain", "title": "pretrain mmcl", "model": "test-vit", "parameters": 1000,
         "objective": {"kind": "mmcl"}, "pairs": 200, "poisoned_pairs": 2, "epochs": 2, "steps": 20, "epoch_steps": 10,
         "batch": 20, "process_batch": 20, "optimizer": adamw, "trims_captions": True, "precision": "fp32",
         "loss_core": "torch", "zero": 0, "processes": 1, "device": CPU, "data_digest": "0",

@@ -371,7 +371,7 @@ def test_clean_shards_with_poisoned_pairs_are_refused_unless_that_is_meant(world
     assert out.returncode == 0, out.stderr
     found = Study(spec.parent / "runs/tiny")
     cards = {arm: json.loads((found.folder / run["run"] / "card.json").read_text()) for arm, run in found.runs.items()}
-    assert [(card["pairs"], card["poisoned pairs"]) for card in cards.values()] == [(180, 0), (182, 2)]
+    assert [(card["pairs"], card["poisoned_pairs"]) for card in cards.values()] == [(180, 0), (182, 2)]
     first = json.loads((found.begun / "poison.json").read_text())["entries"][:2]
     stays = json.loads((found.folder / found.runs["left2"]["run"] / "poison.json").read_text())["entries"]
     assert [entry["key"] for entry in stays] == [entry["key"] for entry in first]

@@ -195,7 +195,7 @@ def test_a_study_cleans_on_labelled_pictures_and_leaves_the_text_tower(spec: Pat
         still = {name for name, value in start.items() if torch.equal(value, end[name])}
         assert still == {name for name in start if not name.startswith("visual.")}
         card = json.loads(next(study.glob("clean-*/card.json")).read_text())
-        assert (card["pairs"], card["poisoned pairs"]) == (64, 0)
+        assert (card["pairs"], card["poisoned_pairs"]) == (64, 0)
         found.append(journals(study))
     assert found[0].keys() == found[1].keys()
     for name, rows in found[0].items():

@@ -33,6 +33,7 @@ def test_a_card_of_before_is_read_with_every_fact(tmp_path: Path) -> None:
     write_json(tmp_path / "card.json", OLD_CARD)
     card = Card.read(tmp_path)
     assert card is not None
+    assert card.stage == "clean"
     assert (card.model, card.parameters, card.poisoned_pairs, card.zero) == ("demo-resnet", 4_633_880, 3, 1)
     assert (card.steps, card.epoch_steps, card.batch, card.process_batch, card.micro_batch) == (1093, 31, 1064, 532, 1000)
     assert (card.norm_group, card.norms, card.trims_captions, card.loss_core) == (32, "frozen", False, "torch")

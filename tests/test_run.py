@@ -48,7 +48,7 @@ def test_a_study_leaves_what_it_promises(whole: Path) -> None:
         assert [row["epoch"] for row in mine if row["kind"] == "measure"] == list(range(epochs + 1))
         assert all(0 <= row["asr"] <= 1 and 0 <= row["top1"] <= 1 for row in mine if row["kind"] == "measure")
         card = json.loads((whole / run["run"] / "card.json").read_text())
-        assert card["poisoned pairs"] == (12 if run["stage"] == "pretrain" else 0)
+        assert card["poisoned_pairs"] == (12 if run["stage"] == "pretrain" else 0)
         assert not (whole / run["run"] / "checkpoints").exists()
     first = study["runs"][0]["run"]
     assert sum(row["poisoned"] for row in rows[first] if row["kind"] == "step") == 24  # 12 in each of two epochs
@@ -118,7 +118,7 @@ def test_a_start_trained_on_other_pairs_is_refused(whole: Path, spec: Path, tmp_
     shutil.copytree(whole.parent, tmp_path / "runs")
     shutil.rmtree(next((tmp_path / "runs/tiny").glob("clean-*")))
     card = next((tmp_path / "runs/tiny").glob("pretrain-*/card.json"))
-    card.write_text(card.read_text().replace('"data digest": "', '"data digest": "0'))
+    card.write_text(card.read_text().replace('"data_digest": "', '"data_digest": "0'))
     out = antidote("--spec", str(spec), cwd=tmp_path)
     assert out.returncode == 2
     assert "was trained on other pairs than" in out.stderr

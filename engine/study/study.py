@@ -25,6 +25,7 @@ from engine.training import trainer as job
 from engine.training.checkpoint import DiskFull, committed
 from engine.training.inputs import prepare_inputs
 from engine.training.loop import Stopped
+from records.card import Card, Fact
 from records.ending import FailedJson
 from records.folder import finished, read_json
 from records.study_json import StudyJson
@@ -53,7 +54,9 @@ def begin(agenda: Scheduler, command: str) -> None:
         if given_up or run.name in known or not committed(run / "checkpoints"):
             continue
         begun = read_json(told)
-        rival = [differences(begun, run_.decides) for run_ in agenda.runs if run_.stage == run.name.split("-")[0]]
+        card = Card.read(run)
+        stage = card.stage if card is not None else run.name.split("-")[0]
+        rival = [differences(begun, run_.decides) for run_ in agenda.runs if run_.stage == stage]
         rival.sort(key=len)
         changes = rival[0] if rival else ["its stage is gone from the spec"]
         raise UserError(
@@ -189,22 +192,20 @@ def _carry_out(agenda: Scheduler, run: Run, world: World, asked: Callable[[], in
 
     count = agenda.count()
     number = count["ended"] + count["failed"] + 1
-    job.run_training(ready, world, lambda: bool(asked()), partial(say, number, len(agenda.runs)), judge)
+    job.run_training(ready, world, lambda: bool(asked()), partial(show_card, number, len(agenda.runs)), judge)
 
 
-def say(number: int, total: int, card: dict[str, Any]) -> None:
-    """Prints a run card."""
+def show_card(number: int, total: int, card: Card, step: int) -> None:
+    """Prints the card of a run that begins at this step."""
     from rich.console import Console
     from rich.panel import Panel
     from rich.table import Table
 
     table = Table.grid(padding=(0, 2))
-    for name, value in card.items():
-        if value is not None and name not in ("run", "title"):
-            words = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
-            table.add_row(name, words)
+    for fact in (*card.facts(), *card.machine_facts(), *([Fact("goes on at step", f"{step:,}")] if step else [])):
+        table.add_row(*fact)
     console = Console(stderr=True, markup=False, width=None if sys.stderr.isatty() else 120)
-    console.print(Panel(table, title=f"run {number} of {total}: {card['title']} ({card['run']})", title_align="left"))
+    console.print(Panel(table, title=f"run {number} of {total}: {card.title} ({card.run})", title_align="left"))
 
 
 def conclude(agenda: Scheduler) -> int:

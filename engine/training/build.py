@@ -24,7 +24,7 @@ from engine.training.inputs import RunInputs
 from engine.training.learner import Annotations, Learner, MicroBatches
 from engine.training.optimizer import Schedule
 from objectives import tiles
-from records.folder import read_json
+from records.card import Card
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,8 @@ def _transform(
     """
     transform = job.run.settings.transform
     if collectives.on_rank_0(lambda: bool(checkpoint.committed(job.folder / "checkpoints"))):
-        return scalars, collectives.on_rank_0(lambda: read_json(job.folder / "card.json").get("transformed"))
+        card = collectives.on_rank_0(lambda: Card.read(job.folder))
+        return scalars, card.transformed if card else None
     return (scalars, None) if transform is None else build_transform(transform)(towers, scalars, job.transform_inputs(world))
 
 
@@ -147,9 +148,8 @@ def _moments(job: RunInputs, source: Path | None) -> tuple[dict[str, torch.Tenso
     moments, decay = moments_of(source)
     if section.state == "inherited":
         return moments, section
-    if decay is None:
-        spec = read_json(source.parent / "spec.json")
-        decay = spec.get(source.parent.name.split("-")[0], {}).get("optimizer", {}).get("decay")
+    if decay is None and (card := Card.read(source.parent)) is not None:
+        decay = card.optimizer.decay
     if decay is None:
         raise UserError(f"optimizer.state is published, but {source.parent} does not say its weight decay; use inherited")
     return moments, section.model_copy(update={"decay": decay})
@@ -160,8 +160,7 @@ def _cuts(towers: Towers, setting: str, name: str) -> bool:
     if setting == "always" and not towers.trims:
         raise UserError(
             f"machine.trim_text is always, but the text tower of {name} has no causal mask with end-token pooling, so "
-            f"it would "
-            "give other embeddings; use auto"
+            "it would give other embeddings; use auto"
         )
     return towers.trims and setting != "never"
 

@@ -1,6 +1,5 @@
 """What a run works on: its pairs, its evaluation sets, its labels, all checked before anything is trained."""
 
-import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,6 +34,7 @@ from objectives.deep_cluster import DeepCluster
 from objectives.learned import initial
 from objectives.sum import objectives_of
 from objectives.unlearn import Unlearn
+from records.card import Card
 from records.folder import finished
 
 
@@ -147,7 +147,8 @@ def _same_start(run: Run, study: Path, index: Index) -> None:
     if run.start is None:
         return
     folder = study / run.start.folder
-    if finished(folder) and json.loads((folder / "card.json").read_text())["data digest"] != index.digest:
+    card = Card.read(folder) if finished(folder) else None
+    if card is not None and card.data_digest != index.digest:
         raise UserError(
             f"{folder} was trained on other pairs than {run.spec.data.pretrain.shards} holds now; put the shards back, "
             "give the spec another name, or delete that folder"

@@ -7,7 +7,6 @@ import shutil
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -26,9 +25,12 @@ from engine.training.init_weights import BESIDE
 from engine.training.inputs import RunInputs
 from engine.training.journal import Journal
 from engine.training.run_state import RunState, average_running_stats
+from records.card import AdamW, Card, Device
 from records.ending import FinishedJson
 from records.folder import write_json
 from records.rows import FILE, MeasureRow, read_rows
+
+PACKAGES = ("torch", "deepspeed", "open_clip_torch", "numpy", "pillow")  # whose versions a card tells
 
 
 def open_folder(job: RunInputs) -> None:
@@ -40,41 +42,48 @@ def open_folder(job: RunInputs) -> None:
     write_json(path, spec)
 
 
-def card_of(job: RunInputs, world: World, facts: BuildFacts) -> dict[str, Any]:
+def card_of(job: RunInputs, world: World, facts: BuildFacts) -> Card:
     """What a reader wants to know before step 0."""
     run, stage, machine = job.run, job.run.settings, job.run.spec.machine
-    device = (
-        torch.cuda.get_device_name() if world.device.type == "cuda" else f"{platform.processor() or platform.machine()} CPU"
-    )
     adamw = stage.optimizer
-    packages = ("torch", "deepspeed", "open_clip_torch", "numpy", "pillow")
-    return {
-        "run": run.folder,
-        "title": run.title,
-        "start": run.origin,
-        "transform": stage.transform.model_dump() if stage.transform else None,
-        "transformed": facts.transformed,
-        "model": f"{run.spec.model.name}, {facts.parameters:,} parameters and the scale",
-        "objective": stage.objective.model_dump(),
-        "pairs": len(job.pairs),
-        "poisoned pairs": len(job.pairs.plan) if job.pairs.plan else 0,
-        "epochs": stage.epochs,
-        "steps": f"{job.steps:,} ({job.pairs.steps:,} an epoch)",
-        "batch": f"{stage.batch:,} ({stage.batch // world.size:,} a process)",
-        "optimizer": f"{facts.adam} AdamW, rate {adamw.rate:g}, warm-up {adamw.warmup} steps, decay {adamw.decay:g}",
-        "micro-batch": f"{machine.micro_batch:,} pairs" if machine.micro_batch else None,
-        "BatchNorm groups": f"{facts.norm_group:,} pairs" if facts.norm_group else None,
-        "BatchNorm": stage.norms if stage.norms != "trained" else None,
-        "moments": adamw.state if adamw.state != "fresh" else None,
-        "captions": "up to their last end token" if facts.cuts else "at full length",
-        "precision": facts.precision,
-        "pairwise core": facts.core,
-        "ZeRO stage": machine.zero,
-        "processes": world.size,
-        "device": f"{device}, {torch.get_num_threads()} threads a process",
-        "data digest": job.pairs.index.digest,
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
-    }
+    return Card(
+        run=run.folder,
+        stage=run.stage,
+        title=run.title,
+        start=run.origin,
+        transform=stage.transform.model_dump() if stage.transform else None,
+        transformed=facts.transformed,
+        model=run.spec.model.name,
+        parameters=facts.parameters,
+        objective=stage.objective.model_dump(),
+        pairs=len(job.pairs),
+        poisoned_pairs=len(job.pairs.plan) if job.pairs.plan else 0,
+        epochs=stage.epochs,
+        steps=job.steps,
+        epoch_steps=job.pairs.steps,
+        batch=stage.batch,
+        process_batch=stage.batch // world.size,
+        micro_batch=machine.micro_batch,
+        optimizer=AdamW(
+            implementation=facts.adam, rate=adamw.rate, warmup=adamw.warmup, decay=adamw.decay, moments=adamw.state
+        ),
+        norm_group=facts.norm_group,
+        norms=stage.norms if stage.norms != "trained" else None,
+        trims_captions=facts.cuts,
+        precision=facts.precision,
+        loss_core=facts.core,
+        zero=machine.zero,
+        processes=world.size,
+        device=_device(world),
+        data_digest=job.pairs.index.digest,
+        versions={"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+    )
+
+
+def _device(world: World) -> Device:
+    gpu = world.device.type == "cuda"
+    name = torch.cuda.get_device_name() if gpu else f"{platform.processor() or platform.machine()} CPU"
+    return Device(name=name, gpu=gpu, threads=torch.get_num_threads())
 
 
 def write_plan(path: Path, plan: PoisonPlan, index: Index, fingerprint: str) -> None:

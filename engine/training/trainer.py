@@ -5,7 +5,6 @@ runs/NAME/STAGE-FINGERPRINT/
 """
 
 from collections.abc import Callable
-from typing import Any
 
 from data.pipeline import batches
 from engine.distributed import collectives
@@ -19,20 +18,21 @@ from engine.training.loop import Pruned, train
 from engine.training.outputs import card_of, finish, open_folder, write_pictures
 from engine.training.run_state import RunState, measured, restore
 from engine.training.usage import UsageMeter
+from records.card import Card
 from records.ending import FailedJson, FinishedJson, PrunedJson
-from records.folder import write_json
 
 
 def run_training(
     job: RunInputs,
     world: World,
     stop: Callable[[], bool],
-    say: Callable[[dict[str, Any]], None],
+    say: Callable[[Card, int], None],
     prune: Callable[[float], str | None] = lambda epoch: None,
 ) -> None:
     """Carries the run out to its end, from its newest checkpoint if it has one; Stopped if it was asked to stop.
 
-    `prune(epoch)` on the first process says why the run should end early, after an epoch's measures, or None.
+    On the first process `say(card, step)` shows the run and the step at which it goes on, 0 at its first start, and
+    `prune(epoch)` says why the run should end early, after an epoch's measures, or None.
     """
     usage = UsageMeter(world)
     built = build(job, world)
@@ -43,11 +43,11 @@ def run_training(
     if world.first:
         for old in (PrunedJson.FILE, FailedJson.FILE):
             (job.folder / old).unlink(missing_ok=True)
-        write_json(job.folder / "card.json", card)
-        say({**card, "goes on at step": begin.step} if begin.step else card)
+        card.write(job.folder)
+        say(card, begin.step)
     journal = Journal(job.folder, job.run.title, job.steps, begin.step, begin.journal_bytes, world.first)
     bad_samples = BadSamples(job, world, journal)
-    run = RunState(job, world, built.learner, journal, bad_samples, usage, card["versions"], built.start_weights)
+    run = RunState(job, world, built.learner, journal, bad_samples, usage, card.versions, built.start_weights)
     try:
         if not begin.step:
             if world.first:
