@@ -16,7 +16,7 @@ from configs.stage import Stage
 from configs.start import identified
 from configs.sweep import Arm, Choice, Grid, Random, Range, Sweep, arms, is_path, of_cleaning, size
 from data.attack import Attack
-from data.augment import settled
+from data.augmentation.eda import settle_synonyms
 from data.refusal import UserError
 from data.section import Section
 from data.sources import Data
@@ -151,9 +151,9 @@ def _settled(spec: Spec, say: Callable[[str], None]) -> Spec:
     """The spec with what it leaves to the machine: where synonyms come from, the digests of weights to start from."""
     data = spec.data
     if any(stage.objective.views[1] > 1 for stage in spec.stages):
-        augment, words = settled(data.augment)
+        augment, words = settle_synonyms(data.augment)
         own = data.clean.augment
-        clean = data.clean if own is None else data.clean.model_copy(update={"augment": settled(own)[0]})
+        clean = data.clean if own is None else data.clean.model_copy(update={"augment": settle_synonyms(own)[0]})
         data = data.model_copy(update={"augment": augment, "clean": clean})
         if words:
             say(words)

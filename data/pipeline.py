@@ -2,7 +2,7 @@
 
     Index (where each sample lies) -> chosen samples -> Order (who stands where) -> this rank's slice of batch k
       -> bytes -> picture and caption -> poison plan -> views that need words or Pillow -> Batch
-      -> on the device: the views that a few numbers a sample describe (data/views.py)
+      -> on the device: the views that a few numbers a sample describe (data/augmentation/device.py)
 
 A sample that can't be decoded is counted and replaced by the next one in stored order, so that a batch is the same on
 every machine and its size never changes.
@@ -15,11 +15,12 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from data import views
-from data.augment import Augment, augmented_caption, autoaugmented, reopen
+from data.augmentation.device import draw_views, make_views, numbers_used
+from data.augmentation.eda import reopen_wordnet
+from data.augmentation.loaded import loaded_views
+from data.augmentation.section import Augment
 from data.decode import DecodeError, DecodeMode, caption, centred, squeezed, whole
 from data.order import Mix, Order
 from data.poison_plan import PoisonPlan
@@ -44,7 +45,7 @@ class Batch:
     keys: list[str]
     poisoned: torch.Tensor  # bool [B]
     skipped: list[tuple[str, str, str]]  # (shard path, key, cause) of samples that were replaced
-    drawn: torch.Tensor | None = None  # float32 [B, V, views.NUMBERS]
+    drawn: torch.Tensor | None = None  # float32 [B, V, NUMBERS]
 
     @property
     def views(self) -> int:
@@ -61,7 +62,7 @@ class Batch:
         images = self.images.to(device, non_blocking=True)
         if self.drawn is None:
             return images
-        return views.made(images, self.drawn.to(device, non_blocking=True), views.numbers_used(self.drawn))
+        return make_views(images, self.drawn.to(device, non_blocking=True), numbers_used(self.drawn))
 
     def pin_memory(self) -> "Batch":
         """Called by the loader."""
@@ -132,7 +133,7 @@ class Pairs(Dataset[Batch]):
         poisoned = [self.plan is not None and bool(self.plan.chosen[sample]) for sample in samples]
         drawn = None
         if here.augment.on_device(here.views[0]):
-            numbers = [views.draws(here.augment, here.views[0], here.seed, key, epoch) for key in keys]
+            numbers = [draw_views(here.augment, here.views[0], here.seed, key, epoch) for key in keys]
             drawn = torch.from_numpy(np.stack(numbers))
         return Batch(
             images.view(share, -1, *images.shape[1:]),
@@ -167,16 +168,8 @@ class Pairs(Dataset[Batch]):
 
     def _views(self, sample: int, epoch: int, body: tuple[Body, Body]) -> tuple[list[np.ndarray], list[str]]:
         here = self.reading
-        picture, text = self.first(sample, body)
         names = (here.seed, self.index.keys[sample], epoch)
-        pictures, captions = [picture], [text][: here.views[1]]
-        if here.views[0] > 1 and here.augment.by_pillow:
-            image = Image.fromarray(picture.transpose(1, 2, 0))
-            for view in range(1, here.views[0]):
-                pictures.append(autoaugmented(image, *names, *(view,) * (view > 1)))
-        for view in range(1, here.views[1]):
-            captions.append(augmented_caption(here.augment, text, *names, *(view,) * (view > 1)))
-        return pictures, captions
+        return loaded_views(here.augment, here.views, self.first(sample, body), names)
 
     def _bodies(self, samples: list[int], reader: Reader | None = None) -> list[tuple[Body, Body]]:
         """(picture, caption) as stored, valid until the reader's next call; a poisoned sample may take another's picture.
@@ -289,6 +282,6 @@ def batches(pairs: Batches, epochs: int, start: int, workers: int) -> Iterator[t
 
 def _shield(worker: int) -> None:
     torch.set_num_threads(1)
-    reopen()
+    reopen_wordnet()
     for sign in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(sign, signal.SIG_IGN)

@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data.augment import Augment, augmented_caption, autoaugmented, check_augment, settled
+from data.augmentation.eda import augmented_caption, check_synonyms, settle_synonyms
+from data.augmentation.pictures import autoaugmented
+from data.augmentation.section import Augment
 from data.refusal import UserError
 
 NONE = Augment(synonyms="none")
@@ -60,20 +62,20 @@ def test_wordnet_is_asked_for_when_it_is_missing(monkeypatch: pytest.MonkeyPatch
     def missing(word: str, folder: str | None) -> tuple[str, ...]:
         raise LookupError
 
-    monkeypatch.setattr("data.augment._synonyms", missing)
+    monkeypatch.setattr("data.augmentation.eda._synonyms", missing)
     with pytest.raises(UserError, match=r"apt install wordnet-base.*python -m nltk.downloader wordnet"):
-        check_augment(Augment(synonyms="wordnet"))
-    check_augment(NONE)
-    section, words = settled(Augment())
+        check_synonyms(Augment(synonyms="wordnet"))
+    check_synonyms(NONE)
+    section, words = settle_synonyms(Augment())
     assert section.synonyms == "none"
     assert "captions are varied by swap, deletion and insertion alone" in words
-    assert settled(NONE) == (NONE, "")
-    monkeypatch.setattr("data.augment._synonyms", lambda word, folder: ())
-    assert settled(Augment()) == (Augment(synonyms="wordnet"), "")
+    assert settle_synonyms(NONE) == (NONE, "")
+    monkeypatch.setattr("data.augmentation.eda._synonyms", lambda word, folder: ())
+    assert settle_synonyms(Augment()) == (Augment(synonyms="wordnet"), "")
 
 
 def test_synonyms_replace_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("data.augment._synonyms", lambda word, folder: ("automobile",) if word == "car" else ())
+    monkeypatch.setattr("data.augmentation.eda._synonyms", lambda word, folder: ("automobile",) if word == "car" else ())
     section = Augment(synonyms="wordnet")
     seen = {augmented_caption(section, "red car", 0, "k", epoch) for epoch in range(60)}
     assert "red automobile" in seen
@@ -88,7 +90,7 @@ WORDNET = {  # one synset of two lemmas, in WordNet's own files
     **{f"{kind}.{pos}": "" for kind in ("data", "index") for pos in ("verb", "adj", "adv")},
     **{f"{pos}.exc": "" for pos in ("noun", "verb", "adj", "adv")},
 }
-CODE = "from data.augment import Augment, _synonyms, check_augment; "
+CODE = "from data.augmentation.section import Augment; from data.augmentation.eda import _synonyms, check_synonyms; "
 
 
 @pytest.mark.parametrize("how", ["as NLTK's corpus", "in a folder that the spec names", "as Debian leaves it"])
@@ -101,7 +103,7 @@ def test_synonyms_come_from_wordnets_files(tmp_path: Path, how: str) -> None:
             (folder / name).write_text(text)
     own = "NLTK" in how
     section = "Augment(synonyms='wordnet')" if own else f"Augment(synonyms='wordnet', wordnet={str(folder)!r})"
-    code = f"{CODE}s = {section}; check_augment(s); print(_synonyms('car', s.wordnet))"
+    code = f"{CODE}s = {section}; check_synonyms(s); print(_synonyms('car', s.wordnet))"
     environ = {**os.environ, "NLTK_DATA": str(tmp_path if own else tmp_path / "none")}
     out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environ, capture_output=True, text=True, check=False)
     assert out.stdout == "('motor vehicle',)\n", out.stderr

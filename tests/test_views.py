@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import views
-from data.augment import SIMCLR, Augment
+from data.augmentation import device
+from data.augmentation.section import SIMCLR, Augment
 
 ALL = Augment(image=(*SIMCLR, "cutout", "noise"), first=("flip",))
 
@@ -19,22 +19,22 @@ def pictures(number: int, side: int, seed: int = 0) -> torch.Tensor:
 
 def made(images: torch.Tensor, drawn: np.ndarray) -> torch.Tensor:
     numbers = torch.from_numpy(drawn)
-    return views.made(images, numbers, views.numbers_used(numbers))
+    return device.make_views(images, numbers, device.numbers_used(numbers))
 
 
 def one(**changes: float) -> np.ndarray:
     """The numbers of a single view of a single sample."""
-    out = views.NEUTRAL.copy()
+    out = device.NEUTRAL.copy()
     for name, value in changes.items():
-        out[getattr(views, name)] = value
+        out[getattr(device, name)] = value
     return out[None, None]
 
 
 def test_neutral_numbers_leave_a_picture_as_it_is_even_when_the_work_is_done() -> None:
     images = pictures(4, 24)
-    neutral = torch.from_numpy(np.tile(views.NEUTRAL, (4, 2, 1)))
-    assert views.numbers_used(neutral) == []
-    everything = views.made(images, neutral, list(range(views.NUMBERS)))
+    neutral = torch.from_numpy(np.tile(device.NEUTRAL, (4, 2, 1)))
+    assert device.numbers_used(neutral) == []
+    everything = device.make_views(images, neutral, list(range(device.NUMBERS)))
     assert torch.equal(everything, images.expand(-1, 2, -1, -1, -1))
 
 
@@ -42,7 +42,7 @@ def test_neutral_numbers_leave_a_picture_as_it_is_even_when_the_work_is_done() -
 @given(st.integers(8, 48), st.integers(0, 99))
 def test_a_view_does_not_depend_on_its_batch(side: int, seed: int) -> None:
     images = pictures(5, side, seed)
-    drawn = np.stack([views.draws(ALL, 3, 0, f"k{i}", seed) for i in range(5)])
+    drawn = np.stack([device.draw_views(ALL, 3, 0, f"k{i}", seed) for i in range(5)])
     whole = made(images, drawn)
     assert whole.shape == (5, 3, 3, side, side)
     assert whole.dtype == torch.uint8
@@ -52,11 +52,11 @@ def test_a_view_does_not_depend_on_its_batch(side: int, seed: int) -> None:
 
 
 def test_numbers_are_drawn_from_their_names() -> None:
-    assert (views.draws(ALL, 2, 0, "k", 1) == views.draws(ALL, 2, 0, "k", 1)).all()
-    assert (views.draws(ALL, 2, 0, "k", 1) != views.draws(ALL, 2, 0, "k", 2)).any()
-    assert (views.draws(Augment(image="none"), 2, 0, "k", 1) == views.NEUTRAL).all()
-    with_pillow = views.draws(Augment(image=("autoaugment", "flip")), 3, 0, "k", 1)
-    assert with_pillow[:, views.SOURCE].tolist() == [0, 1, 2]  # each from its own picture
+    assert (device.draw_views(ALL, 2, 0, "k", 1) == device.draw_views(ALL, 2, 0, "k", 1)).all()
+    assert (device.draw_views(ALL, 2, 0, "k", 1) != device.draw_views(ALL, 2, 0, "k", 2)).any()
+    assert (device.draw_views(Augment(image="none"), 2, 0, "k", 1) == device.NEUTRAL).all()
+    with_pillow = device.draw_views(Augment(image=("autoaugment", "flip")), 3, 0, "k", 1)
+    assert with_pillow[:, device.SOURCE].tolist() == [0, 1, 2]  # each from its own picture
 
 
 def test_flip_grey_and_cutout_by_hand() -> None:

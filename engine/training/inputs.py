@@ -12,7 +12,7 @@ import numpy as np
 from configs.plan import Run
 from configs.spec import Spec
 from data.annotations import read_flags, read_labels
-from data.augment import check_augment
+from data.augmentation.eda import check_synonyms
 from data.captions import read_templates, stored_captions
 from data.pipeline import Pairs, Reading
 from data.poison_plan import PoisonPlan, make_plan
@@ -90,7 +90,7 @@ def prepare_inputs(run: Run, study: Path, world: World) -> RunInputs:
     source, clean = spec.data.pretrain, spec.data.clean
     augment = clean.augment if run.stage == "clean" and clean.augment is not None else spec.data.augment
     if stage.objective.views[1] > 1:
-        check_augment(augment)
+        check_synonyms(augment)
     size = model.image_size(spec.model.name)
     reading = Reading(
         spec.seed, world.rank, world.size, stage.batch, stage.objective.views, size, augment, source.caption,

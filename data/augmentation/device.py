@@ -7,15 +7,12 @@ brightness, contrast, saturation, hue, where torchvision shuffles them. CutOut: 
 """
 
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from data.augmentation.section import Augment
 from data.seeding import derive_seed, generator
-
-if TYPE_CHECKING:
-    from data.augment import Augment
 
 # what each number of a view means; the neutral value leaves the picture alone
 SOURCE, TOP, LEFT, HIGH, WIDE, FLIP, BRIGHT, CONTRAST, COLOUR, HUE, GREY, BLUR, HOLE_Y, HOLE_X, HOLE, NOISE, SEED = range(17)
@@ -25,7 +22,7 @@ AT_ONCE = 256  # samples worked on together: a few hundred megabytes
 LUMA = (0.299, 0.587, 0.114)
 
 
-def draws(section: "Augment", views: int, *names: int | str) -> np.ndarray:
+def draw_views(section: Augment, views: int, *names: int | str) -> np.ndarray:
     """float32 [V, NUMBERS] for one sample: the first view by section.first, the others by section.image."""
     out = np.tile(NEUTRAL, (views, 1))
     for view in range(views):
@@ -37,7 +34,7 @@ def draws(section: "Augment", views: int, *names: int | str) -> np.ndarray:
     return out
 
 
-def _draw(section: "Augment", ops: tuple[str, ...], out: np.ndarray, draw: np.random.Generator, noise: int) -> None:
+def _draw(section: Augment, ops: tuple[str, ...], out: np.ndarray, draw: np.random.Generator, noise: int) -> None:
     if "crop" in ops:
         out[[TOP, LEFT, HIGH, WIDE]] = _crop(section.crop, draw)
     if "flip" in ops:
@@ -66,7 +63,7 @@ def _crop(scale: tuple[float, float], draw: np.random.Generator) -> tuple[float,
     return (1 - side) / 2, (1 - side) / 2, side, side
 
 
-def made(images: torch.Tensor, drawn: torch.Tensor, used: list[int]) -> torch.Tensor:
+def make_views(images: torch.Tensor, drawn: torch.Tensor, used: list[int]) -> torch.Tensor:
     """uint8 [B, V, 3, H, W] from uint8 [B, W, 3, H, W] and float32 [B, V, NUMBERS]; `used` lists the numbers that are not
     neutral everywhere, so that nothing else is done."""
     out = torch.empty((*drawn.shape[:2], *images.shape[2:]), dtype=torch.uint8, device=images.device)

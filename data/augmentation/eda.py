@@ -1,93 +1,19 @@
-"""The further views of a pair: for the picture AutoAugment, SimCLR's set or operations by name; for the caption easy data
-augmentation (EDA).
-
-AutoAugment: Cubuk et al. 2019, the ImageNet policy, from torchvision. SimCLR's (Chen et al. 2020, arXiv 2002.05709, as in
-SLIP): a crop of 8-100 % of the area, flip, colour jitter (0.4, 0.4, 0.4, 0.1) in 80 %, grey in 20 %, blur in half; they are
-done in data/views.py. EDA: Wei & Zou 2019 (arXiv 1901.11196): one of synonym replacement, random insertion, random swap,
-random deletion, each touching `rate` of the words. Both as in CleanCLIP (arXiv 2303.03323), but drawn afresh each epoch,
-where the published code draws the caption once (`frozen`).
-"""
+"""Easy data augmentation of captions (EDA; Wei & Zou 2019, arXiv 1901.11196): one of synonym replacement, random insertion,
+random swap, random deletion, each touching `rate` of the words."""
 
 import io
 import os
 import warnings
 from functools import cache
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from PIL import Image
-from pydantic import Field, model_validator
 
+from data.augmentation.section import Augment
 from data.refusal import UserError
-from data.section import Section
-from data.seeding import derive_seed, generator
+from data.seeding import generator
 
-Op = Literal["crop", "flip", "jitter", "grey", "blur", "cutout", "noise"]
-SIMCLR: tuple[Op, ...] = ("crop", "flip", "jitter", "grey", "blur")
 FOLDERS = ("/usr/share/wordnet",)  # Debian's wordnet-base
-
-
-class Augment(Section):
-    """How the further views differ from the first."""
-
-    image: Literal["autoaugment", "simclr", "none"] | tuple[Op | Literal["autoaugment"], ...] = "autoaugment"
-    first: tuple[Op, ...] = Field((), description="operations on the first view; none in the paper")
-    crop: tuple[float, float] = Field((0.08, 1.0), description="share of the area that a crop keeps, from and to")
-    cutout: float = Field(0.5, ge=0, le=1, description="side of CutOut's square, as a share of the picture's")
-    noise: float = Field(0.05, ge=0, description="standard deviation of Gaussian noise, on the 0-1 scale")
-    text: Literal["eda", "none"] = "eda"
-    frozen: bool = Field(False, description="draw the caption's view once for all epochs, as the paper's code does")
-    rate: float = Field(0.1, gt=0, le=1, description="share of the words that EDA touches, at least one word")
-    synonyms: Literal["auto", "wordnet", "none"] = Field(
-        "auto",
-        description="wordnet needs its files on disk; none leaves swap, deletion and insertion of own words; auto: wordnet "
-        "where it is, else none, and says so",
-    )
-    wordnet: str | None = Field(
-        None, description="folder with WordNet's files; default: NLTK's corpus, else Debian's wordnet-base"
-    )
-
-    @model_validator(mode="after")
-    def _crop_is_a_range(self) -> "Augment":
-        if not 0 < self.crop[0] <= self.crop[1] <= 1:
-            raise ValueError(f"crop is {list(self.crop)}; expected two shares, 0 < from <= to <= 1")
-        return self
-
-    @property
-    def ops(self) -> tuple[str, ...]:
-        """The operations on a further picture, by name."""
-        if isinstance(self.image, tuple):
-            return self.image
-        return {"autoaugment": ("autoaugment",), "simclr": SIMCLR, "none": ()}[self.image]
-
-    @property
-    def by_pillow(self) -> bool:
-        """Whether a further picture is made where it is read."""
-        return "autoaugment" in self.ops
-
-    def on_device(self, views: int) -> bool:
-        """Whether the device makes views, V in number."""
-        further = views > 1 and (not self.by_pillow or len(self.ops) > 1)
-        return bool(self.first) or further
-
-
-def autoaugmented(image: Image.Image, *names: int | str) -> np.ndarray:
-    """uint8 [3, H, W]: the picture by AutoAugment, drawn from the names alone."""
-    import torch  # torchvision draws from torch's global generator: lend it a state of ours, give back its own
-
-    state = torch.get_rng_state()
-    try:
-        torch.default_generator.manual_seed(derive_seed("autoaugment", *names))
-        return np.asarray(_autoaugment()(image)).transpose(2, 0, 1)
-    finally:
-        torch.set_rng_state(state)
-
-
-@cache
-def _autoaugment() -> Any:
-    from torchvision.transforms import AutoAugment, AutoAugmentPolicy  # imported when first needed: 1 s
-
-    return AutoAugment(AutoAugmentPolicy.IMAGENET)
 
 
 def augmented_caption(section: Augment, text: str, seed: int, key: str, epoch: int, *view: int) -> str:
@@ -176,7 +102,7 @@ def _wordnet(folder: str | None) -> Any:
         return WithoutTopics(folder, None)
 
 
-def reopen() -> None:
+def reopen_wordnet() -> None:
     """In a forked process: files of WordNet that are open are shared with the parent, their places in them too."""
     if _wordnet.cache_info().currsize:
         _wordnet.cache_clear()
@@ -185,7 +111,7 @@ def reopen() -> None:
         vars(nltk.corpus.wordnet).get("_data_file_map", {}).clear()
 
 
-def settled(section: Augment) -> tuple[Augment, str]:
+def settle_synonyms(section: Augment) -> tuple[Augment, str]:
     """(the section with `synonyms: auto` replaced by what this machine has, words to say of it, if any)."""
     if section.text != "eda" or section.synonyms != "auto":
         return section, ""
@@ -205,7 +131,7 @@ def _absent(section: Augment) -> str:
     return f"WordNet is not {where}"
 
 
-def check_augment(section: Augment) -> None:
+def check_synonyms(section: Augment) -> None:
     """UserError if the section asks for words that are not on this machine."""
     if section.text == "eda" and section.synonyms == "wordnet":
         try:
