@@ -6,14 +6,13 @@ resuming cuts it there, so that a run killed at any moment ends with the same ro
 
 import json
 import os
-import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from data.progress import Progress
 from records.rows import FILE
 
 
@@ -22,7 +21,7 @@ class Journal:
 
     def __init__(self, folder: Path, title: str, steps: int, start: int, length: int, first: bool) -> None:
         """Goes on at step `start`, after the first `length` bytes of an earlier journal."""
-        self.first, self.title, self.steps = first, title, steps
+        self.first, self.steps = first, steps
         if not first:
             return
         from torch.utils.tensorboard import SummaryWriter
@@ -33,7 +32,9 @@ class Journal:
         self.file = path.open("a", encoding="utf-8")
         board = folder.parent / "tensorboard" / folder.name
         self.board: Any = SummaryWriter(str(board), purge_step=start + 1 if start else None)
-        self.progress = Progress(title, steps, start)
+        self.progress = Progress(title, "steps", start, quiet=0)
+        self.last_words = {"step": "", "measure": ""}
+        self.costs_said: set[str] = set()  # the sets of pictures whose costs were said
 
     def committed_bytes(self) -> int:
         """Bytes written so far, safe on disk; 0 on ranks other than the first."""
@@ -53,7 +54,24 @@ class Journal:
             if name not in ("step", "epoch") and isinstance(value, int | float):
                 tag = f"{numbers['images']}/{name}" if "images" in numbers else f"train/{name}"
                 self.board.add_scalar(tag, value, numbers["step"])
-        self.progress.show(kind, numbers)
+        self._show(kind, numbers)
+
+    def _show(self, kind: str, numbers: dict[str, Any]) -> None:
+        """Progress, with the last step's loss and pace and the last measures; once for each set of pictures what measuring
+        them takes."""
+        if kind == "measure":
+            shown = [f"{name} {100 * numbers[name]:.1f} %" for name in ("top1", "asr") if name in numbers]
+            self.last_words["measure"] = " ".join(shown)
+            if "costs" in numbers and numbers["images"] not in self.costs_said:
+                self.costs_said.add(numbers["images"])
+                parts = ", ".join(f"{part} {seconds:.2f} s" for part, seconds in numbers["costs"].items())
+                self.progress.line(f"measuring {numbers['images']} takes {parts}")
+        elif kind == "bad":
+            self.last_words["step"] = f"{numbers['bad_steps']} steps without a finite loss"
+        else:
+            self.last_words["step"] = f"loss {numbers['loss']:.3f}, {numbers.get('pairs_per_s', 0):,.0f} pairs/s"
+        words = ", ".join(text for text in self.last_words.values() if text)
+        self.progress(numbers["step"], self.steps, words, now=kind == "measure" and numbers["step"] == self.steps)
 
     def shares(self, group: str, numbers: dict[str, float], step: int) -> None:
         """Points of TensorBoard alone: they say how a run went, and may differ after an interruption."""
@@ -83,70 +101,6 @@ class Journal:
             self.progress.end()
             self.file.close()
             self.board.close()
-
-
-class Progress:
-    """A bar on a terminal, a line now and then elsewhere: loss, pairs/s, time left."""
-
-    EVERY = 10.0  # seconds between lines where there is no terminal
-
-    def __init__(self, title: str, steps: int, start: int) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-        from rich.progress import Progress as Bars
-
-        self.title, self.steps, self.begun, self.start, self.said = title, steps, time.monotonic(), start, 0.0
-        self.words, self.measured = "", ""
-        self.told: set[str] = set()  # the sets of pictures whose costs were told
-        self.bars: Bars | None = None
-        if sys.stderr.isatty():
-            columns = (
-                TextColumn("{task.description}", markup=False),
-                BarColumn(),
-                TextColumn("{task.completed}/{task.total}"),
-            )
-            tail = (TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[words]}", markup=False))
-            self.bars = Bars(*columns, *tail, console=Console(stderr=True))
-            self.task = self.bars.add_task(title, total=steps, completed=start, words="")
-            self.bars.start()
-
-    def show(self, kind: str, numbers: dict[str, Any]) -> None:
-        """Takes a row of the journal."""
-        step = int(numbers["step"])
-        if kind == "measure":
-            self.measured = " ".join(f"{k} {100 * numbers[k]:.1f} %" for k in ("top1", "asr") if k in numbers)
-            self._tell_costs(numbers)
-        elif kind == "bad":
-            self.words = f"{numbers['bad_steps']} steps without a finite loss"
-        else:
-            self.words = f"loss {numbers['loss']:.3f}, {numbers.get('pairs_per_s', 0):,.0f} pairs/s"
-        words = ", ".join(text for text in (self.words, self.measured) if text)
-        if self.bars is not None:
-            self.bars.update(self.task, completed=step, words=words)
-            return
-        now = time.monotonic()
-        if now - self.said >= self.EVERY or kind == "measure" and step == self.steps:
-            self.said = now
-            left = (now - self.begun) / max(1, step - self.start) * (self.steps - step)
-            words += f", {left:,.0f} s left" if step > self.start else ""
-            print(f"{self.title}: step {step}/{self.steps}, {words}", file=sys.stderr, flush=True)
-
-    def _tell_costs(self, numbers: dict[str, Any]) -> None:
-        """Says once for each set of pictures what measuring them takes."""
-        if "costs" not in numbers or numbers["images"] in self.told:
-            return
-        self.told.add(numbers["images"])
-        parts = ", ".join(f"{part} {seconds:.2f} s" for part, seconds in numbers["costs"].items())
-        words = f"{self.title}: measuring {numbers['images']} takes {parts}"
-        if self.bars is not None:
-            self.bars.console.print(words, markup=False, highlight=False)
-        else:
-            print(words, file=sys.stderr, flush=True)
-
-    def end(self) -> None:
-        """Takes the bar off."""
-        if self.bars is not None:
-            self.bars.stop()
 
 
 def show_report(board: Path, pictures: Mapping[str, Path], said: Sequence[str]) -> None:
