@@ -48,17 +48,18 @@ class Ssl(ObjectiveSection):
 
     def build(self) -> Objective:
         """The function (features, exchange) -> Terms."""
-        return partial(ssl, self.weight, self.image, self.text, self.direction == "symmetric", self.temperature == "own")
+        return partial(ssl, self)
 
 
-def ssl(weight: float, image: bool, text: bool, symmetric: bool, own: bool, features: Features, exchange: Exchange) -> Terms:
+def ssl(section: Ssl, features: Features, exchange: Exchange) -> Terms:
     """Terms `loss` and `ssl`."""
+    own, symmetric = section.temperature == "own", section.direction == "symmetric"
     scale = features.learned["ssl_scale"].exp().squeeze() if own else features.scale
     wants: tuple[Literal["both", "forth", "back"], ...] = ("both", "both") if symmetric else ("forth", "back")
     terms = []
-    if image:
+    if section.image:
         terms.append(sum(infonce(features.images[0], features.images[1], scale, exchange, want=wants[0])))
-    if text:  # the augmented caption on the left, so that each tensor is gathered along one side of the grid only
+    if section.text:  # the augmented caption on the left, so that each tensor is gathered along one side of the grid only
         terms.append(sum(infonce(features.texts[1], features.texts[0], scale, exchange, want=wants[1])))
-    term = torch.stack([torch.as_tensor(one) for one in terms]).mean() / (1 + symmetric)
-    return {"loss": weight * term, "ssl": term}
+    mean = torch.stack([torch.as_tensor(term) for term in terms]).mean() / (1 + symmetric)
+    return {"loss": section.weight * mean, "ssl": mean}

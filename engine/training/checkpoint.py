@@ -155,10 +155,10 @@ def newest(folder: Path, world: World, zero: int) -> tuple[Path, dict[str, Any]]
 
     UserError if there are some and none verifies, or if it was written by another number of ranks under ZeRO.
     """
-    found = collectives.on_rank_0(lambda: _newest(folder))
-    if found is None:
+    newest_whole = collectives.on_rank_0(lambda: _newest(folder))
+    if newest_whole is None:
         return None
-    name, manifest = found
+    name, manifest = newest_whole
     if (zero, world.size) != (manifest["zero"], manifest["world"]) and (zero or manifest["zero"]):
         raise UserError(
             f"{folder / name} was written by {manifest['world']} processes at ZeRO stage {manifest['zero']}, but this is "

@@ -28,13 +28,13 @@ def path_of(start: Start, name: str) -> Path:
     from its cache."""
     if start.pretrained is not None:
         return model.pretrained(name, start.pretrained)
-    found = weights_of(start)
-    if found is None:
+    path = weights_of(start)
+    if path is None:
         raise UserError(
             f"start.path is {start.path}, which holds no weights; expected a run's folder, a folder of open_clip's, a "
             ".safetensors or a .pt file"
         )
-    return found
+    return path
 
 
 def distance(parameters: Mapping[str, torch.Tensor], start: Mapping[str, torch.Tensor]) -> float:
@@ -116,11 +116,11 @@ def _published(content: dict[str, Any], path: Path) -> tuple[dict[str, torch.Ten
     out: dict[str, torch.Tensor] = {}
     fits = len(order) == len(numbers)
     for name, number in zip(order, numbers, strict=False):
-        one = state.get(number, {})
-        fits = fits and all(key in one and one[key].shape == weights[name].shape for key in MOMENTS)
+        moments = state.get(number, {})
+        fits = fits and all(key in moments and moments[key].shape == weights[name].shape for key in MOMENTS)
         if fits:
-            out |= {f"{name}/{key}": one[key].float() for key in MOMENTS}
-            out[STEPS] = torch.as_tensor(float(one["step"]))
+            out |= {f"{name}/{key}": moments[key].float() for key in MOMENTS}
+            out[STEPS] = torch.as_tensor(float(moments["step"]))
     if not fits:
         raise UserError(f"the moments in {path} don't fit its weights in the published order; use optimizer.state: fresh")
     return out, max(float(group["weight_decay"]) for group in groups)

@@ -192,15 +192,15 @@ def set_moments(tower_optimizer: TowerOptimizer, named: dict[str, dict[str, torc
         for key, value in named[name].items():
             if hasattr(parameter, "ds_id"):  # stage 3: each parameter in equal parts, the last filled up
                 group, offset, count = engine.optimizer.grad_position[engine.optimizer.get_param_id(parameter)]
-                state = _begun(adamw, engine.optimizer.fp32_partitioned_groups_flat[group], steps)
+                state = _state_after(adamw, engine.optimizer.fp32_partitioned_groups_flat[group], steps)
                 rank = engine.optimizer._get_param_partition_rank(parameter)
                 mine = value.flatten()[count * rank : count * (rank + 1)]
                 state[key][offset : offset + len(mine)] = mine.to(state[key].device)
             elif hasattr(parameter, "_hp_mapping"):
                 for part in _parts(adamw, parameter):
-                    _begun(adamw, part.flat, steps)[key][part.there] = value.flatten()[part.own].to(part.flat.device)
+                    _state_after(adamw, part.flat, steps)[key][part.there] = value.flatten()[part.own].to(part.flat.device)
             elif any(parameter is other for group in adamw.param_groups for other in group["params"]):
-                _begun(adamw, parameter, steps)[key].copy_(value)
+                _state_after(adamw, parameter, steps)[key].copy_(value)
             else:
                 raise UserError("optimizer.state can't be inherited at this precision and ZeRO stage; set machine.zero=1")
 
@@ -226,7 +226,7 @@ def _parts(adamw: torch.optim.Optimizer, parameter: torch.Tensor) -> list[_Part]
     return [_Part(flat, slice(there.start, there.start + there.numel), slice(own.start, own.start + own.numel))]
 
 
-def _begun(adamw: torch.optim.Optimizer, parameter: torch.Tensor, steps: float) -> dict[str, Any]:
+def _state_after(adamw: torch.optim.Optimizer, parameter: torch.Tensor, steps: float) -> dict[str, Any]:
     """AdamW's state of a parameter, zero so far, after so many steps."""
     if not adamw.state[parameter]:
         ours = isinstance(adamw, torch.optim.AdamW)  # DeepSpeed's count in whole numbers
