@@ -57,8 +57,8 @@ class Slip(ObjectiveSection):
 def slip(within: float, temperature: float, features: Features, exchange: Exchange) -> Terms:
     """Terms `loss`, `mmcl` and `simclr`; features hold three views of the picture."""
     pair = mmcl(1.0, features, exchange)["mmcl"]
-    one, two = (_project(view, features, exchange) for view in features.images[1:3])
-    own = simclr(one, two, torch.as_tensor(1 / temperature, dtype=one.dtype, device=one.device), exchange)
+    first, second = (_project(view, features, exchange) for view in features.images[1:3])
+    own = simclr(first, second, torch.as_tensor(1 / temperature, dtype=first.dtype, device=first.device), exchange)
     return {"loss": pair + within * own, "mmcl": pair, "simclr": own}
 
 
@@ -74,15 +74,15 @@ def _project(rows: torch.Tensor, features: Features, exchange: Exchange) -> torc
     return F.normalize(rows, dim=-1)
 
 
-def simclr(one: torch.Tensor, two: torch.Tensor, scale: torch.Tensor, exchange: Exchange) -> torch.Tensor:
+def simclr(first: torch.Tensor, second: torch.Tensor, scale: torch.Tensor, exchange: Exchange) -> torch.Tensor:
     """0-d: the NT-Xent loss (Chen et al. 2020, arXiv 2002.05709, eq. 1) of two views, [B, D] unit rows each."""
     ranks = exchange.ranks
-    own = Masks(*(exchange.ids(len(one), group, one.device) for group in (ranks.row, ranks.column)))
-    left = [exchange.gathered(view, ranks.row) for view in (one, two)]
-    right = [exchange.gathered(view, ranks.column) for view in (one, two)]
+    own = Masks(*(exchange.ids(len(first), group, first.device) for group in (ranks.row, ranks.column)))
+    left = [exchange.gathered(view, ranks.row) for view in (first, second)]
+    right = [exchange.gathered(view, ranks.column) for view in (first, second)]
     across, down = log_sum_exps(left[0], right[1], scale, kernels=exchange.kernels)
     others = [log_sum_exps(left[k], right[k], scale, own, False, exchange.kernels)[0] for k in (0, 1)]
-    first = torch.logaddexp(merged(across, ranks.row), merged(others[0], ranks.row))
-    second = torch.logaddexp(merged(down, ranks.column), merged(others[1], ranks.row))
-    partner = scale * torch.linalg.vecdot(one, two)
-    return exchange.mean((first + second) / 2 - partner)
+    of_first = torch.logaddexp(merged(across, ranks.row), merged(others[0], ranks.row))
+    of_second = torch.logaddexp(merged(down, ranks.column), merged(others[1], ranks.row))
+    partner = scale * torch.linalg.vecdot(first, second)
+    return exchange.mean((of_first + of_second) / 2 - partner)

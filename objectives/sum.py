@@ -42,11 +42,11 @@ class Sum(ObjectiveSection):
 
     def learned(self, width: int, draw: torch.Generator) -> dict[str, Learned]:
         """What all parts learn; two of one kind share it."""
-        return {name: one for part in self.parts for name, one in part.objective.learned(width, draw).items()}
+        return {name: learned for part in self.parts for name, learned in part.objective.learned(width, draw).items()}
 
     def memory(self, width: int) -> dict[str, torch.Tensor]:
         """What all parts remember."""
-        return {name: one for part in self.parts for name, one in part.objective.memory(width).items()}
+        return {name: value for part in self.parts for name, value in part.objective.memory(width).items()}
 
     def remember(self, features: Features, exchange: Exchange) -> dict[str, torch.Tensor]:
         """The memory of all parts after a step."""

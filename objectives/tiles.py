@@ -83,10 +83,10 @@ class Choice(NamedTuple):
     kernels: Kernels
 
 
-def fastest(device: torch.device, rivals: dict[str, Kernels], side: int = 4096) -> Choice:
-    """The fastest on this device of plain torch and those rivals that give its numbers.
+def fastest(device: torch.device, candidates: dict[str, Kernels], side: int = 4096) -> Choice:
+    """The fastest on this device of plain torch and those candidates that give its numbers.
 
-    A rival that fails, or is off by more than 1e-4 of the largest entry on a block with masks or without, is left out.
+    A candidate that fails, or is off by more than 1e-4 of the largest entry on a block with masks or without, is left out.
     """
     draw = torch.Generator().manual_seed(0)
     x = (20 * torch.randn(side, side + 3, generator=draw)).to(device)
@@ -107,11 +107,11 @@ def fastest(device: torch.device, rivals: dict[str, Kernels], side: int = 4096) 
         return time.perf_counter() - began
 
     want, choices, times = run(PLAIN), {"torch": PLAIN}, {"torch": seconds(PLAIN)}
-    for name, rival in rivals.items():
+    for name, candidate in candidates.items():
         try:
-            pairs = list(zip(run(rival), want, strict=True))
+            pairs = list(zip(run(candidate), want, strict=True))
             if all(torch.allclose(a, b, atol=1e-4 * float(b.abs().max()), rtol=0) for a, b in pairs):
-                choices[name], times[name] = rival, seconds(rival)
+                choices[name], times[name] = candidate, seconds(candidate)
         except Exception:  # a compiler that is missing or fails, each with its own exception; plain torch remains
             continue
     best = min(times, key=times.__getitem__)

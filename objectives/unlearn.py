@@ -21,7 +21,7 @@ class Unlearn(ObjectiveSection):
     """Contrast the kept pairs, and drive flagged pictures and captions to a given cosine."""
 
     kind: Literal["unlearn"]
-    flags: str = Field(description="a file with one JSON object with a `key` a line, as a run's plan.jsonl")
+    flags: str = Field(description="a file with one JSON object with a `key` a line, or a run's poison.json")
     weight: float = Field(1.0, ge=0, description="w")
     target: float = Field(-1.0, ge=-1, le=1, description="c, the cosine that flagged pairs are driven to")
     needs: ClassVar[frozenset[Need]] = frozenset({"flags"})

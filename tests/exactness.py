@@ -51,8 +51,8 @@ class Plain:
     def __init__(self, towers: Towers) -> None:
         self.module, self.optimizer = towers, torch.optim.SGD(towers.parameters(), lr=0.0)
 
-    def __call__(self, *given: Any) -> Any:
-        return self.module(*given)
+    def __call__(self, *inputs: Any) -> Any:
+        return self.module(*inputs)
 
     def backward(self, loss: torch.Tensor) -> None:
         loss.backward()  # type: ignore[no-untyped-call]
@@ -82,7 +82,7 @@ def batch(views: tuple[int, int], world: World) -> Batch:
     )
 
 
-def learner(tower_optimizer: zero.TowerOptimizer, stage: Stage, world: World, name: str, micro: int | None) -> Learner:
+def make_learner(tower_optimizer: zero.TowerOptimizer, stage: Stage, world: World, name: str, micro: int | None) -> Learner:
     """A learner with everything that any objective asks for."""
     towers = model.build(name, 7).eval()
     width = model.model_config(name)["embed_dim"]
@@ -118,13 +118,15 @@ def plain(fields: dict[str, Any], name: str, micro: int | None, world: World, ga
     stage = stage_of(fields, gather)
     towers = build(name, stage.objective.views[0], stage.objective.moves_texts).double()
     engine = Plain(towers)
-    one = learner(zero.TowerOptimizer(engine, engine.optimizer, engine.backward), stage, world, name, micro)
-    one.head.parameters = {key: value.detach().double().requires_grad_() for key, value in one.head.parameters.items()}
-    one.memory = {key: value.double() if value.is_floating_point() else value for key, value in one.memory.items()}
-    one.start = one.start.double() if one.start is not None else None
-    one.head.optimizer = torch.optim.SGD(one.head.parameters.values(), lr=0.0)
-    outcome = one.learn(batch(stage.objective.views, world), 0)
-    grads = {key: value.grad for key, value in one.head.parameters.items()}
+    learner = make_learner(zero.TowerOptimizer(engine, engine.optimizer, engine.backward), stage, world, name, micro)
+    learner.head.parameters = {
+        key: value.detach().double().requires_grad_() for key, value in learner.head.parameters.items()
+    }
+    learner.memory = {key: value.double() if value.is_floating_point() else value for key, value in learner.memory.items()}
+    learner.start = learner.start.double() if learner.start is not None else None
+    learner.head.optimizer = torch.optim.SGD(learner.head.parameters.values(), lr=0.0)
+    outcome = learner.learn(batch(stage.objective.views, world), 0)
+    grads = {key: value.grad for key, value in learner.head.parameters.items()}
     grads |= {key: value.grad for key, value in towers.named_parameters() if value.grad is not None}
     return {"loss": outcome.terms["loss"].double(), **grads, **statistics(towers)}
 
@@ -137,11 +139,11 @@ def deepspeed(
     towers = build(name, stage.objective.views[0], stage.objective.moves_texts)
     machine = Machine(zero=stage_number, precision="fp32", recompute=recompute)  # type: ignore[arg-type]
     tower_optimizer = zero.wrap(towers, stage.optimizer, machine, world, PAIRS // world.size)
-    one = learner(tower_optimizer, stage, world, name, micro)
-    outcome = one.learn(batch(stage.objective.views, world), 0)
+    learner = make_learner(tower_optimizer, stage, world, name, micro)
+    outcome = learner.learn(batch(stage.objective.views, world), 0)
     with zero.full_weights(tower_optimizer.engine, machine):
         out = {key: value.detach().clone() for key, value in towers.named_parameters()}
-    out |= {key: value.detach().clone() for key, value in one.head.parameters.items()} | statistics(towers)
+    out |= {key: value.detach().clone() for key, value in learner.head.parameters.items()} | statistics(towers)
     tower_optimizer.engine.destroy()
     return {"loss": outcome.terms["loss"], **out}
 

@@ -53,12 +53,12 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(tmp_path: Path, na
         path.write_bytes(body[: len(body) // 2])
     else:
         path.unlink()
-    found = checkpoint.newest(tmp_path, ALONE, 0)
-    assert found is not None
+    newest = checkpoint.newest(tmp_path, ALONE, 0)
+    assert newest is not None
     if not (
-        harm == "flip" and name == "manifest.json" and found[0].name == "step-000000002"
+        harm == "flip" and name == "manifest.json" and newest[0].name == "step-000000002"
     ):  # a flip there may be harmless
-        assert found[0].name == "step-000000001"
+        assert newest[0].name == "step-000000001"
         assert len(list(tmp_path.glob("aside-*"))) == 1
 
 

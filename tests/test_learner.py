@@ -17,7 +17,7 @@ from engine.training.learner import Annotations, Learner
 from engine.training.optimizer import Schedule, ZClip, decays, rate_at
 from engine.training.zero import TowerOptimizer
 
-ONE = World(0, 1, 0, 1, torch.device("cpu"))
+ALONE = World(0, 1, 0, 1, torch.device("cpu"))
 
 
 class Stepping(Plain):
@@ -31,17 +31,17 @@ class Stepping(Plain):
         self.optimizer.step()
 
 
-def learner(fields: dict[str, Any], name: str = "test-vit", zclip: ZClip | None = None) -> Learner:
+def make_learner(fields: dict[str, Any], name: str = "test-vit", zclip: ZClip | None = None) -> Learner:
     stage = stage_of(fields)
     towers = build(name, stage.objective.views[0])
     engine = Stepping(towers)
     width = model.model_config(name)["embed_dim"]
     return Learner(
         TowerOptimizer(engine, engine.optimizer, engine.backward, zclip=zclip),
-        Head.build(stage, width, {}, 3, ONE.device),
+        Head.build(stage, width, {}, 3, ALONE.device),
         stage,
         Schedule(stage.optimizer, 10, 5),
-        ONE,
+        ALONE,
         annotations=Annotations(np.arange(PAIRS) % 3),
     )
 
@@ -65,64 +65,64 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> list[str]:
 def test_a_step_without_a_finite_loss_is_not_taken(waits: bool, name: str) -> None:
     """Whether the host asks, or the optimizer is told on the device: weights, scale, statistics and pool stay as they
     were."""
-    one = learner({"kind": "roclip", "pool": 60}, name)
-    one.waits = waits
-    pairs = batch((1, 1), ONE)
-    assert bool(one.learn(pairs, 0).taken)
-    before = everything(one)
-    whole = one.tower_optimizer.towers.mean
-    one.tower_optimizer.towers.mean = whole * math.nan
-    outcome = one.learn(pairs, 1)
+    learner = make_learner({"kind": "roclip", "pool": 60}, name)
+    learner.waits = waits
+    pairs = batch((1, 1), ALONE)
+    assert bool(learner.learn(pairs, 0).taken)
+    before = everything(learner)
+    whole = learner.tower_optimizer.towers.mean
+    learner.tower_optimizer.towers.mean = whole * math.nan
+    outcome = learner.learn(pairs, 1)
     assert not bool(outcome.taken)
     assert not math.isfinite(outcome.terms["loss"].item())
-    assert not same(before, everything(one))
-    one.tower_optimizer.towers.mean = whole
-    for parameter in one.tower_optimizer.towers.parameters():
+    assert not same(before, everything(learner))
+    learner.tower_optimizer.towers.mean = whole
+    for parameter in learner.tower_optimizer.towers.parameters():
         parameter.grad = None
-    assert bool(one.learn(pairs, 2).taken)
-    assert same(before, everything(one))
+    assert bool(learner.learn(pairs, 2).taken)
+    assert same(before, everything(learner))
 
 
 def test_scale_and_bias_are_clamped_after_the_step() -> None:
-    one = learner({"kind": "siglip"})
-    assert one.head.parameters["scale"].exp().item() == pytest.approx(10)
+    learner = make_learner({"kind": "siglip"})
+    assert learner.head.parameters["scale"].exp().item() == pytest.approx(10)
     for step, (scale, bias) in enumerate([(4.6, -99.9), (0.001, 99.9)]):
-        one.head.parameters["scale"].data.fill_(scale)
-        one.head.parameters["bias"].data.fill_(bias)
-        one.learn(batch((1, 1), ONE), step)  # at rate 1, so that each moves by about 1
-        assert 1.0 <= one.head.parameters["scale"].exp().item() <= 100.0 + 1e-4
-        assert -100.0 <= one.head.parameters["bias"].item() <= 100.0
+        learner.head.parameters["scale"].data.fill_(scale)
+        learner.head.parameters["bias"].data.fill_(bias)
+        learner.learn(batch((1, 1), ALONE), step)  # at rate 1, so that each moves by about 1
+        assert 1.0 <= learner.head.parameters["scale"].exp().item() <= 100.0 + 1e-4
+        assert -100.0 <= learner.head.parameters["bias"].item() <= 100.0
 
 
 def test_state_goes_round_through_a_checkpoint() -> None:
     fields = {"kind": "sum", "parts": [{"objective": {"kind": "roclip", "pool": 60}},
               {"objective": {"kind": "deep_cluster", "classes": 3, "within": 0.0}}]}  # fmt: skip
     clip = ZClip()
-    one, two = learner(fields, zclip=clip), learner(fields, zclip=ZClip())
+    learner, other = make_learner(fields, zclip=clip), make_learner(fields, zclip=ZClip())
     clip.limit(3.0)
     for step in range(2):
-        one.learn(batch((1, 1), ONE), step)
-    state = {name: value.clone() for name, value in one.state().items()}
-    two.annotations.labels = None
-    two.restore(state)
-    assert all(torch.equal(value, state[name]) for name, value in two.state().items())
-    assert two.state().keys() == state.keys()
-    assert two.annotations.labels is not None
+        learner.learn(batch((1, 1), ALONE), step)
+    state = {name: value.clone() for name, value in learner.state().items()}
+    other.annotations.labels = None
+    other.restore(state)
+    assert all(torch.equal(value, state[name]) for name, value in other.state().items())
+    assert other.state().keys() == state.keys()
+    assert other.annotations.labels is not None
     assert "memory/roclip.pool" in state
     assert state["note/zclip"].tolist() == [1.0, 3.0, 0.0]
 
 
 def test_a_new_head_forgets_its_moments_and_leaves_the_rest() -> None:
-    one = learner({"kind": "deep_cluster", "classes": 3, "within": 0.0})
-    one.learn(batch((1, 1), ONE), 0)
-    scale, head = one.head.parameters["scale"].item(), one.head.parameters["cluster.weight"].detach().clone()
-    one.head.renew("cluster.", 11)
-    assert one.head.parameters["cluster.weight"] not in one.head.optimizer.state
-    assert one.head.parameters["scale"] in one.head.optimizer.state
-    assert one.head.parameters["scale"].item() == scale
-    assert not torch.equal(one.head.parameters["cluster.weight"], head)
-    assert one.head.parameters["cluster.bias"].abs().max() == 0
-    one.learn(batch((1, 1), ONE), 1)
+    learner = make_learner({"kind": "deep_cluster", "classes": 3, "within": 0.0})
+    learner.learn(batch((1, 1), ALONE), 0)
+    scale, head = learner.head.parameters["scale"].item(), learner.head.parameters["cluster.weight"].detach().clone()
+    learner.head.renew("cluster.", 11)
+    assert learner.head.parameters["cluster.weight"] not in learner.head.optimizer.state
+    assert learner.head.parameters["scale"] in learner.head.optimizer.state
+    assert learner.head.parameters["scale"].item() == scale
+    assert not torch.equal(learner.head.parameters["cluster.weight"], head)
+    assert learner.head.parameters["cluster.bias"].abs().max() == 0
+    learner.learn(batch((1, 1), ALONE), 1)
 
 
 def test_spherical_k_means_finds_separated_clusters_whatever_their_length() -> None:
@@ -131,7 +131,7 @@ def test_spherical_k_means_finds_separated_clusters_whatever_their_length() -> N
     truth = draw.integers(0, 4, 200)
     rows = (centres[truth] + 0.05 * draw.normal(size=(200, 6))).astype(np.float32)
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
-    labels = min((spherical(rows, 4, 20, seed) for seed in range(5)), key=lambda found: -len(set(found.tolist())))
+    labels = min((spherical(rows, 4, 20, seed) for seed in range(5)), key=lambda labels: -len(set(labels.tolist())))
     pairs = {(int(a), int(b)) for a, b in zip(truth, labels, strict=True)}
     assert len(pairs) == 4
     assert (spherical(rows, 4, 20, 1) == spherical(rows, 4, 20, 1)).all()

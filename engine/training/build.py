@@ -35,7 +35,7 @@ class BuildFacts:
     precision: str
     norm_group: int | None  # pairs; None without BatchNorm
     transformed: str | None  # what the transform did, in words, where its section alone does not say it
-    adam: str
+    implementation: str
     cuts: bool
     core: str
 

@@ -65,7 +65,7 @@ def card_of(job: RunInputs, world: World, facts: BuildFacts) -> Card:
         process_batch=stage.batch // world.size,
         micro_batch=machine.micro_batch,
         optimizer=AdamW(
-            implementation=facts.adam, rate=adamw.rate, warmup=adamw.warmup, decay=adamw.decay, moments=adamw.state
+            implementation=facts.implementation, rate=adamw.rate, warmup=adamw.warmup, decay=adamw.decay, moments=adamw.state
         ),
         norm_group=facts.norm_group,
         norms=stage.norms if stage.norms != "trained" else None,

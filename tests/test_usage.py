@@ -21,10 +21,10 @@ def gpu(monkeypatch: pytest.MonkeyPatch, readings: list[Any]) -> World:
 
     def counter(handle: str) -> int:
         assert handle == "handle of GPU-abc"
-        found = readings.pop(0)
-        if isinstance(found, Exception):
-            raise found
-        return int(found)
+        reading = readings.pop(0)
+        if isinstance(reading, Exception):
+            raise reading
+        return int(reading)
 
     played = SimpleNamespace(
         nvmlInit=lambda: None,
