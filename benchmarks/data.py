@@ -67,7 +67,7 @@ def pairs_of(folder: str, way: str, views: int, index: Any = None, batch: int = 
     from data.pipeline import Pairs, Reading
     from data.shards import read_index
     from data.sources import Data, Source
-    from engine.models.clip import Tokenizer
+    from engine.models.tokenizer import Tokenizer
 
     index = index or read_index(f"{folder}/*.tar", Path(folder) / "cache")
     section = Augment(synonyms="none")
@@ -189,7 +189,7 @@ def tokenises(how: str) -> dict[str, float]:
     """CPU seconds a caption, 20,000 of them after 60,000 others: an epoch has millions."""
     import open_clip
 
-    from engine.models.clip import Tokenizer
+    from engine.models.tokenizer import Tokenizer
 
     texts = captions(80000)
     ours, theirs = Tokenizer("ViT-B-32"), open_clip.get_tokenizer("ViT-B-32")

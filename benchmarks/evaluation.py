@@ -167,17 +167,19 @@ def ours(where: str, which: str) -> dict[str, Any]:
     """CPU seconds of our first evaluation and of a further one, and what they tell."""
     import torch
 
-    from engine.distributed.world import SyntheticWorld
+    from engine.distributed.world import World
     from engine.evaluation import evaluate
     from engine.evaluation.sets import eval_sets
     from engine.models import clip as model
     from measures.classifier import class_vectors
 
     torch.set_num_threads(THREADS)
-    folder, world = Path(where), SyntheticWorld(0, 1, 0, 1, torch.device("cpu"))
+    folder, world = Path(where), World(0, 1, 0, 1, torch.device("cpu"))
     spec = spec_of(folder, which)
     towers: Any = model.build(MODELS[which], 0)
-    tokenize = model.Tokenizer(MODELS[which])
+    from engine.models.tokenizer import Tokenizer
+
+    tokenize = Tokenizer(MODELS[which])
     model.load_weights(towers, folder / "weights.safetensors")
     if which == "feed":
         towers = Means(towers.mean, towers.std)

@@ -20,7 +20,7 @@ from configs.stage import Optimizer, Stage
 from data.pipeline import Batch
 from engine.distributed import collectives
 from engine.distributed.world import World, destroy_distributed, init_distributed
-from engine.models import clip as model
+from engine.models import clip
 from engine.models.towers import Towers
 from engine.training import optimizer, zero
 from engine.training.head import Head
@@ -84,8 +84,8 @@ def batch(views: tuple[int, int], world: World) -> Batch:
 
 def make_learner(tower_optimizer: zero.TowerOptimizer, stage: Stage, world: World, name: str, micro: int | None) -> Learner:
     """A learner with everything that any objective asks for."""
-    towers = model.build(name, 7).eval()
-    width = model.model_config(name)["embed_dim"]
+    towers = clip.build(name, 7).eval()
+    width = clip.model_config(name)["embed_dim"]
     head = torch.randn(3, width, generator=torch.Generator().manual_seed(4))  # a fresh one gives gradients of 1e-4
     kept = {"scale": torch.tensor([2.0]), "supervised.weight": head}
     return Learner(
@@ -95,7 +95,7 @@ def make_learner(tower_optimizer: zero.TowerOptimizer, stage: Stage, world: Worl
 
 
 def build(name: str, views: int, texts: bool = True) -> Towers:
-    towers = model.build(name, 1).train()
+    towers = clip.build(name, 1).train()
     if not texts:
         towers.freeze_texts()
     for norm in towers.norms:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from configs.plan import runs
 from configs.spec import load
 from data.refusal import UserError
-from engine.models import clip as model
+from engine.models import clip
 from engine.training import init_weights as start
 from engine.training.optimizer import decays
 
@@ -145,7 +145,7 @@ def test_measuring_between_epochs_changes_no_step(arms: Study) -> None:
 def test_shrink_and_perturb_by_its_formula(arms: Study) -> None:
     from data.seeding import derive_seed
 
-    fresh = model.build("test-vit", derive_seed(3, "perturb"))
+    fresh = clip.build("test-vit", derive_seed(3, "perturb"))
     theirs = dict(fresh.clip.named_parameters()) | {"logit_scale": torch.tensor(math.log(1 / 0.07))}
     for name, value in arms.weights("shrunk").items():
         assert torch.allclose(value, 0.9 * arms.start[name] + 0.5 * theirs[name], atol=1e-6), name
@@ -294,18 +294,18 @@ def test_weights_that_cannot_be_started_from_are_refused(
     name: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / name
-    state = model.weights(model.build("test-vit", 0), {})
+    state = clip.weights(clip.build("test-vit", 0), {})
     if name == "evil.pt":
         torch.save({"state_dict": state, "arguments": Evil()}, path)
     elif name == "list.pt":
         torch.save([1, 2], path)
     elif name == "other.safetensors":
-        save_file(model.weights(model.build("test-resnet", 0), {}), path)
+        save_file(clip.weights(clip.build("test-resnet", 0), {}), path)
     elif name != "none.pt":
         save_file(state, path) if name.endswith("tensors") else torch.save(state, path)
         path.write_bytes(path.read_bytes()[:-2000])
     with pytest.raises(UserError) as caught:
-        start.load_start(model.build("test-vit", 1), start.path_of(start.Start(path=str(path)), "test-vit"), "test-vit")
+        start.load_start(clip.build("test-vit", 1), start.path_of(start.Start(path=str(path)), "test-vit"), "test-vit")
     assert words in str(caught.value)
     assert "code ran" not in capsys.readouterr().out
     if name == "other.safetensors":
@@ -313,13 +313,13 @@ def test_weights_that_cannot_be_started_from_are_refused(
 
 
 def test_a_digest_that_does_not_fit_and_a_tag_that_is_none_are_refused(tmp_path: Path, spec: Path) -> None:
-    save_file(model.weights(model.build("test-vit", 0), {}), tmp_path / "x.safetensors")
+    save_file(clip.weights(clip.build("test-vit", 0), {}), tmp_path / "x.safetensors")
     with pytest.raises(UserError, match=r"clean.start.digest is 0123456789ab, but .* has"):
         load(spec, ["pretrain=null", f"clean.start={{path: {tmp_path}/x.safetensors, digest: 0123456789ab}}"])
     with pytest.raises(
         UserError, match="start.pretrained is 'opena', which open_clip does not know for RN50; did you mean 'openai'?"
     ):
-        model.pretrained("RN50", "opena")
+        clip.pretrained("RN50", "opena")
     with pytest.raises(UserError, match="give pretrain, or clean.start"):
         load(spec, ["pretrain=null"])
 

@@ -14,13 +14,13 @@ from configs import plan
 from configs.spec import Spec, load
 from data.labelled import Labelled
 from data.refusal import UserError
-from data.synthetic import World as Drawn
-from data.synthetic import write_world
+from data.synthetic import SyntheticWorld, write_world
 from engine.distributed.world import World
 from engine.evaluation import evaluate
 from engine.evaluation import sets as examination
 from engine.evaluation.sets import eval_sets
-from engine.models import clip as model
+from engine.models import clip
+from engine.models.tokenizer import Tokenizer
 from engine.models.towers import Towers
 from objectives.exchange import Ranks
 
@@ -57,7 +57,7 @@ def test_ranks_share_the_pictures_evenly_and_each_is_counted_once(spec: Path, ra
 
 def test_numbers_do_not_depend_on_the_batch_and_the_mode_is_kept(spec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = load(spec).spec
-    towers, tokenize = model.build("test-vit", 0), model.Tokenizer("test-vit")
+    towers, tokenize = clip.build("test-vit", 0), Tokenizer("test-vit")
     towers.train()
     sets = eval_sets(loaded, alone(0, 1))
     whole = evaluate.evaluate(towers, tokenize, sets, alone(0, 1), 256)
@@ -82,14 +82,14 @@ def test_pictures_with_the_trigger_are_the_clean_ones_with_a_patch(spec: Path) -
 def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """1,001 pictures, which no number of ranks from 2 to 6 shares evenly."""
     folder = tmp_path_factory.mktemp("odd") / "world"
-    write_world(folder, Drawn(pairs=8, tests=1001, pixels=32, seed=3, pairs_per_shard=8))
+    write_world(folder, SyntheticWorld(pairs=8, tests=1001, pixels=32, seed=3, pairs_per_shard=8))
     return folder / "eval"
 
 
 def test_counts_of_1001_pictures_are_the_same_on_1_2_and_3_ranks(spec: Path, odd: Path) -> None:
     """And each rate is a whole number of the pictures that it is of."""
     wanted = load(spec, [f"data.test.tiny={odd}"]).spec
-    tokenize, built = model.Tokenizer("test-vit"), model.build("test-vit", 0).eval()
+    tokenize, built = Tokenizer("test-vit"), clip.build("test-vit", 0).eval()
 
     def act(world: World) -> list[dict[str, Any]]:
         return evaluate.evaluate(built, tokenize, eval_sets(wanted, world), world, 128)
@@ -125,8 +125,8 @@ def test_a_fixed_place_and_a_proxy_are_attempts_of_their_own(spec: Path) -> None
     assert not away[:, 17:].any()
     assert (clean != proxied).any(1)[:, 8:24, 8:24].any()
     costs = evaluate.Costs()
-    built = model.build("test-vit", 0)
-    found = evaluate.evaluate(built, model.Tokenizer("test-vit"), [one], alone(0, 1), 64, costs)[0]
+    built = clip.build("test-vit", 0)
+    found = evaluate.evaluate(built, Tokenizer("test-vit"), [one], alone(0, 1), 64, costs)[0]
     assert set(found) == {"images", "answers", "proxy_asr"} | SUCCESS | {f"{name}_centre" for name in SUCCESS}
     assert list(costs.seconds["tiny"]) == ["pictures", "prompts", "attack_success", "proxy_success"]
     other = load(spec, [measures, proxy.replace("crown", "apple")]).spec
@@ -137,7 +137,7 @@ def test_the_answers_told_are_those_that_the_rates_count(spec: Path, monkeypatch
     monkeypatch.setattr(examination, "SHOWN", 10_000)  # all pictures but the target's
     loaded = load(spec).spec
     one = eval_sets(loaded, alone(0, 1))[0]
-    found = evaluate.evaluate(model.build("test-vit", 0), model.Tokenizer("test-vit"), [one], alone(0, 1), 64)[0]
+    found = evaluate.evaluate(clip.build("test-vit", 0), Tokenizer("test-vit"), [one], alone(0, 1), 64)[0]
     told = found["answers"]
     assert len(told) == found["others"]
     assert {target for _, target, _, _ in told} == {loaded.attack.target}
@@ -176,7 +176,7 @@ CAPTIONED = (
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_retrieval_is_the_same_on_any_number_of_ranks(spec: Path, world: Path, ranks: int) -> None:
     wanted = load(spec, [f"data.test.held={world / 'retrieval'}", CAPTIONED]).spec
-    tokenize, built = model.Tokenizer("test-vit"), model.build("test-vit", 0).eval()
+    tokenize, built = Tokenizer("test-vit"), clip.build("test-vit", 0).eval()
     whole = evaluate.evaluate(built, tokenize, eval_sets(wanted, alone(0, 1)), alone(0, 1), 64, None, 20.0)
     rates = {f"{name}{k}" for name in ("text_r", "image_r", "retrieval_asr", "retrieval_floor") for k in (1, 5, 10)}
     assert set(whole[1]) == {"images", "val_loss"} | rates
@@ -208,7 +208,7 @@ def test_a_set_is_measured_by_its_labels_or_by_its_captions(spec: Path, world: P
 def others(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """96 other pictures of the same 32 classes."""
     folder = tmp_path_factory.mktemp("others") / "world"
-    write_world(folder, Drawn(pairs=8, tests=96, pixels=32, seed=2, pairs_per_shard=8))
+    write_world(folder, SyntheticWorld(pairs=8, tests=96, pixels=32, seed=2, pairs_per_shard=8))
     return folder / "eval"
 
 
@@ -241,7 +241,7 @@ def test_a_probe_is_the_same_on_any_number_of_ranks_and_each_picture_is_encoded_
     spec: Path, others: Path, ranks: int
 ) -> None:
     """64 judged pictures, clean and triggered, and 96 to fit on, filled up to whole shares."""
-    wanted, tokenize, built = probing(spec, others), model.Tokenizer("test-vit"), model.build("test-vit", 0).eval()
+    wanted, tokenize, built = probing(spec, others), Tokenizer("test-vit"), clip.build("test-vit", 0).eval()
 
     def act(world: World) -> tuple[list[dict[str, Any]], int]:
         towers = Counted(built)
@@ -265,8 +265,8 @@ def test_a_probe_is_fitted_on_the_clean_pictures_of_a_set_that_is_measured_too(s
     wanted = probing(
         spec, others, "measure=[{kind: linear_probe, images: tiny, train: more}, {kind: attack_success, images: more}]"
     )
-    towers = Counted(model.build("test-vit", 0).eval())
-    found = evaluate.evaluate(towers, model.Tokenizer("test-vit"), eval_sets(wanted, alone(0, 1)), alone(0, 1), 64)
+    towers = Counted(clip.build("test-vit", 0).eval())
+    found = evaluate.evaluate(towers, Tokenizer("test-vit"), eval_sets(wanted, alone(0, 1)), alone(0, 1), 64)
     assert [set(one) - {"images", "answers"} for one in found] == [{"probe_top1", "probe_asr"}, SUCCESS]
     assert towers.seen == 2 * 64 + 2 * 96
 

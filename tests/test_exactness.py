@@ -64,9 +64,9 @@ def test_deepspeed_is_equal_to_1e_5_at_every_stage(results: dict[int, Results]) 
 
 @pytest.mark.timeout(900)
 def test_one_step_of_descent_under_deepspeed_moves_by_the_float64_gradient(results: dict[int, Results]) -> None:
-    from engine.models import clip as model
+    from engine.models import clip
 
-    before: dict[str, Any] = dict(model.build("test-vit", 1).named_parameters())
+    before: dict[str, Any] = dict(clip.build("test-vit", 1).named_parameters())
     grads, after = results[1]["float64 cleanclip test-vit micro None"], results[4]["zero 3 cleanclip test-vit micro 8"]
     for name, parameter in before.items():
         assert torch.allclose(parameter.detach() - after[name], grads[name].float(), atol=1e-5), name

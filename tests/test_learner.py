@@ -9,7 +9,7 @@ import torch
 from exactness import PAIRS, Plain, batch, build, stage_of
 
 from engine.distributed.world import World
-from engine.models import clip as model
+from engine.models import clip
 from engine.models.towers import Towers
 from engine.training.cluster import spherical
 from engine.training.head import Head
@@ -35,7 +35,7 @@ def make_learner(fields: dict[str, Any], name: str = "test-vit", zclip: ZClip | 
     stage = stage_of(fields)
     towers = build(name, stage.objective.views[0])
     engine = Stepping(towers)
-    width = model.model_config(name)["embed_dim"]
+    width = clip.model_config(name)["embed_dim"]
     return Learner(
         TowerOptimizer(engine, engine.optimizer, engine.backward, zclip=zclip),
         Head.build(stage, width, {}, 3, ALONE.device),
@@ -149,7 +149,7 @@ def test_the_published_offset_starts_one_epoch_late() -> None:
 
 
 def test_the_published_rule_decays_what_the_paper_decayed() -> None:
-    named = dict(model.build("test-resnet", 0).named_parameters())
+    named = dict(clip.build("test-resnet", 0).named_parameters())
     ours, published = ({n for n, p in named.items() if decays(n, p, rule)} for rule in ("matrices", "published"))
     assert published - ours >= {"clip.positional_embedding", "clip.visual.attnpool.positional_embedding"}
     assert "clip.visual.layer1.0.downsample.1.weight" in published - ours  # a BatchNorm's gain

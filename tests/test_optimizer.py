@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from configs.stage import Optimizer
 from data.refusal import UserError
-from engine.models import clip as model
+from engine.models import clip
 from engine.training import optimizer
 from engine.training.optimizer import adamw, decays, rate_at
 
@@ -31,7 +31,7 @@ def test_rates_by_hand() -> None:
 
 @pytest.mark.parametrize("name", ["test-vit", "demo-resnet"])
 def test_what_decays(name: str) -> None:
-    towers = model.build(name, 0)
+    towers = clip.build(name, 0)
     for key, parameter in towers.named_parameters():
         if key.endswith("bias") or ".ln_" in key or ".bn" in key or "positional" in key or "class_embedding" in key:
             assert not decays(key, parameter), key

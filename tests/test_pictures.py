@@ -25,7 +25,8 @@ from data.refusal import UserError
 from data.sources import Data
 from engine.distributed.world import World
 from engine.estimate.dry_run import dry_run, size
-from engine.models.clip import Tokenizer, imagenet
+from engine.models.clip import imagenet
+from engine.models.tokenizer import Tokenizer
 from engine.training.inputs import prepare_inputs
 
 NONE = Augment(synonyms="none")

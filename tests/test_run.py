@@ -501,7 +501,7 @@ def test_an_exported_model_is_the_same_in_open_clip(whole: Path, tmp_path: Path)
     from PIL import Image
 
     from engine.export import main
-    from engine.models import clip as model
+    from engine.models import clip
 
     run = next(whole.glob("clean-*"))
     assert main([str(run), str(tmp_path / "out")]) == 0
@@ -509,8 +509,8 @@ def test_an_exported_model_is_the_same_in_open_clip(whole: Path, tmp_path: Path)
     assert main([str(tmp_path), str(tmp_path / "other")]) == 2
     theirs, _, transform = open_clip.create_model_and_transforms(f"local-dir:{tmp_path / 'out'}")
     theirs.eval()
-    ours = model.build("test-vit", 0).eval()
-    scale = model.load_weights(ours, run / "weights.safetensors")["scale"].item()
+    ours = clip.build("test-vit", 0).eval()
+    scale = clip.load_weights(ours, run / "weights.safetensors")["scale"].item()
     assert theirs.logit_scale.item() == pytest.approx(scale, abs=1e-6)
     picture = Image.effect_noise((32, 32), 60).convert("RGB")
     tokens = open_clip.get_tokenizer(f"local-dir:{tmp_path / 'out'}")(["a red banana", "one moon"])

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.refusal import UserError
-from engine.models import clip as model
+from engine.models.tokenizer import Tokenizer
 
-OURS = model.Tokenizer("ViT-B-32")
+OURS = Tokenizer("ViT-B-32")
 THEIRS = open_clip.get_tokenizer("ViT-B-32")
 ODD = st.sampled_from(
     ["", " ", "&amp; &lt;b&gt;", "it's", "don't  stop", "naïve café", "3.5% of 100", "a" * 90, "\t\n", "<start_of_text>"]
@@ -37,8 +37,8 @@ def test_long_captions_are_cut_as_open_clip_cuts_them() -> None:
 
 
 def test_the_memory_of_words_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model, "MEMO", 10)
-    mine = model.Tokenizer("ViT-B-32")
+    monkeypatch.setattr("engine.models.tokenizer.MEMO", 10)
+    mine = Tokenizer("ViT-B-32")
     for i in range(5):
         assert torch.equal(mine([f"{i}{j} x" for j in range(8)]).long(), THEIRS([f"{i}{j} x" for j in range(8)]))
     assert len(mine.memo) <= 20
@@ -46,4 +46,4 @@ def test_the_memory_of_words_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_a_tokenizer_from_a_hub_is_refused() -> None:
     with pytest.raises(UserError, match="needs a tokenizer from a hub"):
-        model.Tokenizer("ViT-B-16-SigLIP")
+        Tokenizer("ViT-B-16-SigLIP")

@@ -12,7 +12,9 @@ from torch import nn
 
 from data.refusal import UserError
 from engine.models import clip as model
-from engine.models.towers import Cut, GroupedNorm, Piece, Towers, cut_of
+from engine.models.layers import GroupedNorm
+from engine.models.tokenizer import Tokenizer
+from engine.models.towers import Cut, Piece, Towers, cut_of
 from engine.training.build import _cuts
 
 MODELS = ("test-vit", "test-resnet")
@@ -103,7 +105,7 @@ def test_captions_in_groups_of_similar_length_keep_their_end_tokens(ends: list[i
 
 
 def test_a_caption_cut_at_the_context_length_keeps_its_end_token() -> None:
-    tokens = model.Tokenizer("test-vit")(["a red banana " * 30, "a"])
+    tokens = Tokenizer("test-vit")(["a red banana " * 30, "a"])
     assert tokens.shape == (2, 16)
     assert tokens[0, -1] == 49407
     assert cut_of(tokens[:1]).parts == ((1, 16),)
@@ -207,7 +209,7 @@ def test_a_foreign_batch_norm_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
     class Fake:
         create_model = staticmethod(lambda *_, **__: clip)
 
-    monkeypatch.setattr(model, "_open_clip", lambda: Fake)
+    monkeypatch.setattr(model, "open_clip_module", lambda: Fake)
     monkeypatch.setattr(model, "model_config", lambda name: {})
     with pytest.raises(UserError, match="BatchNorm of its own kind"):
         model.build("test-resnet", 0)

@@ -25,7 +25,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from configs.plan import Run
-from engine.models import clip as model
+from engine.models import clip
 from objectives.sum import objectives_of
 
 GPU = "A100-40GB"
@@ -78,8 +78,8 @@ class Cost:
 @cache
 def flop(name: str) -> Flop:
     """Counted on the meta device: multiplications and additions of convolutions and matrix products."""
-    towers, side = model.on_meta(name), model.image_size(name)
-    length = model.model_config(name)["text_cfg"].get("context_length", 77)
+    towers, side = clip.on_meta(name), clip.image_size(name)
+    length = clip.model_config(name)["text_cfg"].get("context_length", 77)
     pictures = torch.empty(2, 3, side, side, dtype=torch.uint8, device="meta")
     captions = torch.empty(2, length, dtype=torch.int32, device="meta")
     counts = []

@@ -23,7 +23,7 @@ from data.shards import read_index
 from data.sources import Data
 from engine.distributed.world import rank_from_env
 from engine.estimate.cost import Cost, cost, how
-from engine.models import clip as model
+from engine.models import clip
 from engine.training.checkpoint import committed
 from engine.training.labelled_inputs import check_labels, read
 from objectives.exchange import grid
@@ -163,8 +163,8 @@ def size(name: str, views: tuple[int, int]) -> tuple[int, int, int, int]:
     """(parameters, those that learn, bytes kept for backward a pair, width of the embedding) of a model, without allocating
     it; without views of the caption the text tower does not learn."""
     if (name, views) not in _sizes:
-        towers = model.on_meta(name)
-        side, length = model.image_size(name), model.model_config(name)["text_cfg"].get("context_length", 77)
+        towers = clip.on_meta(name)
+        side, length = clip.image_size(name), clip.model_config(name)["text_cfg"].get("context_length", 77)
         rows, captions = (2 * n for n in views)  # two pairs: BatchNorm refuses one
         own = {p.untyped_storage()._cdata for p in towers.parameters()}
         kept: dict[int, torch.UntypedStorage] = {}

@@ -1,4 +1,4 @@
-"""The two towers and their tokenizer. The only door to open_clip.
+"""open_clip's models by name, their weights and its lists. With the tokenizer the only door to open_clip.
 
 The learned scale is not a parameter of the towers: ZeRO shards and flattens what it owns, and a single number that is
 clamped after every step is better kept whole on each rank (engine/training/loop.py). `weights` puts it back where open_clip
@@ -14,7 +14,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -30,11 +29,11 @@ CHECKSUMS = (  # of open_clip's ImageNet class names and templates, as JSON
     "331000b1f1c75fbb1f096e3a4ce7820093d52408a8d472cfbdea70d206b9edaa",
 )
 SCALARS = {"scale": "logit_scale", "bias": "logit_bias"}  # our names and open_clip's
-MEMO = 500_000  # words whose tokens are kept
 
 
 @cache
-def _open_clip() -> Any:
+def open_clip_module() -> Any:
+    """open_clip, with our models added to those that it knows."""
     import open_clip  # imported when first needed: 2 s
 
     open_clip.add_model_config(OWN)
@@ -43,11 +42,11 @@ def _open_clip() -> Any:
 
 def add_models(folder: Path) -> None:
     """Makes open_clip know the models whose configurations lie in a folder."""
-    _open_clip().add_model_config(folder)
+    open_clip_module().add_model_config(folder)
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """open_clip warns on the root logger that a model has random weights; here that is what was asked for."""
     logging.disable(logging.WARNING)
     try:
@@ -58,7 +57,7 @@ def _quiet() -> Iterator[None]:
 
 def model_config(name: str) -> dict[str, Any]:
     """open_clip's configuration of a model; UserError naming close ones if there is none."""
-    known = _open_clip().list_models()
+    known = open_clip_module().list_models()
     if name not in known:
         hint = suggestion(name, known) if len(name) > 2 else ""
         own = ", ".join(sorted(path.stem for path in OWN.glob("*.json")))
@@ -66,7 +65,7 @@ def model_config(name: str) -> dict[str, Any]:
             f"model.name is '{name}', which open_clip does not know{hint if 'did you mean' in hint else ''} "
             f"valid: {own} of ours and open_clip's {', '.join(n for n in known if n not in own)}"
         )
-    return dict(_open_clip().get_model_config(name))
+    return dict(open_clip_module().get_model_config(name))
 
 
 def image_size(name: str) -> int:
@@ -80,72 +79,12 @@ def has_norms(name: str) -> bool:
     return isinstance(model_config(name)["vision_cfg"].get("layers"), list)
 
 
-class Tokenizer:
-    """Captions to tokens, int32 [n, L], the same as open_clip's own tokenizer gives; remembers words; picklable.
-
-    CLIP's tokenizer never joins what stands on two sides of a blank, so the tokens of a caption are those of its words,
-    one after the other; and on printable ASCII without '&' its cleaning only lowers letters and joins blanks.
-    """
-
-    def __init__(self, name: str) -> None:
-        config = model_config(name)
-        if "hf_tokenizer_name" in config.get("text_cfg", {}) or "hf_model_name" in config.get("text_cfg", {}):
-            raise UserError(f"model.name '{name}' needs a tokenizer from a hub; choose a model with CLIP's own tokenizer")
-        self.name, self.memo = name, dict[str, tuple[int, ...]]()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"name": self.name, "memo": {}}
-
-    def __call__(self, captions: list[str]) -> torch.Tensor:
-        theirs = _tokenizer(self.name)
-        known_kind = type(theirs).__name__ == "SimpleTokenizer" and theirs.clean_fn is _lowered()
-        if not known_kind or theirs.reduction_fn is not None:
-            return torch.as_tensor(theirs(captions)).to(torch.int32)
-        out = np.zeros((len(captions), theirs.context_length), np.int32)
-        memo = self.memo
-        if len(memo) > MEMO:
-            memo.clear()
-        for row, text in zip(out, captions, strict=True):
-            plain = text.isascii() and "&" not in text and text.isprintable()
-            tokens = [theirs.sot_token_id]
-            for word in (text.lower() if plain else theirs.clean_fn(text)).split():
-                if (known := memo.get(word)) is None:
-                    known = memo[word] = _word(theirs, word)
-                tokens += known
-            del tokens[len(row) - 1 :]
-            tokens.append(theirs.eot_token_id)
-            row[: len(tokens)] = tokens
-        return torch.from_numpy(out)
-
-
-def _word(theirs: Any, word: str) -> tuple[int, ...]:
-    """The tokens of a clean word."""
-    tokens: list[int] = []
-    for piece in theirs.pat.findall(word):
-        letters = "".join(theirs.byte_encoder[byte] for byte in piece.encode())
-        tokens += (theirs.encoder[part] for part in theirs.bpe(letters).split(" "))
-    return tuple(tokens)
-
-
-@cache
-def _lowered() -> Any:
-    from open_clip.tokenizer import get_clean_fn
-
-    return get_clean_fn("lower")
-
-
-@cache
-def _tokenizer(name: str) -> Any:
-    with _quiet():
-        return _open_clip().get_tokenizer(name)
-
-
 def build(name: str, seed: int) -> Towers:
     """Freshly initialised towers, the same for the same seed; global generators are left as they were."""
     model_config(name)
-    with torch.random.fork_rng(), _quiet():
+    with torch.random.fork_rng(), quiet():
         torch.manual_seed(derive_seed(seed, "init"))
-        clip = _open_clip().create_model(name)
+        clip = open_clip_module().create_model(name)
     strange = [
         n
         for n, m in clip.named_modules()
@@ -160,8 +99,8 @@ def build(name: str, seed: int) -> Towers:
 
 def on_meta(name: str) -> Towers:
     """The towers without storage, to count with."""
-    with torch.device("meta"), _quiet():
-        clip = _open_clip().create_model(name, device="meta")
+    with torch.device("meta"), quiet():
+        clip = open_clip_module().create_model(name, device="meta")
     return Towers(clip, (0.0,) * 3, (1.0,) * 3)
 
 
@@ -211,7 +150,7 @@ def put_weights(towers: Towers, state: dict[str, torch.Tensor], path: str, name:
 def pretrained(name: str, tag: str) -> Path:
     """The file of weights that open_clip knows under a tag, from its hub or its cache; UserError naming the valid tags, or
     saying that it can't be had."""
-    clip = _open_clip()
+    clip = open_clip_module()
     tags = clip.list_pretrained_tags_by_model(name)
     if tag not in tags:
         raise UserError(f"start.pretrained is '{tag}', which open_clip does not know for {name}{suggestion(tag, tags)}")
@@ -230,7 +169,10 @@ def pretrained(name: str, tag: str) -> Path:
 def imagenet() -> Imagenet:
     """ImageNet's class names and the 80 prompt templates of CLIP, with {c} for the class, as open_clip holds them; a release
     in which they differ from those that the literature uses is refused."""
-    lists = list(_open_clip().IMAGENET_CLASSNAMES), [line("{c}") for line in _open_clip().OPENAI_IMAGENET_TEMPLATES]
+    lists = (
+        list(open_clip_module().IMAGENET_CLASSNAMES),
+        [line("{c}") for line in open_clip_module().OPENAI_IMAGENET_TEMPLATES],
+    )
     for content, known in zip(lists, CHECKSUMS, strict=True):
         if sha256(json.dumps(content).encode()).hexdigest() != known:
             raise UserError("this release of open_clip_torch has other ImageNet class names or templates; install 3.3.0")
@@ -241,7 +183,7 @@ def export_config(name: str, weights: Path) -> str:
     """open_clip_config.json for these weights of this architecture."""
     from safetensors import safe_open
 
-    mean, std = _open_clip().OPENAI_DATASET_MEAN, _open_clip().OPENAI_DATASET_STD
+    mean, std = open_clip_module().OPENAI_DATASET_MEAN, open_clip_module().OPENAI_DATASET_STD
     config = model_config(name)
     with safe_open(weights, "pt") as file:
         if SCALARS["bias"] in file.keys():  # noqa: SIM118  (no mapping)

@@ -14,7 +14,7 @@ from data.refusal import UserError
 from data.seeding import derive_seed
 from engine.distributed import collectives
 from engine.distributed.world import World
-from engine.models import clip as model
+from engine.models import clip
 from engine.models.towers import Towers
 from engine.models.transforms.registry import build as build_transform
 from engine.training import checkpoint, zero
@@ -53,7 +53,7 @@ class Built:
 def build(job: RunInputs, world: World) -> Built:
     """Everything that a run trains; UserError where the spec asks for what its model or its start can't give."""
     run, machine, stage = job.run, job.run.spec.machine, job.run.settings
-    towers = model.build(run.spec.model.name, run.spec.seed)
+    towers = clip.build(run.spec.model.name, run.spec.seed)
     towers.cuts = _cuts(towers, machine.trim_text, run.spec.model.name)
     scalars, source = load_start_weights(job, towers)
     start_weights = _copied(towers) if run.stage == "clean" and world.first else {}
@@ -70,7 +70,7 @@ def build(job: RunInputs, world: World) -> Built:
     tower_optimizer = zero.wrap(towers, section, machine, world, stage.batch // world.size)
     if frozen is not None and precision != "fp32":
         frozen.to(next(towers.parameters()).dtype)
-    width = model.model_config(run.spec.model.name)["embed_dim"]
+    width = clip.model_config(run.spec.model.name)["embed_dim"]
     head = Head.build(stage, width, scalars, derive_seed(run.spec.seed, "head"), world.device)
     if moments:
         zero.set_moments(tower_optimizer, split(moments, dict(towers.clip.named_parameters())), float(moments[STEPS]))

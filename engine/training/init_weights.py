@@ -13,7 +13,7 @@ import torch
 
 from configs.start import Start, weights_of
 from data.refusal import UserError
-from engine.models import clip as model
+from engine.models import clip
 from engine.models.towers import Towers
 from engine.training.optimizer import decays
 
@@ -27,7 +27,7 @@ def path_of(start: Start, name: str) -> Path:
     """The file of a start's weights; UserError if there is none. A name of open_clip's is fetched from its hub, or taken
     from its cache."""
     if start.pretrained is not None:
-        return model.pretrained(name, start.pretrained)
+        return clip.pretrained(name, start.pretrained)
     path = weights_of(start)
     if path is None:
         raise UserError(
@@ -49,7 +49,7 @@ def distance(parameters: Mapping[str, torch.Tensor], start: Mapping[str, torch.T
 def load_start(towers: Towers, path: Path, name: str) -> dict[str, torch.Tensor]:
     """Loads a file's weights into the towers; the scale and the bias that it holds, [1] each. UserError naming the first
     tensors that don't fit."""
-    return model.put_weights(towers, weights_in(read(path)), str(path), name)
+    return clip.put_weights(towers, weights_in(read(path)), str(path), name)
 
 
 def read(path: Path) -> dict[str, Any]:

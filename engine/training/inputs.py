@@ -25,8 +25,9 @@ from engine.distributed import collectives
 from engine.distributed.watchdog import heartbeat
 from engine.distributed.world import World
 from engine.evaluation.sets import EvalSet, eval_sets
-from engine.models import clip as model
+from engine.models import clip
 from engine.models.neurons import neurons_of
+from engine.models.tokenizer import Tokenizer
 from engine.models.transforms.contract import CleanPairs, TransformInputs
 from engine.training.init_weights import path_of
 from engine.training.labelled_inputs import check_labels, labelled_pairs
@@ -46,7 +47,7 @@ class RunInputs:
     folder: Path
     pairs: Pairs
     sets: list[EvalSet]
-    tokenize: model.Tokenizer
+    tokenize: Tokenizer
     labels: np.ndarray | None = None  # int64 by sample, -1 for none, where an objective does not make its own
     flags: np.ndarray | None = None  # bool by sample
 
@@ -83,15 +84,15 @@ def prepare_inputs(run: Run, study: Path, world: World) -> RunInputs:
         raise UserError(
             f"{field} is {stage.batch:,}, which does not divide over {world.size} processes; nearest that do: {near}"
         )
-    tokenize = model.Tokenizer(spec.model.name)
+    tokenize = Tokenizer(spec.model.name)
     _divides(run, world)
     if stage.transform is not None and stage.transform.removes_neurons:
-        neurons_of(model.on_meta(spec.model.name), spec.model.name)
+        neurons_of(clip.on_meta(spec.model.name), spec.model.name)
     source, clean = spec.data.pretrain, spec.data.clean
     augment = clean.augment if run.stage == "clean" and clean.augment is not None else spec.data.augment
     if stage.objective.views[1] > 1:
         check_synonyms(augment)
-    size = model.image_size(spec.model.name)
+    size = clip.image_size(spec.model.name)
     reading = Reading(
         spec.seed, world.rank, world.size, stage.batch, stage.objective.views, size, augment, source.caption,
         spec.data.decode,
@@ -116,7 +117,7 @@ def prepare_inputs(run: Run, study: Path, world: World) -> RunInputs:
 
 def _divides(run: Run, world: World) -> None:
     """UserError if a process's pairs, or a micro-batch, are no whole number of BatchNorm's groups."""
-    if not model.has_norms(run.spec.model.name):
+    if not clip.has_norms(run.spec.model.name):
         return
     batch, micro = run.settings.batch, run.spec.machine.micro_batch
     group = min(run.spec.model.norm_group, batch)
@@ -198,7 +199,7 @@ def plan_of(spec: Spec, index: Index, chosen: np.ndarray | None, study: Path, wo
 
 def templates(name: str) -> list[str]:
     """The templates of poisoned captions under a name."""
-    return model.imagenet().templates if name == "imagenet" else read_templates(name)
+    return clip.imagenet().templates if name == "imagenet" else read_templates(name)
 
 
 def _cleaning(

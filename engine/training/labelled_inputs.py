@@ -7,7 +7,8 @@ from data.labelled import Labelled, read_labelled
 from data.labelled_pairs import LabelledPairs
 from data.pipeline import Reading
 from data.refusal import UserError
-from engine.models.clip import Tokenizer, imagenet
+from engine.models.clip import imagenet
+from engine.models.tokenizer import Tokenizer
 from objectives.sum import objectives_of
 from objectives.supervised import Supervised
 

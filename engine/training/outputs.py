@@ -18,7 +18,7 @@ from data.shards import Index
 from data.sheet import pairs_grid, small_grid
 from engine.distributed import collectives
 from engine.distributed.world import World
-from engine.models import clip as model
+from engine.models import clip
 from engine.training import checkpoint, zero
 from engine.training.build import BuildFacts
 from engine.training.init_weights import BESIDE
@@ -132,7 +132,7 @@ def finish(run: RunState) -> None:
     job, learner = run.job, run.learner
     average_running_stats(run.engine)
     with zero.full_weights(run.engine, job.run.spec.machine):
-        state = model.weights(run.engine.module, learner.head.parameters) if run.world.first else {}
+        state = clip.weights(run.engine.module, learner.head.parameters) if run.world.first else {}
     # whoever cleans this model may want to inherit them
     moments = zero.moments(learner.tower_optimizer) if job.run.stage == "pretrain" else {}
     if moments:

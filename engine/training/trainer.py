@@ -9,7 +9,7 @@ from collections.abc import Callable
 from data.pipeline import batches
 from engine.distributed import collectives
 from engine.distributed.world import World
-from engine.models import clip as model
+from engine.models import clip
 from engine.training.bad_samples import BadSamples
 from engine.training.build import build
 from engine.training.inputs import RunInputs
@@ -69,8 +69,8 @@ def run_training(
 def re_evaluate(job: RunInputs, world: World) -> None:
     """Measures a finished run again, since the spec now measures something else: new rows at its last step."""
     end = FinishedJson.model_validate_json((job.folder / FinishedJson.FILE).read_bytes())
-    towers = model.build(job.run.spec.model.name, job.run.spec.seed)
-    learned = model.load_weights(towers, job.folder / "weights.safetensors")
+    towers = clip.build(job.run.spec.model.name, job.run.spec.seed)
+    learned = clip.load_weights(towers, job.folder / "weights.safetensors")
     length = (job.folder / "metrics.jsonl").stat().st_size
     journal = Journal(job.folder, job.run.title, end.steps, end.steps, length, world.first)
     for numbers in measured(job, towers.to(world.device), learned, world):

@@ -1,0 +1,115 @@
+"""Layers that take the place of torch's and open_clip's in the towers: the same results, less work, fixed groups."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+class LastBlock:
+    """The forward pass of a transformer's last block at the one token that is read from it: [n, L, W] to [n, 1, W].
+
+    A picture's is the first; a caption's place comes in place of the mask, int64 [n]. With a real mask, all tokens as ever.
+    """
+
+    def __init__(self, block: Any, text: bool) -> None:
+        self.block, self.text = block, text
+
+    def __call__(self, q_x: torch.Tensor, k_x: Any = None, v_x: Any = None, attn_mask: torch.Tensor | None = None) -> Any:
+        block, at = self.block, attn_mask
+        if self.text and (at is None or at.ndim != 1):
+            return type(block).forward(block, q_x, k_x, v_x, attn_mask)
+        own = q_x[torch.arange(len(q_x), device=q_x.device), at][:, None] if self.text else q_x[:, :1]
+        own = own + block.ls_1(block.attn(block.ln_1(q_x), at=at, first=not self.text)[0])
+        return own + block.ls_2(block.mlp(block.ln_2(own)))
+
+
+class Attention(nn.MultiheadAttention):
+    """Self-attention by torch's fused kernel. open_clip masks in its text tower only, and there causally."""
+
+    def forward(  # type: ignore[override]
+        self,
+        query: torch.Tensor,
+        key: Any = None,
+        value: Any = None,
+        attn_mask: torch.Tensor | None = None,
+        at: torch.Tensor | None = None,
+        first: bool = False,
+        **_: Any,
+    ) -> tuple[torch.Tensor, None]:
+        """([n, L, W], None), causal if there is a mask; [n, 1, W] at the `first` token, or causally at `at` (int64 [n])."""
+        if first or at is not None:
+            return self._at_one(query, at), None
+        n, length, width = query.shape
+        assert self.in_proj_weight is not None
+        qkv = F.linear(query, self.in_proj_weight, self.in_proj_bias)
+        q, k, v = qkv.view(n, length, 3, self.num_heads, width // self.num_heads).permute(2, 0, 3, 1, 4)
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=attn_mask is not None)
+        return self.out_proj(out.transpose(1, 2).reshape(n, length, width)), None
+
+    def _at_one(self, x: torch.Tensor, at: torch.Tensor | None) -> torch.Tensor:
+        n, length, width = x.shape
+        assert self.in_proj_weight is not None
+        own = x[:, 0] if at is None else x[torch.arange(n, device=x.device), at]
+        sizes = [width, 2 * width]
+        weights, biases = torch.split(self.in_proj_weight, sizes), torch.split(self.in_proj_bias, sizes)
+        q = F.linear(own, weights[0], biases[0]).view(n, 1, self.num_heads, -1).transpose(1, 2)
+        k, v = F.linear(x, weights[1], biases[1]).view(n, length, 2, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        seen = None if at is None else (torch.arange(length, device=x.device) <= at[:, None])[:, None, None]
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
+        return torch.as_tensor(self.out_proj(out.transpose(1, 2).reshape(n, 1, width)))
+
+
+def is_plain(attention: nn.MultiheadAttention) -> bool:
+    """Whether torch's attention is of the kind that Attention takes the place of."""
+    own = attention._qkv_same_embed_dim and attention.batch_first and attention.bias_k is None
+    return own and not attention.dropout and not attention.add_zero_attn
+
+
+class GroupedNorm(nn.BatchNorm2d):
+    """BatchNorm over groups of `rows` consecutive rows; its running statistics move once a step, by the mean over groups."""
+
+    rows: int | None  # None: all there are
+    counts: bool
+    frozen: bool  # whether running statistics normalise in training too, and stay
+
+    def prepare(self) -> None:
+        """Makes a BatchNorm2d one of these."""
+        self.rows, self.counts, self.frozen = None, True, False
+        self.pending: tuple[torch.Tensor, torch.Tensor] | None = None
+        self.groups = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[n, C, H, W]; n a multiple of `rows`."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        if not self.training or self.frozen:
+            mean, var = self.running_mean.to(self.weight.dtype), self.running_var.to(self.weight.dtype)
+            return F.batch_norm(x, mean, var, self.weight, self.bias, False, 0.0, self.eps)
+        out = []
+        # no split for one group: its gradient would be copied together again
+        parts = [x] if self.rows is None or len(x) <= self.rows else torch.split(x, self.rows)
+        for part in parts:
+            mean, var = torch.zeros_like(self.weight), torch.zeros_like(self.weight)
+            # with momentum 1 the "running" statistics are this group's own
+            out.append(F.batch_norm(part, mean, var, self.weight, self.bias, True, 1.0, self.eps))
+            if self.counts:
+                self._note(mean.detach().to(self.running_mean.dtype), var.detach().to(self.running_mean.dtype))
+        return out[0] if len(out) == 1 else torch.cat(out)
+
+    def _note(self, mean: torch.Tensor, var: torch.Tensor) -> None:
+        if self.pending is not None:
+            mean, var = mean + self.pending[0], var + self.pending[1]
+        self.pending, self.groups = (mean, var), self.groups + 1
+
+    def update_running_stats(self, taken: torch.Tensor | None = None) -> None:
+        """Moves the running statistics by what has been noted since, or forgets it if the step was not `taken`."""
+        if self.pending is None:
+            return
+        assert self.momentum is not None
+        for running, noted in zip((self.running_mean, self.running_var), self.pending, strict=True):
+            assert running is not None
+            moved = torch.lerp(running, noted / self.groups, self.momentum)
+            running.copy_(moved if taken is None else torch.where(taken, moved, running))
+        self.pending, self.groups = None, 0
