@@ -129,6 +129,13 @@ class Run:
         )
 
 
+def stage_of(decides: dict[str, Any]) -> StageName:
+    """The stage of a run whose folder holds these values (`Run.decides`) as its spec.json."""
+    if "clean" in decides:
+        return "clean"
+    return "pretrain" if decides.get("attack") else "twin"
+
+
 def runs(points: Iterable[Point], stage: str | None = None) -> list[Run]:
     """All runs of a study, each once, a start before what starts from it; `stage` keeps those of one stage."""
     out: dict[str, Run] = {}

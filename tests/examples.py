@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
-os.environ["ANTIDOTE_HELPS"] = "0"  # no report after each
+os.environ["ANTIDOTE_WORKER_SINCE"] = "0"  # no report after each
 
 from engine.distributed import world
 from engine.run import main

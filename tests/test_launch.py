@@ -11,10 +11,10 @@ import torch
 from conftest import ROOT, antidote, journals, settings
 
 from configs.sweep import Sweep
-from engine.study import launch as spread
-from engine.study.launch import slots, words_of
-from engine.study.live_view import Screen
-from engine.study.status import Surveyor
+from engine.study import launch
+from engine.study.launch import worker_slots, worker_words
+from engine.study.status import LiveView
+from records.study_json import RunEntry, StudyJson
 
 
 @pytest.mark.parametrize(
@@ -40,22 +40,22 @@ def test_jobs_are_as_many_as_gpus_or_cores(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    monkeypatch.setattr(spread, "cores", lambda: 3)
-    monkeypatch.setattr(spread, "MEMORY", 1.0)
+    monkeypatch.setattr(launch, "cores", lambda: 3)
+    monkeypatch.setattr(launch, "MEMORY", 1.0)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert [slot.gpus for slot in slots(Sweep(**{"executor": "local", **sweep}), runs)] == expected
+    assert [slot.gpus for slot in worker_slots(Sweep(**{"executor": "local", **sweep}), runs)] == expected
 
 
 def test_a_job_is_the_command_of_the_study_itself() -> None:
     options = Namespace(spec="x.yaml", set=["clean.epochs=2"], stage="clean")
-    one = words_of(options, Sweep(), 3, 29700)
+    one = worker_words(options, Sweep(), 3, 29700)
     assert one[1:] == [
         str(ROOT / "engine/run.py"), "--spec", "x.yaml", "--set", "clean.epochs=2", "--stage", "clean",
         "--set", "sweep.executor=here", "--set", "machine.threads=3",
     ]  # fmt: skip
-    several = words_of(options, Sweep(processes=4), None, 29700)
+    several = worker_words(options, Sweep(processes=4), None, 29700)
     assert several[0].endswith("deepspeed")
     assert several[1:6] == ["--num_gpus", "4", "--master_port", "29700", str(ROOT / "engine/run.py")]
 
@@ -81,13 +81,13 @@ def test_several_processes_pre_train_together_then_runs_of_several_are_spread(sp
 
 
 def test_on_a_terminal_a_live_table_shows_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    runs = [{"run": f"clean-{i}", "stage": "clean", "title": f"clean [{i}]"} for i in range(40)]
-    (tmp_path / "study.json").write_text(json.dumps({"runs": runs}))
+    entries = [RunEntry(run=f"clean-{i}", stage="clean", title=f"clean [{i}]", pretrain_objective="mmcl") for i in range(40)]
+    StudyJson(name="tiny", runs=entries).write(tmp_path)
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    screen = Screen()
-    screen.show(Surveyor(tmp_path), 2)
-    screen.show(Surveyor(tmp_path), 2)
-    screen.end()
+    view = LiveView(tmp_path)
+    view.show(2)
+    view.show(2)
+    view.end()
     said = " ".join(re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().err).split())
     assert "0 of 40 runs done, 0 running, 40 left" in said
     assert "clean [3]" in said

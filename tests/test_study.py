@@ -16,9 +16,9 @@ import pytest
 from conftest import ROOT, SPEC, antidote, environment, journals, settings
 
 from configs.sweep import Median
-from engine.study import lock as claim
-from engine.study.median_pruner import hopeless
-from engine.study.status import Surveyor, main
+from engine.study import lock
+from engine.study.search import prune_reason
+from engine.study.status import StatusReader, main
 
 RATE = "clean.optimizer.rate"
 ONE_THREAD = SPEC.replace("workers: 0}}", "workers: 0, threads: 1}}")  # two would sum in another order than one
@@ -106,7 +106,7 @@ def until(what: Any, process: subprocess.Popen[str], seconds: float = 120) -> An
 
 def holders(study: Path, stage: str = "clean") -> list[int]:
     """The processes that hold runs of a stage."""
-    held = [claim.holder(path.parent) for path in study.glob(f"{stage}-*/claim.*")]
+    held = [lock.owner(path.parent) for path in study.glob(f"{stage}-*/claim.*")]
     return [one.pid for one in held if one is not None and one.alive]
 
 
@@ -188,8 +188,8 @@ def test_a_run_whose_process_died_five_times_is_given_up(twelve: Path) -> None:
     run = runs(load(twelve, words[1::2]).points)[-1]
     home = twelve.parent / "runs/tiny" / run.folder
     home.mkdir(parents=True)
-    dead = {**claim.here(), "pid": 2**22 + 1}
-    (home / f"claim.{claim.DEATHS}").write_text(json.dumps(dead))
+    dead = {**lock.this_process(), "pid": 2**22 + 1}
+    (home / f"claim.{lock.DEATHS}").write_text(json.dumps(dead))
     out = antidote("--spec", str(twelve), *words, cwd=twelve.parent)
     assert out.returncode == 2
     assert "its process died 5 times" in out.stderr
@@ -199,7 +199,7 @@ def test_a_run_whose_process_died_five_times_is_given_up(twelve: Path) -> None:
 
 def test_a_study_that_others_carry_out_is_joined_with_the_same_spec_only(undisturbed: Path, twelve: Path) -> None:
     shutil.copytree(undisturbed, twelve.parent / "runs/tiny")
-    held = claim.take(twelve.parent / "runs/tiny" / "clean-0")
+    held = lock.acquire(twelve.parent / "runs/tiny" / "clean-0")
     assert held is not None
     out = antidote("--spec", str(twelve), *settings("clean.epochs=2", "machine.log_steps=2"), cwd=twelve.parent)
     held.release()
@@ -220,7 +220,7 @@ def test_sigterm_saves_the_runs_of_all_jobs(undisturbed: Path, twelve: Path) -> 
     assert list(study.glob("clean-*/checkpoints/step-*/manifest.json"))
 
 
-def test_hopeless_runs_are_stopped_by_the_median_rule_and_go_on_without_it(world: Path, tmp_path: Path) -> None:
+def test_runs_are_pruned_by_the_median_rule_and_go_on_without_it(world: Path, tmp_path: Path) -> None:
     """Of five cleanings the two that destroy the model reach nothing; they stop after the first epoch that may stop."""
     (tmp_path / "tiny.yaml").write_text(SPEC.format(world=world))
     sweep = {RATE: [0.0, 1e-8, 1e-7, 1e-1, 2e-1]}
@@ -235,7 +235,7 @@ def test_hopeless_runs_are_stopped_by_the_median_rule_and_go_on_without_it(world
         re.match(r"after epoch 1 its best of .* was below .*, the median of \d others'", one["why"])
         for one in stopped.values()
     )
-    assert Surveyor(study).survey().count("stopped") == 2
+    assert StatusReader(study).read().count("stopped") == 2
     out = antidote("--spec", "tiny.yaml", *sets, *settings(f"sweep={json.dumps(sweep)}"), cwd=tmp_path)
     assert out.returncode == 0, out.stderr
     assert out.stderr.count("goes on at step") == 2
@@ -250,7 +250,7 @@ def test_the_median_rule_by_hand(tmp_path: Path) -> None:
 
     def journal(name: str, *points: tuple[float, float]) -> Path:
         (tmp_path / name).mkdir()
-        rows = [{"kind": "measure", "epoch": e, "asr": asr, "top1": top1} for e, (asr, top1) in enumerate(points)]
+        rows = [{"kind": "measure", "epoch": e, "step": e, "asr": asr, "top1": top1} for e, (asr, top1) in enumerate(points)]
         (tmp_path / name / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         return tmp_path / name
 
@@ -262,10 +262,10 @@ def test_the_median_rule_by_hand(tmp_path: Path) -> None:
         journal("short", start, (0.01, 0.9)),
     ]
     low, high = journal("low", start, (0.9, 0.9), (0.02, 0.2)), journal("high", start, (0.9, 0.9), (0.02, 0.3))
-    assert hopeless(rule, low, others, 1) is None, "too early"
-    assert hopeless(rule, low, others[1:], 2) is None, "too few"
-    assert hopeless(rule, low, others, 2) == "after epoch 2 its best of 0.2000 was below 0.3000, the median of 3 others'"
-    assert hopeless(rule, high, others, 2) is None
+    assert prune_reason(rule, low, others, 1) is None, "too early"
+    assert prune_reason(rule, low, others[1:], 2) is None, "too few"
+    assert prune_reason(rule, low, others, 2) == "after epoch 2 its best of 0.2000 was below 0.3000, the median of 3 others'"
+    assert prune_reason(rule, high, others, 2) is None
 
 
 def test_a_search_ends_with_the_same_runs_however_it_is_carried_out(world: Path, tmp_path: Path) -> None:
@@ -293,15 +293,15 @@ def test_status_tells_runs_by_their_folders(undisturbed: Path, tmp_path: Path, c
     clean = sorted(study.glob("clean-*"))
     for path in clean[:4]:
         (path / "finished.json").unlink()
-    held = claim.take(clean[0])
-    (clean[1] / "claim.1").write_text(json.dumps({**claim.here(), "pid": 2**22 + 1, "since": "x"}))
+    held = lock.acquire(clean[0])
+    (clean[1] / "claim.1").write_text(json.dumps({**lock.this_process(), "pid": 2**22 + 1, "since": "x"}))
     (clean[2] / "failed.json").write_text(json.dumps({"message": "no [luck]", "when": "x", "host": "h"}))
-    survey = Surveyor(study).survey()
-    states = {seen.run: seen.state for seen in survey.runs}
+    status = StatusReader(study).read()
+    states = {run.run: run.state for run in status.runs}
     assert [states[path.name] for path in clean[:5]] == ["running", "lost", "failed", "to do", "finished"]
-    assert survey.left(2) is not None
+    assert status.remaining_seconds(2) is not None
     next(study.glob("pretrain-*/finished.json")).unlink()
-    assert Surveyor(study).survey().count("waiting") == 1
+    assert StatusReader(study).read().count("waiting") == 1
     assert main([str(study)]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "8 of 13 runs done, 1 running, 3 left, 1 failed, best so far" in said

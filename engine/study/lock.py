@@ -1,9 +1,9 @@
 """Who carries out a run: one process at a time, however many are started, on however many machines share the folder.
 
-A claim is a file `claim.N` in the run's folder, made so that it can be made only once; the highest N counts. Its holder
-touches it every few seconds. A claim whose holder died (known at once on its own machine), or has not touched it for `LOST`
-seconds, is taken over by whoever first makes the next number, so that two can never both do it. A holder that was merely
-asleep sees the higher number and ends. Ages are told by the clock of the file system, never by this machine's.
+A lock is a file in the run's folder, made so that it can be made only once; the highest number counts. Its owner touches it
+every few seconds. A lock whose owner died (known at once on its own machine), or has not touched it for `STALE` seconds, is
+taken over by whoever first makes the next number, so that two can never both own the run. An owner that was merely asleep
+sees the higher number and ends. Ages are told by the clock of the file system, never by this machine's.
 """
 
 import json
@@ -20,14 +20,15 @@ from typing import Any
 
 import psutil
 
-EVERY = 5.0  # seconds between two touches
-LOST = 90.0  # seconds without one after which the holder is taken for dead
-DEATHS = 5  # takeovers after which a run is taken to kill its process
+NAME = "claim"  # of the files, claim.1, claim.2, ...: processes that an earlier version started look for that name
+HEARTBEAT = 5.0  # seconds between two touches
+STALE = 90.0  # seconds without one after which the owner is taken for dead
+DEATHS = 5  # owners that died, after which the run is taken to kill its process
 
 
 @dataclass(frozen=True)
-class Holder:
-    """Who holds, or last held, a run."""
+class LockOwner:
+    """The process that owns, or last owned, a run."""
 
     number: int
     host: str
@@ -37,7 +38,7 @@ class Holder:
     alive: bool
 
 
-def here() -> dict[str, Any]:
+def this_process() -> dict[str, Any]:
     """What tells this process from all others on all machines."""
     machine = host = socket.gethostname()
     with suppress(OSError):  # containers on one machine have process numbers of their own
@@ -45,7 +46,7 @@ def here() -> dict[str, Any]:
     return {"host": host, "machine": machine, "pid": os.getpid(), "began": psutil.Process().create_time()}
 
 
-def now(folder: Path) -> float:
+def folder_time(folder: Path) -> float:
     """The time by the clock of the folder's file system."""
     probe = folder / f".clock-{socket.gethostname()}-{os.getpid()}-{threading.get_ident()}"
     probe.touch()
@@ -55,56 +56,61 @@ def now(folder: Path) -> float:
         probe.unlink(missing_ok=True)
 
 
-def _claims(folder: Path) -> list[tuple[int, Path]]:
-    found = [(int(match[1]), path) for path in folder.glob("claim.*") if (match := re.fullmatch(r"claim\.(\d+)", path.name))]
-    return sorted(found)
+def _locks(folder: Path) -> list[tuple[int, Path]]:
+    """The lock files of a run by number, the one that counts last."""
+    matches = ((re.fullmatch(rf"{NAME}\.(\d+)", path.name), path) for path in folder.glob(f"{NAME}.*"))
+    return sorted((int(match[1]), path) for match, path in matches if match)
 
 
-def holder(folder: Path, clock: float | None = None) -> Holder | None:
-    """Who holds a run, or held it when he died; None if nobody does."""
-    for number, path in reversed(_claims(folder)):
+def owner(folder: Path, clock: float | None = None) -> LockOwner | None:
+    """Who owns a run, or owned it when he died; None if nobody does."""
+    for number, path in reversed(_locks(folder)):
         try:
-            age = (now(folder) if clock is None else clock) - path.stat().st_mtime
-            told = json.loads(path.read_text() or "{}")
+            age = (folder_time(folder) if clock is None else clock) - path.stat().st_mtime
+            process = json.loads(path.read_text() or "{}")
         except FileNotFoundError:
             continue  # given back in this moment
         except ValueError:
-            told = {}
-        # a claim that is not yet written is as alive as it is young
-        return Holder(
-            number, told.get("host", "?"), told.get("pid", 0), told.get("since", "?"), max(0.0, age), _alive(told, age)
-        )
+            process = {}
+        # a lock that is not yet written is as alive as it is young
+        host, pid, since = process.get("host", "?"), process.get("pid", 0), process.get("since", "?")
+        return LockOwner(number, host, pid, since, max(0.0, age), _alive(process, age))
     return None
 
 
-def _alive(told: dict[str, Any], age: float) -> bool:
-    me = here()
-    if told.get("machine") == me["machine"]:
+def running(study: Path) -> list[str]:
+    """The names of a study's runs that living processes own."""
+    folders = sorted({path.parent for path in study.glob(f"*/{NAME}.*")})
+    return [folder.name for folder in folders if (process := owner(folder)) is not None and process.alive]
+
+
+def _alive(process: dict[str, Any], age: float) -> bool:
+    if process.get("machine") == this_process()["machine"]:
         try:
-            process = psutil.Process(told["pid"])
-            same = bool(abs(process.create_time() - told["began"]) < 1)
-            return same and process.status() != psutil.STATUS_ZOMBIE
+            now = psutil.Process(process["pid"])
+            same = bool(abs(now.create_time() - process["began"]) < 1)
+            return same and now.status() != psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             return False
-    return age < LOST
+    return age < STALE
 
 
-class Claim:
-    """A run that this process holds, until `release` or its death."""
+class Lock:
+    """A run that this process owns, until `release` or its death."""
 
     def __init__(self, path: Path, number: int) -> None:
         self.path, self.number = path, number
-        self.done = threading.Event()
-        self.thread = threading.Thread(target=self._beat, daemon=True)
+        self.released = threading.Event()
+        self.thread = threading.Thread(target=self._heartbeat, daemon=True)
         self.thread.start()
 
-    def _beat(self) -> None:
-        while not self.done.wait(EVERY):
-            with suppress(OSError):  # a disk that is away for a while: others wait LOST seconds
-                if _claims(self.path.parent)[-1][0] > self.number:
+    def _heartbeat(self) -> None:
+        while not self.released.wait(HEARTBEAT):
+            with suppress(OSError):  # a disk that is away for a while: others wait STALE seconds
+                if _locks(self.path.parent)[-1][0] > self.number:
                     print(
                         f"error: {self.path.parent} was taken over by another process, since this one gave no sign of life "
-                        f"for {LOST:.0f} s; it goes on there",
+                        f"for {STALE:.0f} s; it goes on there",
                         file=sys.stderr,
                         flush=True,
                     )
@@ -112,26 +118,26 @@ class Claim:
                 os.utime(self.path)
 
     def release(self) -> None:
-        """Gives the run back, to the queue or as ended, and removes the traces of holders who died."""
-        self.done.set()
+        """Gives the run back, to the queue or as ended, and removes the locks of owners who died."""
+        self.released.set()
         self.thread.join()
-        for number, path in _claims(self.path.parent):
+        for number, path in _locks(self.path.parent):
             if number <= self.number:  # ours last; and nobody's who took over
                 path.unlink(missing_ok=True)
 
 
-def take(folder: Path) -> Claim | None:
-    """The claim of a run; None if another process holds it. Of several that try at once one succeeds."""
+def acquire(folder: Path) -> Lock | None:
+    """The lock of a run; None if another process owns it. Of several that try at once one succeeds."""
     folder.mkdir(parents=True, exist_ok=True)
-    held = holder(folder)
-    if held is not None and held.alive:
+    last = owner(folder)
+    if last is not None and last.alive:
         return None
-    number = (held.number if held is not None else 0) + 1
-    path = folder / f"claim.{number}"
+    number = (last.number if last is not None else 0) + 1
+    path = folder / f"{NAME}.{number}"
     try:
         handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
     except FileExistsError:
         return None
     with os.fdopen(handle, "w") as file:
-        json.dump({**here(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}, file)
-    return Claim(path, number)
+        json.dump({**this_process(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}, file)
+    return Lock(path, number)

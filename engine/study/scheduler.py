@@ -9,10 +9,11 @@ from typing import Literal
 from configs.plan import Run, runs
 from configs.spec import Loaded
 from configs.sweep import Optuna
-from engine.study import lock as claim
-from engine.study.lock import Claim
+from engine.study import lock
+from engine.study.lock import Lock
 from records.ending import FailedJson, PrunedJson, measured_as
 from records.folder import finished
+from records.study_json import StudyJson
 
 State = Literal["ended", "failed", "blocked", "open"]
 
@@ -26,27 +27,27 @@ class Scheduler:
     stage: str | None
     since: float = 0.0
     runs: list[Run] = field(default_factory=list)
-    over: set[str] = field(default_factory=set)  # folders of runs that ended
+    ended: set[str] = field(default_factory=set)  # folders of runs that ended
     proposals: int = 0  # files of a search that `runs` knows
 
     @classmethod
     def of(cls, loaded: Loaded, folder: Path, stage: str | None) -> "Scheduler":
-        """The agenda as it stands now."""
-        agenda = cls(loaded, folder, stage)
-        agenda.renew()
-        return agenda
+        """The study as it stands now."""
+        scheduler = cls(loaded, folder, stage)
+        scheduler.refresh()
+        return scheduler
 
     @property
-    def whole(self) -> "Scheduler":
+    def all_stages(self) -> "Scheduler":
         """The same of all stages."""
         return self if self.stage is None else Scheduler.of(self.loaded, self.folder, None)
 
-    def renew(self) -> None:
+    def refresh(self) -> None:
         """Takes in what a search has proposed since."""
-        known = len(list((self.folder / "search").glob("*.json")))
-        if self.runs and known == self.proposals:
+        proposals = len(list((self.folder / "search").glob("*.json")))
+        if self.runs and proposals == self.proposals:
             return
-        points, self.proposals = list(self.loaded.points), known
+        points, self.proposals = list(self.loaded.points), proposals
         if isinstance(self.loaded.spec.sweep.search, Optuna):
             from engine.study.search import proposed
 
@@ -56,53 +57,55 @@ class Scheduler:
     def state(self, run: Run) -> State:
         """How far a run has come. A run that failed before this process began is open again."""
         folder = self.folder / run.folder
-        if run.folder in self.over or self._ended(run, folder):
-            self.over.add(run.folder)
+        if run.folder in self.ended or self._ended(run, folder):
+            self.ended.add(run.folder)
             return "ended"
-        if (folder / FailedJson.FILE).is_file() and (folder / FailedJson.FILE).stat().st_mtime >= self.since:
+        failure = folder / FailedJson.FILE
+        if failure.is_file() and failure.stat().st_mtime >= self.since:
             return "failed"
-        if run.start is not None and not finished(self.folder / run.start.folder):
-            before = self.state(run.start) if run.start in self.runs else "open"
-            return "blocked" if before in ("failed", "blocked") else "open"
+        if run.start is not None and not self.ready(run):
+            start = self.state(run.start) if run.start in self.runs else "open"
+            return "blocked" if start in ("failed", "blocked") else "open"
         return "open"
 
     def _ended(self, run: Run, folder: Path) -> bool:
-        stops = run.stage == "clean" and self.loaded.spec.sweep.stop is not None
-        return measured_as(folder, run.measured) or stops and (folder / PrunedJson.FILE).is_file()
+        prunes = run.stage == "clean" and self.loaded.spec.sweep.stop is not None
+        return measured_as(folder, run.measured) or prunes and (folder / PrunedJson.FILE).is_file()
 
     def ready(self, run: Run) -> bool:
         """Whether what it starts from is there."""
         return run.start is None or finished(self.folder / run.start.folder)
 
-    def next(self) -> tuple[Run, Claim] | Literal["wait", "none"]:
-        """A run that this process now holds; `wait` while others carry out what is left; `none` when nothing is left."""
+    def next(self) -> tuple[Run, Lock] | Literal["wait", "none"]:
+        """A run that this process now owns; `wait` while others carry out what is left; `none` when nothing is left."""
         while True:
-            waiting = False
+            any_open = False
             for run in self.runs:
                 if self.state(run) != "open":
                     continue
-                waiting = True
-                if not self.ready(run):
-                    continue
-                folder = self.folder / run.folder
-                held = claim.take(folder)
-                if held is None:
-                    continue
-                if self.state(run) != "open":  # ended while we reached for it
-                    held.release()
-                    continue
-                if held.number > claim.DEATHS:
-                    words = f"its process died {claim.DEATHS} times; look at its log and the machine's memory"
-                    FailedJson.now(words).write(folder)
-                    held.release()
-                    continue
-                return run, held
-            if waiting:
+                any_open = True
+                if self.ready(run) and (owned := self._acquire(run)) is not None:
+                    return run, owned
+            if any_open:
                 return "wait"
-            if not self.extended():
+            if not self.search_further():
                 return "none"
 
-    def extended(self) -> bool:
+    def _acquire(self, run: Run) -> Lock | None:
+        """The lock of an open run; None if another process owns it, ended it a moment ago, or too many died of it."""
+        folder = self.folder / run.folder
+        owned = lock.acquire(folder)
+        if owned is None:
+            return None
+        is_open = self.state(run) == "open"
+        if is_open and owned.number <= lock.DEATHS:
+            return owned
+        if is_open:
+            FailedJson.now(f"its process died {lock.DEATHS} times; look at its log and the machine's memory").write(folder)
+        owned.release()
+        return None
+
+    def search_further(self) -> bool:
         """Whether a search has proposed further runs, now that those before have ended."""
         if not isinstance(self.loaded.spec.sweep.search, Optuna) or self.stage == "pretrain":
             return False
@@ -110,7 +113,7 @@ class Scheduler:
 
         if not propose(self.loaded, self.folder):
             return False
-        self.renew()
+        self.refresh()
         return True
 
     def count(self) -> dict[State, int]:
@@ -130,9 +133,22 @@ class Scheduler:
             elif state == "blocked":
                 yield run, "what it starts from failed"
 
+    def siblings(self, run: Run) -> list[Path]:
+        """The folders of the other cleaning runs that start where this one does."""
+        return [
+            self.folder / other.folder
+            for other in self.runs
+            if other.stage == "clean" and other.origin == run.origin and other != run
+        ]
 
-def siblings(agenda: Scheduler, run: Run) -> list[Path]:
-    """The folders of the other cleaning runs that start where this one does."""
-    return [
-        agenda.folder / one.folder for one in agenda.runs if one.stage == "clean" and one.origin == run.origin and one != run
-    ]
+    def write_study_json(self, command: str) -> None:
+        """Writes what is asked and the runs that answer it, with the command that goes on with them."""
+        spec = self.loaded.spec
+        StudyJson(
+            name=spec.name,
+            command=command,
+            question=spec.question,
+            target=spec.attack.target,
+            spec=spec.model_dump(mode="json"),
+            runs=[run.entry() for run in self.all_stages.runs],
+        ).write(self.folder)

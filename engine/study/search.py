@@ -1,4 +1,5 @@
-"""What a search by Optuna tries next: a function of what the runs before reached, so that any process can ask.
+"""What a search by Optuna tries next, and which runs the median rule ends early: both functions of what other runs reached,
+so that any process can ask.
 
 Trials of an arm are proposed `together` at a time. A generation is proposed when the one before has ended, from that one and
 all before it, and kept in the study's folder; so the same study finds the same runs on one machine or on many.
@@ -11,19 +12,25 @@ import os
 import warnings
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import ValidationError
 
 from configs.plan import Run, runs
 from configs.spec import Loaded, Point
-from configs.sweep import Arm, Optuna, Range
+from configs.sweep import Arm, Median, Optuna, Range
 from data.seeding import derive_seed
 from engine.study.points import measured_points
 from measures.frontier import worth
 from records.ending import FailedJson, PrunedJson
 from records.folder import finished, read_json, write_json
-from records.rows import FILE, read_rows
+from records.rows import FILE, MeasureRow, read_rows
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+
+Trial = dict[str, Any]  # the value of each searched field by its path
 
 
 def _file(folder: Path, arm: Arm, generation: int) -> Path:
@@ -31,60 +38,69 @@ def _file(folder: Path, arm: Arm, generation: int) -> Path:
     return folder / "search" / f"{name}-{generation:04d}.json"
 
 
-def _trials(loaded: Loaded, folder: Path, arm: Arm) -> list[list[dict[str, Any]]]:
-    """What has been proposed for an arm, generation by generation."""
+def _generations(loaded: Loaded, folder: Path, arm: Arm) -> list[list[Trial]]:
+    """The trials that have been proposed for an arm, generation by generation."""
     search = loaded.spec.sweep.search
     assert isinstance(search, Optuna)
-    out = [[arm.drawn(search.seed, trial) for trial in range(min(search.trials, search.together))]]
-    while told := read_json(_file(folder, arm, len(out))).get("trials"):
-        out.append(told)
+    out = [[arm.drawn(search.seed, number) for number in range(min(search.trials, search.together))]]
+    while trials := read_json(_file(folder, arm, len(out))).get("trials"):
+        out.append(trials)
     return out
 
 
 def proposed(loaded: Loaded, folder: Path) -> list[Point]:
     """The points that the search has proposed so far, after the first ones of each arm."""
-    later = [(arm, one) for arm in loaded.arms for part in _trials(loaded, folder, arm)[1:] for one in part]
-    return [loaded.point(arm, one) for arm, one in later]
+    return [
+        loaded.point(arm, trial)
+        for arm in loaded.arms
+        for generation in _generations(loaded, folder, arm)[1:]
+        for trial in generation
+    ]
 
 
 def propose(loaded: Loaded, folder: Path) -> bool:
     """Proposes the next generation of each arm that has trials left and whose runs have ended; whether any was."""
-    search, new = loaded.spec.sweep.search, False
+    search, proposed_any = loaded.spec.sweep.search, False
     assert isinstance(search, Optuna)
     for arm in loaded.arms:
-        parts = _trials(loaded, folder, arm)
-        trials = [one for part in parts for one in part]
-        left = search.trials - len(trials)
-        if left <= 0:
+        generations = _generations(loaded, folder, arm)
+        trials = [trial for generation in generations for trial in generation]
+        missing = search.trials - len(trials)
+        if missing <= 0:
             continue
-        told = [(one, _reached(loaded, folder, arm, one)) for one in trials]
-        if any(value == "open" for _, value in told):
+        outcomes = [(trial, _outcome(loaded, folder, arm, trial)) for trial in trials]
+        ended = [(trial, outcome) for trial, outcome in outcomes if outcome != "open"]
+        if len(ended) < len(outcomes):
             continue
-        path = _file(folder, arm, len(parts))
-        chosen = suggestions(search, arm, told, min(left, search.together))
-        for one in chosen:
+        fresh = suggestions(search, arm, ended, min(missing, search.together))
+        for trial in fresh:
             try:
-                loaded.point(arm, one)
+                loaded.point(arm, trial)
             except ValidationError as error:
-                raise AssertionError(f"{one} is no spec: {error}") from error  # the first trials were
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = path.with_name(f".{path.name}-{os.getpid()}")
-        write_json(fresh, {"arm": json.loads(json.dumps(arm.labels, default=str)), "trials": chosen})
-        try:
-            os.link(fresh, path)  # whoever is first: what he proposed is tried
-        except FileExistsError:
-            pass
-        finally:
-            fresh.unlink()
-        new = True
-    return new
+                raise AssertionError(f"{trial} is no spec: {error}") from error  # the first trials were
+        _keep(_file(folder, arm, len(generations)), arm, fresh)
+        proposed_any = True
+    return proposed_any
 
 
-def _reached(loaded: Loaded, folder: Path, arm: Arm, one: dict[str, Any]) -> Any:
+def _keep(path: Path, arm: Arm, trials: list[Trial]) -> None:
+    """Writes a generation, unless another process was first: then what that one proposed is tried."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staged = path.with_name(f".{path.name}-{os.getpid()}")
+    write_json(staged, {"arm": json.loads(json.dumps(arm.labels, default=str)), "trials": trials})
+    try:
+        os.link(staged, path)
+    except FileExistsError:
+        pass
+    finally:
+        staged.unlink()
+
+
+def _outcome(loaded: Loaded, folder: Path, arm: Arm, trial: Trial) -> list[float] | None | Literal["open"]:
     """What the run of a trial reached: its goal's values, None if it failed, "open" if it has not ended."""
     search = loaded.spec.sweep.search
     assert isinstance(search, Optuna)
-    run: Run = runs([loaded.point(arm, one)], "clean")[0]
+    run: Run = runs([loaded.point(arm, trial)], "clean")[0]
     home = folder / run.folder
     if not finished(home) and not (home / PrunedJson.FILE).is_file():
         blocked = run.start is not None and (folder / run.start.folder / FailedJson.FILE).is_file()
@@ -96,42 +112,56 @@ def _reached(loaded: Loaded, folder: Path, arm: Arm, one: dict[str, Any]) -> Any
     return [points[-1].top1, points[-1].asr] if points else None
 
 
-def suggestions(
-    search: Optuna, arm: Arm, told: list[tuple[dict[str, Any], list[float] | None]], count: int
-) -> list[dict[str, Any]]:
-    """`count` further trials of an arm after those told of, with what each reached (None: it failed)."""
+def suggestions(search: Optuna, arm: Arm, ended: list[tuple[Trial, list[float] | None]], count: int) -> list[Trial]:
+    """`count` further trials of an arm after those that ended, given with what each reached (None: it failed)."""
     import optuna
-    from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-
-    def distribution(axis: list[Any] | Range) -> BaseDistribution:
-        if not isinstance(axis, Range):
-            return CategoricalDistribution(list(range(len(axis))))
-        kind = IntDistribution if axis.whole else FloatDistribution
-        return kind(axis.tidy(axis.low), axis.tidy(axis.high), log=axis.scale == "log")  # type: ignore[arg-type]
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    spaces = {path: distribution(axis) for path, axis in arm.axes.items()}
+    spaces = {path: _distribution(axis) for path, axis in arm.axes.items()}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of options that Optuna still calls experimental
         sampler = optuna.samplers.TPESampler(
-            seed=derive_seed(search.seed, "optuna", repr(arm.labels), len(told)) % 2**31,
+            seed=derive_seed(search.seed, "optuna", repr(arm.labels), len(ended)) % 2**31,
             n_startup_trials=search.together,
             multivariate=True,
             constant_liar=True,
         )
     up, down = optuna.study.StudyDirection.MAXIMIZE, optuna.study.StudyDirection.MINIMIZE
     study = optuna.create_study(sampler=sampler, directions=[up] if search.goal == "capped" else [up, down])
-    for one, values in told:
-        params = {path: axis.index(one[path]) if isinstance(axis, list) else one[path] for path, axis in arm.axes.items()}
+    axes = arm.axes.items()
+    for trial, values in ended:
+        params = {path: axis.index(trial[path]) if isinstance(axis, list) else trial[path] for path, axis in axes}
         state = optuna.trial.TrialState.FAIL if values is None else optuna.trial.TrialState.COMPLETE
         study.add_trial(optuna.trial.create_trial(params=params, distributions=spaces, values=values, state=state))
     out = []
     for _ in range(count):
-        trial = study.ask(spaces)
-        out.append(
-            {
-                path: axis[trial.params[path]] if isinstance(axis, list) else axis.tidy(trial.params[path])
-                for path, axis in arm.axes.items()
-            }
-        )
+        params = study.ask(spaces).params
+        out.append({path: axis[params[path]] if isinstance(axis, list) else axis.tidy(params[path]) for path, axis in axes})
     return out
+
+
+def _distribution(axis: list[Any] | Range) -> "BaseDistribution":
+    """An axis as Optuna knows it; of a list, the places in it."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    if not isinstance(axis, Range):
+        return CategoricalDistribution(list(range(len(axis))))
+    kind = IntDistribution if axis.whole else FloatDistribution
+    return kind(axis.tidy(axis.low), axis.tidy(axis.high), log=axis.scale == "log")  # type: ignore[arg-type]
+
+
+def prune_reason(rule: Median, folder: Path, siblings: list[Path], epoch: float) -> str | None:
+    """Why the run in a folder should end after this epoch; None if it should go on. The median rule (Golovin et al. 2017,
+    section 3.2), for points of two rates."""
+    if epoch < rule.after:
+        return None
+    journals = [read_rows(sibling / FILE) for sibling in siblings]
+    as_far = [rows for rows in journals if any(isinstance(row, MeasureRow) and row.epoch >= epoch for row in rows)]
+    others = [worth(measured_points(rows, epoch), rule.cap) for rows in as_far]
+    own = worth(measured_points(read_rows(folder / FILE), epoch), rule.cap)
+    if own is None or len(others) < rule.runs:
+        return None
+    middle = median(value for value in others if value is not None)
+    if own >= middle:
+        return None
+    return f"after epoch {epoch:g} its best of {own:.4f} was below {middle:.4f}, the median of {len(others)} others'"

@@ -1,0 +1,140 @@
+"""One process's way through a study, or that of several which train together: it takes one run after another."""
+
+import errno
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Literal
+
+from configs.plan import Run
+from data.refusal import UserError
+from engine.distributed import collectives
+from engine.distributed.watchdog import heartbeat
+from engine.distributed.world import World
+from engine.study import lock
+from engine.study.launch import WORKER_SINCE
+from engine.study.lock import Lock
+from engine.study.scheduler import Scheduler
+from engine.study.search import prune_reason
+from engine.study.status import StatusReader
+from engine.study.stop_signal import StopSignal
+from engine.training import trainer
+from engine.training.checkpoint import DiskFull
+from engine.training.inputs import prepare_inputs
+from engine.training.loop import Stopped
+from records.card import Card, Fact
+from records.ending import FailedJson
+from records.folder import finished
+
+POLL = 1.0  # seconds between looks for a run, while others carry out what this one needs
+
+
+def work(scheduler: Scheduler, world: World, stop: StopSignal, command: str) -> int:
+    """Carries out one run after another until none is left for this process; 0, or the exit code of a stop that was asked
+    for. Runs that fail are noted in their folders and passed over."""
+    since = os.environ.get(WORKER_SINCE)
+    scheduler.since = float(since) if since else collectives.on_rank_0(partial(lock.folder_time, scheduler.folder))
+    reader = StatusReader(scheduler.folder) if world.first and not since and len(scheduler.runs) > 1 else None
+    while True:
+        if number := max(collectives.gather_objects(stop.number)):
+            return 128 + int(number)
+        run, owned = _next(scheduler, command)
+        heartbeat()
+        if run == "none":
+            return 0
+        if isinstance(run, str):  # wait
+            time.sleep(POLL)
+            continue
+        with _owning(owned):
+            try:
+                _carry_out(scheduler, run, world, stop)
+            except Stopped:
+                if world.first:
+                    print("stopped and saved", file=sys.stderr, flush=True)
+                return 128 + (max(collectives.gather_objects(stop.number)) or signal.SIGTERM)
+            except UserError as error:
+                # of a full disk others would die too; of what one process met alone the others know nothing
+                if isinstance(error, DiskFull) or error.alone and world.size > 1:
+                    raise
+                if world.first:
+                    FailedJson.now(str(error)).write(scheduler.folder / run.folder)
+                    print(f"error: {run.folder} ({run.title}): {error}", file=sys.stderr, flush=True)
+        if reader is not None:
+            status = reader.read()
+            print(status.line(1 + status.count("running")), file=sys.stderr, flush=True)
+
+
+def _next(scheduler: Scheduler, command: str) -> tuple[Run | Literal["wait", "none"], Lock | None]:
+    """The run that comes next, the same on every process, and its lock on the first; or what Scheduler.next says instead."""
+    owned: list[Lock] = []
+
+    def choose() -> str:
+        before = len(scheduler.runs)
+        choice = scheduler.next()
+        if len(scheduler.runs) > before:  # a search went on
+            scheduler.write_study_json(command)
+        if isinstance(choice, str):
+            return choice
+        run, run_lock = choice
+        owned.append(run_lock)
+        return run.folder
+
+    name = collectives.on_rank_0(choose)
+    if name in ("wait", "none"):
+        return name, None
+    scheduler.refresh()
+    return next(run for run in scheduler.runs if run.folder == name), owned[0] if owned else None
+
+
+@contextmanager
+def _owning(owned: Lock | None) -> Iterator[None]:
+    """Gives the run back in the end. Not after a defect of ours: then the lock tells that its process died of the run."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        if owned is not None:
+            owned.release()
+        raise DiskFull(f"disk full ({error.strerror}); free some space and run the same command again") from error
+    except UserError:
+        if owned is not None:
+            owned.release()
+        raise
+    if owned is not None:
+        owned.release()
+
+
+def _carry_out(scheduler: Scheduler, run: Run, world: World, stop: StopSignal) -> None:
+    """Trains the run, or only measures it again if it is finished and the spec measures something else now."""
+    folder, rule = scheduler.folder, scheduler.loaded.spec.sweep.stop
+    inputs = prepare_inputs(run, folder, world)
+    if finished(folder / run.folder):
+        trainer.re_evaluate(inputs, world)
+        return
+
+    def prune(epoch: float) -> str | None:
+        if rule is None or run.stage != "clean":
+            return None
+        return prune_reason(rule, folder / run.folder, scheduler.siblings(run), epoch)
+
+    count = scheduler.count()
+    number = count["ended"] + count["failed"] + 1
+    trainer.run_training(inputs, world, lambda: bool(stop.number), partial(show_card, number, len(scheduler.runs)), prune)
+
+
+def show_card(number: int, total: int, card: Card, step: int) -> None:
+    """Prints the card of a run that begins at this step."""
+    from rich.console import Console
+    from rich.panel import Panel
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 2))
+    for fact in (*card.facts(), *card.machine_facts(), *([Fact("goes on at step", f"{step:,}")] if step else [])):
+        table.add_row(*fact)
+    console = Console(stderr=True, markup=False, width=None if sys.stderr.isatty() else 120)
+    console.print(Panel(table, title=f"run {number} of {total}: {card.title} ({card.run})", title_align="left"))
