@@ -45,7 +45,7 @@ schema: $(READY)
 mini: $(READY)
 	$(BIN)/python -m data.synthetic shards/demo
 	for study in $(MINI); do PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python engine/run.py --spec specs/mini/$$study.yaml || exit 1; done
-	$(BIN)/python -m report.markdown $(MINI:%=runs/mini-%) --out docs/mini-results.md
+	$(BIN)/python -m report $(MINI:%=runs/mini-%) --markdown docs/mini-results.md
 
 bench: $(READY)
 	for part in loss step ranks start data evaluation sweep report table; do $(BIN)/python benchmarks/$$part.py || exit 1; done

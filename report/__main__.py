@@ -1,37 +1,41 @@
-"""Turns a study folder into its report: figures, one table of every number, one page.
+"""The report's command line: from one or several studies to a page, a comparison or Markdown.
 
-    python -m report runs/demo
-    python -m report runs/demo runs/other
-    python -m report --import published.json --out there
+    python -m report runs/demo                                   # figures, tables and a page in runs/demo/report/
+    python -m report runs/demo runs/other                        # the two compared, in runs/demo/report/compare-other/
+    python -m report runs/mini-* --markdown docs/results.md      # one Markdown page, its figures in docs/results/
+    python -m report --import published.json --out there         # the frontier of published points
 
-reads what the engine wrote (`study.json`, a folder for each run) and writes `runs/demo/report/`. It works on
-unfinished studies, and the same numbers always give the same files. Names, captions and specs come from
-other people: the page escapes them, and the table keeps spreadsheets from running them as formulas.
+It reads what the engine wrote (`study.json`, a folder for each run), works on unfinished studies, and the same numbers give
+the same files. Names and captions come from other people: the page escapes them, the table keeps spreadsheets from
+running them as formulas.
 """
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from data.refusal import UserError
 from report.compare import write_comparison
 from report.imports import write_published
 from report.load import read_study
+from report.markdown import write_markdown
 from report.verdict import notes
 from report.write import write
 
-
-def missing(out: Path) -> list[str]:
-    """What was not written, as notes."""
-    told = "results.parquet is not written: it needs pyarrow, which `pip install -e .[parquet]` brings."
-    return [] if (out / "results.parquet").is_file() else [told]
+NO_PARQUET = "results.parquet is not written: it needs pyarrow, which `pip install -e .[parquet]` brings."
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m report", description="Report on a study or on published points.")
+    parser = argparse.ArgumentParser(prog="python -m report", description="Report on studies or on published points.")
     parser.add_argument(
-        "study", type=Path, nargs="*", help="the folder that engine/run.py wrote, such as runs/demo; of several: compared"
-    )
+        "studies", metavar="STUDY", type=Path, nargs="*",
+        help="a folder that engine/run.py wrote, such as runs/demo; several are compared",
+    )  # fmt: skip
+    parser.add_argument(
+        "--markdown", metavar="FILE.md", type=Path,
+        help="write the studies' sections of this Markdown page instead, figures in the folder FILE/; other sections stay",
+    )  # fmt: skip
     parser.add_argument(
         "--import", dest="published", metavar="FILE", type=Path, action="append", default=[],
         help='a published sweep: {"group": [[asr, ...], [accuracy, ...]]} in JSON, fractions; may be given again',
@@ -42,31 +46,36 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(given: list[str]) -> int:
+def main(arguments: Sequence[str]) -> int:
     """Runs the command line; the exit code is 2 for what the user can put right."""
-    asked = _parser().parse_args(given)
+    options = _parser().parse_args(arguments)
     try:
-        print("\n".join(_carried_out(asked.study, asked.published, asked.out)))
+        print("\n".join(_run(options.studies, options.markdown, options.published, options.out)))
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
     return 0
 
 
-def _carried_out(studies: list[Path], published: list[Path], out: Path | None) -> list[str]:
-    """Writes what was asked for; returns what to say. Raises UserError."""
-    if published and not studies:
+def _run(studies: list[Path], markdown: Path | None, published: list[Path], out: Path | None) -> list[str]:
+    """Writes what was asked for; returns the lines to print. Raises UserError."""
+    if published and not studies and markdown is None:
         return write_published(published, out)
     if published or not studies:
         raise UserError("expected a study's folder, such as runs/demo, or published points by --import FILE; give one")
+    if markdown is not None:
+        if out is not None:
+            raise UserError(f"--out {out} was given with --markdown {markdown}, which says where to write; leave --out out")
+        return [f"{markdown}, with {write_markdown(studies, markdown)} figures"]
     if len(studies) > 1:
         return write_comparison(studies, out)
     if out is not None:
         raise UserError(f"--out {out} was given with one study, whose report lies in the study's own folder; leave it out")
-    read = read_study(studies[0])
-    page, _, said, judged = write(read)
-    said = said + [f"Note: {remark}" for remark in [*notes(read), *judged.notes, *missing(page.parent)]]
-    return [*said, str(page), str(page.with_name("frontier.png"))]
+    study = read_study(studies[0])
+    page, _, sentences, judged = write(study)
+    remarks = [*notes(study), *judged.notes]
+    remarks += [] if page.with_name("results.parquet").is_file() else [NO_PARQUET]
+    return [*sentences, *(f"Note: {remark}" for remark in remarks), str(page), str(page.with_name("frontier.png"))]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Several studies laid over one another: one figure, one verdict, one table; panels stand by way of pre-training."""
+"""Several studies compared in one figure: one figure, one verdict, one table; panels stand by way of pre-training."""
 
 import shlex
 from collections.abc import Sequence

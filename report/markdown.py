@@ -1,15 +1,13 @@
 """Several studies on one Markdown page, with the figures beside it: what is committed of results.
 
-    python -m report.markdown runs/mini-* --out docs/mini-results.md
+    python -m report runs/mini-* --markdown docs/mini-results.md
 
 writes docs/mini-results.md and docs/mini-results/NAME-FIGURE.png. Of the study that comes first on the page all figures are
 shown, of the others those that answer their question. Of an earlier page the sections of other studies are kept, so that it
 can be made in parts and on several machines, and so is what stands above the first section: it is for people to write.
 """
 
-import argparse
 import re
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -37,8 +35,10 @@ WILSON = "Each seed; in brackets Wilson's 95 % interval for the number of pictur
 HEAD = "# Results\n\nEach section is a study: its question, what the numbers say, and how to run it again.\n"
 
 
-def write_digest(folders: Sequence[Path], out: Path) -> list[str]:
-    """Writes the page and the figures of these studies; returns the files' names. Raises UserError."""
+def write_markdown(folders: Sequence[Path], out: Path) -> int:
+    """Writes the page and the figures of these studies; returns how many figures. Raises UserError."""
+    if out.suffix != ".md":
+        raise UserError(f"--markdown is {out}, expected a Markdown file; give one that ends in .md")
     files: dict[str, bytes] = {}
     head, sections = _earlier(out)
     for study in map(read_study, folders):
@@ -54,7 +54,7 @@ def write_digest(folders: Sequence[Path], out: Path) -> list[str]:
     files[out.name] = "\n".join([head, "", *sections.values()]).encode()
     (out.parent / out.stem).mkdir(parents=True, exist_ok=True)
     write_files(out.parent, files)
-    return list(files)
+    return len(files) - 1
 
 
 def _earlier(out: Path) -> tuple[str, dict[str, str]]:
@@ -163,24 +163,3 @@ def _versions(study: Study) -> str:
 def plain(words: str) -> str:
     """The words on one line, so that Markdown prints them as they are."""
     return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", " ".join(words.split()))
-
-
-def main(given: list[str]) -> int:
-    """Runs the command line; the exit code is 2 for what the user can put right."""
-    parser = argparse.ArgumentParser(prog="python -m report.markdown", description="Several studies on one Markdown page.")
-    parser.add_argument("studies", type=Path, nargs="+", metavar="STUDY", help="the folders that engine/run.py wrote")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE.md", help="the page; its figures lie in FILE/")
-    asked = parser.parse_args(given)
-    try:
-        if asked.out.suffix != ".md":
-            raise UserError(f"--out is {asked.out}, expected a Markdown file; give one that ends in .md")
-        written = write_digest(asked.studies, asked.out)
-    except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    print(f"{asked.out}, with {len(written) - 1} figures")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

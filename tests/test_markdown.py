@@ -7,7 +7,8 @@ from PIL import Image
 from test_gallery import study
 from test_scores import MMCL, SSL, journals
 
-from report.markdown import main, plain
+from report.__main__ import main
+from report.markdown import plain
 
 
 def test_two_studies_on_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -15,7 +16,7 @@ def test_two_studies_on_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str
     other = study(tmp_path / "two", a={"swept": {"clean.objective.within": 1.0}, "points": [(0.7, 0.04)]})
     out = tmp_path / "docs/results.md"
     out.parent.mkdir()
-    assert main([str(one), str(other), "--out", str(out)]) == 0
+    assert main([str(one), str(other), "--markdown", str(out)]) == 0
     assert "figures" in capsys.readouterr().out
     page = out.read_text()
     assert "## one" in page
@@ -33,7 +34,7 @@ def test_two_studies_on_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str
             assert opened.info["Description"].startswith("python -m report")
     assert "s-dynamics" not in page  # of the second study only what answers its question
     out.write_text(page.replace("# Results", "# Mine\n\nWords of ours.", 1))
-    assert main([str(one), str(other), "--out", str(out)]) == 0
+    assert main([str(one), str(other), "--markdown", str(out)]) == 0
     assert out.read_text().startswith("# Mine\n\nWords of ours.")
     assert out.read_text().count("## one") == 1
 
@@ -42,7 +43,7 @@ def test_each_value_of_a_setting_has_its_row(tmp_path: Path) -> None:
     mild = {"swept": {"clean.objective.within": 1.0}, "points": [(0.7, 0.04), (0.79, 0.3)]}
     heavy = {"swept": {"clean.objective.within": 4.0}, "points": [(0.6, 0.2)]}
     out = tmp_path / "results.md"
-    assert main([str(study(tmp_path / "s", a=mild, b=heavy)), "--out", str(out)]) == 0
+    assert main([str(study(tmp_path / "s", a=mild, b=heavy)), "--markdown", str(out)]) == 0
     page, start = out.read_text(), "80.0 % at ASR 100.0 %"
     assert f"| 1 | MMCL | CleanCLIP | 0 | {start} | 70.0 % at ASR 4.0 % | 79.0 % at ASR 30.0 % |" in page
     assert f"| 4 | MMCL | CleanCLIP | 0 | {start} | none | none |" in page
@@ -53,17 +54,20 @@ def test_sections_of_other_studies_are_kept(tmp_path: Path) -> None:
     other = journals(tmp_path / "two", {"mmcl": MMCL, "mmcl_ssl": SSL})
     out, whole = tmp_path / "results.md", tmp_path / "whole.md"
     for part in (one, other, one, other):
-        assert main([str(part), "--out", str(out)]) == 0
-    assert main([str(one), str(other), "--out", str(whole)]) == 0
+        assert main([str(part), "--markdown", str(out)]) == 0
+    assert main([str(one), str(other), "--markdown", str(whole)]) == 0
     assert out.read_text() == whole.read_text().replace("whole/", "results/")
     assert {path.name for path in (tmp_path / "results").iterdir()} == {path.name for path in (tmp_path / "whole").iterdir()}
 
 
 def test_what_is_no_study_or_no_page_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([str(tmp_path), "--out", str(tmp_path / "a.md")]) == 2
+    assert main([str(tmp_path), "--markdown", str(tmp_path / "a.md")]) == 2
     assert "study.json" in capsys.readouterr().err
-    assert main([str(tmp_path), "--out", str(tmp_path / "a.txt")]) == 2
+    assert main([str(tmp_path), "--markdown", str(tmp_path / "a.txt")]) == 2
     assert "ends in .md" in capsys.readouterr().err
+    assert main([str(tmp_path), "--markdown", str(tmp_path / "a.md"), "--out", str(tmp_path)]) == 2
+    assert "leave --out out" in capsys.readouterr().err
+    assert main(["--import", "x.json", "--markdown", str(tmp_path / "a.md")]) == 2
 
 
 def test_others_words_are_words() -> None:
