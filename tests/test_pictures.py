@@ -24,7 +24,8 @@ from data.pipeline import Reading, batches
 from data.refusal import UserError
 from data.sources import Data
 from engine.distributed.world import World
-from engine.estimate.dry_run import dry_run, size
+from engine.estimate.dry_run import dry_run
+from engine.estimate.memory import model_size
 from engine.models.clip import imagenet
 from engine.models.tokenizer import Tokenizer
 from engine.training.inputs import prepare_inputs
@@ -177,9 +178,9 @@ def test_a_forecast_counts_the_pictures_or_believes_the_spec(spec: Path, world: 
     absent = "data.clean.labelled none is no folder: counting on data.clean.pairs = "
     assert shown("data.clean.labelled=none", "data.clean.pairs=32") == ["2", "32", f"{absent}32"]
     assert shown("data.clean.labelled=none", "data.clean.pairs=null") == ["?", "?", f"{absent}None"]
-    parameters, learning, kept, _ = size("test-vit", (1, 0))
-    assert learning < parameters == size("test-vit", (1, 1))[1]
-    assert kept < size("test-vit", (1, 1))[2]
+    parameters, learning, kept, _ = model_size("test-vit", (1, 0))
+    assert learning < parameters == model_size("test-vit", (1, 1))[1]
+    assert kept < model_size("test-vit", (1, 1))[2]
 
 
 def test_a_study_cleans_on_labelled_pictures_and_leaves_the_text_tower(spec: Path, world: Path) -> None:

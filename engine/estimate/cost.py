@@ -83,9 +83,9 @@ def flop(name: str) -> Flop:
     pictures = torch.empty(2, 3, side, side, dtype=torch.uint8, device="meta")
     captions = torch.empty(2, length, dtype=torch.int32, device="meta")
     counts = []
-    for given in ((pictures, None), (None, captions)):
+    for inputs in ((pictures, None), (None, captions)):
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            towers(*given)
+            towers(*inputs)
         counts.append(counter.get_total_flops() / 2)
     return Flop(*counts)
 
@@ -93,25 +93,25 @@ def flop(name: str) -> Flop:
 @cache
 def speed() -> tuple[float, float]:
     """(seconds of a pair that no model changes, FLOP a second of forward passes that each have a backward pass)."""
-    one, two = (1 / MEASURED[views] for views in (1, 2))
-    return 2 * one - two, sum(flop(REFERENCE)) / (two - one)
+    single, double = (1 / MEASURED[views] for views in (1, 2))
+    return 2 * single - double, sum(flop(REFERENCE)) / (double - single)
 
 
 def training_seconds(run: Run, pairs: int) -> float:
     """Of one GPU, for `pairs` pairs seen by the run's stage."""
-    stage, one = run.settings, flop(run.spec.model.name)
+    stage, forward = run.settings, flop(run.spec.model.name)
     host, rate = speed()
     pictures, captions = stage.objective.views
-    work = pictures * one.picture + captions * one.caption
+    work = pictures * forward.picture + captions * forward.caption
     seconds = host + work / rate / (3 if stage.norms == "estimated" else 1)
     if any("labels" in part.needs and getattr(part, "labels", "") is None for part in objectives_of(stage.objective)):
-        seconds += host + one.picture / rate / 3
+        seconds += host + forward.picture / rate / 3
     return pairs * seconds
 
 
 def evaluation_seconds(run: Run, steps: int, notes: set[str]) -> float:
     """Of one GPU, for every time that the run is measured."""
-    stage, one = run.settings, flop(run.spec.model.name)
+    stage, forward = run.settings, flop(run.spec.model.name)
     host, rate = speed()
     each = 0.0
     for name in dict.fromkeys(name for measure in run.spec.measure for name in measure.sets):
@@ -121,7 +121,7 @@ def evaluation_seconds(run: Run, steps: int, notes: set[str]) -> float:
         triggered = any(measure.triggered and name in measure.sets for measure in run.spec.measure)
         views = 1 + (len(run.spec.attack.aims) if triggered else 0)
         pictures, texts = SETS[name]
-        each += pictures * (host + views * one.picture / rate / 3) + texts * one.caption / rate / 3
+        each += pictures * (host + views * forward.picture / rate / 3) + texts * forward.caption / rate / 3
     between = steps // stage.measure_steps if stage.measure_steps else 0
     return (stage.epochs + 1 + between) * each
 
@@ -136,7 +136,7 @@ def cost(run: Run, pairs: int, notes: set[str]) -> Cost:
     return Cost(int(not cleans), int(cleans), steps, seen, hours)
 
 
-def how(dollars: float | None) -> list[str]:
+def cost_notes(dollars: float | None) -> list[str]:
     """What to know about GPU-hours, and the price."""
     words = f"GPU-hours are an estimate for {GPU}, from the published times of RN50 (engine/estimate/cost.py); others differ"
     price = (

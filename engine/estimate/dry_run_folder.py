@@ -8,47 +8,47 @@ from configs.plan import runs
 from configs.spec import Loaded, load
 from configs.sweep import Optuna
 from data.refusal import UserError
-from engine.estimate.cost import Cost, cost, how
-from engine.estimate.dry_run import drawn
+from engine.estimate.cost import Cost, cost, cost_notes
+from engine.estimate.dry_run import pairs_drawn
 
 
-def total(loaded: Loaded, stage: str | None, notes: set[str], done: Container[str] = ()) -> Cost:
-    """Of all runs of a spec, finished ones too, but for those whose fingerprints are in `done`."""
-    out = Cost()
+def total(loaded: Loaded, stage: str | None, notes: set[str], counted: Container[str] = ()) -> Cost:
+    """Of all runs of a spec, finished ones too, but for those whose fingerprints are in `counted`."""
+    summed = Cost()
     for run in runs(loaded.points, stage):
-        if run.fingerprint in done:
+        if run.fingerprint in counted:
             continue
-        pairs = drawn(run, notes)
+        pairs = pairs_drawn(run, notes)
         if pairs is None:
             notes.add(f"{loaded.spec.name}: its pairs are unknown and not counted; give data.pretrain.expect")
-            out += Cost(int(run.stage != "clean"), int(run.stage == "clean"))
+            summed += Cost(int(run.stage != "clean"), int(run.stage == "clean"))
         else:
-            out += cost(run, pairs, notes)
+            summed += cost(run, pairs, notes)
     if isinstance(loaded.spec.sweep.search, Optuna):
         notes.add(f"{loaded.spec.name}: of its search only the first trials are counted")
-    return out
+    return summed
 
 
 def dry_run_folder(
     folder: Path, settings: list[str], stage: str | None, dollars: float | None, say: Callable[[str], None]
 ) -> tuple[str, list[str]]:
     """(one table of all specs in a folder, a line for each that can't be loaded); UserError if it holds none."""
-    found = sorted(folder.glob("*.yaml"))
-    if not found:
+    paths = sorted(folder.glob("*.yaml"))
+    if not paths:
         raise UserError(f"{folder} holds no .yaml file; give a spec, or a folder of specs")
     rows: list[tuple[str, Cost]] = []
-    shared, known = Cost(), set[str]()
+    shared, counted = Cost(), set[str]()
     broken: list[str] = []
     notes: set[str] = set()
-    for path in found:
+    for path in paths:
         try:
             loaded = load(path, settings, say)
             rows.append((path.name, total(loaded, stage, notes)))
-            shared += total(loaded, stage, notes, known)
-            known |= {run.fingerprint for run in runs(loaded.points, stage)}
-        except UserError as refusal:
-            broken.append(f"{path.name}: {' '.join(str(refusal).split())}")
-    sums = [("total", sum((one for _, one in rows), Cost())), ("runs in common done once", shared)]
+            shared += total(loaded, stage, notes, counted)
+            counted |= {run.fingerprint for run in runs(loaded.points, stage)}
+        except UserError as error:
+            broken.append(f"{path.name}: {' '.join(str(error).split())}")
+    sums = [("total", sum((spec_cost for _, spec_cost in rows), Cost())), ("runs in common done once", shared)]
     return _table(folder, rows, sums, sorted(notes), dollars), broken
 
 
@@ -66,24 +66,24 @@ def _table(
     heads = ("file", "pre-trainings", "cleanings", "steps", "pairs seen", "GPU-hours", *(["dollars"] if dollars else []))
     for head in heads:
         table.add_column(head, overflow="fold", justify="left" if head == "file" else "right")
-    for name, one in rows:
-        table.add_row(name, *_cells(one, dollars))
+    for name, spec_cost in rows:
+        table.add_row(name, *_cells(spec_cost, dollars))
     table.add_section()
-    for name, one in sums:
-        table.add_row(name, *_cells(one, dollars))
+    for name, summed in sums:
+        table.add_row(name, *_cells(summed, dollars))
     out = io.StringIO()
     console = Console(file=out, width=150)
     console.print(table)
     for note in (
         *notes,
-        *how(dollars),
+        *cost_notes(dollars),
         "studies in one folder take finished runs over from each other (machine.adopt); nothing was written",
     ):
         console.print(note, markup=False, highlight=False)
     return out.getvalue()
 
 
-def _cells(one: Cost, dollars: float | None) -> list[str]:
-    hours = f"{one.hours:,.0f}" if one.hours >= 10 else f"{one.hours:.1f}"
-    numbers = [f"{number:,}" for number in (one.pretrainings, one.cleanings, one.steps, one.pairs)]
-    return [*numbers, hours, *([f"{one.hours * dollars:,.0f}"] if dollars else [])]
+def _cells(cost: Cost, dollars: float | None) -> list[str]:
+    hours = f"{cost.hours:,.0f}" if cost.hours >= 10 else f"{cost.hours:.1f}"
+    numbers = [f"{number:,}" for number in (cost.pretrainings, cost.cleanings, cost.steps, cost.pairs)]
+    return [*numbers, hours, *([f"{cost.hours * dollars:,.0f}"] if dollars else [])]
