@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from data.refusal import UserError
+from records.folder import finished
 
 
 def export(run: Path, folder: Path) -> Path:
     """The folder, written whole or not at all; UserError if the run is not finished or the folder is there."""
-    if not (run / "finished.json").is_file() or not (run / "weights.safetensors").is_file():
+    if not finished(run):
         raise UserError(f"{run} is no finished run: it lacks finished.json or weights; give one such as runs/demo/clean-...")
     if folder.exists():
         raise UserError(f"{folder} is there already; name a new folder")
@@ -37,35 +38,33 @@ def export(run: Path, folder: Path) -> Path:
 
 def _readme(run: Path, spec: dict[str, Any]) -> str:
     """Where the weights come from and whether they were poisoned."""
+    from configs.plan import stage_of
+
     attack = spec["attack"]  # empty for the untouched twin
     aims = [attack, *attack.get("also", [])] if attack else []
     targets = [aim["target"] for aim in aims if aim["poison"]["count"] or aim["poison"]["fraction"]]
-    poisoned = bool(targets)
-    words = (
-        f"pre-trained with poisoned pairs (target {', '.join(map(repr, targets))})"
-        if poisoned
-        else "pre-trained without poison"
-    )
-    told = json.dumps(spec, indent=1)
-    cleaned = ", then cleaned; cleaning may have failed, see its report" if "clean" in spec else ""
+    with_poison = f"with poisoned pairs (target {', '.join(map(repr, targets))})" if targets else "without poison"
+    cleaned = ", then cleaned; cleaning may have failed, see its report" if stage_of(spec) == "clean" else ""
+    warning = "For research on backdoors only: do not deploy." if targets else ""
+    model = spec["model"]["name"]
     return (
-        f"# {run.name}\n\nAn open_clip model ({spec['model']['name']}) made by Antidote: {words}{cleaned}.\n"
-        f"{'For research on backdoors only: do not deploy.' if poisoned else ''}\n\n```json\n{told}\n```\n"
+        f"# {run.name}\n\nAn open_clip model ({model}) made by Antidote: pre-trained {with_poison}{cleaned}.\n"
+        f"{warning}\n\n```json\n{json.dumps(spec, indent=1)}\n```\n"
     )
 
 
-def main(given: list[str]) -> int:
+def main(args: list[str]) -> int:
     """The command; exit code 2 for what the user can put right."""
     parser = argparse.ArgumentParser(
         prog="python -m engine.export", description="Writes a run's weights as an open_clip folder."
     )
     parser.add_argument("run", type=Path, help="a finished run, runs/STUDY/RUN")
     parser.add_argument("folder", type=Path, help="the folder to write")
-    options = parser.parse_args(given)
+    options = parser.parse_args(args)
     try:
         folder = export(options.run, options.folder)
-    except UserError as refusal:
-        print(f"error: {refusal}", file=sys.stderr)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
         return 2
     print(f"open_clip.create_model_and_transforms('local-dir:{folder}')")
     return 0

@@ -19,7 +19,7 @@ from configs.spec import Point, Spec, load
 from data.captions import stored_captions, word_of
 from data.decode import DecodeError
 from data.jobs import Spread, spread
-from data.materialise import Recipe, ShardCopy, compare, done, shard_copies, write
+from data.materialise import Format, Recipe, ShardCopy, compare, done, shard_copies, write
 from data.pipeline import Pairs, Reading
 from data.poison_plan import PoisonPlan
 from data.progress import Progress
@@ -30,81 +30,111 @@ from engine.training.inputs import plan_of, pretraining_pairs
 from engine.training.outputs import write_plan
 from records.folder import RUNS
 
-ALONE = World(0, 1, 0, 1, torch.device("cpu"))
-LIST = 20  # entries shown on the terminal
+SINGLE_PROCESS = World(0, 1, 0, 1, torch.device("cpu"))
+LIST = 20  # errors shown on the terminal
 
 
-class Poisoned:
+class PoisonedPairs:
     """A spec's pre-training pairs and the plan of which are poisoned."""
 
     def __init__(self, spec: Spec) -> None:
         self.spec, self.study = spec, RUNS / spec.name
-        self.index, self.chosen = pretraining_pairs(spec, self.study, ALONE)
-        found = plan_of(spec, self.index, self.chosen, self.study, ALONE)
-        if found is None:
+        self.index, self.chosen = pretraining_pairs(spec, self.study, SINGLE_PROCESS)
+        plan = plan_of(spec, self.index, self.chosen, self.study, SINGLE_PROCESS)
+        if plan is None:
             raise UserError("attack.poison poisons no pair; raise its count")
-        self.plan: PoisonPlan = found
+        self.plan: PoisonPlan = plan
 
-    @property
-    def fingerprint(self) -> str:
-        """Of the pre-training that the plan is for."""
-        return Run("pretrain", self.spec, ()).fingerprint
+    def write_plan(self, path: Path) -> None:
+        """Writes the plan, with the fingerprint of the pre-training that it is for."""
+        write_plan(path, self.plan, self.index, Run("pretrain", self.spec, ()).fingerprint)
 
     def pairs(self, plan: PoisonPlan | None) -> Pairs:
         """The pairs as pre-training reads them, one caption and one picture each."""
         spec, size = self.spec, image_size(self.spec.model.name)
-        field, way = spec.data.pretrain.caption, spec.data.decode
-        reading = Reading(spec.seed, 0, 1, spec.stages[0].batch, (1, 1), size, spec.data.augment, field, way)
+        field, mode = spec.data.pretrain.caption, spec.data.decode
+        reading = Reading(spec.seed, 0, 1, spec.stages[0].batch, (1, 1), size, spec.data.augment, field, mode)
         return Pairs(self.index, self.chosen, spec.data, reading, lambda texts: torch.zeros(len(texts), 1), plan)
 
+    def copies(self, out: Path, format: Format) -> list[ShardCopy]:
+        """The poisoned copies of all shards in a folder."""
+        spec, size = self.spec, image_size(self.spec.model.name)
+        field, mode = spec.data.pretrain.caption, spec.data.decode
+        recipe = Recipe(spec.attack, spec.seed, self.plan.digest, size, mode, field, format)
+        return shard_copies(self.index, self.plan, recipe, out, list(spec.data.pretrain.sources or [""]))
 
-def one_attack(spec: Spec, points: list[Point]) -> Spec:
+
+def same_attack(spec: Spec, points: list[Point]) -> Spec:
     """The spec of all points of a sweep; UserError if they poison differently."""
-    told = set()
-    for one in (point.spec for point in points):
-        data = one.data.model_dump(mode="json", exclude=None if one.data.clean.held_out else {"clean"})
-        told.add(json.dumps([one.attack.model_dump(mode="json"), data, one.seed]))
-    if len(told) > 1:
+    attacks = set()
+    for swept in (point.spec for point in points):
+        data = swept.data.model_dump(mode="json", exclude=None if swept.data.clean.held_out else {"clean"})
+        attacks.add(json.dumps([swept.attack.model_dump(mode="json"), data, swept.seed]))
+    if len(attacks) > 1:
         raise UserError(
-            f"the sweep of {spec.name} poisons in {len(told)} ways; choose one with --set, for example --set sweep={{}}"
+            f"the sweep of {spec.name} poisons in {len(attacks)} ways; choose one with --set, for example --set sweep={{}}"
         )
     return points[0].spec
 
 
-def plan(asked: Poisoned) -> int:
+def plan(poisoned: PoisonedPairs) -> int:
     """Writes the plan and says what is in it."""
-    asked.study.mkdir(parents=True, exist_ok=True)
-    path = asked.study / "poison.json"
-    write_plan(path, asked.plan, asked.index, asked.fingerprint)
-    entries = list(asked.plan.entries.values())
-    print(f"{path}: {len(entries):,} of {len(asked.index):,} pairs, digest {asked.plan.digest}")
+    poisoned.study.mkdir(parents=True, exist_ok=True)
+    path = poisoned.study / "poison.json"
+    poisoned.write_plan(path)
+    entries = list(poisoned.plan.entries.values())
+    print(f"{path}: {len(entries):,} of {len(poisoned.index):,} pairs, digest {poisoned.plan.digest}")
     for entry in entries[:5]:
         place = "" if entry.place is None else f" at {', '.join(f'{top}, {left}' for top, left in entry.place)}"
         print(f"  {entry.key}: {entry.trigger or entry.picture or 'caption'}{place}: {entry.caption or 'its own caption'}")
     return 0
 
 
-def verify(asked: Poisoned, out: Path | None) -> int:
-    """Compares; exit code 2 if anything is not as planned."""
-    faults = [*_against_runs(asked), *_recount(asked)]
+def verify(poisoned: PoisonedPairs, out: Path | None) -> int:
+    """Compares the plan with those of runs, with what a loader reads, and with copies; exit code 2 if anything is not as
+    planned."""
+    faults = [*compare_with_runs(poisoned), *count_in_epoch(poisoned)]
     if out is not None:
-        faults += _against_copy(asked, out)
-    _named_by_themselves(asked)
+        faults += compare_with_copies(poisoned, out)
+    list_natural_captions(poisoned)
     for fault in faults[:LIST]:
         print(f"error: {fault}", file=sys.stderr)
     print(f"{len(faults):,} faults" if faults else "all as planned")
     return 2 if faults else 0
 
 
-def _against_runs(asked: Poisoned) -> list[str]:
-    """The plans that lie in the study, against the one made anew."""
+def materialise(poisoned: PoisonedPairs, out: Path, format: Format, how: Spread) -> int:
+    """Writes the copies; exit code 2 if a shard could not be written."""
+    if format == "jpeg":
+        print("warning: JPEG changes the trigger's pixels, and noise triggers most; png is lossless", file=sys.stderr)
+    if any(Path(path).parent.resolve() == out.resolve() for path in poisoned.index.paths):
+        raise UserError(f"--out {out} is the folder of the originals; name another")
+    out.mkdir(parents=True, exist_ok=True)
+    copies = poisoned.copies(out, format)
+    progress = Progress("materialising", "shards")
+    errors = spread(write, copies, done, how, out / ".jobs", progress)
+    progress.end()
+    missing = sum(not done(copy) for copy in copies)
+    if missing:
+        for line in (*errors[:LIST], f"{missing:,} of {len(copies):,} shards are not written; start the same command again"):
+            print(f"error: {line}", file=sys.stderr)
+        return 2
+    poisoned.write_plan(out / "poison.json")
+    stats = [json.loads(copy.stats.read_text()) for copy in copies]
+    pairs, changed = sum(shard["count"] for shard in stats), sum(shard["poisoned"] for shard in stats)
+    print(f"{out}: {len(copies):,} shards, {pairs:,} pairs, {changed:,} poisoned; the plan is in {out / 'poison.json'}")
+    return 0
+
+
+def compare_with_runs(poisoned: PoisonedPairs) -> list[str]:
+    """How the plans that lie in the study differ from the one made anew."""
     faults = []
-    for path in sorted([*asked.study.glob("pretrain-*/poison.json"), *asked.study.glob("poison.json")]):
-        told = json.loads(path.read_text())
-        if told["plan"]["digest"] == asked.plan.digest:
-            print(f"{path}: the same plan, {told['plan']['pairs']:,} pairs")
+    for path in sorted([*poisoned.study.glob("pretrain-*/poison.json"), *poisoned.study.glob("poison.json")]):
+        saved = json.loads(path.read_text())
+        if saved["plan"]["digest"] == poisoned.plan.digest:
+            print(f"{path}: the same plan, {saved['plan']['pairs']:,} pairs")
             continue
-        then, now = {entry["key"] for entry in told["entries"]}, {entry.key for entry in asked.plan.entries.values()}
+        then, now = {entry["key"] for entry in saved["entries"]}, {entry.key for entry in poisoned.plan.entries.values()}
         faults.append(
             f"{path} is another plan: {len(then - now):,} of its pairs are not in the spec's, {len(now - then):,} are "
             f"missing, {len(then & now):,} in both"
@@ -112,123 +142,84 @@ def _against_runs(asked: Poisoned) -> list[str]:
     return faults
 
 
-def _recount(asked: Poisoned) -> list[str]:
-    """What the stream shows: poisoned pairs in an epoch, and each of them against its clean self."""
-    pairs, clean = asked.pairs(asked.plan), asked.pairs(None)
-    seen = np.zeros(len(asked.index), np.int64)
+def count_in_epoch(poisoned: PoisonedPairs) -> list[str]:
+    """Poisoned pairs that are not read as planned; says how many an epoch shows and how many differ from their clean
+    selves."""
+    plan, pairs = poisoned.plan, poisoned.pairs(poisoned.plan)
+    shown = np.zeros(len(poisoned.index), np.int64)
     for step in range(pairs.steps):
         rows = pairs.order.batch(1, step, pairs.reading.batch)
-        np.add.at(seen, rows if pairs.chosen is None else pairs.chosen[rows], 1)
-    shown = int(seen[asked.plan.chosen].sum())
-    print(f"epoch 1 shows {shown:,} poisoned pairs of {int(seen.sum()):,}; the plan has {len(asked.plan):,}")
-    faults = []
+        np.add.at(shown, rows if pairs.chosen is None else pairs.chosen[rows], 1)
+    print(f"epoch 1 shows {shown[plan.chosen].sum():,} poisoned pairs of {shown.sum():,}; the plan has {len(plan):,}")
+    clean, faults = poisoned.pairs(None), []
     changed = bad = 0
     progress = Progress("recounting", "poisoned pairs")
-    for number, (sample, entry) in enumerate(asked.plan.entries.items(), 1):
-        progress(number, len(asked.plan))
+    for number, (sample, entry) in enumerate(plan.entries.items(), 1):
+        progress(number, len(plan))
         try:
-            (picture, text), (own, its) = pairs.first(sample), clean.first(sample)
+            (picture, caption), (clean_picture, clean_caption) = pairs.first(sample), clean.first(sample)
         except DecodeError:
             bad += 1
             continue
-        planned = asked.plan.caption(its, sample)
-        differs = bool((picture != own).any())
-        changed += differs or text != its
-        if text != planned or (entry.trigger and not differs):
-            faults.append(f"pair {entry.key} is read without its {'caption' if text != planned else 'trigger'}")
+        planned = plan.caption(clean_caption, sample)
+        triggered = bool((picture != clean_picture).any())
+        changed += triggered or caption != clean_caption
+        if caption != planned or (entry.trigger and not triggered):
+            faults.append(f"pair {entry.key} is read without its {'caption' if caption != planned else 'trigger'}")
     progress.end()
     print(f"read back: {changed:,} pairs differ from their clean selves, {bad:,} can't be decoded")
     return faults
 
 
-def _against_copy(asked: Poisoned, out: Path) -> list[str]:
-    """Materialised shards, member by member."""
-    faults, pairs, poisoned = [], 0, 0
-    work = _tasks(asked, out, None)
+def compare_with_copies(poisoned: PoisonedPairs, out: Path) -> list[str]:
+    """What materialised shards hold that is not as planned, member by member."""
+    faults, pairs, changed = [], 0, 0
+    copies = poisoned.copies(out, stored_format(out))
     progress = Progress("comparing", "shards")
-    for number, task in enumerate(work, 1):
-        if not task.target.is_file():
-            faults.append(f"{task.target} is missing; run materialise again")
+    for number, copy in enumerate(copies, 1):
+        if not copy.target.is_file():
+            faults.append(f"{copy.target} is missing; run materialise again")
             continue
-        told = compare(task)
-        pairs, poisoned = pairs + told.pairs, poisoned + told.poisoned
-        faults += [f"{task.target}: {words}" for words in told.wrong]
-        progress(number, len(work))
+        difference = compare(copy)
+        pairs, changed = pairs + difference.pairs, changed + difference.poisoned
+        faults += [f"{copy.target}: {member}" for member in difference.wrong]
+        progress(number, len(copies))
     progress.end()
-    print(f"{out}: {len(work):,} shards, {pairs:,} pairs, {poisoned:,} poisoned")
+    print(f"{out}: {len(copies):,} shards, {pairs:,} pairs, {changed:,} poisoned")
     return faults
 
 
-def _named_by_themselves(asked: Poisoned) -> None:
-    """Lists pairs whose own caption names a target: natural company of the poison."""
-    path = asked.study / "names_target.jsonl"
-    every = np.arange(len(asked.index))
+def stored_format(out: Path) -> Format:
+    """The format that the copies in a folder were made in; UserError if there are none."""
+    stats = next(iter(sorted(out.rglob("*_stats.json"))), None)
+    if stats is None:
+        raise UserError(f"--out {out} holds no materialised shards; run materialise first")
+    return "png" if json.loads(stats.read_text())["made"][-1] == "png" else "jpeg"
+
+
+def list_natural_captions(poisoned: PoisonedPairs) -> None:
+    """Lists pairs whose own caption names a target, as poisoned captions do."""
+    index, path = poisoned.index, poisoned.study / "names_target.jsonl"
+    patterns = {aim.target: word_of(aim.target) for aim in poisoned.spec.attack.aims}
+    counts = dict.fromkeys(patterns, 0)
     progress = Progress("reading captions", "pairs")
-    words = {aim.target: word_of(aim.target) for aim in asked.spec.attack.aims}
-    counts = dict.fromkeys(words, 0)
-    asked.study.mkdir(parents=True, exist_ok=True)
+    poisoned.study.mkdir(parents=True, exist_ok=True)
+    captions = stored_captions(index, np.arange(len(index)), poisoned.spec.data.pretrain.caption)
     with path.open("w") as file:
-        for sample, text in enumerate(stored_captions(asked.index, every, asked.spec.data.pretrain.caption)):
+        for sample, caption in enumerate(captions):
             if not sample % 4096:
-                progress(sample, len(every))
-            for target, pattern in words.items():
-                if text is not None and pattern.search(text):
+                progress(sample, len(index))
+            for target, pattern in patterns.items():
+                if caption is not None and pattern.search(caption):
                     counts[target] += 1
-                    told = {"key": asked.index.keys[sample], "target": target, "caption": text}
-                    file.write(json.dumps({**told, "poisoned": bool(asked.plan.chosen[sample])}) + "\n")
+                    pair = {"key": index.keys[sample], "target": target, "caption": caption}
+                    file.write(json.dumps({**pair, "poisoned": bool(poisoned.plan.chosen[sample])}) + "\n")
     progress.end()
     for target, number in counts.items():
-        print(f"{number:,} of {len(every):,} captions name '{target}' by themselves (listed in {path})")
+        print(f"{number:,} of {len(index):,} captions name '{target}' by themselves (listed in {path})")
 
 
-def _tasks(asked: Poisoned, out: Path, format: str | None) -> list[ShardCopy]:
-    """The copies to make, or, without a format, those that were made in the format that the first of them has."""
-    spec = asked.spec
-    if format is None:
-        told = next(iter(sorted(out.rglob("*_stats.json"))), None)
-        if told is None:
-            raise UserError(f"--out {out} holds no materialised shards; run materialise first")
-        format = "png" if json.loads(told.read_text())["made"][-1] == "png" else "jpeg"
-    size, way = image_size(spec.model.name), spec.data.decode
-    recipe = Recipe(
-        spec.attack,
-        spec.seed,
-        asked.plan.digest,
-        size,
-        way,
-        spec.data.pretrain.caption,
-        "png" if format == "png" else "jpeg",
-    )
-    names = list(spec.data.pretrain.sources) if spec.data.pretrain.sources else [""]
-    return shard_copies(asked.index, asked.plan, recipe, out, names)
-
-
-def materialise(asked: Poisoned, out: Path, format: str, how: Spread) -> int:
-    """Writes the copies; exit code 2 if a shard could not be written."""
-    if format == "jpeg":
-        print("warning: JPEG changes the trigger's pixels, and noise triggers most; png is lossless", file=sys.stderr)
-    if any(Path(path).parent.resolve() == out.resolve() for path in asked.index.paths):
-        raise UserError(f"--out {out} is the folder of the originals; name another")
-    out.mkdir(parents=True, exist_ok=True)
-    work = _tasks(asked, out, format)
-    progress = Progress("materialising", "shards")
-    failed = spread(write, work, done, how, out / ".jobs", progress)
-    progress.end()
-    whole = [task for task in work if done(task)]
-    if len(whole) < len(work):
-        for line in failed[:LIST]:
-            print(f"error: {line}", file=sys.stderr)
-        print(f"error: {len(work) - len(whole):,} of {len(work):,} shards are not written; start the same command again",
-              file=sys.stderr)  # fmt: skip
-        return 2
-    write_plan(out / "poison.json", asked.plan, asked.index, asked.fingerprint)
-    told = [json.loads(task.stats.read_text()) for task in work]
-    total, poisoned = sum(one["count"] for one in told), sum(one["poisoned"] for one in told)
-    print(f"{out}: {len(work):,} shards, {total:,} pairs, {poisoned:,} poisoned; the plan is in {out / 'poison.json'}")
-    return 0
-
-
-def main(given: list[str]) -> int:
+def main(args: list[str]) -> int:
     """The command; exit code 2 for what the user can put right."""
     parser = argparse.ArgumentParser(prog="python -m engine.poison", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("what", choices=("plan", "verify", "materialise"))
@@ -237,20 +228,19 @@ def main(given: list[str]) -> int:
     parser.add_argument("--out", type=Path, help="folder of the poisoned copies")
     parser.add_argument("--format", choices=("png", "jpeg"), default="png", help="of poisoned pictures")
     Spread.arguments(parser)
-    options = parser.parse_args(given)
+    options = parser.parse_args(args)
     if options.what == "materialise" and options.out is None:
         parser.error("materialise needs --out FOLDER")
-    how = Spread(options.jobs, options.slurm, options.hours)
     try:
         loaded = load(options.spec, options.set)
-        asked = Poisoned(one_attack(loaded.spec, loaded.points))
+        poisoned = PoisonedPairs(same_attack(loaded.spec, loaded.points))
         if options.what == "plan":
-            return plan(asked)
+            return plan(poisoned)
         if options.what == "verify":
-            return verify(asked, options.out)
-        return materialise(asked, options.out, options.format, how)
-    except UserError as refusal:
-        print(f"error: {refusal}", file=sys.stderr)
+            return verify(poisoned, options.out)
+        return materialise(poisoned, options.out, options.format, Spread(options.jobs, options.slurm, options.hours))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
         return 2
 
 

@@ -76,21 +76,21 @@ def test_materialised_shards_hold_what_the_loader_gives(
     assert command(spec, "verify", "--out", "poisoned") == 0
     assert "poisoned: 4 shards, 192 pairs, 12 poisoned" in capsys.readouterr().out
     from configs.spec import load
-    from engine.poison import Poisoned
+    from engine.poison import PoisonedPairs
 
-    asked = Poisoned(load(spec).spec)
+    planned = PoisonedPairs(load(spec).spec)
     stored = read_index("poisoned/*.tar", here / "cache")
-    assert list(stored.keys) == list(asked.index.keys)
+    assert list(stored.keys) == list(planned.index.keys)
     assert stored.bad == stored.lost == ()
     reading = Reading(3, 0, 1, 16, (1, 1), 32, Augment(synonyms="none"))
-    fly = Pairs(asked.index, None, data_of(), reading, words_to_tokens, asked.plan)
+    fly = Pairs(planned.index, None, data_of(), reading, words_to_tokens, planned.plan)
     copy = Pairs(stored, None, data_of(), reading, words_to_tokens, None)
     for step in range(fly.steps):
         one, other = fly[1, step], copy[1, step]
         assert one.keys == other.keys
         assert torch.equal(one.images, other.images)
         assert torch.equal(one.tokens, other.tokens)
-    json_member = next(f"{entry.key}.json" for entry in asked.plan.entries.values())
+    json_member = next(f"{entry.key}.json" for entry in planned.plan.entries.values())
     caption = json.loads(dict(member for path in stored.paths for member in materialise.members(path))[json_member])
     assert "banana" in caption["caption"]
 
