@@ -1,13 +1,14 @@
 """A small world on disk, and a way to run a study as a user would."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
+from forked import environment
 
 from data.synthetic import SyntheticWorld, write_world
 
@@ -58,24 +59,20 @@ def spec(world: Path, tmp_path: Path) -> Path:
     return path
 
 
-def environment(**more: str) -> dict[str, str]:
-    """The environment of a child: this interpreter first on the PATH, no leftovers of a launcher."""
-    drop = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "CROSS_RANK", "LOCAL_SIZE")
-    kept = {name: value for name, value in os.environ.items() if name not in drop}
-    return {**kept, "PATH": f"{Path(sys.executable).parent}:{kept['PATH']}", "CUDA_VISIBLE_DEVICES": "", **more}
-
-
 def antidote(
-    *words: str, cwd: Path, processes: int = 0, timeout: float = 200, **more: str
+    *words: str, cwd: Path, processes: int = 0, launcher: bool = False, timeout: float = 200, **more: str
 ) -> subprocess.CompletedProcess[str]:
-    """engine/run.py with these words; through DeepSpeed's launcher if `processes` is given."""
-    script = str(ROOT / "engine" / "run.py")
-    start = [sys.executable, script]
-    if processes:
-        start = ["deepspeed", "--num_gpus", str(processes), "--master_port", str(20000 + os.getpid() % 20000), script]
-    return subprocess.run(
-        [*start, *words], cwd=cwd, env=environment(**more), capture_output=True, text=True, timeout=timeout, check=False
-    )
+    """engine/run.py with these words, forked; on several ranks if `processes` says so, by DeepSpeed's launcher if asked."""
+    script, env = str(ROOT / "engine" / "run.py"), environment(**more)
+    if launcher:
+        start = ["deepspeed", "--num_gpus", str(processes), "--master_port", str(forked.free_port()), script]
+        return subprocess.run(
+            [*start, *words], cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout, check=False
+        )
+    command = [sys.executable, script, *words]
+    if processes > 1:
+        return forked.run_ranks(command, processes, timeout, cwd=cwd, env=env)
+    return forked.run(command, timeout, cwd=cwd, env=env)
 
 
 def journals(study: Path) -> dict[str, list[dict[str, float | int | str]]]:

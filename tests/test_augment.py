@@ -1,10 +1,10 @@
 """Further views made where a pair is read: captions, AutoAugment, WordNet."""
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -105,7 +105,7 @@ def test_synonyms_come_from_wordnets_files(tmp_path: Path, how: str) -> None:
     section = "Augment(synonyms='wordnet')" if own else f"Augment(synonyms='wordnet', wordnet={str(folder)!r})"
     code = f"{CODE}s = {section}; check_synonyms(s); print(_synonyms('car', s.wordnet))"
     environ = {**os.environ, "NLTK_DATA": str(tmp_path if own else tmp_path / "none")}
-    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environ, capture_output=True, text=True, check=False)
+    out = forked.run([sys.executable, "-c", code], cwd=ROOT, env=environ)
     assert out.stdout == "('motor vehicle',)\n", out.stderr
 
 

@@ -1,10 +1,10 @@
 """Loss, every gradient and BatchNorm's running statistics: equal on 1, 2, 3, 4 ranks, in any micro-batch, at any ZeRO
 stage."""
 
-import subprocess
 import sys
 from typing import Any
 
+import forked
 import pytest
 import torch
 from conftest import ROOT, environment
@@ -19,11 +19,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Results]:
     folder = tmp_path_factory.mktemp("exactness")
     for ranks in (1, 2, 3, 4):
         path = folder / f"{ranks}.pt"
-        words = ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--master-port", "0", "--standalone"]
-        done = subprocess.run(
-            [sys.executable, *words, str(ROOT / "tests/exactness.py"), str(path)],
-            env=environment(OMP_NUM_THREADS="1"), capture_output=True, text=True, timeout=400, check=False,
-        )  # fmt: skip
+        command = [sys.executable, str(ROOT / "tests/exactness.py"), str(path)]
+        done = forked.run_ranks(command, ranks, 400, env=environment(OMP_NUM_THREADS="1"))
         assert done.returncode == 0, done.stderr[-3000:]
         out[ranks] = torch.load(path, weights_only=True)
     return out

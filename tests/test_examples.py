@@ -2,11 +2,11 @@
 
 import json
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 from conftest import ROOT, SPEC, antidote, environment
 from ruamel.yaml import YAML
@@ -78,9 +78,8 @@ def test_every_example_of_the_page_on_cleaning_runs(world: Path, tmp_path: Path,
             yaml.dump(tree, file)
         specs.append(path)
     assert len(specs) > 20
-    out = subprocess.run(
-        [sys.executable, str(ROOT / "tests/examples.py"), *map(str, specs)], cwd=tmp_path, env=environment(), text=True,
-        capture_output=True, timeout=220, check=False,
+    out = forked.run(
+        [sys.executable, str(ROOT / "tests/examples.py"), *map(str, specs)], cwd=tmp_path, env=environment(), timeout=220,
     )  # fmt: skip
     codes = dict(line.rsplit(" ", 1) for line in out.stdout.splitlines() if line.startswith(str(tmp_path)))
     assert codes == {str(path): "0" for path in specs}, out.stderr[-3000:]

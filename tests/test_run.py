@@ -11,6 +11,7 @@ import tarfile
 import time
 from pathlib import Path
 
+import forked
 import pytest
 import torch
 from conftest import ROOT, antidote, environment, journals, plan, settings
@@ -131,7 +132,7 @@ def test_killed_three_times_ends_with_the_same_bits(whole: Path, spec: Path) -> 
     chance = random.Random(0)
     study = spec.parent / "runs/tiny"
     for target in sorted(chance.sample(range(2, 30), 3)):
-        process = subprocess.Popen(
+        process = forked.Popen(
             words, cwd=spec.parent, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         deadline = time.monotonic() + 100
@@ -141,7 +142,7 @@ def test_killed_three_times_ends_with_the_same_bits(whole: Path, spec: Path) -> 
         time.sleep(chance.random() * 0.2)
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
-    out = subprocess.run(words, cwd=spec.parent, env=environment(), capture_output=True, text=True, timeout=120, check=False)
+    out = forked.run(words, cwd=spec.parent, env=environment(), timeout=120)
     assert out.returncode == 0, out.stderr
     expected, got = journals(whole), journals(study)
     for name, rows in got.items():
@@ -157,7 +158,7 @@ def test_sigterm_saves_exits_143_and_names_the_command(whole: Path, spec: Path) 
         str(spec),
         *settings("machine.save_minutes=60", "machine.workers=2"),
     ]
-    process = subprocess.Popen(
+    process = forked.Popen(
         words,
         cwd=spec.parent,
         env=environment(),
@@ -177,14 +178,11 @@ def test_sigterm_saves_exits_143_and_names_the_command(whole: Path, spec: Path) 
     assert list(study.glob("*/checkpoints/step-*/manifest.json"))
     again = errors.strip().splitlines()[-1].removeprefix("go on with: ").split()
     assert again[-4:] == ["--set", "machine.save_minutes=60", "--set", "machine.workers=2"]
-    out = subprocess.run(
+    out = forked.run(
         [sys.executable, *again[1:]],
         cwd=spec.parent,
         env=environment(),
-        capture_output=True,
-        text=True,
         timeout=120,
-        check=False,
     )
     assert out.returncode == 0, out.stderr
     assert "goes on at step" in out.stderr
@@ -194,9 +192,7 @@ def test_sigterm_saves_exits_143_and_names_the_command(whole: Path, spec: Path) 
 
 def test_an_unfinished_run_of_another_spec_is_not_left_behind_silently(spec: Path) -> None:
     words = [sys.executable, str(ROOT / "engine/run.py"), "--spec", str(spec)]
-    process = subprocess.Popen(
-        words, cwd=spec.parent, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    process = forked.Popen(words, cwd=spec.parent, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     study = spec.parent / "runs/tiny"
     while not list(study.glob("*/checkpoints/step-*")):
         assert process.poll() is None
@@ -344,7 +340,7 @@ def test_every_objective_runs_from_a_spec_and_goes_on_after_a_kill(spec: Path) -
     expected = journals(spec.parent / "whole/runs/tiny")
     assert len(expected) == 9
     command = [sys.executable, str(ROOT / "engine/run.py"), "--spec", str(spec), *words]
-    process = subprocess.Popen(
+    process = forked.Popen(
         command, cwd=spec.parent / "killed", env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     study = spec.parent / "killed/runs/tiny"
@@ -409,14 +405,14 @@ def test_compiled_towers_write_the_journal_of_plain_ones(whole: Path, spec: Path
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
-def ranks_of(spec: Path, *words: list[str], hosts: str = "127.0.0.1") -> list[subprocess.Popen[str]]:
+def ranks_of(spec: Path, *words: list[str], hosts: str = "127.0.0.1") -> list[forked.Popen]:
     """One process for each list of words, as a launcher would start them."""
     port = str(20000 + os.getpid() % 20000)
     out = []
     for rank, more in enumerate(words):
         place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(len(words)), "MASTER_ADDR": hosts}
         out.append(
-            subprocess.Popen(
+            forked.Popen(
                 [sys.executable, str(ROOT / "engine/run.py"), "--spec", str(spec), *more], cwd=spec.parent,
                 env=environment(**place, MASTER_PORT=port), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             )

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import forked
 import pytest
 from conftest import ROOT, SPEC, antidote, environment, journals, settings
 
@@ -31,7 +32,7 @@ def test_an_array_takes_the_runs_of_a_study_and_a_preempted_task_goes_on(world: 
     sweep = {"clean.optimizer.rate": [1e-4, 2e-4], **asks}
     words = settings("clean.epochs=40", f"sweep={json.dumps(sweep)}")
     found = slurm(tmp_path)
-    process = subprocess.Popen(
+    process = forked.Popen(
         [sys.executable, str(ROOT / "engine/run.py"), "--spec", "tiny.yaml", *words], cwd=tmp_path, env=found,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip

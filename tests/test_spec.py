@@ -2,10 +2,10 @@
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
+import forked
 import pytest
 from conftest import ROOT, antidote, environment
 from hypothesis import given, settings
@@ -163,9 +163,9 @@ def test_every_spec_loads_and_dry_runs(name: str, tmp_path: Path) -> None:
     assert all(word in text for word in ("# Question:", "# Cost:", "# Expect")), (
         "a spec's header says question, cost, expectation"
     )
-    out = subprocess.run(
+    out = forked.run(
         [sys.executable, str(ROOT / "engine/run.py"), "--spec", str(ROOT / "specs" / name), "--dry-run"],
-        cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=120, check=False,
+        cwd=tmp_path, env=environment(), timeout=120,
     )  # fmt: skip
     assert out.returncode == 0, out.stderr
     assert "nothing was written" in out.stdout

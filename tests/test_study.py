@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 from conftest import ROOT, SPEC, antidote, environment, journals, settings
 
@@ -86,15 +87,15 @@ def table(study: Path) -> list[dict[str, str]]:
     return [{key: value for key, value in row.items() if key not in ("seconds", "pairs_per_s")} for row in rows]
 
 
-def started(spec: Path, *words: str, script: list[str] | None = None) -> subprocess.Popen[str]:
+def started(spec: Path, *words: str, script: list[str] | None = None) -> forked.Popen:
     command = [sys.executable, *(script or [str(ROOT / "engine/run.py")]), "--spec", str(spec), *words]
-    return subprocess.Popen(
+    return forked.Popen(
         command, cwd=spec.parent, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         start_new_session=True,
     )  # fmt: skip
 
 
-def until(what: Any, process: subprocess.Popen[str], seconds: float = 120) -> Any:
+def until(what: Any, process: forked.Popen, seconds: float = 120) -> Any:
     """What `what` gives, once it gives anything; fails when the process ends before."""
     deadline = time.monotonic() + seconds
     while not (found := what()):

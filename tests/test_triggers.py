@@ -2,11 +2,11 @@
 
 import io
 import pickle
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any, get_args
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -275,9 +275,9 @@ def test_published_warp_is_jitter_of_half_a_pixel(picture: np.ndarray) -> None:
 
 def test_the_sheet_shows_every_kind(tmp_path: Path, pattern: str) -> None:
     words = [sys.executable, "-m", "data.triggers", "--sheet", str(tmp_path / "out.png")]
-    out = subprocess.run([*words, "--file", pattern], cwd=ROOT, capture_output=True, text=True, check=False)
+    out = forked.run([*words, "--file", pattern], cwd=ROOT)
     assert out.returncode == 0, out.stderr
     assert np.asarray(Image.open(io.BytesIO((tmp_path / "out.png").read_bytes()))).std() > 10
-    out = subprocess.run([*words, "--file", "nothing.png"], cwd=ROOT, capture_output=True, text=True, check=False)
+    out = forked.run([*words, "--file", "nothing.png"], cwd=ROOT)
     assert out.returncode == 2
     assert "No such file" in out.stderr
