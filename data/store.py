@@ -24,6 +24,10 @@ Body = bytes | memoryview
 T = TypeVar("T")
 
 
+class NoShards(UserError):
+    """Shards that a pattern names are not there."""
+
+
 def scheme(path: str) -> str:
     """Of a URL; empty for a local path."""
     head, colon, _ = path.partition(":")
@@ -31,8 +35,8 @@ def scheme(path: str) -> str:
 
 
 def expand(pattern: str, schemes: Sequence[str] = ()) -> list[str]:
-    """The sorted paths that a brace or glob pattern names; UserError if one is missing, none matches, or the scheme is not
-    one of `schemes`."""
+    """The sorted paths that a brace or glob pattern names; NoShards if one is missing or none matches, UserError if the
+    scheme is not one of `schemes`."""
     paths: list[str] = []
     for name in braceexpand(pattern):
         _allowed(name, schemes)
@@ -43,7 +47,7 @@ def expand(pattern: str, schemes: Sequence[str] = ()) -> list[str]:
     missing = [path for path in paths if not scheme(path) and not os.path.isfile(path)]
     if missing or not paths:
         found = f"{len(missing)} of the {len(paths)} files it names are missing, first {missing[0]}" if missing else ""
-        raise UserError(f"shards '{pattern}' match no complete set of files ({found or 'nothing matches'}); check the path")
+        raise NoShards(f"shards '{pattern}' match no complete set of files ({found or 'nothing matches'}); check the path")
     return sorted(paths)
 
 

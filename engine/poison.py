@@ -26,8 +26,8 @@ from data.progress import Progress
 from data.refusal import UserError
 from engine.distributed.world import World
 from engine.models.clip import image_size
-from engine.training.inputs import plan_of, pretraining_pairs
 from engine.training.outputs import write_plan
+from engine.training.pairs import StudyPairs
 from records.folder import RUNS
 
 SINGLE_PROCESS = World(0, 1, 0, 1, torch.device("cpu"))
@@ -39,8 +39,9 @@ class PoisonedPairs:
 
     def __init__(self, spec: Spec) -> None:
         self.spec, self.study = spec, RUNS / spec.name
-        self.index, self.chosen = pretraining_pairs(spec, self.study, SINGLE_PROCESS)
-        plan = plan_of(spec, self.index, self.chosen, self.study, SINGLE_PROCESS)
+        pairs = StudyPairs(self.study, SINGLE_PROCESS)
+        self.index, self.chosen = pairs.pretraining(spec)
+        plan = pairs.plan(spec, self.index, self.chosen)
         if plan is None:
             raise UserError("attack.poison poisons no pair; raise its count")
         self.plan: PoisonPlan = plan

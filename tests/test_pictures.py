@@ -28,7 +28,7 @@ from engine.estimate.dry_run import dry_run
 from engine.estimate.memory import model_size
 from engine.models.clip import imagenet
 from engine.models.tokenizer import Tokenizer
-from engine.training.inputs import prepare_inputs
+from engine.training.inputs import StudyInputs, prepare_inputs
 
 NONE = Augment(synonyms="none")
 ONE = World(0, 1, 0, 1, torch.device("cpu"))
@@ -161,7 +161,7 @@ def test_what_does_not_go_together_is_refused(spec: Path, world: Path, stage: st
     run = next(run for run in runs(loaded.points) if run.stage == stage)
     expected = words.replace("{world}", str(world)).replace("mmcl_ssl", loaded.spec.clean.objective.kind)  # type: ignore[union-attr]
     with pytest.raises(UserError) as caught:
-        prepare_inputs(run, spec.parent / "runs/tiny", ONE)
+        prepare_inputs(run, StudyInputs(spec.parent / "runs/tiny", ONE))
     assert expected in str(caught.value)
     assert ";" in str(caught.value)
 

@@ -25,7 +25,7 @@ from engine.study.stop_signal import StopSignal
 from engine.study.worker import work
 from engine.training import zero
 from engine.training.checkpoint import committed
-from engine.training.inputs import prepare_inputs
+from engine.training.inputs import StudyInputs, prepare_inputs
 from records.ending import FailedJson
 from records.folder import RUNS, finished, read_json
 from records.study_json import StudyJson
@@ -43,12 +43,13 @@ def run_study(loaded: Loaded, options: Namespace, command: str) -> int:
         collectives.assert_equal_on_ranks(_facts_of_rank(loaded))
         scheduler = Scheduler.of(loaded, RUNS / spec.name, options.stage)
         own = _own_part(scheduler, world)
-        check(own, world)
+        shared = StudyInputs(own.folder, world)
+        check(own, shared)
         if not is_worker:
             collectives.on_rank_0(lambda: begin(scheduler, command))
         if spec.sweep.executor == "here" or world.size > 1:
             zero.prepare()
-            code = work(own, world, stop, command)
+            code = work(own, shared, stop, command)
             collectives.barrier()
             if code or own.runs == scheduler.runs:
                 return code or (conclude(scheduler) if world.first and not is_worker else 0)
@@ -79,7 +80,7 @@ def _own_part(scheduler: Scheduler, world: World) -> Scheduler:
     return own
 
 
-def check(scheduler: Scheduler, world: World) -> None:
+def check(scheduler: Scheduler, shared: StudyInputs) -> None:
     """UserError for whatever is wrong with the data of any run that is left, before anything is trained."""
     checked: set[str] = set()
     for run in scheduler.runs:
@@ -91,7 +92,7 @@ def check(scheduler: Scheduler, world: World) -> None:
                        run.settings.batch, run.settings.start, run.settings.transform and run.settings.transform.kind,
                        run.start and run.start.folder))  # fmt: skip
         if inputs not in checked and scheduler.state(run) != "ended":
-            prepare_inputs(run, scheduler.folder, world)
+            prepare_inputs(run, shared)
         checked.add(inputs)
 
 

@@ -14,7 +14,6 @@ from configs.plan import Run
 from data.refusal import UserError
 from engine.distributed import collectives
 from engine.distributed.watchdog import heartbeat
-from engine.distributed.world import World
 from engine.study import lock
 from engine.study.launch import WORKER_SINCE
 from engine.study.lock import Lock
@@ -24,7 +23,7 @@ from engine.study.status import StatusReader
 from engine.study.stop_signal import StopSignal
 from engine.training import trainer
 from engine.training.checkpoint import DiskFull
-from engine.training.inputs import prepare_inputs
+from engine.training.inputs import StudyInputs, prepare_inputs
 from engine.training.loop import Stopped
 from records.card import Card, Fact
 from records.ending import FailedJson
@@ -33,10 +32,10 @@ from records.folder import finished
 POLL = 1.0  # seconds between looks for a run, while others carry out what this one needs
 
 
-def work(scheduler: Scheduler, world: World, stop: StopSignal, command: str) -> int:
+def work(scheduler: Scheduler, shared: StudyInputs, stop: StopSignal, command: str) -> int:
     """Carries out one run after another until none is left for this process; 0, or the exit code of a stop that was asked
     for. Runs that fail are noted in their folders and passed over."""
-    since = os.environ.get(WORKER_SINCE)
+    world, since = shared.world, os.environ.get(WORKER_SINCE)
     scheduler.since = float(since) if since else collectives.on_rank_0(partial(lock.folder_time, scheduler.folder))
     reader = StatusReader(scheduler.folder) if world.first and not since and len(scheduler.runs) > 1 else None
     while True:
@@ -51,7 +50,7 @@ def work(scheduler: Scheduler, world: World, stop: StopSignal, command: str) -> 
             continue
         with _owning(owned):
             try:
-                _carry_out(scheduler, run, world, stop)
+                _carry_out(scheduler, run, shared, stop)
             except Stopped:
                 if world.first:
                     print("stopped and saved", file=sys.stderr, flush=True)
@@ -109,10 +108,10 @@ def _owning(owned: Lock | None) -> Iterator[None]:
         owned.release()
 
 
-def _carry_out(scheduler: Scheduler, run: Run, world: World, stop: StopSignal) -> None:
+def _carry_out(scheduler: Scheduler, run: Run, shared: StudyInputs, stop: StopSignal) -> None:
     """Trains the run, or only measures it again if it is finished and the spec measures something else now."""
     folder, rule = scheduler.folder, scheduler.loaded.spec.sweep.stop
-    inputs = prepare_inputs(run, folder, world)
+    inputs, world = prepare_inputs(run, shared), shared.world
     if finished(folder / run.folder):
         trainer.re_evaluate(inputs, world)
         return

@@ -1,6 +1,6 @@
 """The labelled pictures that a cleaning learns from: whether they go with its objective, and reading them."""
 
-from functools import cache
+from functools import lru_cache
 
 from configs.plan import Run
 from data.labelled import Labelled, read_labelled
@@ -15,7 +15,7 @@ from objectives.supervised import Supervised
 
 def supervised_sections(run: Run) -> list[Supervised]:
     """The parts of the run's objective that learn from labelled pictures."""
-    return [one for one in objectives_of(run.settings.objective) if isinstance(one, Supervised)]
+    return [section for section in objectives_of(run.settings.objective) if isinstance(section, Supervised)]
 
 
 def check_labels(run: Run) -> None:
@@ -53,8 +53,8 @@ def labelled_pairs(run: Run, folder: str, reading: Reading, tokenize: Tokenizer)
     return LabelledPairs(folder, labelled, run.spec.data, reading, tokenize)
 
 
-@cache
+@lru_cache(maxsize=1)
 def read(folder: str) -> Labelled:
-    """What the folder holds, read once a process. Labels are the right ones whatever data.labels says, which is about what
-    is measured and no part of a fingerprint."""
+    """What the folder holds, read once for runs in turn that learn from it. Labels are the right ones whatever data.labels
+    says, which is about what is measured and no part of a fingerprint."""
     return read_labelled(folder, imagenet(), what="data.clean.labelled")

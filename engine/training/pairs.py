@@ -1,0 +1,176 @@
+"""Which pairs the runs of a study work on, and which of them are poisoned."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from configs.plan import Run
+from configs.spec import Spec
+from data.captions import read_templates, stored_captions
+from data.poison_plan import PoisonPlan, make_plan
+from data.progress import Progress
+from data.refusal import UserError
+from data.seeding import ranks, smallest_k
+from data.shards import Index, read_index
+from data.sources import CleanSource, Data, clean_rows
+from data.store import NoShards
+from engine.distributed import collectives
+from engine.distributed.watchdog import heartbeat
+from engine.distributed.world import World
+from engine.models.clip import imagenet
+from records.card import Card
+from records.folder import finished
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ChosenPairs:
+    """Some pairs of an index."""
+
+    index: Index
+    chosen: np.ndarray | None  # int64, sorted; None: all
+    plan: PoisonPlan | None  # of those that are poisoned; None: none is
+
+
+class StudyPairs:
+    """The pairs of a study's runs. Indices, plans and clean sets are made once for all runs, since millions of keys take a
+    while; they are kept as long as this object."""
+
+    def __init__(self, study: Path, world: World) -> None:
+        self.study, self.world = study, world
+        self._indices: dict[str, Index] = {}
+        self._plans: dict[str, PoisonPlan] = {}
+        self._clean_rows: dict[str, np.ndarray] = {}
+
+    def of(self, run: Run) -> ChosenPairs:
+        """What a run is trained on; UserError if the spec asks for what the shards can't give."""
+        index, chosen = self.pretraining(run.spec)
+        # the untouched twin's pre-training has no plan
+        plan = None if run.stage == "twin" else self.plan(run.spec, index, chosen)
+        if run.stage != "clean":
+            return ChosenPairs(index, chosen, plan)
+        self._check_start(run, index)
+        return self._cleaning(run.spec, index, plan)
+
+    def pretraining(self, spec: Spec) -> tuple[Index, np.ndarray | None]:
+        """(the index of the pre-training shards, which of its pairs are used; None: all)."""
+        index = self._index(spec.data.pretrain.patterns, spec.data)
+        if not spec.data.clean.held_out or spec.data.clean.shards is not None:
+            return index, None
+        return index, np.setdiff1d(np.arange(len(index)), held_out(index, spec.seed, spec.data.clean))
+
+    def plan(self, spec: Spec, index: Index, chosen: np.ndarray | None) -> PoisonPlan | None:
+        """The plan of a spec's attack on an index; None if it poisons nothing. Captions, if the attack asks what they say,
+        are read by the first rank alone."""
+        attack = spec.attack
+        if not any(aim.poison.number(len(index) if chosen is None else len(chosen)) for aim in attack.aims):
+            return None
+
+        def make() -> PoisonPlan:
+            lines = {aim.captions: templates(aim.captions) for aim in attack.aims}
+            read_captions = partial(stored_captions, index, field=spec.data.pretrain.caption)
+            return make_plan(index, attack, spec.seed, lines, read_captions, chosen)
+
+        return _once(self._plans, (spec.data, attack, spec.seed), lambda: collectives.on_rank_0(make))
+
+    def _check_start(self, run: Run, index: Index) -> None:
+        """UserError if the start was trained on other pairs than the shards hold now: which were poisoned would be
+        unknown."""
+        if run.start is None:
+            return
+        folder = self.study / run.start.folder
+        card = Card.read(folder) if finished(folder) else None
+        if card is not None and card.data_digest != index.digest:
+            raise UserError(
+                f"{folder} was trained on other pairs than {run.spec.data.pretrain.shards} holds now; put the shards back, "
+                "give the spec another name, or delete that folder"
+            )
+
+    def _cleaning(self, spec: Spec, pretrained: Index, plan: PoisonPlan | None) -> ChosenPairs:
+        """The clean set; its plan is of the poisoned pairs that are left in it on purpose."""
+        clean = spec.data.clean
+        if clean.shards is None and clean.held_out:
+            return ChosenPairs(pretrained, np.sort(held_out(pretrained, spec.seed, clean)), None)
+        index = pretrained if clean.shards is None else self._index(clean.shards, spec.data)
+        poisoned = np.array(list(plan.entries) if plan else [], np.int64)
+        places = _places(clean, pretrained, index, poisoned)
+        marked = np.array(list(places.values()), np.int64)  # in the order of their draw
+        excluded = np.zeros(len(index), bool)
+        excluded[marked] = True
+        chosen = _once(
+            self._clean_rows,
+            (spec.data, spec.attack, spec.seed),
+            lambda: clean_rows(index, spec.seed, clean, excluded, marked),
+        )
+        if plan is None or not clean.leftover:
+            return ChosenPairs(index, chosen, None)
+        stay = dict(list(places.items())[: clean.leftover])
+        return ChosenPairs(index, chosen, plan.moved(stay, len(index), spec.attack))
+
+    def _index(self, shards: str | dict[str, str], data: Data) -> Index:
+        """The index of some shards; UserError if they are not there, with the command that makes them."""
+        return _once(self._indices, (shards, data.pretrain.caption), lambda: self._read_index(shards, data))
+
+    def _read_index(self, shards: str | dict[str, str], data: Data) -> Index:
+        world = self.world
+        progress = Progress("indexing", "shards") if world.first else None
+        try:
+            return read_index(
+                shards, self.study.parent / ".index", (world.rank, world.size), collectives.barrier, data.schemes,
+                data.pretrain.caption, progress or (lambda done, total: heartbeat()),
+            )  # fmt: skip
+        except NoShards as error:
+            if data.made_by is None:
+                raise
+            raise NoShards(f"{error}; make them with: {data.made_by}", alone=error.alone) from None
+        finally:
+            if progress is not None:
+                progress.end()
+
+
+def held_out(index: Index, seed: int, clean: CleanSource) -> np.ndarray:
+    """int64: the pairs that are kept out of the pre-training for the cleaning."""
+    assert clean.pairs is not None
+    if clean.pairs >= len(index):
+        raise UserError(f"data.clean.pairs is {clean.pairs:,}, held out of {len(index):,} pairs; none would be left")
+    return smallest_k(ranks(seed, "held out", index.hashes), clean.pairs)
+
+
+def templates(name: str) -> list[str]:
+    """The templates of poisoned captions under a name."""
+    return imagenet().templates if name == "imagenet" else read_templates(name)
+
+
+def _places(clean: CleanSource, pretrained: Index, index: Index, poisoned: np.ndarray) -> dict[int, int]:
+    """For each poisoned sample (int64 [n]) of the pre-training that the clean set's index holds too, its sample there."""
+    if clean.shards is None:
+        return {sample: sample for sample in poisoned.tolist()}
+    both = np.isin(index.hashes, pretrained.hashes)
+    if clean.held_out and both.any():
+        raise UserError(
+            f"data.clean.held_out is true, but {int(both.sum()):,} of the {len(index):,} pairs of {clean.shards} are in "
+            "data.pretrain too; name other shards, or set it to false"
+        )
+    there = np.flatnonzero(np.isin(index.hashes, pretrained.hashes[poisoned]))
+    if len(there) and clean.leftover is None:
+        raise UserError(
+            f"{len(there):,} of the {len(index):,} pairs of data.clean.shards = {clean.shards} are poisoned in "
+            "data.pretrain; set data.clean.leftover to how many of them may stay (0 leaves them all out), or take them "
+            "out of those shards"
+        )
+    by_hash = dict(zip(index.hashes[there].tolist(), there.tolist(), strict=True))
+    hashes = zip(poisoned.tolist(), pretrained.hashes[poisoned].tolist(), strict=True)
+    return {sample: by_hash[number] for sample, number in hashes if number in by_hash}
+
+
+def _once(made: dict[str, T], key: object, make: Callable[[], T]) -> T:
+    """What `make` gave for this key at first."""
+    name = repr(key)
+    if name not in made:
+        made[name] = make()
+    return made[name]
