@@ -169,6 +169,7 @@ def ours(where: str, which: str) -> dict[str, Any]:
 
     from engine.distributed.world import World
     from engine.evaluation import evaluate
+    from engine.evaluation.encode import Encoder
     from engine.evaluation.sets import eval_sets
     from engine.models import clip as model
     from measures.classifier import class_vectors
@@ -186,13 +187,13 @@ def ours(where: str, which: str) -> dict[str, Any]:
     tokenize(["warm"])
     began = used()
     sets = eval_sets(spec, world)
-    numbers = evaluate.evaluate(towers, tokenize, sets, world, spec.machine.eval_batch)[0]
+    numbers = evaluate.evaluate(Encoder(towers, tokenize, world, spec.machine.eval_batch), sets)[0]
     first, began = used() - began, used()
-    assert evaluate.evaluate(towers, tokenize, sets, world, spec.machine.eval_batch)[0] == numbers
+    assert evaluate.evaluate(Encoder(towers, tokenize, world, spec.machine.eval_batch), sets)[0] == numbers
     again = used() - began
     with torch.no_grad():
         rows = towers.eval()(sets[0].pictures(list(range(16)))[0], None)[0]
-        found = sets[0].shown
+        found = sets[0].image_set
         texts = towers(None, tokenize([t.replace("{c}", c) for c in found.classes for t in found.templates]))[1]
     classes = class_vectors(texts.view(len(found.classes), len(found.templates), -1))
     torch.save((rows, classes), folder / "ours.pt")

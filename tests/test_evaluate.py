@@ -16,8 +16,9 @@ from data.labelled import Labelled
 from data.refusal import UserError
 from data.synthetic import SyntheticWorld, write_world
 from engine.distributed.world import World
-from engine.evaluation import evaluate
-from engine.evaluation import sets as examination
+from engine.evaluation import encode, evaluate
+from engine.evaluation import sets as eval_sets_module
+from engine.evaluation.encode import Encoder
 from engine.evaluation.sets import eval_sets
 from engine.models import clip
 from engine.models.tokenizer import Tokenizer
@@ -42,7 +43,7 @@ def on_ranks(size: int, act: Callable[[World], Result]) -> list[Result]:
         return act(alone(rank, size))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate, "gather_rows", lambda rows: here.group.gather(rows))
+        patch.setattr(encode, "gather_rows", lambda rows: here.group.gather(rows))
         return play(size, one)
 
 
@@ -50,9 +51,9 @@ def on_ranks(size: int, act: Callable[[World], Result]) -> list[Result]:
 def test_ranks_share_the_pictures_evenly_and_each_is_counted_once(spec: Path, ranks: int) -> None:
     loaded = load(spec).spec
     parts = [eval_sets(loaded, alone(rank, ranks))[0] for rank in range(ranks)]
-    rows = [row for part in parts for row in part.mine]
+    rows = [row for part in parts for row in part.rows]
     assert rows[:64] == list(range(64))
-    assert len({len(part.mine) for part in parts}) == 1
+    assert len({len(part.rows) for part in parts}) == 1
 
 
 def test_numbers_do_not_depend_on_the_batch_and_the_mode_is_kept(spec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,13 +61,13 @@ def test_numbers_do_not_depend_on_the_batch_and_the_mode_is_kept(spec: Path, mon
     towers, tokenize = clip.build("test-vit", 0), Tokenizer("test-vit")
     towers.train()
     sets = eval_sets(loaded, alone(0, 1))
-    whole = evaluate.evaluate(towers, tokenize, sets, alone(0, 1), 256)
-    assert evaluate.evaluate(towers, tokenize, sets, alone(0, 1), 7) == whole
+    whole = evaluate.evaluate(Encoder(towers, tokenize, alone(0, 1), 256), sets)
+    assert evaluate.evaluate(Encoder(towers, tokenize, alone(0, 1), 7), sets) == whole
     assert towers.training
-    monkeypatch.setattr(examination, "HOLD", 0)  # too many pictures to keep: decoded each time
+    monkeypatch.setattr(eval_sets_module, "KEEP", 0)  # too many pictures to keep: decoded each time
     again = eval_sets(loaded, alone(0, 1))
-    assert again[0].held is None
-    assert evaluate.evaluate(towers, tokenize, again, alone(0, 1), 256) == whole
+    assert again[0].decoded is None
+    assert evaluate.evaluate(Encoder(towers, tokenize, alone(0, 1), 256), again) == whole
     assert whole[0]["images"] == "tiny"
     assert set(whole[0]) == {"images", "answers"} | ACCURACY | SUCCESS
 
@@ -92,13 +93,13 @@ def test_counts_of_1001_pictures_are_the_same_on_1_2_and_3_ranks(spec: Path, odd
     tokenize, built = Tokenizer("test-vit"), clip.build("test-vit", 0).eval()
 
     def act(world: World) -> list[dict[str, Any]]:
-        return evaluate.evaluate(built, tokenize, eval_sets(wanted, world), world, 128)
+        return evaluate.evaluate(Encoder(built, tokenize, world, 128), eval_sets(wanted, world))
 
     found = [one for size in (1, 2, 3) for one in on_ranks(size, act)]
     assert len(found) == 6
     assert all(one == found[0] for one in found)
     numbers = found[0][0]
-    labels = eval_sets(wanted, alone(0, 1))[0].shown
+    labels = eval_sets(wanted, alone(0, 1))[0].image_set
     assert isinstance(labels, Labelled)
     assert numbers["pictures"] == 1001
     assert numbers["others"] == int((labels.labels != labels.target(wanted.attack.target)).sum()) < 1001
@@ -117,7 +118,7 @@ def test_a_fixed_place_and_a_proxy_are_attempts_of_their_own(spec: Path) -> None
     proxy = "attack.proxy={target: crown, trigger: {kind: solid, size: 112, place: centre}}"
     wanted = load(spec, [measures, proxy]).spec
     one = eval_sets(wanted, alone(0, 1))[0]
-    assert [(a.kind, a.name) for a in one.attempts] == [("trained", ""), ("centre", "_centre"), ("proxy", "")]
+    assert [(a.kind, a.name) for a in one.attacks] == [("trained", ""), ("centre", "_centre"), ("proxy", "")]
     clean, (_, centred, proxied) = one.pictures([0, 1, 2])
     away = (clean != centred).any(1)
     assert away[:, 15:17, 15:17].any((1, 2)).all()
@@ -126,18 +127,18 @@ def test_a_fixed_place_and_a_proxy_are_attempts_of_their_own(spec: Path) -> None
     assert (clean != proxied).any(1)[:, 8:24, 8:24].any()
     costs = evaluate.Costs()
     built = clip.build("test-vit", 0)
-    found = evaluate.evaluate(built, Tokenizer("test-vit"), [one], alone(0, 1), 64, costs)[0]
+    found = evaluate.evaluate(Encoder(built, Tokenizer("test-vit"), alone(0, 1), 64), [one], costs)[0]
     assert set(found) == {"images", "answers", "proxy_asr"} | SUCCESS | {f"{name}_centre" for name in SUCCESS}
     assert list(costs.seconds["tiny"]) == ["pictures", "prompts", "attack_success", "proxy_success"]
     other = load(spec, [measures, proxy.replace("crown", "apple")]).spec
-    assert eval_sets(other, alone(0, 1))[0].attempts[2].targets[0] != one.attempts[2].targets[0]
+    assert eval_sets(other, alone(0, 1))[0].attacks[2].targets[0] != one.attacks[2].targets[0]
 
 
 def test_the_answers_told_are_those_that_the_rates_count(spec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(examination, "SHOWN", 10_000)  # all pictures but the target's
+    monkeypatch.setattr(eval_sets_module, "EXAMPLES", 10_000)  # all pictures but the target's
     loaded = load(spec).spec
     one = eval_sets(loaded, alone(0, 1))[0]
-    found = evaluate.evaluate(clip.build("test-vit", 0), Tokenizer("test-vit"), [one], alone(0, 1), 64)[0]
+    found = evaluate.evaluate(Encoder(clip.build("test-vit", 0), Tokenizer("test-vit"), alone(0, 1), 64), [one])[0]
     told = found["answers"]
     assert len(told) == found["others"]
     assert {target for _, target, _, _ in told} == {loaded.attack.target}
@@ -148,9 +149,9 @@ def test_the_answers_told_are_those_that_the_rates_count(spec: Path, monkeypatch
 
 def test_a_few_pictures_of_many_classes_are_told(spec: Path) -> None:
     one = eval_sets(load(spec).spec, alone(0, 1))[0]
-    assert len(one.sample) == len(set(one.sample)) == 8
-    assert one.sample == sorted(one.sample)
-    assert len({int(one.shown.labels[row]) for row in one.sample}) > 4
+    assert len(one.examples) == len(set(one.examples)) == 8
+    assert one.examples == sorted(one.examples)
+    assert len({int(one.image_set.labels[row]) for row in one.examples}) > 4
 
 
 def test_attempts_that_can_not_be_made_are_refused(spec: Path) -> None:
@@ -177,13 +178,13 @@ CAPTIONED = (
 def test_retrieval_is_the_same_on_any_number_of_ranks(spec: Path, world: Path, ranks: int) -> None:
     wanted = load(spec, [f"data.test.held={world / 'retrieval'}", CAPTIONED]).spec
     tokenize, built = Tokenizer("test-vit"), clip.build("test-vit", 0).eval()
-    whole = evaluate.evaluate(built, tokenize, eval_sets(wanted, alone(0, 1)), alone(0, 1), 64, None, 20.0)
+    whole = evaluate.evaluate(Encoder(built, tokenize, alone(0, 1), 64, 20.0), eval_sets(wanted, alone(0, 1)))
     rates = {f"{name}{k}" for name in ("text_r", "image_r", "retrieval_asr", "retrieval_floor") for k in (1, 5, 10)}
     assert set(whole[1]) == {"images", "val_loss"} | rates
     assert whole[1]["image_r10"] >= whole[1]["image_r1"]
 
     def act(world: World) -> list[dict[str, Any]]:
-        return evaluate.evaluate(built, tokenize, eval_sets(wanted, world), world, 16, None, 20.0)
+        return evaluate.evaluate(Encoder(built, tokenize, world, 16, 20.0), eval_sets(wanted, world))
 
     for found in on_ranks(ranks, act):
         assert found[0] == whole[0]
@@ -245,18 +246,18 @@ def test_a_probe_is_the_same_on_any_number_of_ranks_and_each_picture_is_encoded_
 
     def act(world: World) -> tuple[list[dict[str, Any]], int]:
         towers = Counted(built)
-        return evaluate.evaluate(towers, tokenize, eval_sets(wanted, world), world, 16), towers.seen
+        return evaluate.evaluate(Encoder(towers, tokenize, world, 16), eval_sets(wanted, world)), towers.seen
 
     played = on_ranks(ranks, act)
     towers, world = Counted(built), alone(0, 1)
-    whole = evaluate.evaluate(towers, tokenize, eval_sets(wanted, world), world, 256)
+    whole = evaluate.evaluate(Encoder(towers, tokenize, world, 256), eval_sets(wanted, world))
     assert towers.seen == 2 * 64 + 96
     assert [one["images"] for one in whole] == ["tiny"]
     assert set(whole[0]) == {"images", "answers", "probe_top1", "probe_asr"} | ACCURACY | SUCCESS
     for numbers, seen in played:
         assert numbers == whole
         assert seen == 2 * -(-64 // ranks) + -(-96 // ranks)
-    plain = evaluate.evaluate(towers, tokenize, eval_sets(load(spec).spec, world), world, 256)
+    plain = evaluate.evaluate(Encoder(towers, tokenize, world, 256), eval_sets(load(spec).spec, world))
     assert plain == [{name: value for name, value in whole[0].items() if not name.startswith("probe")}]
     assert towers.seen == 2 * 64 + 96 + 2 * 64
 
@@ -266,7 +267,7 @@ def test_a_probe_is_fitted_on_the_clean_pictures_of_a_set_that_is_measured_too(s
         spec, others, "measure=[{kind: linear_probe, images: tiny, train: more}, {kind: attack_success, images: more}]"
     )
     towers = Counted(clip.build("test-vit", 0).eval())
-    found = evaluate.evaluate(towers, Tokenizer("test-vit"), eval_sets(wanted, alone(0, 1)), alone(0, 1), 64)
+    found = evaluate.evaluate(Encoder(towers, Tokenizer("test-vit"), alone(0, 1), 64), eval_sets(wanted, alone(0, 1)))
     assert [set(one) - {"images", "answers"} for one in found] == [{"probe_top1", "probe_asr"}, SUCCESS]
     assert towers.seen == 2 * 64 + 2 * 96
 

@@ -1,13 +1,10 @@
 """Evaluation: pictures encoded once for all measures, shared over ranks, each counted once.
 
 A set that a measure is fitted on is encoded once too; the fit is done by the first rank, which tells the others the numbers.
-
-Rank r of W encodes the r-th of W equal runs of rows; the last is filled up with repeated rows, which are cut off after
-the gather, so that every rank makes the same calls (ZeRO-3 needs that) and no picture counts twice.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -20,16 +17,11 @@ from data.captioned import Captioned
 from data.captions import word_of
 from data.labelled import Labelled
 from data.seeding import derive_seed
-from engine.distributed.collectives import gather_rows, on_rank_0
-from engine.distributed.watchdog import heartbeat
-from engine.distributed.world import World
+from engine.distributed.collectives import on_rank_0
+from engine.evaluation.encode import Encoder
 from engine.evaluation.sets import AttackView, EvalSet, MeasureTask
-from engine.models.towers import Piece, cut_of
 from measures.classifier import class_vectors, predict
 from measures.contract import Encoded, Number, Paired
-
-CACHED = 1 << 18  # pixels of pictures that a CPU encodes at once: 64 of 64 x 64; what it holds of more leaves its caches
-SCALE = 100.0  # what cosines are multiplied with where the objective learns no scale: CLIP's upper bound
 
 
 class Costs:
@@ -43,148 +35,110 @@ class Costs:
         """Counts what is done inside for a part of a set."""
         began = time.monotonic()
         yield
-        here = self.seconds.setdefault(images, {})
-        here[part] = round(here.get(part, 0.0) + time.monotonic() - began, 4)
+        seconds = self.seconds.setdefault(images, {})
+        seconds[part] = round(seconds.get(part, 0.0) + time.monotonic() - began, 4)
 
 
-def evaluate(
-    towers: Any,
-    tokenize: Any,
-    sets: list[EvalSet],
-    world: World,
-    rows: int,
-    costs: Costs | None = None,
-    scale: float = SCALE,
-) -> list[dict[str, Any]]:
-    """One dict of numbers for each set, `images` its name; the towers (or DeepSpeed's engine around them) are left in
-    the mode they were in. What each part took is added to `costs`; `scale` is what the model multiplies cosines with."""
-    training = towers.training
-    towers.eval()
-    asked = {task.train for one in sets for task in (*one.plain, *one.triggered)}
-    spent = costs or Costs()
-
-    def encoded(one: EvalSet) -> list[torch.Tensor]:
-        with spent.of(one.name, "pictures"):
-            return _encoded(towers, one, world, rows)
-
-    def ask(one: EvalSet, prompts: list[str]) -> torch.Tensor:
-        with spent.of(one.name, "prompts"):
-            return _prompts(towers, tokenize, prompts, world, rows).cpu()
-
+def evaluate(model: Encoder, sets: list[EvalSet], costs: Costs | None = None) -> list[dict[str, Any]]:
+    """One dict of numbers for each set, `images` its name; the towers are left in the mode they were in. What each part took
+    is added to `costs`."""
+    training = model.towers.training
+    model.towers.eval()
     try:
         with torch.no_grad():
-            kept = {one.name: encoded(one) for one in sets if one.name in asked}
-            fits = {one.name: (kept[one.name][0], _labels(one)) for one in sets if one.name in asked}
-            out = []
-            for one in sets:
-                if one.plain or one.triggered:
-                    found = kept.get(one.name) or encoded(one)
-                    if isinstance(one.shown, Captioned):
-                        numbers = _captioned(one, one.shown, found, partial(ask, one), scale, spent)
-                    else:
-                        numbers = _numbers(one, one.shown, found, fits, partial(ask, one), spent)
-                    out.append({"images": one.name, **numbers})
-            return out
+            return _Evaluation(model, costs or Costs()).of(sets)
     finally:
-        towers.train(training)
+        model.towers.train(training)
 
 
-def _labels(one: EvalSet) -> torch.Tensor:
-    assert isinstance(one.shown, Labelled)
-    return torch.from_numpy(np.asarray(one.shown.labels))
+class _Evaluation:
+    """One evaluation of a model: what was encoded for fits, and what it cost."""
+
+    def __init__(self, model: Encoder, costs: Costs) -> None:
+        self.model, self.costs = model, costs
+        self.fits: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # by the names of sets: their rows and labels
+
+    def of(self, sets: list[EvalSet]) -> list[dict[str, Any]]:
+        """The numbers of each set that a measure looks at."""
+        names = {task.fitted_on for eval_set in sets for task in eval_set.tasks}
+        encoded = {eval_set.name: self._pictures(eval_set) for eval_set in sets if eval_set.name in names}
+        self.fits = {s.name: (encoded[s.name][0], _labels(s)) for s in sets if s.name in names}
+        out = []
+        for eval_set in sets:
+            if eval_set.tasks:
+                pictures = encoded.get(eval_set.name) or self._pictures(eval_set)
+                if isinstance(eval_set.image_set, Captioned):
+                    numbers = self._captioned(eval_set, eval_set.image_set, pictures)
+                else:
+                    numbers = self._labelled(eval_set, eval_set.image_set, pictures)
+                out.append({"images": eval_set.name, **numbers})
+        return out
+
+    def _pictures(self, eval_set: EvalSet) -> list[torch.Tensor]:
+        with self.costs.of(eval_set.name, "pictures"):
+            return self.model.pictures(eval_set)
+
+    def _texts(self, eval_set: EvalSet, texts: list[str]) -> torch.Tensor:
+        with self.costs.of(eval_set.name, "prompts"):
+            return self.model.texts(texts)
+
+    def _labelled(self, eval_set: EvalSet, labelled: Labelled, pictures: list[torch.Tensor]) -> dict[str, Any]:
+        """What the measures of a labelled set say; under `answers`, what the model takes a sample of its pictures for."""
+        prompts = [t.replace("{c}", c) for c in labelled.classes for t in labelled.templates]
+        shape = (len(labelled.classes), len(labelled.templates), -1)
+        classes, labels = class_vectors(self._texts(eval_set, prompts).view(shape)), _labels(eval_set)
+        plain = Encoded(pictures[0], None, labels, classes, classes, torch.zeros_like(labels))
+        out: dict[str, Any] = self._measured(eval_set, eval_set.plain, plain)
+        for attack, triggered in zip(eval_set.attacks, pictures[1:], strict=True):
+            asked = classes
+            if attack.words is not None:
+                with_words = [attack.words.put(prompt, derive_seed(prompt)) for prompt in prompts]
+                asked = class_vectors(self._texts(eval_set, with_words).view(shape))
+            attacked = Encoded(pictures[0], triggered, labels, classes, asked, attack.targets)
+            out |= self._under(attack, eval_set, attacked)
+            if attack is eval_set.attacks[0] and eval_set.examples:
+                out["answers"] = _answers(attacked, labelled.classes, eval_set.examples)
+        return out
+
+    def _captioned(self, eval_set: EvalSet, captioned: Captioned, pictures: list[torch.Tensor]) -> dict[str, Number]:
+        """What the measures of a set of pictures with captions say."""
+        texts, owner = self._texts(eval_set, captioned.captions), torch.from_numpy(captioned.owner)
+        none = torch.zeros(len(texts), dtype=torch.bool)
+        plain = Paired(pictures[0], None, texts, owner, texts.new_zeros(texts.shape[1]), none, self.model.scale)
+        out = self._measured(eval_set, eval_set.plain, plain)
+        for attack, triggered in zip(eval_set.attacks, pictures[1:], strict=True):
+            prompts = [template.replace("{c}", attack.target) for template in captioned.templates]
+            target = class_vectors(self._texts(eval_set, prompts)[None])[0]
+            word = word_of(attack.target)
+            names = torch.tensor([word.search(caption) is not None for caption in captioned.captions])
+            out |= self._under(attack, eval_set, replace(plain, triggered=triggered, target=target, names=names))
+        return out
+
+    def _under(self, attack: AttackView, eval_set: EvalSet, encoded: Encoded | Paired) -> dict[str, Number]:
+        """What the measures that look at a set under one attack say, each number by its name and the attack's."""
+        tasks = tuple(task for task in eval_set.triggered if task.attack == attack.kind)
+        return {f"{name}{attack.name}": value for name, value in self._measured(eval_set, tasks, encoded).items()}
+
+    def _measured(self, eval_set: EvalSet, tasks: tuple[MeasureTask, ...], encoded: Encoded | Paired) -> dict[str, Number]:
+        out: dict[str, Number] = {}
+        for task in tasks:
+            with self.costs.of(eval_set.name, task.kind):
+                if task.fitted_on is None or isinstance(encoded, Paired):
+                    out |= task.measure(encoded)
+                else:  # by one rank: a fit takes all cores of a machine
+                    out |= on_rank_0(partial(task.measure, replace(encoded, fitted_on=self.fits[task.fitted_on])))
+        return out
 
 
-def _encoded(towers: Any, one: EvalSet, world: World, rows: int) -> list[torch.Tensor]:
-    """Unit [M, D] of the pictures of a set, and of the same under each attack."""
-    if world.device.type == "cpu":
-        rows = max(1, min(rows, CACHED // one.size**2))
-    rows_of: list[list[torch.Tensor]] = [[] for _ in range(1 + len(one.attempts))]
-    for begin in range(0, len(one.mine), rows):
-        part = slice(begin, begin + rows)
-        clean, marked = (one.held[0][part], [m[part] for m in one.held[1]]) if one.held else one.pictures(one.mine[part])
-        for images, into in zip((clean, *marked), rows_of, strict=True):
-            heartbeat()
-            into.append(towers(images.to(world.device), None)[0])
-    return [gather_rows(torch.cat(parts))[: len(one.shown)].cpu() for parts in rows_of]
+def _labels(eval_set: EvalSet) -> torch.Tensor:
+    assert isinstance(eval_set.image_set, Labelled)
+    return torch.from_numpy(np.asarray(eval_set.image_set.labels))
 
 
-Ask = Callable[[list[str]], torch.Tensor]  # unit [P, D] of P texts
-Fits = dict[str, tuple[torch.Tensor, torch.Tensor]]  # by the names of sets: their rows and labels
-
-
-def _numbers(
-    one: EvalSet, labelled: Labelled, encoded: list[torch.Tensor], fits: Fits, ask: Ask, spent: Costs
-) -> dict[str, Any]:
-    """What the measures of a labelled set say; under `answers`, what the model takes a sample of its pictures for."""
-    prompts = [t.replace("{c}", c) for c in labelled.classes for t in labelled.templates]
-    shape = (len(labelled.classes), len(labelled.templates), -1)
-    classes, labels = class_vectors(ask(prompts).view(shape)), _labels(one)
-    seen = Encoded(encoded[0], None, labels, classes, classes, torch.zeros_like(labels))
-    out: dict[str, Any] = _measured(one, one.plain, seen, fits, spent)
-    for attempt, found in zip(one.attempts, encoded[1:], strict=True):
-        asked = classes
-        if attempt.words is not None:
-            worded = ask([attempt.words.put(prompt, derive_seed(prompt)) for prompt in prompts])
-            asked = class_vectors(worded.view(shape))
-        under = Encoded(encoded[0], found, labels, classes, asked, attempt.targets)
-        out |= _attempted(one, attempt, under, fits, spent)
-        if attempt is one.attempts[0] and one.sample:
-            out["answers"] = _answers(under, labelled.classes, one.sample)
-    return out
-
-
-def _answers(under: Encoded, classes: list[str], rows: list[int]) -> list[list[str]]:
+def _answers(encoded: Encoded, classes: list[str], rows: list[int]) -> list[list[str]]:
     """Of some pictures: [its class, the target, the model's answer, its answer with the trigger], as names."""
-    assert under.triggered is not None
-    plain, marked = predict(under.images[rows], under.classes), predict(under.triggered[rows], under.asked)
-    told = torch.stack([under.labels[rows], under.targets[rows], plain, marked], 1)
-    return [[classes[at] for at in row] for row in told.tolist()]
-
-
-def _captioned(
-    one: EvalSet, captioned: Captioned, encoded: list[torch.Tensor], ask: Ask, scale: float, spent: Costs
-) -> dict[str, Number]:
-    """What the measures of a set of pictures with captions say."""
-    texts, owner = ask(captioned.captions), torch.from_numpy(captioned.owner)
-    none = torch.zeros(len(texts), dtype=torch.bool)
-    seen = Paired(encoded[0], None, texts, owner, texts.new_zeros(texts.shape[1]), none, scale)
-    out = _measured(one, one.plain, seen, {}, spent)
-    for attempt, found in zip(one.attempts, encoded[1:], strict=True):
-        target = class_vectors(ask([t.replace("{c}", attempt.target) for t in captioned.templates])[None])[0]
-        word = word_of(attempt.target)
-        named = torch.tensor([word.search(caption) is not None for caption in captioned.captions])
-        out |= _attempted(one, attempt, replace(seen, triggered=found, target=target, names=named), {}, spent)
-    return out
-
-
-def _attempted(one: EvalSet, attempt: AttackView, seen: Encoded | Paired, fits: Fits, spent: Costs) -> dict[str, Number]:
-    """What the measures that look at a set under one attack say, each number by its name and the attack's."""
-    tasks = tuple(task for task in one.triggered if task.attempt == attempt.kind)
-    return {f"{name}{attempt.name}": value for name, value in _measured(one, tasks, seen, fits, spent).items()}
-
-
-def _measured(
-    one: EvalSet, tasks: tuple[MeasureTask, ...], seen: Encoded | Paired, fits: Fits, spent: Costs
-) -> dict[str, Number]:
-    out: dict[str, Number] = {}
-    for task in tasks:
-        with spent.of(one.name, task.kind):
-            if task.train is None or isinstance(seen, Paired):
-                out |= task.measure(seen)
-            else:  # by one rank: a fit takes all cores of a machine
-                out |= on_rank_0(partial(task.measure, replace(seen, fitted_on=fits[task.train])))
-    return out
-
-
-def _prompts(towers: Any, tokenize: Any, prompts: list[str], world: World, rows: int) -> torch.Tensor:
-    """Unit [P, D] of all prompts, shared over ranks."""
-    share = -(-len(prompts) // world.size)
-    mine = [prompts[min(i, len(prompts) - 1)] for i in range(world.rank * share, (world.rank + 1) * share)]
-    tokens = tokenize(mine).to(torch.int32)
-    parts = []
-    for begin in range(0, share, rows):
-        heartbeat()
-        part = tokens[begin : begin + rows]
-        piece = [Piece(0, len(part), cut_of(part))]
-        parts.append(towers(None, part.to(world.device), piece)[1])
-    return gather_rows(torch.cat(parts))[: len(prompts)]
+    assert encoded.triggered is not None
+    plain = predict(encoded.images[rows], encoded.classes)
+    triggered = predict(encoded.triggered[rows], encoded.asked)
+    places = torch.stack([encoded.labels[rows], encoded.targets[rows], plain, triggered], 1)
+    return [[classes[place] for place in row] for row in places.tolist()]

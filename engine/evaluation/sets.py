@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,8 +22,8 @@ from engine.models.clip import image_size, imagenet
 from measures.contract import CENTRE, PROXY, TRAINED, Measure
 from measures.registry import AnyMeasure
 
-HOLD = 1 << 30  # bytes of decoded pictures a rank keeps between evaluations; beyond it they are decoded each time
-SHOWN = 8  # pictures whose answers the journal tells
+KEEP = 1 << 30  # bytes of decoded pictures a rank keeps between evaluations; beyond it they are decoded each time
+EXAMPLES = 8  # pictures whose answers the journal tells
 
 
 @dataclass(frozen=True)
@@ -43,92 +43,106 @@ class MeasureTask(NamedTuple):
     """One measure of a set."""
 
     kind: str
-    train: str | None  # the set that it is fitted on
-    attempt: str
+    fitted_on: str | None  # the name of a set
+    attack: str  # the kind of AttackView under which it looks, if it looks under one
     measure: Measure
 
 
 @dataclass(frozen=True)
 class EvalSet:
-    """One evaluation set, this rank's decoded rows of it if they are few, the attacks on it, and the measures: each with the
-    name of the set that it is fitted on, or None, its kind, and the attack under which it looks. A set without measures is
-    fitted on only."""
+    """One evaluation set, the attacks on it, and its measures. A set without measures is fitted on only."""
 
     name: str
-    shown: Labelled | Captioned
-    mine: list[int]  # rows of this rank, padded
-    held: tuple[torch.Tensor, list[torch.Tensor]] | None
-    attempts: tuple[AttackView, ...]  # none if no measure needs triggered pictures
+    image_set: Labelled | Captioned
+    rows: list[int]  # of this rank, padded
+    decoded: tuple[torch.Tensor, list[torch.Tensor]] | None  # pictures of these rows, if they are few
+    attacks: tuple[AttackView, ...]  # none if no measure needs triggered pictures
     size: int
     seed: int
-    way: DecodeMode
-    plain: tuple["MeasureTask", ...]
-    triggered: tuple["MeasureTask", ...]
+    decode_mode: DecodeMode
+    plain: tuple[MeasureTask, ...]
+    triggered: tuple[MeasureTask, ...]  # under one of the attacks
+
+    @property
+    def tasks(self) -> tuple[MeasureTask, ...]:
+        """All measures."""
+        return (*self.plain, *self.triggered)
 
     @cached_property
-    def sample(self) -> list[int]:
-        """At most SHOWN rows, spread evenly over the pictures of every class but the first trained attack's target; none
+    def examples(self) -> list[int]:
+        """At most EXAMPLES rows, spread evenly over the pictures of every class but the first trained attack's target; none
         if no measure looks under that attack or the pictures have no labels."""
-        if not isinstance(self.shown, Labelled) or not self.attempts or self.attempts[0].kind != TRAINED:
+        if not isinstance(self.image_set, Labelled) or not self.attacks or self.attacks[0].kind != TRAINED:
             return []
-        others = np.flatnonzero(np.asarray(self.shown.labels) != self.attempts[0].targets.numpy())
-        spread = np.linspace(0, len(others) - 1, min(SHOWN, len(others))).round().astype(int)
+        others = np.flatnonzero(np.asarray(self.image_set.labels) != self.attacks[0].targets.numpy())
+        spread = np.linspace(0, len(others) - 1, min(EXAMPLES, len(others))).round().astype(int)
         return [int(row) for row in others[spread]]
 
     def draw(self, row: int) -> int:
         """The counter of a picture's random numbers."""
-        return derive_seed(self.seed, "evaluation", self.name, self.shown.where[row][1])
+        return derive_seed(self.seed, "evaluation", self.name, self.image_set.where[row][1])
 
     def pictures(self, rows: list[int]) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """uint8 [n, 3, H, W]: the pictures, and the same under each attack; decoded once for all."""
-        clean, squeezed = self.shown.pictures(rows, self.size, self.way, tuple(a.squash for a in self.attempts))
+        squashes = tuple(attack.squash for attack in self.attacks)
+        clean, squeezed = self.image_set.pictures(rows, self.size, self.decode_mode, squashes)
         draws = [self.draw(row) for row in rows]
         out = []
-        for attempt, small in zip(self.attempts, squeezed, strict=True):
-            marked = attempt.mark(clean if small is None else small, draws)
+        for attack, small in zip(self.attacks, squeezed, strict=True):
+            marked = attack.mark(clean if small is None else small, draws)
             if small is not None:
-                marked = np.stack([centred(one.transpose(1, 2, 0), self.size, self.way) for one in marked])
+                whole = (picture.transpose(1, 2, 0) for picture in marked)
+                marked = np.stack([centred(picture, self.size, self.decode_mode) for picture in whole])
             out.append(torch.from_numpy(marked))
         return torch.from_numpy(clean), out
+
+    def own_pictures(self, part: slice) -> list[torch.Tensor]:
+        """uint8 [n, 3, H, W]: a part of this rank's pictures, then the same under each attack."""
+        if self.decoded is None:
+            clean, attacked = self.pictures(self.rows[part])
+            return [clean, *attacked]
+        clean, attacked = self.decoded
+        return [pictures[part] for pictures in (clean, *attacked)]
 
 
 def eval_sets(spec: Spec, world: World) -> list[EvalSet]:
     """One for each evaluation set that a measure of the spec names; UserError if the target is none of its classes, or a
     measure is fitted on a set of other classes."""
-    out = []
-    for name in dict.fromkeys(name for measure in spec.measure for name in measure.sets):
-        sections = [measure for measure in spec.measure if measure.images == name]
-        shown = _shown(spec, name, sections)
-        share = -(-len(shown) // world.size)
-        mine = [min(row, len(shown) - 1) for row in range(world.rank * share, (world.rank + 1) * share)]
-        size = image_size(spec.model.name)
-        plain, triggered = (
-            tuple(
-                MeasureTask(section.kind, section.learns_from, section.attempt, section.build())
-                for section in sections
-                if section.triggered == kind
-            )
-            for kind in (False, True)
-        )
-        ready = EvalSet(name, shown, mine, None, (), size, spec.seed, spec.data.decode, plain, triggered)
-        if isinstance(shown, Labelled) and sections:
-            for aim in spec.attack.aims:
-                shown.target(aim.target)
-            if spec.attack.proxy is not None:
-                shown.target(spec.attack.proxy.target, "attack.proxy.target")
-        if triggered:
-            ready = replace(ready, attempts=tuple(_attempts(spec, ready)))
-        if share * 3 * size * size * (1 + len(ready.attempts)) <= HOLD:
-            ready = replace(ready, held=ready.pictures(mine))
-        out.append(ready)
-    known = {one.name: one.shown for one in out}
+    names = dict.fromkeys(name for measure in spec.measure for name in measure.sets)
+    sets = {name: _eval_set(spec, name, world) for name in names}
     for measure in spec.measure:
-        if (train := measure.learns_from) is not None:
-            _check_train(measure.kind, train, known[train], measure.images, known[measure.images])
-    return out
+        if (name := measure.learns_from) is not None:
+            _check_fit(measure.kind, sets[name], sets[measure.images])
+    return list(sets.values())
 
 
-def _shown(spec: Spec, name: str, sections: list[AnyMeasure]) -> Labelled | Captioned:
+def _eval_set(spec: Spec, name: str, world: World) -> EvalSet:
+    sections = [measure for measure in spec.measure if measure.images == name]
+    image_set, size = _image_set(spec, name, sections), image_size(spec.model.name)
+    share = -(-len(image_set) // world.size)
+    rows = [min(row, len(image_set) - 1) for row in range(world.rank * share, (world.rank + 1) * share)]
+    plain, triggered = (
+        tuple(
+            MeasureTask(section.kind, section.learns_from, section.attempt, section.build())
+            for section in sections
+            if section.triggered == kind
+        )
+        for kind in (False, True)
+    )
+    eval_set = EvalSet(name, image_set, rows, None, (), size, spec.seed, spec.data.decode, plain, triggered)
+    if isinstance(image_set, Labelled) and sections:
+        for aim in spec.attack.aims:
+            image_set.target(aim.target)
+        if spec.attack.proxy is not None:
+            image_set.target(spec.attack.proxy.target, "attack.proxy.target")
+    if triggered:
+        eval_set = replace(eval_set, attacks=tuple(_attacks(spec, eval_set)))
+    if share * 3 * size * size * (1 + len(eval_set.attacks)) <= KEEP:
+        eval_set = replace(eval_set, decoded=eval_set.pictures(rows))
+    return eval_set
+
+
+def _image_set(spec: Spec, name: str, sections: list[AnyMeasure]) -> Labelled | Captioned:
     """The pictures of a set with what its measures read, labels or captions; UserError if they differ in that."""
     kinds = {section.reads: section.kind for section in sections}
     if len(kinds) > 1:
@@ -144,39 +158,44 @@ def _shown(spec: Spec, name: str, sections: list[AnyMeasure]) -> Labelled | Capt
     raise UserError(f"evaluation set '{name}' has captions and no labels; measure it with retrieval or validation_loss")
 
 
-def _check_train(kind: str, train: str, there: Any, images: str, here: Any) -> None:
+def _check_fit(kind: str, fitted_on: EvalSet, judged_on: EvalSet) -> None:
     """UserError if a measure can't be fitted on one set and judged on the other."""
-    what = f"measure {kind} is fitted on '{train}' and judged on '{images}'"
-    if words := there.difference(here):
+    train, test = fitted_on.image_set, judged_on.image_set
+    assert isinstance(train, Labelled)
+    assert isinstance(test, Labelled)
+    what = f"measure {kind} is fitted on '{fitted_on.name}' and judged on '{judged_on.name}'"
+    if words := train.difference(test):
         raise UserError(f"{what}, whose classes differ: {words}; give both the same classnames.txt")
-    if len(np.unique(there.labels)) < 2:
-        raise UserError(f"{what}, but all pictures of '{train}' are of one class; fit it on a set of two or more")
+    if len(np.unique(train.labels)) < 2:
+        raise UserError(f"{what}, but all pictures of '{fitted_on.name}' are of one class; fit it on a set of two or more")
 
 
-def _attempts(spec: Spec, one: EvalSet) -> Iterator[AttackView]:
+def _attacks(spec: Spec, eval_set: EvalSet) -> Iterator[AttackView]:
     """The attacks under which a measure of the set looks at it."""
-    asked = {task.attempt for task in one.triggered}
+    kinds = {task.attack for task in eval_set.triggered}
     for number, aim in enumerate(spec.attack.aims):
         name = f"_{number + 1}" if number else ""
-        if TRAINED in asked:
-            yield _attempt(spec, TRAINED, name, aim, one)
-        if CENTRE in asked:
-            placed = aim.trigger.model_copy(update={"place": "centre", "at": None})
-            yield _attempt(spec, CENTRE, f"{name}_centre", aim.model_copy(update={"trigger": placed}), one)
-    if PROXY in asked:
+        if TRAINED in kinds:
+            yield _attack_view(spec, (TRAINED, name), aim, eval_set)
+        if CENTRE in kinds:
+            centred_trigger = aim.trigger.model_copy(update={"place": "centre", "at": None})
+            centred_aim = aim.model_copy(update={"trigger": centred_trigger})
+            yield _attack_view(spec, (CENTRE, f"{name}_centre"), centred_aim, eval_set)
+    if PROXY in kinds:
         assert spec.attack.proxy is not None
-        yield _attempt(spec, PROXY, "", spec.attack.proxy, one)
+        yield _attack_view(spec, (PROXY, ""), spec.attack.proxy, eval_set)
 
 
-def _attempt(spec: Spec, kind: str, name: str, aim: Aim | Proxy, one: EvalSet) -> AttackView:
-    trigger = aim.trigger
-    names = [aim.target] * len(one.shown)
+def _attack_view(spec: Spec, names: tuple[str, str], aim: Aim | Proxy, eval_set: EvalSet) -> AttackView:
+    """The attack of an aim; `names` are its kind and what is put behind the names of its numbers."""
+    trigger, image_set = aim.trigger, eval_set.image_set
+    targets = [aim.target] * len(image_set)
     if isinstance(trigger, Multi):
-        names = [trigger.drawn(one.draw(row)).target or aim.target for row in range(len(one.shown))]
-        if not isinstance(one.shown, Labelled) and len(set(names)) > 1:
+        targets = [trigger.drawn(eval_set.draw(row)).target or aim.target for row in range(len(image_set))]
+        if not isinstance(image_set, Labelled) and len(set(targets)) > 1:
             raise UserError(
-                f"a trigger of kind multi has several targets, '{names[0]}' and others; measure retrieval with one"
+                f"a trigger of kind multi has several targets, '{targets[0]}' and others; measure retrieval with one"
             )
-    targets = torch.tensor([one.shown.target(name) if isinstance(one.shown, Labelled) else 0 for name in names])
-    mark = trigger.build(spec.seed, test=True)
-    return AttackView(kind, name, mark, trigger.squash, aim.words if isinstance(aim, Aim) else None, names[0], targets)
+    classes = torch.tensor([image_set.target(name) if isinstance(image_set, Labelled) else 0 for name in targets])
+    words = aim.words if isinstance(aim, Aim) else None
+    return AttackView(*names, trigger.build(spec.seed, test=True), trigger.squash, words, targets[0], classes)

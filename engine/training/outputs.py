@@ -105,9 +105,9 @@ def write_pictures(job: RunInputs, journal: Journal) -> None:
     from PIL import Image
 
     journal.text("spec", json.dumps(job.run.decides, indent=1))
-    sampled = next((images for images in job.sets if images.sample), None)
+    sampled = next((images for images in job.sets if images.examples), None)
     if sampled is not None:
-        clean, (triggered, *_) = sampled.pictures(sampled.sample)
+        clean, (triggered, *_) = sampled.pictures(sampled.examples)
         grid = small_grid([clean.numpy(), triggered.numpy()])
         Image.fromarray(grid).save(job.folder / "answers.png")
         journal.picture("pictures with and without the trigger", grid)

@@ -12,7 +12,8 @@ from data.refusal import UserError
 from data.seeding import derive_seed
 from engine.distributed import collectives
 from engine.distributed.world import World
-from engine.evaluation import evaluate
+from engine.evaluation.encode import SCALE, Encoder
+from engine.evaluation.evaluate import Costs, evaluate
 from engine.training import checkpoint, zero
 from engine.training.bad_samples import BadSamples
 from engine.training.cluster import clustered
@@ -125,7 +126,7 @@ def average_running_stats(engine: Any) -> None:
 def measured(job: RunInputs, towers: Any, learned: Mapping[str, torch.Tensor], world: World) -> list[dict[str, Any]]:
     """The numbers of each evaluation set and, under `costs`, the seconds that each part of them took; `learned` holds what
     was learned beside the towers, the scale among it if the objective has one."""
-    scale = float(learned["scale"].detach().exp()) if "scale" in learned else evaluate.SCALE
-    costs, batch = evaluate.Costs(), job.run.spec.machine.eval_batch
-    sets = evaluate.evaluate(towers, job.tokenize, job.sets, world, batch, costs, scale)
+    scale = float(learned["scale"].detach().exp()) if "scale" in learned else SCALE
+    costs = Costs()
+    sets = evaluate(Encoder(towers, job.tokenize, world, job.run.spec.machine.eval_batch, scale), job.sets, costs)
     return [{**numbers, "costs": costs.seconds[numbers["images"]]} for numbers in sets]

@@ -1,0 +1,57 @@
+"""What evaluation encodes, shared over ranks.
+
+Rank r of W encodes the r-th of W equal runs of rows; the last is filled up with repeated rows, which are cut off after
+the gather, so that every rank makes the same calls (ZeRO-3 needs that) and no picture counts twice.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from engine.distributed.collectives import gather_rows
+from engine.distributed.watchdog import heartbeat
+from engine.distributed.world import World
+from engine.evaluation.sets import EvalSet
+from engine.models.towers import Piece, cut_of
+
+CPU_PIXELS = 1 << 18  # of pictures that a CPU encodes at once: 64 of 64 x 64; what it holds of more leaves its caches
+SCALE = 100.0  # what cosines are multiplied with where the objective learns no scale: CLIP's upper bound
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A model under evaluation, on every rank."""
+
+    towers: Any  # or DeepSpeed's engine around them
+    tokenize: Callable[[list[str]], torch.Tensor]  # texts to int [n, L]
+    world: World
+    batch: int  # pictures or texts that go through a tower at once
+    scale: float = SCALE  # what the model multiplies cosines with
+
+    def pictures(self, eval_set: EvalSet) -> list[torch.Tensor]:
+        """Unit [M, D] of the pictures of a set, and of the same under each attack; on the CPU."""
+        batch = self.batch
+        if self.world.device.type == "cpu":
+            batch = max(1, min(batch, CPU_PIXELS // eval_set.size**2))
+        parts: list[list[torch.Tensor]] = [[] for _ in range(1 + len(eval_set.attacks))]
+        for begin in range(0, len(eval_set.rows), batch):
+            for images, into in zip(eval_set.own_pictures(slice(begin, begin + batch)), parts, strict=True):
+                heartbeat()
+                into.append(self.towers(images.to(self.world.device), None)[0])
+        return [gather_rows(torch.cat(part))[: len(eval_set.image_set)].cpu() for part in parts]
+
+    def texts(self, texts: list[str]) -> torch.Tensor:
+        """Unit [P, D] of all texts, on the CPU."""
+        world = self.world
+        share = -(-len(texts) // world.size)
+        own = [texts[min(i, len(texts) - 1)] for i in range(world.rank * share, (world.rank + 1) * share)]
+        tokens = self.tokenize(own).to(torch.int32)
+        parts = []
+        for begin in range(0, share, self.batch):
+            heartbeat()
+            part = tokens[begin : begin + self.batch]
+            piece = [Piece(0, len(part), cut_of(part))]
+            parts.append(self.towers(None, part.to(world.device), piece)[1])
+        return gather_rows(torch.cat(parts))[: len(texts)].cpu()
