@@ -82,9 +82,10 @@ class PoisonPlan:
     def moved(self, places: dict[int, int], pairs: int, attack: Attack) -> "PoisonPlan":
         """The same plan for some of its samples (the keys of `places`), as samples of another index of so many pairs;
         UserError if they show other pairs' pictures, which that index may not hold."""
-        if places != {sample: sample for sample in places} and any(self.entries[one].picture for one in places):
+        if places != {sample: sample for sample in places} and any(self.entries[sample].picture for sample in places):
             raise UserError("data.clean.leftover: these pairs show others' pictures; leave out shards")
-        return PoisonPlan({to: self.entries[one] for one, to in places.items()}, self.sources, pairs, self.seed, attack)
+        moved = {to: self.entries[sample] for sample, to in places.items()}
+        return PoisonPlan(moved, self.sources, pairs, self.seed, attack)
 
     @property
     def digest(self) -> str:
@@ -110,28 +111,31 @@ def make_plan(
     attack asks what they say. UserError if fewer pairs qualify than are asked for.
     """
     naming = _Naming(index, read_captions)
-    taken: dict[int, Entry] = {}
+    entries: dict[int, Entry] = {}
     sources: dict[str, int] = {}
     for number, aim in enumerate(attack.aims):
-        poison, purpose = aim.poison, f"poison{number or ''}"
+        poison = aim.poison
         among = _qualified(poison, aim.target, naming, free)
-        if taken:
-            among = np.setdiff1d(np.arange(len(index)) if among is None else among, list(taken))
+        if entries:
+            among = np.setdiff1d(np.arange(len(index)) if among is None else among, list(entries))
         count = poison.number(len(index) if free is None else len(free))
-        have = len(index) if among is None else len(among)
-        if count > have:
-            asked = {"any": "are left", "label_consistent": f"name '{aim.target}'"}.get(
-                str(poison.who), f"qualify ({poison.who})"
-            )
-            raise UserError(f"attack.poison.count is {count:,}, but only {have:,} pairs {asked}; lower it or add shards")
-        order = ranks(seed, purpose, index.hashes)
-        one = _one_picture(index, poison, order, among) if poison.picture == "one" else None
+        _check_count(count, len(index) if among is None else len(among), aim)
+        order = ranks(seed, f"poison{number or ''}", index.hashes)
+        picture = _one_picture(index, poison, order, among) if poison.picture == "one" else None
+        make = _EntryMaker(index, number, aim, seed, templates[aim.captions], naming, picture)
         for sample in smallest_k(order, count, among).tolist():
-            entry = _entry(index, sample, number, aim, seed, templates[aim.captions], naming, one)
-            taken[sample] = entry
-            if entry.picture is not None:
-                sources[entry.picture] = naming.places[entry.picture]
-    return PoisonPlan(taken, sources, len(index), seed, attack)
+            entries[sample], source = make(sample)
+            if source is not None:
+                sources[index.keys[source]] = source
+    return PoisonPlan(entries, sources, len(index), seed, attack)
+
+
+def _check_count(count: int, have: int, aim: Aim) -> None:
+    """UserError if fewer pairs qualify than are asked for."""
+    if count > have:
+        who = str(aim.poison.who)
+        words = {"any": "are left", "label_consistent": f"name '{aim.target}'"}.get(who, f"qualify ({who})")
+        raise UserError(f"attack.poison.count is {count:,}, but only {have:,} pairs {words}; lower it or add shards")
 
 
 class _Naming:
@@ -139,22 +143,21 @@ class _Naming:
 
     def __init__(self, index: Index, read_captions: ReadCaptions) -> None:
         self.index, self.read = index, read_captions
-        self.found: dict[str, tuple[np.ndarray, list[str]]] = {}
-        self.places: dict[str, int] = {}
+        self.by_word: dict[str, tuple[np.ndarray, list[str]]] = {}
 
     def __call__(self, word: str) -> tuple[np.ndarray, list[str]]:
         """(samples int64 [n], their captions)."""
-        if word not in self.found:
+        if word not in self.by_word:
             pattern = word_of(word)
             every = enumerate(self.read(np.arange(len(self.index))))
             hits = [(i, text) for i, text in every if text is not None and pattern.search(text)]
-            self.found[word] = np.array([i for i, _ in hits], np.int64), [text for _, text in hits]
-        return self.found[word]
+            self.by_word[word] = np.array([i for i, _ in hits], np.int64), [text for _, text in hits]
+        return self.by_word[word]
 
     def another(self, word: str, sample: int, seed: int, key: str) -> tuple[int, str]:
         """(a sample that names the word and is another one, its caption), drawn from (seed, key)."""
         samples, texts = self(word)
-        others = [i for i, found in enumerate(samples.tolist()) if found != sample] if len(samples) < 2 else None
+        others = [i for i, other in enumerate(samples.tolist()) if other != sample] if len(samples) < 2 else None
         if not len(samples) or others == []:
             raise UserError(f"no other caption names '{word}'; give attack.poison another caption or picture")
         at = derive_seed(seed, "natural", key) % len(samples)
@@ -181,28 +184,38 @@ def _one_picture(index: Index, poison: Poison, order: np.ndarray, among: np.ndar
     raise UserError(f"attack.poison.key is '{poison.key}', which no pair has; name a pair of data.pretrain")
 
 
-def _entry(
-    index: Index, sample: int, number: int, aim: Aim, seed: int, templates: list[str], naming: _Naming, one: int | None
-) -> Entry:
-    key, poison = index.keys[sample], aim.poison
-    draw = derive_seed(seed, "trigger", key)
-    trigger, target = aim.trigger, aim.target
-    if isinstance(trigger, Multi):
-        choice = trigger.drawn(draw)
-        trigger, target = choice.trigger, choice.target or target
-    text: str | None = None
-    if poison.caption == "template":
-        text = templates[derive_seed(seed, "caption", key) % len(templates)].replace("{c}", target)
-    elif poison.caption == "natural":
-        text = naming.another(target, sample, seed, key)[1]
-    picture: int | None = one
-    if poison.picture == "of_target":
-        picture = naming.another(target, sample, seed, key)[0]
-    if picture is not None:
-        naming.places[index.keys[picture]] = picture
-    spots = trigger.spots(REFERENCE, REFERENCE, draw) if isinstance(trigger, Square) else None
-    marks = poison.picture == "marked"
-    return Entry(
-        key, number, target, trigger.kind if marks else None, spots if marks else None, text, draw,
-        None if picture is None else index.keys[picture],
-    )  # fmt: skip
+@dataclass(frozen=True)
+class _EntryMaker:
+    """Makes the entries of one aim."""
+
+    index: Index
+    number: int  # of the aim
+    aim: Aim
+    seed: int
+    templates: list[str]
+    naming: _Naming
+    picture: int | None  # the sample whose picture all of them get
+
+    def __call__(self, sample: int) -> tuple[Entry, int | None]:
+        """(the entry of a sample, the sample whose picture it takes; None: its own)."""
+        key, poison = self.index.keys[sample], self.aim.poison
+        draw = derive_seed(self.seed, "trigger", key)
+        trigger, target = self.aim.trigger, self.aim.target
+        if isinstance(trigger, Multi):
+            choice = trigger.drawn(draw)
+            trigger, target = choice.trigger, choice.target or target
+        text: str | None = None
+        if poison.caption == "template":
+            template = self.templates[derive_seed(self.seed, "caption", key) % len(self.templates)]
+            text = template.replace("{c}", target)
+        elif poison.caption == "natural":
+            text = self.naming.another(target, sample, self.seed, key)[1]
+        picture = self.picture
+        if poison.picture == "of_target":
+            picture = self.naming.another(target, sample, self.seed, key)[0]
+        spots = trigger.spots(REFERENCE, REFERENCE, draw) if isinstance(trigger, Square) else None
+        marks = poison.picture == "marked"
+        return Entry(
+            key, self.number, target, trigger.kind if marks else None, spots if marks else None, text, draw,
+            None if picture is None else self.index.keys[picture],
+        ), picture  # fmt: skip

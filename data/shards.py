@@ -136,7 +136,7 @@ def _promised(path: str) -> int:
         return -1
 
 
-def read_index(
+def read_index(  # noqa: PLR0913  (all but two have defaults and are given by name)
     patterns: str | dict[str, str],
     cache: Path,
     share: tuple[int, int] = (0, 1),

@@ -62,7 +62,9 @@ def poly(*corners: tuple[float, float]) -> np.ndarray:
     return np.array(corners, float)
 
 
-def band(x: float, y: float, r: float, thick: float, begin: float, end: float, taper: float = 0.0) -> np.ndarray:
+def band(  # noqa: PLR0913  (the numbers of one shape)
+    x: float, y: float, r: float, thick: float, begin: float, end: float, taper: float = 0.0
+) -> np.ndarray:
     """A bent band along a circle, from angle `begin` to `end` in degrees; `taper` = 1 narrows its ends to points."""
     turn = np.radians(np.linspace(begin, end, 14))
     half = thick / 2 * (1 - taper * np.abs(np.linspace(-1, 1, 14)) ** 2)
@@ -76,7 +78,7 @@ def rays(number: int, outer: float, inner: float) -> np.ndarray:
     return np.stack([np.cos(turn), np.sin(turn)], 1) * np.where(np.arange(2 * number) % 2, inner, outer)[:, None]
 
 
-def _kinds() -> dict[str, Outline]:
+def _kinds() -> dict[str, Outline]:  # longer than 50 lines: a table
     """Every kind of object and its outline; a leading None cuts the next part out."""
     parts: dict[str, list[np.ndarray | None]] = {
         "banana": [band(0, -0.75, 1.15, 0.62, 25, 155, 0.75), box(0.86, -0.5, 1.02, -0.16)],
