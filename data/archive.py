@@ -132,14 +132,14 @@ def _plain(header: bytes) -> tuple[str, int] | None:
     if header[156:157] != b"0" or header[257:262] != b"ustar" or header[345:346] != b"\0" or header[124] & 0x80:
         return None
     try:
-        told = int(header[148:156].rstrip(b"\0 "), 8)
+        checksum = int(header[148:156].rstrip(b"\0 "), 8)
         size = int(header[124:136].rstrip(b"\0 "), 8)
         name = header[: header.index(b"\0", 0, 101)].decode("ascii")
     except ValueError:
         return None
     # the sum of all bytes, its own eight read as blanks; Adler's low half is 1 + the sum, modulo 65521
     low = zlib.adler32(header[156:], zlib.adler32(header[:148])) & 0xFFFF
-    return (name, size) if low == (1 + told - 8 * 32) % 65521 else None
+    return (name, size) if low == (1 + checksum - 8 * 32) % 65521 else None
 
 
 def _other(path: str, at: int, members: list[Member], header: bytes) -> tuple[str, int, bytes]:
@@ -185,17 +185,17 @@ def split_name(name: str) -> tuple[str, str]:
 
 def grouped(members: Iterable[Member]) -> Contents:
     """Members grouped by key: those with a picture and a caption are samples, the others are bad."""
-    found: dict[str, list[int]] = {}
+    by_key: dict[str, list[int]] = {}
     bad: list[list[str]] = []
     for name, offset, size in members:
         key, ending = split_name(name)
         place = PLACES.get(ending)
-        row = found.setdefault(key, [-1] * 6)
+        row = by_key.setdefault(key, [-1] * 6)
         if place is not None and row[place] < 0:
             row[place], row[place + 1] = offset, size
     keys = []
     rows = []
-    for key, row in found.items():
+    for key, row in by_key.items():
         cause = "no_image" if row[0] < 0 else "no_caption" if row[2] < 0 and row[4] < 0 else None
         cause = "huge_member" if max(row[1::2]) > LARGEST else cause
         if cause:
@@ -245,7 +245,7 @@ def _quick(path: str) -> Contents | None:
 def _headers(path: str) -> tuple[np.ndarray, np.ndarray] | None:
     """(headers uint8 [n, 512], their offsets int64 [n], -1 for those that only tell the time of the next) of a tar that
     ends as it should; None if anything looks odd."""
-    window, found, ats = bytearray(WINDOW), [], []
+    window, headers, ats = bytearray(WINDOW), [], []
     with open(path, "rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
         at = begin = have = 0
@@ -263,7 +263,7 @@ def _headers(path: str) -> tuple[np.ndarray, np.ndarray] | None:
                 length = int(window[i + 124 : i + 135], 8)
             except ValueError:
                 return None
-            found.append(window[i : i + BLOCK])
+            headers.append(window[i : i + BLOCK])
             ats.append(at if kind == 0x30 else -1)
             at += BLOCK + (length + BLOCK - 1 & -BLOCK)
             if kind == 0x78:  # a pax header: webdataset writes one for each member, of nothing but its time
@@ -280,16 +280,16 @@ def _headers(path: str) -> tuple[np.ndarray, np.ndarray] | None:
         file.seek(at)
         if file.read(size - at).strip(b"\0"):
             return None
-    return np.frombuffer(b"".join(found), np.uint8).reshape(-1, BLOCK), np.array(ats, np.int64)
+    return np.frombuffer(b"".join(headers), np.uint8).reshape(-1, BLOCK), np.array(ats, np.int64)
 
 
 def _regular(heads: np.ndarray) -> bool:
     """Whether every header is of ustar's kind, has no prefix, and its checksum holds."""
     if (heads[:, 257:262] != np.frombuffer(b"ustar", np.uint8)).any() or heads[:, 345].any():
         return False
-    told = _octal(heads[:, 148:154])
+    checksum = _octal(heads[:, 148:154])
     total = np.add.reduce(heads, 1, dtype=np.uint32) - np.add.reduce(heads[:, 148:156], 1, dtype=np.uint32) + 8 * 32
-    return told is not None and bool((told == total).all())
+    return checksum is not None and bool((checksum == total).all())
 
 
 def _octal(digits: np.ndarray) -> np.ndarray | None:

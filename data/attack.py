@@ -34,13 +34,13 @@ class Poison(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _fits(cls, given: Any) -> Any:
-        if isinstance(given, dict):
-            if (given.get("count") is None) == (given.get("fraction") is None):
+    def _fits(cls, values: Any) -> Any:
+        if isinstance(values, dict):
+            if (values.get("count") is None) == (values.get("fraction") is None):
                 raise ValueError("give either count or fraction")
-            if given.get("key") is not None and given.get("picture") != "one":
+            if values.get("key") is not None and values.get("picture") != "one":
                 raise ValueError("key goes with picture: one")
-        return given
+        return values
 
     def number(self, pairs: int) -> int:
         """How many of `pairs` pairs are poisoned; UserError if the count exceeds them."""

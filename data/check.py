@@ -34,8 +34,8 @@ class Audit:
 
     def report(self, path: str) -> Path:
         """Where the findings on a shard are kept."""
-        told = json.dumps([path, *stamp(path), self.field, self.decode])
-        return self.cache / f"audit-{blake2b(told.encode(), digest_size=12).hexdigest()}.json"
+        identity = json.dumps([path, *stamp(path), self.field, self.decode])
+        return self.cache / f"audit-{blake2b(identity.encode(), digest_size=12).hexdigest()}.json"
 
 
 def audit(how: Audit, path: str) -> None:
@@ -105,7 +105,7 @@ def summary(index: Index, undecodable: dict[str, list[tuple[str, str]]]) -> list
     return rows
 
 
-def main(given: list[str]) -> int:
+def main(arguments: list[str]) -> int:
     """The command; exit code 2 if too much is bad or a shard can't be read."""
     parser = argparse.ArgumentParser(prog="python -m data.check", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("shards", help="brace or glob pattern of .tar files, or a URL of --schemes")
@@ -115,15 +115,15 @@ def main(given: list[str]) -> int:
     parser.add_argument("--schemes", default="s3,gs,https", help="of URLs that may be opened")
     parser.add_argument("--out", type=Path, help="write a JSON line for each bad pair to this file")
     Spread.arguments(parser)
-    options = parser.parse_args(given)
+    options = parser.parse_args(arguments)
     how = Audit(Path("runs/.index"), options.caption, not options.quick)
     schemes = tuple(options.schemes.split(","))
     progress = Progress("checking", "shards")
     try:
         paths = expand(options.shards, schemes)
-        asked = Spread(options.jobs, options.slurm, options.hours)
+        spread_over = Spread(options.jobs, options.slurm, options.hours)
         failed = spread(
-            partial(audit, how), paths, lambda one: how.report(one).is_file(), asked, how.cache / "jobs", progress
+            partial(audit, how), paths, lambda path: how.report(path).is_file(), spread_over, how.cache / "jobs", progress
         )
         progress.end()
         if failed:
@@ -132,12 +132,12 @@ def main(given: list[str]) -> int:
     except UserError as refusal:
         print(f"error: {refusal}", file=sys.stderr)
         return 2
-    found = {path: [(key, cause) for key, cause in json.loads(how.report(path).read_text())] for path in paths}
+    bad_by_path = {path: [(key, cause) for key, cause in json.loads(how.report(path).read_text())] for path in paths}
     if options.out:
-        entries = [*index.bad, *((path, key, cause) for path, bad in found.items() for key, cause in bad)]
+        entries = [*index.bad, *((path, key, cause) for path, bad in bad_by_path.items() for key, cause in bad)]
         with options.out.open("w") as file:
             file.writelines(json.dumps({"key": k, "shard": s, "cause": c}) + "\n" for s, k, c in entries)
-    return _say(summary(index, found), options.max_bad)
+    return _say(summary(index, bad_by_path), options.max_bad)
 
 
 def _say(rows: list[Row], most: float) -> int:

@@ -28,14 +28,15 @@ class DecodeError(Exception):
     """A sample that can't be used; the text is the cause under which it is counted."""
 
 
-def picture(body: Body, size: int, way: DecodeMode = "exact") -> np.ndarray:
-    """uint8 [3, size, size]; Bad('undecodable_image' | 'huge_image' | 'animated_image' | 'sixteen_bit_image') otherwise."""
-    return centred(whole(body, size if way == "fast" else 0, way), size, way)
+def picture(body: Body, size: int, mode: DecodeMode = "exact") -> np.ndarray:
+    """uint8 [3, size, size]; DecodeError('undecodable_image' | 'huge_image' | 'animated_image' | 'sixteen_bit_image')
+    otherwise."""
+    return centred(whole(body, size if mode == "fast" else 0, mode), size, mode)
 
 
-def whole(body: Body, least: int = 0, way: DecodeMode = "exact") -> np.ndarray:
+def whole(body: Body, least: int = 0, mode: DecodeMode = "exact") -> np.ndarray:
     """uint8 [H, W, 3], the whole picture; `fast` may give it smaller, its shorter side no less than `least`."""
-    if body[:2] == b"\xff\xd8" and (out := _jpeg(body, least, way)) is not None:
+    if body[:2] == b"\xff\xd8" and (out := _jpeg(body, least, mode)) is not None:
         return out
     try:
         with warnings.catch_warnings():
@@ -54,7 +55,7 @@ def whole(body: Body, least: int = 0, way: DecodeMode = "exact") -> np.ndarray:
         raise DecodeError("undecodable_image") from error
 
 
-def _jpeg(body: Body, least: int, way: DecodeMode) -> np.ndarray | None:
+def _jpeg(body: Body, least: int, mode: DecodeMode) -> np.ndarray | None:
     """By libjpeg-turbo; None for what it takes no responsibility for, such as CMYK or a damaged file."""
     try:
         height, width, space, _ = simplejpeg.decode_jpeg_header(body)
@@ -63,22 +64,22 @@ def _jpeg(body: Body, least: int, way: DecodeMode) -> np.ndarray | None:
         if space not in ("YCbCr", "Gray"):
             return None
         quick = {"fastdct": True, "fastupsample": True, "min_height": least, "min_width": least, "min_factor": 2.0}
-        out: np.ndarray = simplejpeg.decode_jpeg(body, "RGB", **(quick if way == "fast" else {}))
+        out: np.ndarray = simplejpeg.decode_jpeg(body, "RGB", **(quick if mode == "fast" else {}))
         return out
     except ValueError:
         return None
 
 
-def centred(rgb: np.ndarray, size: int, way: DecodeMode = "exact") -> np.ndarray:
+def centred(rgb: np.ndarray, size: int, mode: DecodeMode = "exact") -> np.ndarray:
     """uint8 [3, size, size] of uint8 [H, W, 3]: the shorter side resized to `size`, then the centre cut out. `fast` cuts
     first. The bytes lie pixel by pixel, as decoders give them and filters want them."""
     height, width = rgb.shape[:2]
-    if way == "fast" and height != width:
+    if mode == "fast" and height != width:
         rgb = _centre(rgb, min(height, width))
         height, width = rgb.shape[:2]
     short = min(height, width)
     if short != size:
-        rgb = resized(rgb, int(size * height / short), int(size * width / short), way)
+        rgb = resized(rgb, int(size * height / short), int(size * width / short), mode)
     return np.ascontiguousarray(_centre(rgb, size)).transpose(2, 0, 1)
 
 
@@ -93,21 +94,21 @@ def squeezed(rgb: np.ndarray, side: int) -> np.ndarray:
     return np.asarray(image).transpose(2, 0, 1)
 
 
-def resized(rgb: np.ndarray, height: int, width: int, way: DecodeMode = "exact") -> np.ndarray:
+def resized(rgb: np.ndarray, height: int, width: int, mode: DecodeMode = "exact") -> np.ndarray:
     """uint8 [height, width, 3] of uint8 [H, W, 3].
 
     PyTorch's filter is a few times as fast as Pillow's and the same to one level where a picture shrinks and is at most
     twice as high as wide; beyond, Pillow 13 filters columns first, and enlarging differs by up to six levels (measured).
     """
-    if way == "exact" and (height > rgb.shape[0] or rgb.shape[0] > 2 * rgb.shape[1]):
+    if mode == "exact" and (height > rgb.shape[0] or rgb.shape[0] > 2 * rgb.shape[1]):
         return np.array(Image.fromarray(rgb).resize((width, height), Image.Resampling.BICUBIC))
-    mode = "bicubic" if way == "exact" else "bilinear"
+    kernel = "bicubic" if mode == "exact" else "bilinear"
     pixels = torch.from_numpy(np.ascontiguousarray(rgb))[None].permute(0, 3, 1, 2)  # channels last: a third faster
-    return F.interpolate(pixels, (height, width), mode=mode, antialias=True)[0].permute(1, 2, 0).numpy()
+    return F.interpolate(pixels, (height, width), mode=kernel, antialias=True)[0].permute(1, 2, 0).numpy()
 
 
 def caption(body: Body, field: str = "txt") -> str:
-    """The caption of a .txt, or, with field "json.NAME", of that field of a .json; Bad('empty_caption' |
+    """The caption of a .txt, or, with field "json.NAME", of that field of a .json; DecodeError('empty_caption' |
     'letterless_caption' | 'long_caption' | 'caption_not_utf8' | 'caption_not_json' | 'no_caption') otherwise."""
     if len(body) > MAX_CAPTION * (1 if field == "txt" else 16):
         raise DecodeError("long_caption")
@@ -132,7 +133,7 @@ def _field(text: str, name: str) -> str:
         facts = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise DecodeError("caption_not_json") from error
-    found = facts.get(name) if isinstance(facts, dict) else None
-    if not isinstance(found, str):
+    value = facts.get(name) if isinstance(facts, dict) else None
+    if not isinstance(value, str):
         raise DecodeError("no_caption")
-    return found
+    return value

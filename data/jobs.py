@@ -54,11 +54,11 @@ def spread(
             failed += several(work, [item])
             progress(len(items) - len(left) + number + 1, len(items))
         return failed
-    one = executor(folder, how.slurm)
-    one.update_parameters(name="antidote", timeout_min=60 * how.hours if how.slurm else LIMIT, cpus_per_task=1)
+    submitter = executor(folder, how.slurm)
+    submitter.update_parameters(name="antidote", timeout_min=60 * how.hours if how.slurm else LIMIT, cpus_per_task=1)
     if how.slurm:
-        one.update_parameters(slurm_partition=how.slurm)
-    running = one.map_array(several, [work] * jobs, [left[i::jobs] for i in range(jobs)])
+        submitter.update_parameters(slurm_partition=how.slurm)
+    running = submitter.map_array(several, [work] * jobs, [left[i::jobs] for i in range(jobs)])
     waiting = list(left)
     while not all(job.done() for job in running):
         time.sleep(POLL)

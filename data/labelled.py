@@ -53,7 +53,7 @@ class ImageSet:
         return len(self.where)
 
     def pictures(
-        self, rows: range | list[int], size: int, way: DecodeMode = "exact", squashes: tuple[int | None, ...] = ()
+        self, rows: range | list[int], size: int, mode: DecodeMode = "exact", squashes: tuple[int | None, ...] = ()
     ) -> tuple[np.ndarray, list[np.ndarray | None]]:
         """(uint8 [n, 3, size, size], and for each number in `squashes` uint8 [n, 3, side, side], squeezed to that side),
         decoded once; an evaluation picture that does not decode is a UserError naming it."""
@@ -63,11 +63,11 @@ class ImageSet:
         for i, row in enumerate(rows):
             path, key, offset, length = self.where[row]
             try:
-                rgb = whole(reader.read([(path, offset, length)])[0], 0 if any(squashes) else size, way)
+                rgb = whole(reader.read([(path, offset, length)])[0], 0 if any(squashes) else size, mode)
             except DecodeError as bad:
                 words = f"evaluation picture {key} in {path}: {bad}; an accuracy can't skip pictures, mend it"
                 raise UserError(words, alone=True) from None
-            out[i] = centred(rgb, size, way)
+            out[i] = centred(rgb, size, mode)
             for part, side in zip(further, squashes, strict=True):
                 if part is not None and side is not None:
                     part[i] = squeezed(rgb, side)
@@ -99,8 +99,8 @@ class Labelled(ImageSet):
         """The first class that differs from the other's, in words; empty if the lists are equal."""
         for number, (mine, theirs) in enumerate(zip_longest(self.classes, other.classes)):
             if mine != theirs:
-                one, two = ("missing" if name is None else f"'{name}'" for name in (mine, theirs))
-                return f"class {number:,} is {one} in the first and {two} in the second"
+                here, there = ("missing" if name is None else f"'{name}'" for name in (mine, theirs))
+                return f"class {number:,} is {here} in the first and {there} in the second"
         return ""
 
 

@@ -32,10 +32,10 @@ class LabelledPairs(Pairs):
         super().__init__(index, _drawn(index, folder, data.clean.pairs, reading.seed), data, reading, tokenize, None)
 
     def first(self, sample: int, body: tuple[Body, Body] | None = None) -> tuple[np.ndarray, str]:
-        """The first view of a sample, uint8 [3, H, W], and an empty caption; Bad if it can't be decoded."""
+        """The first view of a sample, uint8 [3, H, W], and an empty caption; DecodeError if it can't be decoded."""
         picture, _ = body or self._bodies([sample])[0]
-        size, way = self.reading.size, self.reading.way
-        return centred(whole(picture, size, way), size, way), ""
+        size, mode = self.reading.size, self.reading.mode
+        return centred(whole(picture, size, mode), size, mode), ""
 
     def _bodies(self, samples: list[int], reader: Reader | None = None) -> list[tuple[Body, Body]]:
         places = [self.where[sample] for sample in samples]

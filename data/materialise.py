@@ -47,13 +47,13 @@ class Recipe:
     seed: int
     digest: str  # of the plan
     size: int  # side of the stored pictures of poisoned pairs
-    way: DecodeMode
+    mode: DecodeMode
     caption: str  # "txt" or "json.FIELD"
     format: Format
 
     def plan(self, changes: tuple[Change, ...]) -> PoisonPlan:
         """The plan of one shard's changes, which are its samples in order."""
-        return PoisonPlan({i: one.entry for i, one in enumerate(changes)}, {}, len(changes), self.seed, self.attack)
+        return PoisonPlan({i: change.entry for i, change in enumerate(changes)}, {}, len(changes), self.seed, self.attack)
 
 
 class ShardCopy(NamedTuple):
@@ -91,15 +91,15 @@ def shard_copies(index: Index, plan: PoisonPlan, recipe: Recipe, folder: Path, n
 def done(task: ShardCopy) -> bool:
     """Whether the copy is there, whole, of this plan and of the shard as it is now."""
     try:
-        told = json.loads(task.stats.read_text())
-        return bool(told["made"] == _made(task)) and task.target.stat().st_size == told["bytes"]
+        stats = json.loads(task.stats.read_text())
+        return bool(stats["made"] == _made(task)) and task.target.stat().st_size == stats["bytes"]
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
 def _made(task: ShardCopy) -> list[Any]:
     recipe = task.recipe
-    return [*stamp(task.shard), recipe.digest, recipe.size, recipe.way, recipe.format]
+    return [*stamp(task.shard), recipe.digest, recipe.size, recipe.mode, recipe.format]
 
 
 def write(task: ShardCopy) -> None:
@@ -118,9 +118,9 @@ def write(task: ShardCopy) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(fresh, task.target)
-    told = {"count": len(keys), "successes": len(keys), **counts, "bytes": task.target.stat().st_size, "made": _made(task)}
+    facts = {"count": len(keys), "successes": len(keys), **counts, "bytes": task.target.stat().st_size, "made": _made(task)}
     stats = task.stats.with_name(f".{task.stats.name}")
-    stats.write_text(json.dumps(told))
+    stats.write_text(json.dumps(facts))
     os.replace(stats, task.stats)
 
 
@@ -137,9 +137,11 @@ def _changed(task: ShardCopy, counts: dict[str, int]) -> Iterator[tuple[str, byt
     """The members of the copy. A pair whose picture does not decode stays as it is and is counted as bad."""
     plan = task.recipe.plan(task.changes)
     reader = Reader()
-    pictures = {one.key: _picture(task.recipe, plan, i, reader.read([one.picture])[0]) for i, one in enumerate(task.changes)}
+    pictures = {
+        change.key: _picture(task.recipe, plan, i, reader.read([change.picture])[0]) for i, change in enumerate(task.changes)
+    }
     reader.close()
-    places = {one.key: i for i, one in enumerate(task.changes)}
+    places = {change.key: i for i, change in enumerate(task.changes)}
     counts["bad"] = sum(picture is None for picture in pictures.values())
     for name, body in members(task.shard):
         key, ending = split_name(name)
@@ -155,7 +157,7 @@ def _changed(task: ShardCopy, counts: dict[str, int]) -> Iterator[tuple[str, byt
 
 def _picture(recipe: Recipe, plan: PoisonPlan, at: int, body: Body) -> bytes | None:
     try:
-        pixels = attacked(plan, at, body, recipe.size, recipe.way)
+        pixels = attacked(plan, at, body, recipe.size, recipe.mode)
     except DecodeError:
         return None
     file = io.BytesIO()
@@ -197,11 +199,11 @@ def compare(task: ShardCopy) -> Difference:
     keys: set[str] = set()
     theirs = members(str(task.target))
     for name, body in _changed(task, counts):
-        found = next(theirs, ("nothing", b""))
+        member = next(theirs, ("nothing", b""))
         keys.add(split_name(name)[0])
-        if found[0] != name:
-            return Difference(len(keys), counts["poisoned"], [*wrong, f"{name}: {found[0]} stands in its place"])
-        if found[1] != body:
+        if member[0] != name:
+            return Difference(len(keys), counts["poisoned"], [*wrong, f"{name}: {member[0]} stands in its place"])
+        if member[1] != body:
             wrong.append(f"{name}: other bytes than planned")
     wrong += [f"{name}: is not in the original" for name, _ in theirs]
     return Difference(len(keys), counts["poisoned"], wrong)

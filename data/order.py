@@ -84,15 +84,15 @@ class Mix:
         """int64 [size]: positions of the samples of batch `step`, in canonical order: lane by lane over all sources."""
         number = (epoch - 1) * self.steps(size) + step
         begins, ends = self._given(number * size), self._given((number + 1) * size)
-        lanes, found, first = [], [], 0
+        lanes, samples, first = [], [], 0
         for order, begin, end in zip(self.orders, begins, ends, strict=True):
             turns = np.arange(begin, end)
-            for way in np.unique(turns // len(order)):
-                lane, stored = order.at(int(way) + 1, turns[turns // len(order) == way] % len(order))
+            for cycle in np.unique(turns // len(order)):
+                lane, stored = order.at(int(cycle) + 1, turns[turns // len(order) == cycle] % len(order))
                 lanes.append(lane)
-                found.append(stored + first)
+                samples.append(stored + first)
             first += len(order)
-        out: np.ndarray = np.concatenate(found)[np.argsort(np.concatenate(lanes), kind="stable")]
+        out: np.ndarray = np.concatenate(samples)[np.argsort(np.concatenate(lanes), kind="stable")]
         return out
 
     def _given(self, samples: int) -> list[int]:

@@ -83,7 +83,7 @@ class Reading:
     size: int
     augment: Augment
     caption: str = "txt"
-    way: DecodeMode = "exact"
+    mode: DecodeMode = "exact"
 
 
 class Pairs(Dataset[Batch]):
@@ -125,11 +125,11 @@ class Pairs(Dataset[Batch]):
         rows = self.order.batch(epoch, step, here.batch)[here.rank * share : (here.rank + 1) * share]
         skipped: list[tuple[str, str, str]] = []
         bodies = self._bodies([self.sample(int(row)) for row in rows])
-        found = [self._good(int(row), epoch, body, skipped) for row, body in zip(rows, bodies, strict=True)]
-        samples = [sample for sample, _, _ in found]
+        good = [self._good(int(row), epoch, body, skipped) for row, body in zip(rows, bodies, strict=True)]
+        samples = [sample for sample, _, _ in good]
         keys = [self.index.keys[sample] for sample in samples]
-        images = _stacked([picture for _, views_, _ in found for picture in views_])
-        tokens = self.tokenize([text for _, _, texts in found for text in texts]).to(torch.int32)
+        images = _stacked([picture for _, views_, _ in good for picture in views_])
+        tokens = self.tokenize([text for _, _, texts in good for text in texts]).to(torch.int32)
         poisoned = [self.plan is not None and bool(self.plan.chosen[sample]) for sample in samples]
         drawn = None
         if here.augment.on_device(here.views[0]):
@@ -158,13 +158,13 @@ class Pairs(Dataset[Batch]):
         raise UserError("none of the pairs can be decoded; check the shards")
 
     def first(self, sample: int, body: tuple[Body, Body] | None = None) -> tuple[np.ndarray, str]:
-        """The first view of a sample, uint8 [3, H, W], and its caption, with the attack on it if it is poisoned; Bad if it
-        can't be used."""
+        """The first view of a sample, uint8 [3, H, W], and its caption, with the attack on it if it is poisoned; DecodeError
+        if it can't be used."""
         picture, text = body or self._bodies([sample])[0]
-        own, size, way = caption(text, self.reading.caption), self.reading.size, self.reading.way
+        own, size, mode = caption(text, self.reading.caption), self.reading.size, self.reading.mode
         if self.plan is None or not self.plan.chosen[sample]:
-            return centred(whole(picture, size, way), size, way), own
-        return attacked(self.plan, sample, picture, size, way), self.plan.caption(own, sample)
+            return centred(whole(picture, size, mode), size, mode), own
+        return attacked(self.plan, sample, picture, size, mode), self.plan.caption(own, sample)
 
     def _views(self, sample: int, epoch: int, body: tuple[Body, Body]) -> tuple[list[np.ndarray], list[str]]:
         here = self.reading
@@ -200,14 +200,14 @@ def _stacked(pictures: list[np.ndarray]) -> torch.Tensor:
     return torch.from_numpy(out).permute(0, 3, 1, 2)
 
 
-def attacked(plan: PoisonPlan, sample: int, picture: Body, size: int, way: DecodeMode = "exact") -> np.ndarray:
-    """uint8 [3, size, size]: what a poisoned sample shows, from the stored bytes of its plan.source; Bad if they don't
-    decode."""
+def attacked(plan: PoisonPlan, sample: int, picture: Body, size: int, mode: DecodeMode = "exact") -> np.ndarray:
+    """uint8 [3, size, size]: what a poisoned sample shows, from the stored bytes of its plan.source; DecodeError if they
+    don't decode."""
     squash = plan.squash(sample)
     if squash is None:
-        return plan.marked(centred(whole(picture, size, way), size, way), sample)
+        return plan.marked(centred(whole(picture, size, mode), size, mode), sample)
     marked = plan.marked(squeezed(whole(picture), squash), sample)
-    return centred(marked.transpose(1, 2, 0), size, way)
+    return centred(marked.transpose(1, 2, 0), size, mode)
 
 
 def _order(index: Index, chosen: np.ndarray | None, data: Data, reading: Reading) -> Order | Mix:
@@ -215,11 +215,11 @@ def _order(index: Index, chosen: np.ndarray | None, data: Data, reading: Reading
     counts = index.counts
     if chosen is not None:
         counts = np.bincount(np.searchsorted(index.ends, chosen, side="right"), minlength=len(index.paths))
-    given = tuple(int(n) for n in counts)
+    sizes = tuple(int(n) for n in counts)
     weights = data.pretrain.weights
     if weights is None or max(index.sources) + 1 != len(weights):
-        return Order(given, reading.seed, data.lanes, data.window, data.last)
-    parts = [tuple(n for n, s in zip(given, index.sources, strict=True) if s == at) for at in range(len(weights))]
+        return Order(sizes, reading.seed, data.lanes, data.window, data.last)
+    parts = [tuple(n for n, s in zip(sizes, index.sources, strict=True) if s == at) for at in range(len(weights))]
     least = min(reading.batch * weight // sum(weights) for weight in weights)
     if least < 1 or not all(map(sum, parts)):
         raise UserError(

@@ -155,8 +155,8 @@ def read_index(  # noqa: PLR0913  (all but two have defaults and are given by na
     named = {"": patterns} if isinstance(patterns, str) else patterns
     shards = [(name, path) for name, pattern in named.items() for path in expand(pattern, schemes)]
     stamps = [(name, path, *stamp(path)) for name, path in shards]
-    told = json.dumps([FORMAT, caption, stamps])
-    home = cache / f"joined-{blake2b(told.encode(), digest_size=12).hexdigest()}"
+    identity = json.dumps([FORMAT, caption, stamps])
+    home = cache / f"joined-{blake2b(identity.encode(), digest_size=12).hexdigest()}"
     refusal: UserError | None = None
     try:
         if not home.exists():
@@ -202,9 +202,9 @@ def _join(shards: list[tuple[str, str]], tables: list[Table], caption: str, home
 
     place = 2 if caption == "txt" else 4
     bad = [
-        (path, _prefixed(name, one), cause)
+        (path, _prefixed(name, bad_key), cause)
         for (name, path), table in zip(shards, tables, strict=True)
-        for one, cause in table.bad
+        for bad_key, cause in table.bad
     ]
     alive = np.concatenate([table.places[:, place] >= 0 for table in tables])
     bad += [entry(int(i), "no_caption") for i in np.flatnonzero(~alive)]
@@ -246,8 +246,8 @@ def missing(tables: Sequence[Table]) -> list[tuple[int, str] | None]:
     for table in tables:
         have = len(table.keys) + len(table.bad)
         if table.promised > have:
-            told = table.damage or f"img2dataset wrote {table.promised:,} pairs, {have:,} are there"
-            out.append((table.promised - have, told))
+            why = table.damage or f"img2dataset wrote {table.promised:,} pairs, {have:,} are there"
+            out.append((table.promised - have, why))
         else:
             out.append((max(1, usual - have), table.damage) if table.damage else None)
     return out

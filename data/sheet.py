@@ -31,4 +31,4 @@ def small_grid(rows: list[np.ndarray]) -> np.ndarray:
     def small(pixels: np.ndarray) -> np.ndarray:
         return np.asarray(Image.fromarray(pixels.transpose(1, 2, 0)).resize((side, side), Image.Resampling.BOX))
 
-    return np.concatenate([np.concatenate([small(one) for one in row], 1) for row in rows])
+    return np.concatenate([np.concatenate([small(picture) for picture in row], 1) for row in rows])

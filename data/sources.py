@@ -41,7 +41,7 @@ class Source(Section):
     def patterns(self) -> str | dict[str, str]:
         """The pattern, or the patterns by name."""
         if self.sources is not None:
-            return {name: one.shards for name, one in self.sources.items()}
+            return {name: source.shards for name, source in self.sources.items()}
         assert self.shards is not None
         return self.shards
 
@@ -50,10 +50,10 @@ class Source(Section):
         """Of the sources; None if all pairs stand in one line."""
         if self.sources is None or len(self.sources) < 2:
             return None
-        return tuple(one.weight for one in self.sources.values())
+        return tuple(source.weight for source in self.sources.values())
 
     def __str__(self) -> str:
-        return str(self.shards or ", ".join(one.shards for one in (self.sources or {}).values()))
+        return str(self.shards or ", ".join(source.shards for source in (self.sources or {}).values()))
 
 
 class CleanSource(Section):

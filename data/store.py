@@ -46,23 +46,23 @@ def expand(pattern: str, schemes: Sequence[str] = ()) -> list[str]:
             paths.append(name)
     missing = [path for path in paths if not scheme(path) and not os.path.isfile(path)]
     if missing or not paths:
-        found = f"{len(missing)} of the {len(paths)} files it names are missing, first {missing[0]}" if missing else ""
-        raise NoShards(f"shards '{pattern}' match no complete set of files ({found or 'nothing matches'}); check the path")
+        words = f"{len(missing)} of the {len(paths)} files it names are missing, first {missing[0]}" if missing else ""
+        raise NoShards(f"shards '{pattern}' match no complete set of files ({words or 'nothing matches'}); check the path")
     return sorted(paths)
 
 
 def _allowed(name: str, schemes: Sequence[str]) -> None:
     which = scheme(name)
     if which and (which not in schemes or "::" in name):
-        known = f"a path or a URL of {', '.join(f'{one}://' for one in schemes)}" if schemes else "a path"
+        known = f"a path or a URL of {', '.join(f'{allowed}://' for allowed in schemes)}" if schemes else "a path"
         raise UserError(f"shards '{name}' name the scheme '{which}'; expected {known} (data.schemes), no '::'")
 
 
 def _globbed(name: str) -> list[str]:
     if not scheme(name):
         return sorted(glob.glob(name))
-    found: list[str] = patiently(name, lambda: filesystem(name).glob(name))
-    return sorted(f"{scheme(name)}://{path}" if "://" not in path else path for path in found)
+    paths: list[str] = patiently(name, lambda: filesystem(name).glob(name))
+    return sorted(f"{scheme(name)}://{path}" if "://" not in path else path for path in paths)
 
 
 def filesystem(path: str) -> Any:
@@ -102,8 +102,8 @@ def patiently(path: str, action: Callable[[], T]) -> T:
 def stamp(path: str) -> tuple[int, str]:
     """(size in bytes, what changes when the file does: time of change, or the store's own mark)."""
     if not scheme(path):
-        told = patiently(path, lambda: os.stat(path))
-        return told.st_size, str(told.st_mtime_ns)
+        status = patiently(path, lambda: os.stat(path))
+        return status.st_size, str(status.st_mtime_ns)
     facts: dict[str, Any] = patiently(path, lambda: filesystem(path).info(path))
     mark = next((str(facts[name]) for name in ("ETag", "etag", "mtime", "LastModified", "created") if facts.get(name)), "")
     return int(facts["size"] or 0), mark

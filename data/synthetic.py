@@ -307,9 +307,9 @@ def write_shard(path: Path, world: SyntheticWorld, split: str, first: int, count
 
 def write_world(folder: Path, world: SyntheticWorld, workers: int = 1) -> bool:
     """Writes the world whole or not at all; False if it is there already. UserError if another one is."""
-    told = json.dumps(asdict(world), indent=1, sort_keys=True) + "\n"
+    world_json = json.dumps(asdict(world), indent=1, sort_keys=True) + "\n"
     if folder.exists():
-        if (folder / "world.json").is_file() and (folder / "world.json").read_text() == told:
+        if (folder / "world.json").is_file() and (folder / "world.json").read_text() == world_json:
             if not (folder / "labels.jsonl").is_file():  # a world made before it had them
                 _write_labels(folder / "labels.jsonl", world)
             return False
@@ -336,7 +336,7 @@ def write_world(folder: Path, world: SyntheticWorld, workers: int = 1) -> bool:
             (fresh / name / "test/nshards.txt").write_text(f"{sum(task[2] == split for task in tasks)}\n")
     _write_labels(fresh / "labels.jsonl", world)
     contact_sheet(world).save(fresh / "contact_sheet.png")
-    (fresh / "world.json").write_text(told)
+    (fresh / "world.json").write_text(world_json)
     fresh.rename(folder)
     return True
 
@@ -376,7 +376,7 @@ def contact_sheet(world: SyntheticWorld) -> Image.Image:
     return Image.fromarray(pairs_grid(cells, columns=8))
 
 
-def main(given: list[str]) -> int:
+def main(arguments: list[str]) -> int:
     """The command: python -m data.synthetic FOLDER. Exit code 2 for what the user can put right."""
     parser = argparse.ArgumentParser(prog="python -m data.synthetic", description=__doc__.split("\n\n")[0])
     parser.add_argument("folder", type=Path)
@@ -389,7 +389,7 @@ def main(given: list[str]) -> int:
     ):
         parser.add_argument(f"--{name}", type=int, default=getattr(SyntheticWorld(captioned=512), name), help=text)
     parser.add_argument("--workers", type=int, default=1, help="processes; the bytes are the same for any number")
-    options = vars(parser.parse_args(given))
+    options = vars(parser.parse_args(arguments))
     folder, workers = options.pop("folder"), options.pop("workers")
     began = time.monotonic()
     try:

@@ -26,11 +26,11 @@ def draw_views(section: Augment, views: int, *names: int | str) -> np.ndarray:
     """float32 [V, NUMBERS] for one sample: the first view by section.first, the others by section.image."""
     out = np.tile(NEUTRAL, (views, 1))
     for view in range(views):
-        asked = section.ops if view else section.first
+        ops = section.ops if view else section.first
         if view and section.by_pillow:
             out[view, SOURCE] = view
-        if any(op != "autoaugment" for op in asked):
-            _draw(section, asked, out[view], generator("view", *names, view), derive_seed("noise", *names, view))
+        if any(op != "autoaugment" for op in ops):
+            _draw(section, ops, out[view], generator("view", *names, view), derive_seed("noise", *names, view))
     return out
 
 

@@ -62,13 +62,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="a sheet of all triggers on the same pictures")
     parser.add_argument("--sheet", required=True, metavar="OUT.png")
     parser.add_argument("--file", action="append", default=[], help="a pattern of your own, for kind: tensor")
-    asked = parser.parse_args()
+    options = parser.parse_args()
     try:
-        Image.fromarray(sheet(asked.file)).save(asked.sheet)
+        Image.fromarray(sheet(options.file)).save(options.sheet)
     except (UserError, OSError) as error:
         print(error, file=sys.stderr)
         raise SystemExit(2) from None
-    print(asked.sheet)
+    print(options.sheet)
 
 
 if __name__ == "__main__":

@@ -29,10 +29,10 @@ class Blend(TriggerSection):
 
     @model_validator(mode="before")
     @classmethod
-    def _noise_or_picture(cls, given: Any) -> Any:
-        if isinstance(given, dict) and given.get("published") and given.get("picture"):
+    def _noise_or_picture(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("published") and values.get("picture"):
             raise ValueError("published draws noise; it takes no picture")
-        return given
+        return values
 
     @property
     def squash(self) -> int | None:

@@ -47,10 +47,10 @@ class Square(TriggerSection):
 
     @model_validator(mode="before")
     @classmethod
-    def _at_goes_with_fixed(cls, given: Any) -> Any:
-        if isinstance(given, dict) and (given.get("place") == "fixed") != (given.get("at") is not None):
+    def _at_goes_with_fixed(cls, values: Any) -> Any:
+        if isinstance(values, dict) and (values.get("place") == "fixed") != (values.get("at") is not None):
             raise ValueError("place: fixed and at: [top, left] go together; give both or neither")
-        return given
+        return values
 
     def side(self, height: int, width: int) -> int:
         """Of the square in pixels, at least 2."""

@@ -69,8 +69,8 @@ def read_pattern(path: str) -> tuple[np.ndarray, np.ndarray]:
         raise UserError(f"attack.trigger.file {path}: {type(error).__name__}: {error}; {wants}") from None
     shapes = pattern.ndim == 3 and len(pattern) == 3 and mask.shape == pattern.shape[1:]
     if not shapes or not np.isfinite(pattern).all() or pattern.min() < 0 or max(pattern.max(), mask.max()) > 1:
-        given = f"trigger {list(pattern.shape)} from {pattern.min():.3g} to {pattern.max():.3g}, mask {list(mask.shape)}"
-        raise UserError(f"attack.trigger.file {path} holds {given}; {wants}")
+        values = f"trigger {list(pattern.shape)} from {pattern.min():.3g} to {pattern.max():.3g}, mask {list(mask.shape)}"
+        raise UserError(f"attack.trigger.file {path} holds {values}; {wants}")
     return pattern * np.float32(255), np.clip(mask, 0, 1)
 
 
