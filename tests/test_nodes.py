@@ -98,8 +98,8 @@ def test_two_hosts_write_the_journal_of_one(hosts: dict[str, str], spec: Path, l
 )
 def test_ranks_under_srun_meet_at_the_first_host(monkeypatch: pytest.MonkeyPatch, nodes: str, first: str) -> None:
     monkeypatch.delenv("RANK", raising=False)
-    told = {"SLURM_STEP_NODELIST": nodes, "SLURM_STEP_NUM_TASKS": "16", "SLURM_PROCID": "9", "SLURM_LOCALID": "1"}
-    for name, value in {**told, "SLURM_STEP_TASKS_PER_NODE": "8(x2)", "SLURM_JOB_ID": "123456"}.items():
+    variables = {"SLURM_STEP_NODELIST": nodes, "SLURM_STEP_NUM_TASKS": "16", "SLURM_PROCID": "9", "SLURM_LOCALID": "1"}
+    for name, value in {**variables, "SLURM_STEP_TASKS_PER_NODE": "8(x2)", "SLURM_JOB_ID": "123456"}.items():
         monkeypatch.setenv(name, value)
     assert world.rank_from_env() == (9, 16, 1, 8)
     assert world.rendezvous(16) == (first, 20_000 + 123456 % 20_000)
@@ -115,20 +115,20 @@ def test_a_batch_step_without_srun_is_one_process(monkeypatch: pytest.MonkeyPatc
 
 def test_a_rank_that_stops_is_told_from_those_that_wait_at_the_same_step_or_behind_it() -> None:
     store = dist.HashStore()
-    watches = [Watchdog(rank, 4, 0.2, store) for rank in range(4)]
+    watchdogs = [Watchdog(rank, 4, 0.2, store) for rank in range(4)]
     try:
-        for watch in watches:
-            watch.limit, watch.beats = 1e9, 7
-        assert watches[0].missing() == ""
-        watches[1].end()  # as SIGSTOP does: it stands at the same step and says nothing more
-        assert watches[0].missing().startswith("rank 1 on ")
-        assert ", " not in watches[0].missing()
-        watches[3].beats = 6  # alive, and late
+        for watchdog in watchdogs:
+            watchdog.limit, watchdog.beats = 1e9, 7
+        assert watchdogs[0].missing() == ""
+        watchdogs[1].end()  # as SIGSTOP does: it stands at the same step and says nothing more
+        assert watchdogs[0].missing().startswith("rank 1 on ")
+        assert ", " not in watchdogs[0].missing()
+        watchdogs[3].beats = 6  # alive, and late
         time.sleep(0.2)
-        assert [who.split()[1] for who in watches[2].missing().split(", ")] == ["1", "3"]
+        assert [who.split()[1] for who in watchdogs[2].missing().split(", ")] == ["1", "3"]
     finally:
-        for watch in watches:
-            watch.end()
+        for watchdog in watchdogs:
+            watchdog.end()
 
 
 def test_the_slurm_script_is_valid_shell_and_the_job_valid_yaml() -> None:

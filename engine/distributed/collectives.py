@@ -1,8 +1,9 @@
-"""What ranks tell each other: gathers and sums of tensors, plain values, an action of rank 0 alone."""
+"""What ranks exchange: gathers and sums of tensors, plain values, what rank 0 alone does. All work for a single process."""
 
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -63,31 +64,29 @@ def process_groups() -> Ranks:
     """This rank's groups: everyone, its row and its column of the grid. Every rank calls it at the same moment."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return SINGLE_RANK
-    size, rank = dist.get_world_size(), dist.get_rank()
-    if size not in _groups:
-        rows, columns = grid(size)
-        lines = [list(range(i * columns, (i + 1) * columns)) for i in range(rows)]
-        piles = [list(range(j, size, columns)) for j in range(columns)]
-        line, pile = (_mine(sets, rank) for sets in (lines, piles))
-        _groups[size] = Ranks(ProcessGroup(rank, size, None), line, pile)
-    return _groups[size]
+    return _make_groups(dist.get_rank(), dist.get_world_size())
 
 
-_groups: dict[int, Ranks] = {}
+@cache
+def _make_groups(rank: int, size: int) -> Ranks:
+    rows, columns = grid(size)
+    row_members = [list(range(i * columns, (i + 1) * columns)) for i in range(rows)]
+    column_members = [list(range(j, size, columns)) for j in range(columns)]
+    return Ranks(ProcessGroup(rank, size, None), _own_group(row_members, rank), _own_group(column_members, rank))
+
+
+def _own_group(parts: list[list[int]], rank: int) -> Group:
+    """The group of that part of the ranks which holds this one; every part's group is made, as torch asks."""
+    if len(parts[0]) == 1:
+        return SingleRank()
+    groups = [dist.new_group(members) if len(parts) > 1 else None for members in parts]
+    own = next(i for i, members in enumerate(parts) if rank in members)
+    return ProcessGroup(parts[own].index(rank), len(parts[own]), groups[own])
 
 
 def forget_process_groups() -> None:
     """Before the process group that they belong to is destroyed."""
-    _groups.clear()
-
-
-def _mine(sets: list[list[int]], rank: int) -> Group:
-    """The group of the set that holds this rank; every set's group is made, as torch asks."""
-    if len(sets[0]) == 1:
-        return SingleRank()
-    made = [dist.new_group(members) if len(sets) > 1 else None for members in sets]
-    at = next(i for i, members in enumerate(sets) if rank in members)
-    return ProcessGroup(sets[at].index(rank), len(sets[at]), made[at])
+    _make_groups.cache_clear()
 
 
 def gather_rows(rows: torch.Tensor) -> torch.Tensor:
@@ -104,11 +103,11 @@ def all_reduce_mean_(tensors: list[torch.Tensor]) -> None:
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return
     for dtype in dict.fromkeys(t.dtype for t in tensors if t.is_floating_point()):  # in the same order on every rank
-        these = [t for t in tensors if t.dtype == dtype]
-        flat = torch.cat([t.detach().reshape(-1) for t in these])
+        alike = [t for t in tensors if t.dtype == dtype]
+        flat = torch.cat([t.detach().reshape(-1) for t in alike])
         dist.all_reduce(flat)
         flat /= dist.get_world_size()
-        for tensor, part in zip(these, torch.split(flat, [t.numel() for t in these]), strict=True):
+        for tensor, part in zip(alike, torch.split(flat, [t.numel() for t in alike]), strict=True):
             tensor.data.copy_(part.view_as(tensor))
 
 
@@ -119,17 +118,17 @@ def all_reduce_sum_(tensors: list[torch.Tensor]) -> None:
     """Replaces each tensor by its sum over ranks: large ones in place, small ones of a dtype together."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return
-    large = [
+    pending = [
         dist.all_reduce(tensor, async_op=True) for tensor in tensors if tensor.numel() >= LARGE and tensor.is_contiguous()
     ]
     rest = [tensor for tensor in tensors if tensor.numel() < LARGE or not tensor.is_contiguous()]
     for dtype in dict.fromkeys(tensor.dtype for tensor in rest):
-        these = [tensor for tensor in rest if tensor.dtype == dtype]
-        flat = torch.cat([tensor.reshape(-1) for tensor in these])
+        alike = [tensor for tensor in rest if tensor.dtype == dtype]
+        flat = torch.cat([tensor.reshape(-1) for tensor in alike])
         dist.all_reduce(flat)
-        for tensor, part in zip(these, torch.split(flat, [tensor.numel() for tensor in these]), strict=True):
+        for tensor, part in zip(alike, torch.split(flat, [tensor.numel() for tensor in alike]), strict=True):
             tensor.copy_(part.view_as(tensor))
-    for work in large:
+    for work in pending:
         work.wait()
 
 
@@ -165,22 +164,22 @@ def on_rank_0(action: Callable[[], Any]) -> Any:
             outcome = (action(), None)
         except Exception as error:
             outcome = (None, error)
-    value, trouble = gather_objects(outcome)[0]
-    if trouble is not None:
-        raise trouble
+    value, error_of_rank_0 = gather_objects(outcome)[0]
+    if error_of_rank_0 is not None:
+        raise error_of_rank_0
     return value
 
 
 def assert_equal_on_ranks(facts: dict[str, Any]) -> None:
     """UserError, naming ranks, if the facts are not the same on all of them."""
-    told = gather_objects((socket.gethostname(), facts))
-    (_, first), *others = told
-    faults = []
-    for rank, (host, theirs) in enumerate(others, 1):
-        for name in first:
-            if theirs.get(name) != first[name]:
-                faults.append(
-                    f"rank {rank} on {host} has {name} {theirs.get(name)}, rank 0 on {told[0][0]} has {first[name]}"
-                )
-    if faults:
-        raise UserError(f"ranks disagree: {'; '.join(faults[:8])}; start all with the same spec and the same installation")
+    (first_host, first), *others = gather_objects((socket.gethostname(), facts))
+    differences = [
+        f"rank {rank} on {host} has {name} {theirs.get(name)}, rank 0 on {first_host} has {value}"
+        for rank, (host, theirs) in enumerate(others, 1)
+        for name, value in first.items()
+        if theirs.get(name) != value
+    ]
+    if differences:
+        raise UserError(
+            f"ranks disagree: {'; '.join(differences[:8])}; start all with the same spec and the same installation"
+        )

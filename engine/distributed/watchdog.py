@@ -1,4 +1,8 @@
-"""Heartbeats of the ranks: which rank others wait for, said after a limit instead of a hang."""
+"""Heartbeats of the ranks: a rank that waits too long says for which others, and ends, instead of hanging.
+
+Each rank has a thread that publishes, in the store that the ranks met at, how often the rank has come further (`beats`) and
+how often the thread itself has looked (`looks`): a rank that is late has fewer beats, one that is dead looks no more.
+"""
 
 import os
 import socket
@@ -10,7 +14,7 @@ import torch.distributed as dist
 
 
 class Watchdog:
-    """Tells every rank, through the store that they met at, how far each has come, and ends one that waits too long."""
+    """Publishes how far this rank has come, and ends it if it has waited longer than `limit` seconds."""
 
     def __init__(self, rank: int, size: int, limit: float, store: dist.distributed_c10d.Store) -> None:
         self.rank, self.size, self.limit = rank, size, limit
@@ -32,14 +36,14 @@ class Watchdog:
         self.store.set(f"antidote/{self.rank}", f"{self.beats} {self.looks} {socket.gethostname()}")
 
     def _read(self) -> list[tuple[int, int, str]]:
-        """(beats, looks, host) of every rank as last told; -1 for one that never told."""
-        told = []
+        """(beats, looks, host) of every rank as last published; -1 for one that never did."""
+        ranks = []
         for rank in range(self.size):
             key = f"antidote/{rank}"
-            words = self.store.get(key).decode() if self.store.check([key]) else "-1 -1 an unknown host"
-            beats, looks, host = words.split(" ", 2)
-            told.append((int(beats), int(looks), host))
-        return told
+            value = self.store.get(key).decode() if self.store.check([key]) else "-1 -1 an unknown host"
+            beats, looks, host = value.split(" ", 2)
+            ranks.append((int(beats), int(looks), host))
+        return ranks
 
     def _look(self) -> None:
         while not self.done.wait(self.pause):

@@ -37,15 +37,15 @@ def rank_from_env() -> tuple[int, int, int, int]:
     """(rank, ranks, rank on this machine, ranks on this machine) from the environment; 0, 1, 0, 1 without a launcher."""
     if "RANK" not in os.environ and "SLURM_STEP_NUM_TASKS" in os.environ:  # srun
         size = int(os.environ["SLURM_STEP_NUM_TASKS"])
-        here = os.environ.get("SLURM_STEP_TASKS_PER_NODE", str(size)).split("(")[0].split(",")[0]
-        return int(os.environ["SLURM_PROCID"]), size, int(os.environ["SLURM_LOCALID"]), int(here)
+        on_node = os.environ.get("SLURM_STEP_TASKS_PER_NODE", str(size)).split("(")[0].split(",")[0]  # 8(x2) -> 8
+        return int(os.environ["SLURM_PROCID"]), size, int(os.environ["SLURM_LOCALID"]), int(on_node)
     size = int(os.environ.get("WORLD_SIZE", 1))
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", size)))
     return int(os.environ.get("RANK", 0)), size, int(os.environ.get("LOCAL_RANK", 0)), local_size
 
 
 def rendezvous(size: int) -> tuple[str, int]:
-    """(address, port) where ranks meet that no launcher has told: of srun the step's first host; else this machine."""
+    """(address, port) where ranks meet if no launcher says so: under srun on the step's first host; else on this machine."""
     if size > 1 and "SLURM_STEP_NODELIST" in os.environ:
         # node[03-07,11],other -> node03
         first = re.match(r"([^,\[]+)(?:\[([^,\-\]]+))?", os.environ["SLURM_STEP_NODELIST"])
@@ -71,8 +71,8 @@ def init_distributed(limit: float = 1800.0, threads: int | None = None) -> World
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         address, port = rendezvous(size)
-        named = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": local_rank, "MASTER_ADDR": address, "MASTER_PORT": port}
-        for name, value in named.items():
+        variables = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": local_rank, "MASTER_ADDR": address, "MASTER_PORT": port}
+        for name, value in variables.items():
             os.environ.setdefault(name, str(value))
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timedelta(seconds=limit + 60))  # the watchdog speaks before
@@ -88,9 +88,9 @@ def describe_lost_rank(error: BaseException) -> str:
 
 
 def is_rank_failure(error: BaseException) -> bool:
-    """Whether an exception says that another rank went away."""
-    words = ("Connection closed by peer", "Connection reset", "Timed out waiting", "Broken pipe", "NCCL", "DistBackendError")
-    return dist.is_initialized() and any(word in f"{type(error).__name__} {error}" for word in words)
+    """Whether an exception says that another rank went away; gloo and NCCL say so only by the text of a RuntimeError."""
+    signs = ("Connection closed by peer", "Connection reset", "Timed out waiting", "Broken pipe", "NCCL", "DistBackendError")
+    return dist.is_initialized() and any(sign in f"{type(error).__name__} {error}" for sign in signs)
 
 
 def destroy_distributed() -> None:
