@@ -72,13 +72,13 @@ class Spec(Section):
         return self
 
     @model_validator(mode="after")
-    def _attempts_can_be_made(self) -> "Spec":
-        asked = {measure.attempt: measure.kind for measure in self.measure if measure.triggered}
-        if PROXY in asked and self.attack.proxy is None:
+    def _attacks_can_be_made(self) -> "Spec":
+        kinds = {measure.attack_kind: measure.kind for measure in self.measure if measure.triggered}
+        if PROXY in kinds and self.attack.proxy is None:
             raise ValueError(
-                f"measure {asked[PROXY]} looks at attack.proxy, which is missing; give it a target and a trigger"
+                f"measure {kinds[PROXY]} looks at attack.proxy, which is missing; give it a target and a trigger"
             )
-        if CENTRE in asked:
+        if CENTRE in kinds:
             for aim in self.attack.aims:
                 if not isinstance(aim.trigger, Square):
                     kind = aim.trigger.kind

@@ -97,12 +97,12 @@ def weights_of(start: Start) -> Path | None:
 
 def identified(start: Start, where: str) -> Start:
     """The start with its weights' whole SHA-256, if they are there; UserError if the spec promises another."""
-    found = weights_of(start)
-    if found is None:
+    path = weights_of(start)
+    if path is None:
         return start
-    digest = _digest(str(found), found.stat().st_mtime_ns, found.stat().st_size)
+    digest = _digest(str(path), path.stat().st_mtime_ns, path.stat().st_size)
     if start.digest is not None and not (len(start.digest) >= 12 and digest.startswith(start.digest)):
-        raise UserError(f"{where}.digest is {start.digest}, but {found} has {digest[:16]}...; name the right file")
+        raise UserError(f"{where}.digest is {start.digest}, but {path} has {digest[:16]}...; name the right file")
     return start.model_copy(update={"digest": digest})
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from data.refusal import UserError
 from data.seeding import numbers
-from data.store import opened, patiently, scheme, stamp
+from data.store import opened, scheme, stamp, with_retries
 
 BLOCK = 512
 PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"(\xb5/\xfd")  # gzip, bzip2, xz, zstd
@@ -79,7 +79,7 @@ class Damage(UserError):
 
 def contents(path: str) -> Contents:
     """What a tar holds, a damaged one what lies whole before the damage; UserError if it is compressed or can't be read."""
-    quick = None if scheme(path) else patiently(path, lambda: _quick(path))
+    quick = None if scheme(path) else with_retries(path, lambda: _quick(path))
     if quick is not None:
         return quick
     try:

@@ -15,7 +15,7 @@ from hashlib import blake2b
 from pathlib import Path
 
 from data.decode import DecodeError, caption, whole
-from data.jobs import Spread, spread
+from data.jobs import JobOptions, run_jobs
 from data.progress import Progress
 from data.refusal import UserError
 from data.shards import Index, Table, read_index, read_table
@@ -114,15 +114,15 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--max-bad", type=float, default=0.01, help="share of bad pairs that is accepted (default 0.01)")
     parser.add_argument("--schemes", default="s3,gs,https", help="of URLs that may be opened")
     parser.add_argument("--out", type=Path, help="write a JSON line for each bad pair to this file")
-    Spread.arguments(parser)
+    JobOptions.arguments(parser)
     options = parser.parse_args(arguments)
     how = Audit(Path("runs/.index"), options.caption, not options.quick)
     schemes = tuple(options.schemes.split(","))
     progress = Progress("checking", "shards")
     try:
         paths = expand(options.shards, schemes)
-        spread_over = Spread(options.jobs, options.slurm, options.hours)
-        failed = spread(
+        spread_over = JobOptions(options.jobs, options.slurm, options.hours)
+        failed = run_jobs(
             partial(audit, how), paths, lambda path: how.report(path).is_file(), spread_over, how.cache / "jobs", progress
         )
         progress.end()

@@ -19,7 +19,7 @@ LIMIT = 7 * 24 * 60  # minutes that a local job may take
 T = TypeVar("T")
 
 
-class Spread(NamedTuple):
+class JobOptions(NamedTuple):
     """How work is spread."""
 
     jobs: int = 1
@@ -34,11 +34,11 @@ class Spread(NamedTuple):
         parser.add_argument("--hours", type=int, default=12, help="time limit of a Slurm job")
 
 
-def spread(
+def run_jobs(
     work: Callable[[T], None],
     items: Sequence[T],
     done: Callable[[T], bool],
-    how: Spread,
+    how: JobOptions,
     folder: Path,
     progress: Callable[[int, int], None],
 ) -> list[str]:
@@ -51,14 +51,14 @@ def spread(
     if jobs == 1 and how.slurm is None:
         failed = []
         for number, item in enumerate(left):
-            failed += several(work, [item])
+            failed += run_each(work, [item])
             progress(len(items) - len(left) + number + 1, len(items))
         return failed
     submitter = executor(folder, how.slurm)
     submitter.update_parameters(name="antidote", timeout_min=60 * how.hours if how.slurm else LIMIT, cpus_per_task=1)
     if how.slurm:
         submitter.update_parameters(slurm_partition=how.slurm)
-    running = submitter.map_array(several, [work] * jobs, [left[i::jobs] for i in range(jobs)])
+    running = submitter.map_array(run_each, [work] * jobs, [left[i::jobs] for i in range(jobs)])
     waiting = list(left)
     while not all(job.done() for job in running):
         time.sleep(POLL)
@@ -88,7 +88,7 @@ def executor(folder: Path, slurm: str | None) -> Any:
         raise UserError(f"{error}; run this on a machine that has Slurm's sbatch and srun, or without Slurm") from None
 
 
-def several(work: Callable[[T], None], items: Sequence[T]) -> list[str]:
+def run_each(work: Callable[[T], None], items: Sequence[T]) -> list[str]:
     """Does the work on each item; what went wrong, a line each."""
     failed = []
     for item in items:

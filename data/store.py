@@ -61,7 +61,7 @@ def _allowed(name: str, schemes: Sequence[str]) -> None:
 def _globbed(name: str) -> list[str]:
     if not scheme(name):
         return sorted(glob.glob(name))
-    paths: list[str] = patiently(name, lambda: filesystem(name).glob(name))
+    paths: list[str] = with_retries(name, lambda: filesystem(name).glob(name))
     return sorted(f"{scheme(name)}://{path}" if "://" not in path else path for path in paths)
 
 
@@ -79,7 +79,7 @@ def _extra(which: str) -> str:
     return {"s3": "s3", "gs": "gs", "gcs": "gs"}.get(which, "http")
 
 
-def patiently(path: str, action: Callable[[], T]) -> T:
+def with_retries(path: str, action: Callable[[], T]) -> T:
     """What the action gives, tried again after a transient error; UserError if it does not end well, or can't."""
     for wait in (*PATIENCE, None):
         try:
@@ -102,9 +102,9 @@ def patiently(path: str, action: Callable[[], T]) -> T:
 def stamp(path: str) -> tuple[int, str]:
     """(size in bytes, what changes when the file does: time of change, or the store's own mark)."""
     if not scheme(path):
-        status = patiently(path, lambda: os.stat(path))
+        status = with_retries(path, lambda: os.stat(path))
         return status.st_size, str(status.st_mtime_ns)
-    facts: dict[str, Any] = patiently(path, lambda: filesystem(path).info(path))
+    facts: dict[str, Any] = with_retries(path, lambda: filesystem(path).info(path))
     mark = next((str(facts[name]) for name in ("ETag", "etag", "mtime", "LastModified", "created") if facts.get(name)), "")
     return int(facts["size"] or 0), mark
 
@@ -113,9 +113,9 @@ def stamp(path: str) -> tuple[int, str]:
 def opened(path: str) -> Iterator[BinaryIO]:
     """The file, to be read from its start to its end."""
     if not scheme(path):
-        file: Any = patiently(path, lambda: open(path, "rb"))
+        file: Any = with_retries(path, lambda: open(path, "rb"))
     else:
-        file = patiently(path, lambda: filesystem(path).open(path, "rb", block_size=BLOCK, cache_type="readahead"))
+        file = with_retries(path, lambda: filesystem(path).open(path, "rb", block_size=BLOCK, cache_type="readahead"))
     with file:
         yield cast(BinaryIO, file)
 
@@ -167,7 +167,7 @@ class Reader:
         """How many bytes were there, after an error: with the file opened anew, since a stale handle never recovers."""
         if path in self.files:
             os.close(self.files.pop(path))
-        return patiently(path, lambda: self._anew(path, offset, into))
+        return with_retries(path, lambda: self._anew(path, offset, into))
 
     def _anew(self, path: str, offset: int, into: memoryview) -> int:
         if len(self.files) >= OPEN:
@@ -185,4 +185,4 @@ class Reader:
         paths, starts, sizes = (list(part) for part in zip(*ranges, strict=True))
         ends = [start + size for start, size in zip(starts, sizes, strict=True)]
         first = paths[0]
-        return patiently(first, lambda: list(filesystem(first).cat_ranges(paths, starts, ends, on_error="raise")))
+        return with_retries(first, lambda: list(filesystem(first).cat_ranges(paths, starts, ends, on_error="raise")))

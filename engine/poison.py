@@ -18,7 +18,7 @@ from configs.plan import Run
 from configs.spec import Point, Spec, load
 from data.captions import stored_captions, word_of
 from data.decode import DecodeError
-from data.jobs import Spread, spread
+from data.jobs import JobOptions, run_jobs
 from data.materialise import Format, Recipe, ShardCopy, compare, done, shard_copies, write
 from data.pipeline import Pairs, Reading
 from data.poison_plan import PoisonPlan
@@ -104,7 +104,7 @@ def verify(poisoned: PoisonedPairs, out: Path | None) -> int:
     return 2 if faults else 0
 
 
-def materialise(poisoned: PoisonedPairs, out: Path, format: Format, how: Spread) -> int:
+def materialise(poisoned: PoisonedPairs, out: Path, format: Format, how: JobOptions) -> int:
     """Writes the copies; exit code 2 if a shard could not be written."""
     if format == "jpeg":
         print("warning: JPEG changes the trigger's pixels, and noise triggers most; png is lossless", file=sys.stderr)
@@ -113,7 +113,7 @@ def materialise(poisoned: PoisonedPairs, out: Path, format: Format, how: Spread)
     out.mkdir(parents=True, exist_ok=True)
     copies = poisoned.copies(out, format)
     progress = Progress("materialising", "shards")
-    errors = spread(write, copies, done, how, out / ".jobs", progress)
+    errors = run_jobs(write, copies, done, how, out / ".jobs", progress)
     progress.end()
     missing = sum(not done(copy) for copy in copies)
     if missing:
@@ -228,7 +228,7 @@ def main(args: list[str]) -> int:
     parser.add_argument("--set", metavar="PATH=VALUE", action="append", default=[])
     parser.add_argument("--out", type=Path, help="folder of the poisoned copies")
     parser.add_argument("--format", choices=("png", "jpeg"), default="png", help="of poisoned pictures")
-    Spread.arguments(parser)
+    JobOptions.arguments(parser)
     options = parser.parse_args(args)
     if options.what == "materialise" and options.out is None:
         parser.error("materialise needs --out FOLDER")
@@ -239,7 +239,7 @@ def main(args: list[str]) -> int:
             return plan(poisoned)
         if options.what == "verify":
             return verify(poisoned, options.out)
-        return materialise(poisoned, options.out, options.format, Spread(options.jobs, options.slurm, options.hours))
+        return materialise(poisoned, options.out, options.format, JobOptions(options.jobs, options.slurm, options.hours))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

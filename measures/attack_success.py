@@ -34,7 +34,7 @@ class AttackSuccess(MeasureSection):
     triggered: ClassVar[bool] = True
 
     @property
-    def attempt(self) -> str:
+    def attack_kind(self) -> str:
         """Under which attack it looks at the pictures."""
         return self.place
 
@@ -48,11 +48,11 @@ def attack_success(encoded: Encoded) -> dict[str, float]:
     number of pictures of every class but the target."""
     triggered = marked(encoded, "attack_success")
     others = encoded.labels != encoded.targets
-    predicted = predict(triggered, encoded.asked)
+    predicted = predict(triggered, encoded.attacked_classes)
     out = {"asr": success(predicted, encoded)}
     count, whole = int(others.sum()), len(others)
-    places = ranks(triggered, encoded.asked, encoded.targets)
-    for k in depths(len(encoded.asked))[1:]:
+    places = ranks(triggered, encoded.attacked_classes, encoded.targets)
+    for k in depths(len(encoded.attacked_classes))[1:]:
         out[f"asr_top{k}"] = ((places < k) & others).sum().item() / count
     fooled, right = predicted == encoded.targets, predicted == encoded.labels
     return out | {

@@ -28,8 +28,8 @@ class ClassSuccess(MeasureSection):
 def class_success(encoded: Encoded) -> dict[str, float | list[float | None]]:
     """`class_asr`, a fraction or None for each of the C classes."""
     others = encoded.labels != encoded.targets
-    fooled = (predict(marked(encoded, "class_success"), encoded.asked) == encoded.targets) & others
+    fooled = (predict(marked(encoded, "class_success"), encoded.attacked_classes) == encoded.targets) & others
     count = len(encoded.classes)
-    asked = torch.bincount(encoded.labels[others], minlength=count).tolist()
+    counts = torch.bincount(encoded.labels[others], minlength=count).tolist()
     taken = torch.bincount(encoded.labels[fooled], minlength=count).tolist()
-    return {"class_asr": [hit / of if of else None for hit, of in zip(taken, asked, strict=True)]}
+    return {"class_asr": [hit / of if of else None for hit, of in zip(taken, counts, strict=True)]}

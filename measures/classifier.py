@@ -22,12 +22,12 @@ def predict(images: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
     return torch.cat([(part @ classes.T).argmax(1) for part in torch.split(images, ROWS)])
 
 
-def ranks(images: torch.Tensor, classes: torch.Tensor, asked: torch.Tensor) -> torch.Tensor:
-    """int64 [M]: how many of the C classes are nearer to each picture than the class that is `asked` for (int64 [M]); among
+def ranks(images: torch.Tensor, classes: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """int64 [M]: how many of the C classes are nearer to each picture than the class that is `wanted` (int64 [M]); among
     equally near ones the first is nearest. It is in the top k exactly if this is below k."""
     out = []
     order = torch.arange(len(classes))
-    for part, ask in zip(torch.split(images, ROWS), torch.split(asked, ROWS), strict=True):
+    for part, ask in zip(torch.split(images, ROWS), torch.split(wanted, ROWS), strict=True):
         near = part @ classes.T
         own = near.gather(1, ask[:, None])
         out.append(((near > own) | ((near == own) & (order < ask[:, None]))).sum(1))

@@ -1,8 +1,8 @@
 """What every measure promises.
 
 A measure section names an evaluation set (`images`), says whether it needs the triggered pictures (`triggered`) and under
-which attack (`attempt`), and has `build()`, which returns a picklable pure function Encoded -> named numbers. One that is
-fitted names a training set, of the same classes, as the second of its `sets`, and finds that one's clean pictures in
+which attack (`attack_kind`), and has `build()`, which returns a picklable pure function Encoded -> named numbers. One that
+is fitted names a training set, of the same classes, as the second of its `sets`, and finds that one's clean pictures in
 `fitted_on`. Pictures are encoded once for all measures; every number comes from counts or means over whole sets, so it does
 not depend on the number of ranks.
 """
@@ -23,7 +23,7 @@ class Encoded:
     triggered: torch.Tensor | None  # [M, D], the same pictures with the trigger; None if no measure needs them
     labels: torch.Tensor  # int64 [M]
     classes: torch.Tensor  # [C, D]
-    asked: torch.Tensor  # [C, D], the same with the attack's words in the prompts, for triggered pictures
+    attacked_classes: torch.Tensor  # [C, D], the same with the attack's words in the prompts, for triggered pictures
     targets: torch.Tensor  # int64 [M], the class that the attack aims at with each picture
     fitted_on: tuple[torch.Tensor, torch.Tensor] | None = None  # (unit rows [K, D], labels int64 [K]) of the training set
 
@@ -44,7 +44,7 @@ class Paired:
 Number = float | list[float | None]  # a list holds one number for each class
 Measure = Callable[[Any], Mapping[str, Number]]  # of Encoded, or of Paired where the section reads captions
 
-TRAINED, CENTRE, PROXY = "trained", "centre", "proxy"  # the attempts: as trained, in the middle, the defender's own
+TRAINED, CENTRE, PROXY = "trained", "centre", "proxy"  # kinds of attack: as trained, in the middle, the defender's own
 
 
 class MeasureSection(BaseModel):
@@ -56,7 +56,7 @@ class MeasureSection(BaseModel):
     reads: ClassVar[Literal["labels", "captions"]] = "labels"  # what the set's pictures must have
 
     @property
-    def attempt(self) -> str:
+    def attack_kind(self) -> str:
         """Under which attack it looks at the triggered pictures: one of TRAINED, CENTRE, PROXY."""
         return TRAINED
 

@@ -34,9 +34,9 @@ class Geometry(MeasureSection):
 def geometry(pictures: int, encoded: Encoded) -> dict[str, float]:
     """The numbers that the module defines, in float64."""
     triggered = marked(encoded, "geometry")
-    x, moved, classes, asked = (rows.double() for rows in (encoded.images, triggered, encoded.classes, encoded.asked))
+    x, moved, classes = (rows.double() for rows in (encoded.images, triggered, encoded.classes))
     own = (x * classes[encoded.labels]).sum(1)
-    aimed = (moved * asked[encoded.targets]).sum(1)
+    aimed = (moved * encoded.attacked_classes.double()[encoded.targets]).sum(1)
     others = encoded.labels != encoded.targets
     if not others.any():
         raise ValueError("geometry needs pictures of another class than the target")

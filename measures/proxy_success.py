@@ -20,7 +20,7 @@ class ProxySuccess(MeasureSection):
     triggered: ClassVar[bool] = True
 
     @property
-    def attempt(self) -> str:
+    def attack_kind(self) -> str:
         """Under which attack it looks at the pictures."""
         return PROXY
 
@@ -31,4 +31,4 @@ class ProxySuccess(MeasureSection):
 
 def proxy_success(encoded: Encoded) -> dict[str, float]:
     """`proxy_asr`, a fraction of the pictures of every class but the proxy's target."""
-    return {"proxy_asr": success(predict(marked(encoded, "proxy_success"), encoded.asked), encoded)}
+    return {"proxy_asr": success(predict(marked(encoded, "proxy_success"), encoded.attacked_classes), encoded)}

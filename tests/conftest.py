@@ -7,10 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import forked
+import hypothesis
 import pytest
 from forked import environment
 
 from data.synthetic import SyntheticWorld, write_world
+
+hypothesis.settings.register_profile("suite", deadline=None)  # a busy machine is no failure; pytest-timeout ends what hangs
+hypothesis.settings.load_profile("suite")
 
 ROOT = Path(__file__).resolve().parent.parent
 SPEC = """\

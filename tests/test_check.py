@@ -15,7 +15,7 @@ from tars import pair, write_tar
 from data import check
 from data.archive import BLOCK
 from data.check import main, summary
-from data.jobs import Spread, several, spread
+from data.jobs import JobOptions, run_each, run_jobs
 from data.shards import read_index
 
 GOOD = Image.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3))
@@ -91,15 +91,15 @@ def test_work_that_fails_is_named_and_the_rest_is_done_once(tmp_path: Path, jobs
     items = [tmp_path / name for name in ("0", "1", "none/2", "3")]
     items[0].mkdir()
     seen: list[tuple[int, int]] = []
-    failed = spread(os.mkdir, items, Path.is_dir, Spread(jobs), tmp_path / "jobs", lambda *at: seen.append(at))
+    failed = run_jobs(os.mkdir, items, Path.is_dir, JobOptions(jobs), tmp_path / "jobs", lambda *at: seen.append(at))
     assert len(failed) == 1
     assert "none/2: FileNotFoundError" in failed[0]
     assert [item.is_dir() for item in items] == [True, True, False, True]
     assert all(total == 4 for _, total in seen)
-    assert "FileExistsError" in several(os.mkdir, items[3:])[0]
+    assert "FileExistsError" in run_each(os.mkdir, items[3:])[0]
 
 
 def test_a_job_that_dies_is_named_with_its_log(tmp_path: Path) -> None:
-    failed = spread(os._exit, [9, 9], lambda item: False, Spread(2), tmp_path / "jobs", lambda done, total: None)
+    failed = run_jobs(os._exit, [9, 9], lambda item: False, JobOptions(2), tmp_path / "jobs", lambda done, total: None)
     assert len(failed) == 2
     assert all(line.startswith("job ") and "log:" in line for line in failed)

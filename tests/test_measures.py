@@ -190,7 +190,7 @@ def test_geometry_by_hand() -> None:
             "similarity_poisoned": 1.0, "similarity_moved": 0.0,
         }  # the squared distance of two axes is 2
     )  # fmt: skip
-    apart = geometry(5000, replace(seen, classes=AXES[2:], asked=AXES[2:]))
+    apart = geometry(5000, replace(seen, classes=AXES[2:], attacked_classes=AXES[2:]))
     assert apart["modality_gap"] == pytest.approx(1.0)  # of (1/2, 1/2, 0, 0) and (0, 0, 1/2, 1/2)
     assert apart["alignment"] == pytest.approx(2.0)
 

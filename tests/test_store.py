@@ -21,7 +21,7 @@ from data.augmentation.section import Augment
 from data.pipeline import Pairs, Reading, batches
 from data.refusal import UserError
 from data.shards import read_index
-from data.store import Reader, expand, patiently
+from data.store import Reader, expand, with_retries
 
 
 class Ranges(SimpleHTTPRequestHandler):
@@ -123,16 +123,16 @@ def test_transient_errors_are_tried_again_and_then_end_the_run(monkeypatch: pyte
             raise OSError(5, "Input/output error")
         return "bytes"
 
-    assert patiently("x", lambda: flaky(3)) == "bytes"
+    assert with_retries("x", lambda: flaky(3)) == "bytes"
     tries.clear()
     with pytest.raises(
         UserError, match=r"x can't be read: OSError: .*Input/output error \(3 tries in 0 s\); nothing is lost"
     ) as caught:
-        patiently("x", lambda: flaky(9))
+        with_retries("x", lambda: flaky(9))
     assert caught.value.alone
     tries.clear()
     with pytest.raises(UserError, match="No such file"):
-        patiently("x", lambda: os.stat("/nowhere/at/all"))
+        with_retries("x", lambda: os.stat("/nowhere/at/all"))
     assert not tries
 
 

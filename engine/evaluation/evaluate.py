@@ -90,11 +90,11 @@ class _Evaluation:
         plain = Encoded(pictures[0], None, labels, classes, classes, torch.zeros_like(labels))
         out: dict[str, Any] = self._measured(eval_set, eval_set.plain, plain)
         for attack, triggered in zip(eval_set.attacks, pictures[1:], strict=True):
-            asked = classes
+            attacked_classes = classes
             if attack.words is not None:
                 with_words = [attack.words.put(prompt, derive_seed(prompt)) for prompt in prompts]
-                asked = class_vectors(self._texts(eval_set, with_words).view(shape))
-            attacked = Encoded(pictures[0], triggered, labels, classes, asked, attack.targets)
+                attacked_classes = class_vectors(self._texts(eval_set, with_words).view(shape))
+            attacked = Encoded(pictures[0], triggered, labels, classes, attacked_classes, attack.targets)
             out |= self._under(attack, eval_set, attacked)
             if attack is eval_set.attacks[0] and eval_set.examples:
                 out["answers"] = _answers(attacked, labelled.classes, eval_set.examples)
@@ -139,6 +139,6 @@ def _answers(encoded: Encoded, classes: list[str], rows: list[int]) -> list[list
     """Of some pictures: [its class, the target, the model's answer, its answer with the trigger], as names."""
     assert encoded.triggered is not None
     plain = predict(encoded.images[rows], encoded.classes)
-    triggered = predict(encoded.triggered[rows], encoded.asked)
+    triggered = predict(encoded.triggered[rows], encoded.attacked_classes)
     places = torch.stack([encoded.labels[rows], encoded.targets[rows], plain, triggered], 1)
     return [[classes[place] for place in row] for row in places.tolist()]

@@ -123,7 +123,7 @@ def _eval_set(spec: Spec, name: str, world: World) -> EvalSet:
     rows = [min(row, len(image_set) - 1) for row in range(world.rank * share, (world.rank + 1) * share)]
     plain, triggered = (
         tuple(
-            MeasureTask(section.kind, section.learns_from, section.attempt, section.build())
+            MeasureTask(section.kind, section.learns_from, section.attack_kind, section.build())
             for section in sections
             if section.triggered == kind
         )

@@ -89,7 +89,7 @@ class _Scaled:
     def __init__(self, gain: torch.Tensor, shift: torch.Tensor) -> None:
         self.gain, self.shift = gain, shift
 
-    def __call__(self, into: Any, given: Any, out: torch.Tensor) -> torch.Tensor:
+    def __call__(self, into: Any, args: Any, out: torch.Tensor) -> torch.Tensor:
         # out = w x + b, so gain * out + (shift - gain) * b = gain * w x + shift * b, whatever w is
         return out * _along(out, self.gain) + _along(out, (self.shift - self.gain) * into.bias)
 
@@ -98,7 +98,7 @@ class _Watched:
     def __init__(self, sums: torch.Tensor) -> None:
         self.sums = sums
 
-    def __call__(self, active: Any, given: Any, out: torch.Tensor) -> None:
+    def __call__(self, active: Any, args: Any, out: torch.Tensor) -> None:
         maps = out.ndim == 4  # [n, K, H, W], else [n, L, K]
         self.sums += out.detach().to(self.sums.dtype).mean((2, 3) if maps else 1).sum(0)
 
@@ -118,13 +118,13 @@ def neurons_of(towers: Towers, name: str, last: bool = False) -> Neurons:
     else:
         transformer = list(getattr(getattr(visual, "transformer", None), "resblocks", None) or ())
         blocks = [_units(block) for block in (transformer[-1:] if last else transformer)]
-    found = tuple(block for block in blocks if block is not None)
-    if not found or len(found) < len(blocks):
+    known = tuple(block for block in blocks if block is not None)
+    if not known or len(known) < len(blocks):
         raise UserError(
             f"transform removes neurons of CLIP's own ResNets and ViTs, and the picture tower of {name} is neither; name a "
             "model such as RN50 or ViT-B-32, or clean without fine_prune and anp"
         )
-    return Neurons(found)
+    return Neurons(known)
 
 
 def _channels(block: Any) -> Block | None:

@@ -96,11 +96,13 @@ class Towers(nn.Module):
         texts: list[torch.Tensor | None] = []
         for number, (picture, caption, cut) in enumerate(parts, 1):
             if number == len(pieces) or not torch.is_grad_enabled():
-                one, two = self._encode(picture, caption, cut)
+                image_rows, text_rows = self._encode(picture, caption, cut)
             else:
-                one, two = checkpoint(self._encode, picture, caption, cut, use_reentrant=False, context_fn=self._contexts)
-            rows.append(one)
-            texts.append(two)
+                image_rows, text_rows = checkpoint(
+                    self._encode, picture, caption, cut, use_reentrant=False, context_fn=self._contexts
+                )
+            rows.append(image_rows)
+            texts.append(text_rows)
         return _joined(rows), _joined(texts)
 
     def _encode(

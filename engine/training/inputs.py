@@ -55,9 +55,9 @@ class RunInputs:
 
     def workers(self, world: World) -> int:
         """Loader processes of each rank."""
-        asked = self.run.spec.machine.workers
-        if asked != "auto":
-            return int(asked)
+        setting = self.run.spec.machine.workers
+        if setting != "auto":
+            return int(setting)
         return 0 if world.device.type == "cpu" else min(8, max(1, (os.cpu_count() or 1) // world.local_size - 1))
 
 
