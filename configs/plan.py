@@ -80,19 +80,19 @@ class Run:
         """What the run starts from: a run's folder, or `weights-` and the first digits of their digest or their name."""
         if self.start is not None:
             return self.start.folder
-        given = self.settings.start
-        return None if given is None else f"weights-{(given.digest or given.pretrained or str(given.path))[:12]}"
+        weights = self.settings.start
+        return None if weights is None else f"weights-{(weights.digest or weights.pretrained or str(weights.path))[:12]}"
 
     @property
-    def began_with(self) -> str:
+    def pretrained_with(self) -> str:
         """The objective that the model was pre-trained with, or where its weights come from."""
         if self.stage != "clean":
             return self.settings.objective.kind
         if self.start is not None:
             return self.start.settings.objective.kind
-        given = self.settings.start
-        assert given is not None
-        return given.pretrained or Path(str(given.path)).stem
+        weights = self.settings.start
+        assert weights is not None
+        return weights.pretrained or Path(str(weights.path)).stem
 
     @property
     def cleaner(self) -> str | None:
@@ -106,10 +106,10 @@ class Run:
     def title(self) -> str:
         """A few words for people: the stage and what the sweep sets for it."""
         cleans = self.stage == "clean"
-        mine = [(p, value) for p, value in self.swept if (p in self.cleaning) == cleans or p == "seed"]
-        objective = f"{self.began_with} -> {self.cleaner}" if cleans else self.began_with
-        further = [(p, value) for p, value in mine if p == "seed" or "." in p and not p.endswith("objective")]
-        return " ".join([self.stage, objective, *(f"{path.rsplit('.', 1)[-1]}={value}" for path, value in further)])
+        of_stage = [(path, value) for path, value in self.swept if (path in self.cleaning) == cleans or path == "seed"]
+        objective = f"{self.pretrained_with} -> {self.cleaner}" if cleans else self.pretrained_with
+        fields = [(p, value) for p, value in of_stage if p == "seed" or "." in p and not p.endswith("objective")]
+        return " ".join([self.stage, objective, *(f"{path.rsplit('.', 1)[-1]}={value}" for path, value in fields)])
 
     def entry(self) -> RunEntry:
         """The run as study.json lists it."""
@@ -119,7 +119,7 @@ class Run:
             stage=self.stage,
             title=self.title,
             start=self.origin,
-            pretrain_objective=self.began_with,
+            pretrain_objective=self.pretrained_with,
             clean_objective=self.settings.objective.kind if cleans else None,
             cleaner=self.cleaner,
             rate=self.settings.optimizer.rate,

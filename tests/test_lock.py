@@ -70,6 +70,21 @@ def test_an_owner_elsewhere_is_alive_as_long_as_it_gives_signs_of_life(tmp_path:
     taken.release()
 
 
+def test_a_file_of_an_earlier_version_counts(tmp_path: Path) -> None:
+    """Its name and its fields, as processes that are at work in a study may have written it."""
+    fields = ("host", "machine", "pid", "began")
+    this = lock.LockFile.of_this_process().model_dump()
+    (tmp_path / "claim.3").write_text(json.dumps({**{name: this[name] for name in fields}, "since": "2026-10-01 12:00:00"}))
+    owner = lock.owner(tmp_path)
+    assert owner is not None
+    assert (owner.number, owner.host, owner.pid, owner.alive) == (3, this["host"], os.getpid(), True)
+    assert lock.acquire(tmp_path) is None
+    owned = lock.acquire(tmp_path / "other")
+    assert owned is not None
+    assert set(json.loads((tmp_path / "other/claim.1").read_text())) == {*fields, "since"}
+    owned.release()
+
+
 def test_a_lock_that_is_only_half_written_counts(tmp_path: Path) -> None:
     (tmp_path / "claim.1").write_text('{"host": "el')
     assert lock.acquire(tmp_path) is None

@@ -11,7 +11,7 @@ from conftest import ROOT, antidote, environment
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from configs.plan import differences, runs
+from configs.plan import differences, runs, stage_of
 from configs.source import override, read_source
 from configs.spec import load, schema
 from data.refusal import UserError
@@ -127,6 +127,12 @@ def test_a_sweep_is_a_product_that_trains_each_start_once(spec: Path) -> None:
 def test_a_fingerprint_depends_on_what_can_change_the_result(spec: Path, setting: str, stages: set[str]) -> None:
     before, after = (runs(load(spec, ["attack.twin=first", *more]).points) for more in ([], [setting]))
     assert {a.stage for a, b in zip(before, after, strict=True) if a.fingerprint != b.fingerprint} == stages
+
+
+@pytest.mark.parametrize("more", [[], ["data.clean.held_out=true"], ["attack.poison.count=0"]])
+def test_the_stage_of_a_run_is_told_by_what_decides_its_result(spec: Path, more: list[str]) -> None:
+    for run in runs(load(spec, ["attack.twin=first", *more]).points):
+        assert stage_of(run.decides) == run.stage
 
 
 @settings(max_examples=30, deadline=None)

@@ -189,8 +189,8 @@ def test_a_run_whose_process_died_five_times_is_given_up(twelve: Path) -> None:
     run = runs(load(twelve, words[1::2]).points)[-1]
     home = twelve.parent / "runs/tiny" / run.folder
     home.mkdir(parents=True)
-    dead = {**lock.this_process(), "pid": 2**22 + 1}
-    (home / f"claim.{lock.DEATHS}").write_text(json.dumps(dead))
+    dead = lock.LockFile.of_this_process().model_copy(update={"pid": 2**22 + 1})
+    (home / f"claim.{lock.DEATHS}").write_text(dead.model_dump_json())
     out = antidote("--spec", str(twelve), *words, cwd=twelve.parent)
     assert out.returncode == 2
     assert "its process died 5 times" in out.stderr
@@ -295,7 +295,8 @@ def test_status_tells_runs_by_their_folders(undisturbed: Path, tmp_path: Path, c
     for path in clean[:4]:
         (path / "finished.json").unlink()
     held = lock.acquire(clean[0])
-    (clean[1] / "claim.1").write_text(json.dumps({**lock.this_process(), "pid": 2**22 + 1, "since": "x"}))
+    dead = lock.LockFile.of_this_process().model_copy(update={"pid": 2**22 + 1})
+    (clean[1] / "claim.1").write_text(dead.model_dump_json())
     (clean[2] / "failed.json").write_text(json.dumps({"message": "no [luck]", "when": "x", "host": "h"}))
     status = StatusReader(study).read()
     states = {run.run: run.state for run in status.runs}

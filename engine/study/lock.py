@@ -6,7 +6,6 @@ taken over by whoever first makes the next number, so that two can never both ow
 sees the higher number and ends. Ages are told by the clock of the file system, never by this machine's.
 """
 
-import json
 import os
 import re
 import socket
@@ -16,9 +15,9 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psutil
+from pydantic import BaseModel, ValidationError
 
 NAME = "claim"  # of the files, claim.1, claim.2, ...: processes that an earlier version started look for that name
 HEARTBEAT = 5.0  # seconds between two touches
@@ -33,17 +32,27 @@ class LockOwner:
     number: int
     host: str
     pid: int
-    since: str
     age: float  # seconds since the last sign of life
     alive: bool
 
 
-def this_process() -> dict[str, Any]:
-    """What tells this process from all others on all machines."""
-    machine = host = socket.gethostname()
-    with suppress(OSError):  # containers on one machine have process numbers of their own
-        machine = f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
-    return {"host": host, "machine": machine, "pid": os.getpid(), "began": psutil.Process().create_time()}
+class LockFile(BaseModel):
+    """What a lock file holds: the owner, told from all other processes on all machines, and since when it owns the run."""
+
+    host: str = "?"
+    machine: str = "?"
+    pid: int = 0
+    began: float = 0.0
+    since: str = "?"
+
+    @classmethod
+    def of_this_process(cls) -> "LockFile":
+        """That of a run which this process owns from now on."""
+        machine = host = socket.gethostname()
+        with suppress(OSError):  # containers on one machine have process numbers of their own
+            machine = f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
+        began, since = psutil.Process().create_time(), time.strftime("%Y-%m-%d %H:%M:%S")
+        return cls(host=host, machine=machine, pid=os.getpid(), began=began, since=since)
 
 
 def folder_time(folder: Path) -> float:
@@ -67,14 +76,12 @@ def owner(folder: Path, clock: float | None = None) -> LockOwner | None:
     for number, path in reversed(_locks(folder)):
         try:
             age = (folder_time(folder) if clock is None else clock) - path.stat().st_mtime
-            process = json.loads(path.read_text() or "{}")
+            file = LockFile.model_validate_json(path.read_bytes())
         except FileNotFoundError:
             continue  # given back in this moment
-        except ValueError:
-            process = {}
-        # a lock that is not yet written is as alive as it is young
-        host, pid, since = process.get("host", "?"), process.get("pid", 0), process.get("since", "?")
-        return LockOwner(number, host, pid, since, max(0.0, age), _alive(process, age))
+        except ValidationError:
+            file = LockFile()  # not yet written: as alive as it is young
+        return LockOwner(number, file.host, file.pid, max(0.0, age), _alive(file, age))
     return None
 
 
@@ -84,12 +91,12 @@ def running(study: Path) -> list[str]:
     return [folder.name for folder in folders if (process := owner(folder)) is not None and process.alive]
 
 
-def _alive(process: dict[str, Any], age: float) -> bool:
-    if process.get("machine") == this_process()["machine"]:
+def _alive(file: LockFile, age: float) -> bool:
+    if file.machine == LockFile.of_this_process().machine:
         try:
-            now = psutil.Process(process["pid"])
-            same = bool(abs(now.create_time() - process["began"]) < 1)
-            return same and now.status() != psutil.STATUS_ZOMBIE
+            process = psutil.Process(file.pid)
+            same = bool(abs(process.create_time() - file.began) < 1)
+            return same and process.status() != psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             return False
     return age < STALE
@@ -139,5 +146,5 @@ def acquire(folder: Path) -> Lock | None:
     except FileExistsError:
         return None
     with os.fdopen(handle, "w") as file:
-        json.dump({**this_process(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}, file)
+        file.write(LockFile.of_this_process().model_dump_json())
     return Lock(path, number)

@@ -27,33 +27,33 @@ WEIGHTS = ("weights.safetensors", "optimizer.safetensors")
 
 def reuse_finished_runs(runs: Iterable[Run], folder: Path) -> list[tuple[Run, Path]]:
     """Takes over into the study's folder what others have finished, each run whole or not at all; (run, from where)."""
-    out = []
+    taken = []
     for run in runs:
-        here = folder / run.folder
-        if here.exists():
+        home = folder / run.folder
+        if home.exists():
             continue
-        for there in sorted(folder.parent.glob(f"*/{run.folder}")):
-            if finished(there) and read_json(there / "spec.json") == run.decides:
-                _take(there, here)
-                out.append((run, there))
+        for source in sorted(folder.parent.glob(f"*/{run.folder}")):
+            if finished(source) and read_json(source / "spec.json") == run.decides:
+                _take_over(source, home)
+                taken.append((run, source))
                 break
-    return out
+    return taken
 
 
-def _take(there: Path, here: Path) -> None:
-    fresh = here.with_name(f".{here.name}.adopted-{os.getpid()}")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
+def _take_over(source: Path, home: Path) -> None:
+    staged = home.with_name(f".{home.name}.reused-{os.getpid()}")
+    shutil.rmtree(staged, ignore_errors=True)
+    staged.mkdir(parents=True)
     for name in WEIGHTS:
-        if (there / name).is_file():
+        if (source / name).is_file():
             try:
-                os.link(there / name, fresh / name)
+                os.link(source / name, staged / name)
             except OSError:  # another file system, or one without links
-                shutil.copyfile(there / name, fresh / name)
+                shutil.copyfile(source / name, staged / name)
     for name in (*KEPT, "finished.json"):
-        if (there / name).is_file():
-            shutil.copyfile(there / name, fresh / name)
+        if (source / name).is_file():
+            shutil.copyfile(source / name, staged / name)
     try:
-        fresh.rename(here)
+        staged.rename(home)
     except OSError:  # another launch took it over, or began it
-        shutil.rmtree(fresh)
+        shutil.rmtree(staged)
