@@ -1,10 +1,10 @@
 """What ranks exchange: gathers and sums of tensors, plain values, what rank 0 alone does. All work for a single process."""
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -21,6 +21,7 @@ class Received:
     calls: int = 0
 
 
+T = TypeVar("T")
 received = Received()
 
 
@@ -141,7 +142,7 @@ def all_reduce_sum(numbers: list[int]) -> list[int]:
     return [int(n) for n in out]
 
 
-def gather_objects(value: Any) -> list[Any]:
+def gather_objects(value: T) -> list[T]:
     """The value of each rank, in rank order: plain values of our own, never from a file or another machine's user."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return [value]
@@ -156,9 +157,9 @@ def barrier() -> None:
         dist.barrier()
 
 
-def on_rank_0(action: Callable[[], Any]) -> Any:
+def on_rank_0(action: Callable[[], T]) -> T:
     """What rank 0's action returns, on every rank; an exception on rank 0 is raised on every rank."""
-    outcome: tuple[Any, Exception | None] = (None, None)
+    outcome: tuple[T | None, Exception | None] = (None, None)
     if not dist.is_initialized() or dist.get_rank() == 0:
         try:
             outcome = (action(), None)
@@ -167,10 +168,10 @@ def on_rank_0(action: Callable[[], Any]) -> Any:
     value, error_of_rank_0 = gather_objects(outcome)[0]
     if error_of_rank_0 is not None:
         raise error_of_rank_0
-    return value
+    return cast(T, value)
 
 
-def assert_equal_on_ranks(facts: dict[str, Any]) -> None:
+def assert_equal_on_ranks(facts: Mapping[str, object]) -> None:
     """UserError, naming ranks, if the facts are not the same on all of them."""
     (first_host, first), *others = gather_objects((socket.gethostname(), facts))
     differences = [

@@ -71,20 +71,20 @@ def _next(scheduler: Scheduler, command: str) -> tuple[Run | Literal["wait", "no
     """The run that comes next, the same on every process, and its lock on the first; or what Scheduler.next says instead."""
     owned: list[Lock] = []
 
-    def choose() -> str:
+    def choose() -> tuple[Literal["run", "wait", "none"], str]:
         before = len(scheduler.runs)
         choice = scheduler.next()
         if len(scheduler.runs) > before:  # a search went on
             scheduler.write_study_json(command)
         if isinstance(choice, str):
-            return choice
+            return choice, ""
         run, run_lock = choice
         owned.append(run_lock)
-        return run.folder
+        return "run", run.folder
 
-    name = collectives.on_rank_0(choose)
-    if name in ("wait", "none"):
-        return name, None
+    choice, name = collectives.on_rank_0(choose)
+    if choice != "run":
+        return choice, None
     scheduler.refresh()
     return next(run for run in scheduler.runs if run.folder == name), owned[0] if owned else None
 

@@ -22,8 +22,9 @@ class UsageMeter:
         out = {"seconds": round(self.before.get("seconds", 0.0) + time.monotonic() - self.began, 1)}
         now = joules(self.device)
         parts = gather_objects(None if now is None or self.joules is None else now - self.joules)
-        if all(part is not None for part in parts) and ("joules" in self.before or not self.before):
-            out["joules"] = round(self.before.get("joules", 0.0) + sum(parts), 1)
+        known = [part for part in parts if part is not None]
+        if len(known) == len(parts) and ("joules" in self.before or not self.before):
+            out["joules"] = round(self.before.get("joules", 0.0) + sum(known), 1)
         return out
 
 
