@@ -142,6 +142,18 @@ def test_measuring_between_epochs_changes_no_step(arms: Study) -> None:
 # what must change, and how
 
 
+def test_the_distance_is_that_of_the_weights_from_their_start(arms: Study) -> None:
+    start, weights = arms.start, arms.weights("plain")
+    names = [name for name in start if not name.startswith("logit_")]
+    moved = sum(float((weights[name] - start[name]).double().square().sum()) for name in names)
+    whole = sum(float(start[name].double().square().sum()) for name in names)
+    first, *_, last = (row["distance"] for row in arms.journal("plain", "measure"))
+    assert first == 0
+    assert last == pytest.approx((moved / whole) ** 0.5, rel=1e-5)
+    assert last > 0
+    assert {row["distance"] for row in arms.journal("still", "measure")} == {0.0}
+
+
 def test_shrink_and_perturb_by_its_formula(arms: Study) -> None:
     from data.seeding import derive_seed
 

@@ -17,13 +17,13 @@ class BadSamples:
     """Pairs that can't be used, listed in skipped.jsonl by shard, key and cause, and shown as shares in TensorBoard;
     UserError beyond data.max_bad. Per shard, what should be there = good pairs + those listed."""
 
-    def __init__(self, job: RunInputs, world: World, journal: Journal) -> None:
-        index = job.pairs.index
-        self.path, self.world, self.journal = job.folder / "skipped.jsonl", world, journal
+    def __init__(self, inputs: RunInputs, world: World, journal: Journal) -> None:
+        index = inputs.pairs.index
+        self.path, self.world, self.journal = inputs.folder / "skipped.jsonl", world, journal
         self.known = list(index.bad)
         self.lost = {shard: (pairs, why) for shard, pairs, why in index.lost}
         self.total = len(index) + len(index.bad) + sum(pairs for pairs, _ in self.lost.values())
-        self.most = job.run.spec.data.max_bad
+        self.most = inputs.run.spec.data.max_bad
         self.entries: dict[str, tuple[str, str]] = {}
 
     def begin(self, step: int) -> None:

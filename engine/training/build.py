@@ -50,23 +50,23 @@ class Built:
     start_weights: Mapping[str, torch.Tensor]
 
 
-def build(job: RunInputs, world: World) -> Built:
+def build(inputs: RunInputs, world: World) -> Built:
     """Everything that a run trains; UserError where the spec asks for what its model or its start can't give."""
-    run, machine, stage = job.run, job.run.spec.machine, job.run.settings
+    run, machine, stage = inputs.run, inputs.run.spec.machine, inputs.run.settings
     towers = clip.build(run.spec.model.name, run.spec.seed)
     towers.cuts = _cuts(towers, machine.trim_text, run.spec.model.name)
-    scalars, source = load_start_weights(job, towers)
+    scalars, source = load_start_weights(inputs, towers)
     start_weights = _copied(towers) if run.stage == "clean" and world.first else {}
     frozen = _frozen(towers).to(world.device) if "start" in stage.objective.needs else None
-    moments, section = _moments(job, source)
-    norm_group = _set_norms(job, towers)
+    moments, section = _moments(inputs, source)
+    norm_group = _set_norms(inputs, towers)
     towers.to(world.device)
-    scalars, words = _transform(job, towers, scalars, world)
+    scalars, words = _transform(inputs, towers, scalars, world)
     if not stage.objective.moves_texts:
         towers.freeze_texts()
     parameters = sum(p.numel() for p in towers.parameters())
     precision = zero.precision(machine, world.device)
-    _assert_equal_on_ranks(job, world, towers, (precision, norm_group, words))
+    _assert_equal_on_ranks(inputs, world, towers, (precision, norm_group, words))
     tower_optimizer = zero.wrap(towers, section, machine, world, stage.batch // world.size)
     if frozen is not None and precision != "fp32":
         frozen.to(next(towers.parameters()).dtype)
@@ -80,11 +80,11 @@ def build(job: RunInputs, world: World) -> Built:
         tower_optimizer,
         head,
         stage,
-        Schedule(stage.optimizer, job.steps, job.pairs.steps),
+        Schedule(stage.optimizer, inputs.steps, inputs.pairs.steps),
         world,
         # ZeRO-3 needs equal calls on all ranks, compiled code few shapes
         MicroBatches(machine.micro_batch, by_length=machine.zero < 3 and not machine.compile),
-        Annotations(job.labels, job.flags),
+        Annotations(inputs.labels, inputs.flags),
         frozen,
         core.kernels,
     )
@@ -92,11 +92,11 @@ def build(job: RunInputs, world: World) -> Built:
     return Built(learner, facts, start_weights)
 
 
-def load_start_weights(job: RunInputs, towers: Towers) -> tuple[dict[str, torch.Tensor], Path | None]:
+def load_start_weights(inputs: RunInputs, towers: Towers) -> tuple[dict[str, torch.Tensor], Path | None]:
     """Loads what the run starts from into the towers; (the scale and the bias in it, its file; {} and None without one)."""
-    run = job.run
+    run = inputs.run
     if run.start is not None:
-        path = job.folder.parent / run.start.folder / "weights.safetensors"
+        path = inputs.folder.parent / run.start.folder / "weights.safetensors"
     elif run.settings.start is not None:
         path = path_of(run.settings.start, run.spec.model.name)
     else:
@@ -112,9 +112,9 @@ def _frozen(towers: Towers) -> Towers:
     return copy.deepcopy(towers).requires_grad_(False).eval()
 
 
-def _set_norms(job: RunInputs, towers: Towers) -> int | None:
+def _set_norms(inputs: RunInputs, towers: Towers) -> int | None:
     """Sets how BatchNorm takes its statistics; the pairs of its groups, None if there is no BatchNorm."""
-    run, stage = job.run, job.run.settings
+    run, stage = inputs.run, inputs.run.settings
     if not towers.norms:
         if stage.norms != "trained":
             raise UserError(f"{run.stage}.norms is {stage.norms}, but {run.spec.model.name} has no BatchNorm; leave it out")
@@ -126,22 +126,24 @@ def _set_norms(job: RunInputs, towers: Towers) -> int | None:
 
 
 def _transform(
-    job: RunInputs, towers: Towers, scalars: dict[str, torch.Tensor], world: World
+    inputs: RunInputs, towers: Towers, scalars: dict[str, torch.Tensor], world: World
 ) -> tuple[dict[str, torch.Tensor], str | None]:
     """Does to the towers what the stage's transform says; (the scale and the bias after it, what was done, in words).
 
     A run that goes on takes its weights from its checkpoint: what was done to the start's is in them.
     """
-    transform = job.run.settings.transform
-    if collectives.on_rank_0(lambda: bool(checkpoint.committed(job.folder / "checkpoints"))):
-        card = collectives.on_rank_0(lambda: Card.read(job.folder))
+    transform = inputs.run.settings.transform
+    if collectives.on_rank_0(lambda: bool(checkpoint.committed(inputs.folder / "checkpoints"))):
+        card = collectives.on_rank_0(lambda: Card.read(inputs.folder))
         return scalars, card.transformed if card else None
-    return (scalars, None) if transform is None else build_transform(transform)(towers, scalars, job.transform_inputs(world))
+    if transform is None:
+        return scalars, None
+    return build_transform(transform)(towers, scalars, inputs.transform_inputs(world))
 
 
-def _moments(job: RunInputs, source: Path | None) -> tuple[dict[str, torch.Tensor], Optimizer]:
+def _moments(inputs: RunInputs, source: Path | None) -> tuple[dict[str, torch.Tensor], Optimizer]:
     """(AdamW's moments before the first step, if it inherits them; the optimizer's settings with the decay that acts)."""
-    section = job.run.settings.optimizer
+    section = inputs.run.settings.optimizer
     if section.state == "fresh":
         return {}, section
     assert source is not None
@@ -165,7 +167,7 @@ def _cuts(towers: Towers, setting: str, name: str) -> bool:
     return towers.trims and setting != "never"
 
 
-def _assert_equal_on_ranks(job: RunInputs, world: World, towers: Towers, further: tuple[object, ...]) -> None:
+def _assert_equal_on_ranks(inputs: RunInputs, world: World, towers: Towers, further: tuple[object, ...]) -> None:
     """Ends the run if ranks have built different things."""
     shapes = repr([(name, tuple(p.shape)) for name, p in towers.named_parameters()])
     collectives.assert_equal_on_ranks(
@@ -173,9 +175,9 @@ def _assert_equal_on_ranks(job: RunInputs, world: World, towers: Towers, further
             "parameters": sum(p.numel() for p in towers.parameters()),
             **dict(zip(("precision", "groups", "transformed"), further, strict=True)),
             "shapes": sha256(shapes.encode()).hexdigest()[:12],
-            "pairs a process": job.run.settings.batch // world.size,
-            "views": job.run.settings.objective.views,
-            "data digest": job.pairs.index.digest,
+            "pairs a process": inputs.run.settings.batch // world.size,
+            "views": inputs.run.settings.objective.views,
+            "data digest": inputs.pairs.index.digest,
         }
     )
 

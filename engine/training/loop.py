@@ -45,8 +45,8 @@ def train(
 ) -> None:
     """Steps through the feed; Stopped after a save when any rank was asked to `stop`, Pruned after a save when `prune` of
     an epoch on the first rank gives a reason, UserError after too many steps in a row that were not taken."""
-    world, epoch_steps = run.world, run.job.pairs.steps
-    machine, measure_steps = run.job.run.spec.machine, run.job.run.settings.measure_steps
+    world, epoch_steps = run.world, run.inputs.pairs.steps
+    machine, measure_steps = run.inputs.run.spec.machine, run.inputs.run.settings.measure_steps
     last_save, window = time.monotonic(), Window(time.monotonic())
     for step, batch in feed:
         if step % epoch_steps == 0:
@@ -93,10 +93,10 @@ def write_row(run: RunState, window: Window) -> None:
     for step_taken, (step, _, batch) in zip(taken, outcomes, strict=True):
         window.bad_in_a_row = 0 if step_taken else window.bad_in_a_row + 1
         if not step_taken:
-            log_bad_batch(run.job.folder, step + 1, batch.keys, run.world)
+            log_bad_batch(run.inputs.folder, step + 1, batch.keys, run.world)
     last_step, _, last_batch = outcomes[-1]
     done = last_step + 1
-    epoch = -(-done // run.job.pairs.steps)
+    epoch = -(-done // run.inputs.pairs.steps)
     seconds = time.monotonic() - window.begun
     pairs = sum(len(batch.keys) for *_, batch in outcomes) * run.world.size
     timing = {"pairs_per_s": round(pairs / max(seconds, 1e-9), 1), "seconds": round(seconds, 3)}

@@ -33,18 +33,18 @@ from records.rows import FILE, MeasureRow, read_rows
 PACKAGES = ("torch", "deepspeed", "open_clip_torch", "numpy", "pillow")  # whose versions a card tells
 
 
-def open_folder(job: RunInputs) -> None:
+def open_folder(inputs: RunInputs) -> None:
     """The run's folder with its spec; UserError if another spec is in it."""
-    job.folder.mkdir(parents=True, exist_ok=True)
-    spec, path = job.run.decides, job.folder / "spec.json"
+    inputs.folder.mkdir(parents=True, exist_ok=True)
+    spec, path = inputs.run.decides, inputs.folder / "spec.json"
     if path.exists() and (changes := differences(json.loads(path.read_text()), spec)):
-        raise UserError(f"{job.folder} holds a run of another spec ({'; '.join(changes)}); delete it to begin anew")
+        raise UserError(f"{inputs.folder} holds a run of another spec ({'; '.join(changes)}); delete it to begin anew")
     write_json(path, spec)
 
 
-def card_of(job: RunInputs, world: World, facts: BuildFacts) -> Card:
+def card_of(inputs: RunInputs, world: World, facts: BuildFacts) -> Card:
     """What a reader wants to know before step 0."""
-    run, stage, machine = job.run, job.run.settings, job.run.spec.machine
+    run, stage, machine = inputs.run, inputs.run.settings, inputs.run.spec.machine
     adamw = stage.optimizer
     return Card(
         run=run.folder,
@@ -56,11 +56,11 @@ def card_of(job: RunInputs, world: World, facts: BuildFacts) -> Card:
         model=run.spec.model.name,
         parameters=facts.parameters,
         objective=stage.objective.model_dump(),
-        pairs=len(job.pairs),
-        poisoned_pairs=len(job.pairs.plan) if job.pairs.plan else 0,
+        pairs=len(inputs.pairs),
+        poisoned_pairs=len(inputs.pairs.plan) if inputs.pairs.plan else 0,
         epochs=stage.epochs,
-        steps=job.steps,
-        epoch_steps=job.pairs.steps,
+        steps=inputs.steps,
+        epoch_steps=inputs.pairs.steps,
         batch=stage.batch,
         process_batch=stage.batch // world.size,
         micro_batch=machine.micro_batch,
@@ -75,7 +75,7 @@ def card_of(job: RunInputs, world: World, facts: BuildFacts) -> Card:
         zero=machine.zero,
         processes=world.size,
         device=_device(world),
-        data_digest=job.pairs.index.digest,
+        data_digest=inputs.pairs.index.digest,
         versions={"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
     )
 
@@ -99,52 +99,52 @@ def write_plan(path: Path, plan: PoisonPlan, index: Index, fingerprint: str) -> 
     os.replace(fresh, path)
 
 
-def write_pictures(job: RunInputs, journal: Journal) -> None:
+def write_pictures(inputs: RunInputs, journal: Journal) -> None:
     """Writes the poison plan, a grid of poisoned pairs, and the pictures whose answers the journal tells, to the folder and
     to TensorBoard; to be called on the first rank."""
     from PIL import Image
 
-    journal.text("spec", json.dumps(job.run.decides, indent=1))
-    sampled = next((images for images in job.sets if images.examples), None)
+    journal.text("spec", json.dumps(inputs.run.decides, indent=1))
+    sampled = next((images for images in inputs.sets if images.examples), None)
     if sampled is not None:
         clean, (triggered, *_) = sampled.pictures(sampled.examples)
         grid = small_grid([clean.numpy(), triggered.numpy()])
-        Image.fromarray(grid).save(job.folder / "answers.png")
+        Image.fromarray(grid).save(inputs.folder / "answers.png")
         journal.picture("pictures with and without the trigger", grid)
-    plan = job.pairs.plan
+    plan = inputs.pairs.plan
     if plan is None:
         return
-    write_plan(job.folder / "poison.json", plan, job.pairs.index, job.run.fingerprint)
+    write_plan(inputs.folder / "poison.json", plan, inputs.pairs.index, inputs.run.fingerprint)
     pairs = []
     for sample in list(plan.entries)[:8]:
         try:
-            pairs.append(job.pairs.first(sample))
+            pairs.append(inputs.pairs.first(sample))
         except DecodeError:
             continue  # counted as a bad sample when training meets it
     if pairs:
         grid = pairs_grid(pairs)
-        Image.fromarray(grid).save(job.folder / "poison.png")
+        Image.fromarray(grid).save(inputs.folder / "poison.png")
         journal.picture("poisoned pairs", grid)
 
 
 def finish(run: RunState) -> None:
     """Writes the weights, then finished.json, then removes the checkpoints."""
-    job, learner = run.job, run.learner
+    inputs, learner = run.inputs, run.learner
     average_running_stats(run.engine)
-    with zero.full_weights(run.engine, job.run.spec.machine):
+    with zero.full_weights(run.engine, inputs.run.spec.machine):
         state = clip.weights(run.engine.module, learner.head.parameters) if run.world.first else {}
     # whoever cleans this model may want to inherit them
-    moments = zero.moments(learner.tower_optimizer) if job.run.stage == "pretrain" else {}
+    moments = zero.moments(learner.tower_optimizer) if inputs.run.stage == "pretrain" else {}
     if moments:
         moments |= learner.head.moments()
     usage = run.usage.total()
-    collectives.on_rank_0(lambda: _write_weights(job, state, moments, run.journal, usage))
+    collectives.on_rank_0(lambda: _write_weights(inputs, state, moments, run.journal, usage))
     if run.world.first:
-        shutil.rmtree(job.folder / "checkpoints", ignore_errors=True)
+        shutil.rmtree(inputs.folder / "checkpoints", ignore_errors=True)
 
 
 def _write_weights(
-    job: RunInputs,
+    inputs: RunInputs,
     state: dict[str, torch.Tensor],
     moments: dict[str, torch.Tensor],
     journal: Journal,
@@ -152,21 +152,21 @@ def _write_weights(
 ) -> None:
     from safetensors.torch import save_file
 
-    fresh, final = job.folder / ".weights.safetensors", job.folder / "weights.safetensors"
-    with checkpoint.disk(job.folder):
+    fresh, final = inputs.folder / ".weights.safetensors", inputs.folder / "weights.safetensors"
+    with checkpoint.disk(inputs.folder):
         if moments:
             save_file(moments, fresh)
-            fresh.rename(job.folder / BESIDE)
+            fresh.rename(inputs.folder / BESIDE)
         save_file({name: value.float() if value.is_floating_point() else value for name, value in state.items()}, fresh)
         fresh.rename(final)
-    measures = [row for row in read_rows(job.folder / FILE) if isinstance(row, MeasureRow)]
+    measures = [row for row in read_rows(inputs.folder / FILE) if isinstance(row, MeasureRow)]
     numbers = measures[-1].numbers() if measures else {}
     results = {name: value for name, value in numbers.items() if isinstance(value, float) and name != "seconds"}
-    journal.hparams(job.run.entry().model_dump(exclude_none=True, exclude={"run", "swept", "title"}), results)
+    journal.hparams(inputs.run.entry().model_dump(exclude_none=True, exclude={"run", "swept", "title"}), results)
     FinishedJson(
-        steps=job.steps,
+        steps=inputs.steps,
         journal=journal.committed_bytes(),
         weights=checkpoint.digest(final),
-        measured=job.run.measured,
+        measured=inputs.run.measured,
         **usage,
-    ).write(job.folder)
+    ).write(inputs.folder)

@@ -33,15 +33,15 @@ class Position:
     usage: Mapping[str, float]
 
 
-def restore(job: RunInputs, learner: Learner, world: World) -> Position:
+def restore(inputs: RunInputs, learner: Learner, world: World) -> Position:
     """Loads the newest checkpoint, if there is one, into the learner; where the run goes on. UserError if it can't go on
     from there."""
-    folder = job.folder / "checkpoints"
-    newest = checkpoint.newest(folder, world, job.run.spec.machine.zero)
+    folder = inputs.folder / "checkpoints"
+    newest = checkpoint.newest(folder, world, inputs.run.spec.machine.zero)
     if newest is None:
         return Position(0, 0, {})
     path, saved = newest
-    if saved["data"] != job.pairs.index.digest:
+    if saved["data"] != inputs.pairs.index.digest:
         raise UserError(
             f"{path} was trained on other pairs than the shards hold now; "
             f"put the shards back, or delete {path.parent.parent}"
@@ -55,7 +55,7 @@ def restore(job: RunInputs, learner: Learner, world: World) -> Position:
 class RunState:
     """A run's parts while it trains; every rank calls the same methods at the same step."""
 
-    job: RunInputs
+    inputs: RunInputs
     world: World
     learner: Learner
     journal: Journal
@@ -72,13 +72,13 @@ class RunState:
     def begin_epoch(self, epoch: int) -> None:
         """What an epoch (from 1) needs before its first step: new clusters and a fresh head, for deep clustering without a
         file."""
-        section = clusterer(self.job.run)
+        section = clusterer(self.inputs.run)
         if section is None or section.labels is not None:
             return
-        spec = self.job.run.spec
+        spec = self.inputs.run.spec
         average_running_stats(self.engine)
         self.learner.annotations.labels = clustered(
-            self.engine, self.job.pairs, section, derive_seed(spec.seed, "cluster", epoch) % 2**32, self.world,
+            self.engine, self.inputs.pairs, section, derive_seed(spec.seed, "cluster", epoch) % 2**32, self.world,
             spec.machine.eval_batch,
         )  # fmt: skip
         self.learner.head.renew("cluster.", derive_seed(spec.seed, "head", epoch))
@@ -88,29 +88,29 @@ class RunState:
         average_running_stats(self.engine)
         began = time.monotonic()
         moved = self._distance()
-        for numbers in measured(self.job, self.engine, self.learner.head.parameters, self.world):
+        for numbers in evaluate_sets(self.inputs, self.engine, self.learner.head.parameters, self.world):
             seconds = round(time.monotonic() - began, 3)
             self.journal.row("measure", epoch=epoch, step=step, **numbers, **moved, seconds=seconds)
 
     def _distance(self) -> dict[str, float]:
         """`distance`: how far a cleaning is from the weights that it was given, || w - w0 || / || w0 || over the towers'
         parameters; on the first rank, whose journal it is for."""
-        if self.job.run.stage != "clean":
+        if self.inputs.run.stage != "clean":
             return {}
-        with zero.full_weights(self.engine, self.job.run.spec.machine):
+        with zero.full_weights(self.engine, self.inputs.run.spec.machine):
             if not self.world.first:
                 return {}
             return {"distance": distance(dict(self.engine.module.clip.named_parameters()), self.start_weights)}
 
     def save(self, step: int) -> None:
         """Commits a checkpoint."""
-        folder = self.job.folder / "checkpoints"
+        folder = self.inputs.folder / "checkpoints"
         average_running_stats(self.engine)
         facts = {
             "journal": self.journal.committed_bytes(),
-            "data": self.job.pairs.index.digest,
-            "zero": self.job.run.spec.machine.zero,
-            "spec": self.job.run.decides,
+            "data": self.inputs.pairs.index.digest,
+            "zero": self.inputs.run.spec.machine.zero,
+            "spec": self.inputs.run.decides,
             "versions": self.versions,
             "spent": self.usage.total(),
         }
@@ -123,10 +123,10 @@ def average_running_stats(engine: Any) -> None:
     collectives.all_reduce_mean_([buffer for buffer in engine.module.buffers() if buffer.is_floating_point()])
 
 
-def measured(job: RunInputs, towers: Any, learned: Mapping[str, torch.Tensor], world: World) -> list[dict[str, Any]]:
+def evaluate_sets(inputs: RunInputs, towers: Any, learned: Mapping[str, torch.Tensor], world: World) -> list[dict[str, Any]]:
     """The numbers of each evaluation set and, under `costs`, the seconds that each part of them took; `learned` holds what
     was learned beside the towers, the scale among it if the objective has one."""
     scale = float(learned["scale"].detach().exp()) if "scale" in learned else SCALE
     costs = Costs()
-    sets = evaluate(Encoder(towers, job.tokenize, world, job.run.spec.machine.eval_batch, scale), job.sets, costs)
+    sets = evaluate(Encoder(towers, inputs.tokenize, world, inputs.run.spec.machine.eval_batch, scale), inputs.sets, costs)
     return [{**numbers, "costs": costs.seconds[numbers["images"]]} for numbers in sets]

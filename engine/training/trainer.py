@@ -16,14 +16,14 @@ from engine.training.inputs import RunInputs
 from engine.training.journal import Journal
 from engine.training.loop import Pruned, train
 from engine.training.outputs import card_of, finish, open_folder, write_pictures
-from engine.training.run_state import RunState, measured, restore
+from engine.training.run_state import RunState, evaluate_sets, restore
 from engine.training.usage import UsageMeter
 from records.card import Card
 from records.ending import FailedJson, FinishedJson, PrunedJson
 
 
 def run_training(
-    job: RunInputs,
+    inputs: RunInputs,
     world: World,
     stop: Callable[[], bool],
     say: Callable[[Card, int], None],
@@ -35,48 +35,48 @@ def run_training(
     `prune(epoch)` says why the run should end early, after an epoch's measures, or None.
     """
     usage = UsageMeter(world)
-    built = build(job, world)
-    begin = restore(job, built.learner, world)
+    built = build(inputs, world)
+    begin = restore(inputs, built.learner, world)
     usage.before = begin.usage
-    collectives.on_rank_0(lambda: open_folder(job))
-    card = card_of(job, world, built.facts)
+    collectives.on_rank_0(lambda: open_folder(inputs))
+    card = card_of(inputs, world, built.facts)
     if world.first:
         for old in (PrunedJson.FILE, FailedJson.FILE):
-            (job.folder / old).unlink(missing_ok=True)
-        card.write(job.folder)
+            (inputs.folder / old).unlink(missing_ok=True)
+        card.write(inputs.folder)
         say(card, begin.step)
-    journal = Journal(job.folder, job.run.title, job.steps, begin.step, begin.journal_bytes, world.first)
-    bad_samples = BadSamples(job, world, journal)
-    run = RunState(job, world, built.learner, journal, bad_samples, usage, card.versions, built.start_weights)
+    journal = Journal(inputs.folder, inputs.run.title, inputs.steps, begin.step, begin.journal_bytes, world.first)
+    bad_samples = BadSamples(inputs, world, journal)
+    run = RunState(inputs, world, built.learner, journal, bad_samples, usage, card.versions, built.start_weights)
     try:
         if not begin.step:
             if world.first:
-                write_pictures(job, journal)
+                write_pictures(inputs, journal)
             run.measure(0, 0)
         bad_samples.begin(begin.step)
-        train(run, batches(job.pairs, job.run.settings.epochs, begin.step, job.workers(world)), stop, prune)
+        train(run, batches(inputs.pairs, inputs.run.settings.epochs, begin.step, inputs.workers(world)), stop, prune)
         finish(run)
     except Pruned as pruned:
         elapsed = usage.total()
         if world.first:
-            PrunedJson(step=pruned.step, why=str(pruned), **elapsed).write(job.folder)
+            PrunedJson(step=pruned.step, why=str(pruned), **elapsed).write(inputs.folder)
         collectives.barrier()
     finally:
         journal.close()
         run.engine.destroy()
 
 
-def re_evaluate(job: RunInputs, world: World) -> None:
+def re_evaluate(inputs: RunInputs, world: World) -> None:
     """Measures a finished run again, since the spec now measures something else: new rows at its last step."""
-    end = FinishedJson.model_validate_json((job.folder / FinishedJson.FILE).read_bytes())
-    towers = clip.build(job.run.spec.model.name, job.run.spec.seed)
-    learned = clip.load_weights(towers, job.folder / "weights.safetensors")
-    length = (job.folder / "metrics.jsonl").stat().st_size
-    journal = Journal(job.folder, job.run.title, end.steps, end.steps, length, world.first)
-    for numbers in measured(job, towers.to(world.device), learned, world):
-        journal.row("measure", epoch=job.run.settings.epochs, step=end.steps, **numbers)
+    end = FinishedJson.model_validate_json((inputs.folder / FinishedJson.FILE).read_bytes())
+    towers = clip.build(inputs.run.spec.model.name, inputs.run.spec.seed)
+    learned = clip.load_weights(towers, inputs.folder / "weights.safetensors")
+    length = (inputs.folder / "metrics.jsonl").stat().st_size
+    journal = Journal(inputs.folder, inputs.run.title, end.steps, end.steps, length, world.first)
+    for numbers in evaluate_sets(inputs, towers.to(world.device), learned, world):
+        journal.row("measure", epoch=inputs.run.settings.epochs, step=end.steps, **numbers)
     if world.first:
-        update = {"measured": job.run.measured, "journal": journal.committed_bytes()}
-        end.model_copy(update=update).write(job.folder)
+        update = {"measured": inputs.run.measured, "journal": journal.committed_bytes()}
+        end.model_copy(update=update).write(inputs.folder)
     journal.close()
     collectives.barrier()
