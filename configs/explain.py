@@ -37,7 +37,7 @@ def written_path(loc: tuple[int | str, ...], values: Any, model: type[BaseModel]
 
 
 def _words(fault: Any, loc: tuple[int | str, ...], model: type[BaseModel]) -> str:
-    given = fault["input"]
+    value = fault["input"]
     context = fault.get("ctx", {})
     if fault["type"] == "extra_forbidden":
         return f"unknown key{suggestion(str(loc[-1]), field_names(model, loc[:-1]))}"
@@ -49,10 +49,10 @@ def _words(fault: Any, loc: tuple[int | str, ...], model: type[BaseModel]) -> st
     if fault["type"] == "union_tag_not_found":
         return "lacks its kind; for example {kind: ...}"
     if fault["type"] == "literal_error":
-        return f"is {given!r}; expected {context['expected']}"
+        return f"is {value!r}; expected {context['expected']}"
     if fault["type"] == "value_error":
         return f"{context['error']}"
-    return f"is {given!r}; {fault['msg'][0].lower()}{fault['msg'][1:]}"
+    return f"is {value!r}; {fault['msg'][0].lower()}{fault['msg'][1:]}"
 
 
 def suggestion(word: str, names: list[str]) -> str:

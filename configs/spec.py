@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -49,15 +50,15 @@ class Spec(Section):
         if self.pretrain is None or self.pretrain.start is not None:
             return self
         needs = self.pretrain.objective.needs
-        for what, given in (
+        for reason, applies in (
             (f"objective {self.pretrain.objective.kind} compares with the model that it starts from", "start" in needs),
             ("transform is given", self.pretrain.transform is not None),
             (f"optimizer.state is {self.pretrain.optimizer.state}", self.pretrain.optimizer.state != "fresh"),
             (f"norms is {self.pretrain.norms}", self.pretrain.norms != "trained"),
         ):
-            if given:
+            if applies:
                 raise ValueError(
-                    f"pretrain.{what}, which needs weights to start from; use it in clean or give pretrain.start"
+                    f"pretrain.{reason}, which needs weights to start from; use it in clean or give pretrain.start"
                 )
         return self
 
@@ -136,14 +137,7 @@ def load(path: str | Path, settings: list[str] = [], say: Callable[[str], None] 
     except ValidationError as error:
         lines = explain(error, source, Spec)
         raise UserError("\n".join([f"{path}: {len(lines)} error{'s' * (len(lines) > 1)} in the spec", *lines])) from None
-    said: set[str] = set()
-
-    def once(words: str) -> None:
-        if words not in said:
-            said.add(words)
-            say(words)
-
-    loaded = Loaded(_settled(spec, lambda words: None), source, [], once)
+    loaded = Loaded(_settled(spec, lambda words: None), source, [], cache(say))  # the same words once
     return replace(loaded, points=expand(loaded))
 
 
@@ -182,9 +176,9 @@ def expand(loaded: Loaded) -> list[Point]:
         else:
             first = search.trials if isinstance(search, Random) else min(search.trials, search.together)
             chosen = (arm.drawn(search.seed, trial) for trial in range(first))
-        for one in chosen:
+        for trial in chosen:
             try:
-                points.append(loaded.point(arm, one))
+                points.append(loaded.point(arm, trial))
             except ValidationError as error:
                 tree = Source(source.where(("sweep",)), {**source.values, "sweep": {}})
                 faults += [line for line in explain(error, tree, Spec) if line not in faults]
@@ -209,9 +203,9 @@ def _faults(sweep: Sweep, source: Source) -> list[str]:
             )
         if not axis:
             faults.append(f"{where}'{name}' has no choices; give at least one, NAME: {{path: value}}")
-        for choice, one in axis.items():
-            faults += [where + fault for fault in _wrong_choice(f"{name}: {choice}", one, searched, taken)]
-        taken = taken.union(*({*one.fields, *one.sweep} for one in axis.values()))
+        for label, choice in axis.items():
+            faults += [where + fault for fault in _wrong_choice(f"{name}: {label}", choice, searched, taken)]
+        taken = taken.union(*({*choice.fields, *choice.sweep} for choice in axis.values()))
     if searched and not faults and (empty := next((arm for arm in arms(sweep) if not arm.axes), None)):
         words = ", ".join(f"{name} {label}" for name, label in empty.labels.items()) or "the sweep"
         faults.append(f"{source.where(('sweep',))}: sweep: {words} leaves nothing to search; sweep a field of clean")

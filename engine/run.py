@@ -1,7 +1,6 @@
 """Runs a spec: deepspeed engine/run.py --spec specs/demo.yaml, or python engine/run.py for one process.
 
-Goes on from where the study stands: finished runs are recognised by their fingerprint, an unfinished one continues
-from its newest checkpoint.
+Reads the command line and answers errors; what a study does is told in engine/study/study.py.
 """
 
 import argparse

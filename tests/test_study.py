@@ -312,3 +312,13 @@ def test_status_tells_runs_by_their_folders(undisturbed: Path, tmp_path: Path, c
     held.release()
     assert main([str(tmp_path)]) == 2
     assert "is not a study" in capsys.readouterr().err
+
+
+def test_the_status_command_is_short_and_needs_no_torch(tmp_path: Path) -> None:
+    out = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "engine.study", "runs/none"],
+        cwd=ROOT, env=environment(), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert out.returncode == 2
+    assert "error: runs/none is not a study" in out.stderr
+    assert not re.search(r"\| +(torch|deepspeed)$", out.stderr, re.MULTILINE)

@@ -130,16 +130,18 @@ def cost(run: Run, pairs: int, notes: set[str]) -> Cost:
     """Of a run that draws from `pairs` pairs."""
     stage = run.settings
     steps = pairs // stage.batch * stage.epochs
-    seen = steps * stage.batch
-    hours = (training_seconds(run, seen) + evaluation_seconds(run, steps, notes)) / 3600
+    pairs_seen = steps * stage.batch
+    hours = (training_seconds(run, pairs_seen) + evaluation_seconds(run, steps, notes)) / 3600
     cleans = run.stage == "clean"
-    return Cost(int(not cleans), int(cleans), steps, seen, hours)
+    return Cost(int(not cleans), int(cleans), steps, pairs_seen, hours)
 
 
 def cost_notes(dollars: float | None) -> list[str]:
     """What to know about GPU-hours, and the price."""
-    words = f"GPU-hours are an estimate for {GPU}, from the published times of RN50 (engine/estimate/cost.py); others differ"
+    origin = (
+        f"GPU-hours are an estimate for {GPU}, from the published times of RN50 (engine/estimate/cost.py); others differ"
+    )
     price = (
         f"dollars at {dollars:g} a GPU-hour" if dollars is not None else "--dollars RATE, of one GPU-hour, adds the price"
     )
-    return [words, price]
+    return [origin, price]

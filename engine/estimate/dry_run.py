@@ -43,8 +43,10 @@ def dry_run(loaded: Loaded, runs: Iterable[Run], folder: Path, dollars: float | 
         total += run_cost or Cost()
         table.add_row(*_row(run, folder, world, pairs, run_cost, notes))
     if isinstance(search := spec.sweep.search, Optuna):
-        arms = len(loaded.arms)
-        notes.add(f"the search proposes {search.trials:,} cleanings for each of {arms:,} arms; the known ones are listed")
+        notes.add(
+            f"the search proposes {search.trials:,} cleanings for each of {len(loaded.arms):,} combinations of what is not "
+            "searched; the table lists those known so far"
+        )
     out = io.StringIO()
     console = Console(file=out, width=150)
     console.print(table)

@@ -1,8 +1,9 @@
 """What a search by Optuna tries next, and which runs the median rule ends early: both functions of what other runs reached,
 so that any process can ask.
 
-Trials of an arm are proposed `together` at a time. A generation is proposed when the one before has ended, from that one and
-all before it, and kept in the study's folder; so the same study finds the same runs on one machine or on many.
+Each arm, a combination of what is not searched, has trials of its own, proposed `together` at a time. Such a generation is
+proposed when the one before has ended, from that one and all before it, and kept in the study's folder; so the same study
+finds the same runs on one machine or on many.
 
     runs/NAME/search/ARM-GENERATION.json     {"arm": labels, "trials": [{path: value}, ...]}
 """
