@@ -1,6 +1,7 @@
 # make demo    poison, pre-train, clean, report: minutes on two CPU cores
 # make test    every check and test, as CI runs them
-# make check   ruff, mypy, import contracts, tests
+# make check   the same: ruff, mypy, import contracts, tests
+# make nightly the slow tests too, about half an hour
 # make mini    the paper's experiments in miniature, hours on two CPU cores; goes on where it was stopped
 # make bench   side by side with peers, about 40 minutes on an otherwise idle machine
 # make clean   removes what the above made, but not runs/
@@ -11,9 +12,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
+# two processes, each a file at a time; all product code is measured, children too
+TESTS := -q -n 2 --dist loadfile --durations=25 --cov --cov-report=term --cov-fail-under=90
 MINI := main $(filter-out main,$(basename $(notdir $(wildcard specs/mini/*.yaml))))
 
-.PHONY: demo test check lint clean schema mini bench
+.PHONY: demo test check nightly lint clean schema mini bench
 .DEFAULT_GOAL := demo
 
 $(READY): pyproject.toml constraints.txt
@@ -31,7 +34,10 @@ demo: $(READY)
 test: check
 
 check: lint
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=90 -q
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest $(TESTS)
+
+nightly: lint
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest $(TESTS) -m "slow or not slow"
 
 lint: $(READY)
 	$(BIN)/ruff check .

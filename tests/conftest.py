@@ -1,6 +1,8 @@
 """A small world on disk, and a way to run a study as a user would."""
 
 import json
+import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +19,27 @@ hypothesis.settings.register_profile("suite", deadline=None)  # a busy machine i
 hypothesis.settings.load_profile("suite")
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--shuffle", type=int, metavar="SEED", help="run the tests in an order drawn by this seed")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Measures forked children too, where this process is measured."""
+    if config.pluginmanager.hasplugin("_cov") and not config.getoption("no_cov") and config.getoption("cov_source"):
+        os.environ["ANTIDOTE_COVERAGE"] = str(config.rootpath / ".coverage")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With --shuffle the files in another order, and the tests in each: a file's fixtures are made once."""
+    if (seed := config.getoption("shuffle")) is None:
+        return
+    draw, files = random.Random(seed), dict.fromkeys(item.path for item in items)
+    places = {path: draw.random() for path in files}
+    items.sort(key=lambda item: (places[item.path], draw.random()))
+
+
 SPEC = """\
 name: tiny
 seed: 3
@@ -43,7 +66,7 @@ clean:
 measure:
   - {{kind: zero_shot, images: tiny}}
   - {{kind: attack_success, images: tiny}}
-machine: {{log_steps: 1, save_minutes: 0, workers: 0}}
+machine: {{log_steps: 1, save_minutes: 0, workers: 0, threads: 1}}
 """
 
 

@@ -393,6 +393,7 @@ def test_bf16_and_adaptive_clipping_train_as_fp32_does(whole: Path, spec: Path) 
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+@pytest.mark.slow
 def test_compiled_towers_write_the_journal_of_plain_ones(whole: Path, spec: Path) -> None:
     """torch.compile on the towers' blocks, with its cache in a folder of its own."""
     words = ["--spec", str(spec), "--stage", "pretrain", *settings("machine.compile=true")]

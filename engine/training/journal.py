@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from data.progress import Progress
-from records.rows import FILE
+from records.rows import FILE, row_of
 
 
 class Journal:
@@ -48,7 +48,7 @@ class Journal:
         """One line of metrics.jsonl, and of each of its numbers one point of a TensorBoard curve."""
         if not self.first:
             return
-        self.file.write(json.dumps({"kind": kind, **numbers}) + "\n")
+        self.file.write(row_of(kind, numbers).line())
         self.file.flush()
         for name, value in numbers.items():
             if name not in ("step", "epoch") and isinstance(value, int | float):
