@@ -63,7 +63,7 @@ def make(folder: Path, shards: int = 4, size: tuple[int, int] = (340, 256), samp
 
 def pairs_of(folder: str, way: str, views: int, index: Any = None, batch: int = BATCH) -> Any:
     """Our pairs of some shards."""
-    from data.augmentation.section import Augment
+    from data.augmentation.augment import Augment
     from data.pipeline import Pairs, Reading
     from data.shards import read_index
     from data.sources import Data, Source

@@ -6,12 +6,12 @@ from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from configs.source import Place, Source
+from configs.source import Place, SpecTree
 
 MANY = 100  # names that are too many to list
 
 
-def explain(error: ValidationError, source: Source, model: type[BaseModel], under: Place = ()) -> list[str]:
+def explain(error: ValidationError, source: SpecTree, model: type[BaseModel], under: Place = ()) -> list[str]:
     """One line an error, in the order of the file."""
     lines = []
     for fault in error.errors(include_url=False):

@@ -16,7 +16,7 @@ Place = tuple[str | int, ...]  # path of a field: ("clean", "optimizer", "rate")
 
 
 @dataclass
-class Source:
+class SpecTree:
     """Plain values, and for each path the words that say where it stands."""
 
     name: str
@@ -31,7 +31,7 @@ class Source:
         return self.name
 
 
-def read_source(path: str | Path) -> Source:
+def read_source(path: str | Path) -> SpecTree:
     """The values of a YAML file; UserError if it is missing, too large, no mapping, or uses aliases or a key twice."""
     try:
         body = Path(path).read_bytes()
@@ -49,12 +49,12 @@ def read_source(path: str | Path) -> Source:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, CommentedMap):
         raise UserError(f"{path} holds no mapping; expected 'name: ...', 'data: ...' and so on, as in specs/demo.yaml")
-    source = Source(str(path), {})
+    source = SpecTree(str(path), {})
     source.values = _plain(tree, (), source)
     return source
 
 
-def _plain(node: Any, place: Place, source: Source) -> Any:
+def _plain(node: Any, place: Place, source: SpecTree) -> Any:
     if isinstance(node, CommentedMap):
         for key in node:
             source.lines[(*place, key)] = f"{source.name}:{node.lc.key(key)[0] + 1}"
@@ -69,13 +69,13 @@ def _plain(node: Any, place: Place, source: Source) -> Any:
     return node
 
 
-def override(source: Source, setting: str) -> None:
+def override(source: SpecTree, setting: str) -> None:
     """Sets one field from 'path=value'; the value is read as YAML. UserError if it is not of that form."""
     path, equals, text = setting.partition("=")
     if not equals or not path.strip():
         raise UserError(f"--set {setting!r} is not of the form path=value, for example clean.optimizer.rate=1e-5")
     try:
-        value = _plain(YAML(typ="rt", pure=True).load(text), (), Source("--set", {}))
+        value = _plain(YAML(typ="rt", pure=True).load(text), (), SpecTree("--set", {}))
     except YAMLError:
         raise UserError(f"--set {setting!r}: the value is not valid YAML") from None
     place = tuple(path.strip().split("."))

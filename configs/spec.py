@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 from configs.explain import explain, field_names, paths, suggestion
 from configs.machine import Machine
 from configs.model import Model
-from configs.source import Place, Source, override, put, read_source
+from configs.source import Place, SpecTree, override, put, read_source
 from configs.stage import Stage
 from configs.start import identified
 from configs.sweep import Arm, Choice, Grid, Random, Range, Sweep, arms, is_path, of_cleaning, size
@@ -107,7 +107,7 @@ class Loaded:
     """A spec as read, and what makes points of it."""
 
     spec: Spec
-    source: Source
+    source: SpecTree
     points: list[Point]  # of a search by Optuna, each arm's first trials
     say: Callable[[str], None] = lambda words: None
 
@@ -180,14 +180,14 @@ def expand(loaded: Loaded) -> list[Point]:
             try:
                 points.append(loaded.point(arm, trial))
             except ValidationError as error:
-                tree = Source(source.where(("sweep",)), {**source.values, "sweep": {}})
+                tree = SpecTree(source.where(("sweep",)), {**source.values, "sweep": {}})
                 faults += [line for line in explain(error, tree, Spec) if line not in faults]
     if faults:
         raise UserError("\n".join([f"{source.name}: {len(faults)} error{'s' * (len(faults) > 1)} in the sweep", *faults]))
     return points
 
 
-def _faults(sweep: Sweep, source: Source) -> list[str]:
+def _faults(sweep: Sweep, source: SpecTree) -> list[str]:
     """What is wrong with the axes, before any point is made."""
     searched = not isinstance(sweep.search, Grid)
     faults: list[str] = []

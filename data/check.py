@@ -71,7 +71,7 @@ def _undecodable(how: Audit, path: str, table: Table, place: int) -> list[tuple[
 
 
 @dataclass(frozen=True)
-class Row:
+class ShardRow:
     """One shard: expected = good + bad, always."""
 
     shard: str
@@ -85,7 +85,7 @@ class Row:
         return self.expected - self.bad.total()
 
 
-def summary(index: Index, undecodable: dict[str, list[tuple[str, str]]]) -> list[Row]:
+def summary(index: Index, undecodable: dict[str, list[tuple[str, str]]]) -> list[ShardRow]:
     """A row for each shard, of what the index counts and of what does not decode."""
     lost = {path: (pairs, why) for path, pairs, why in index.lost}
     bad: dict[str, dict[str, str]] = {path: {} for path in index.paths}
@@ -101,7 +101,7 @@ def summary(index: Index, undecodable: dict[str, list[tuple[str, str]]]) -> list
         known = len(bad[path])
         bad[path].update((key, cause) for key, cause in undecodable.get(path, ()))
         causes = Counter(bad[path].values()) + unkeyed[path] + Counter({"lost": pairs})
-        rows.append(Row(path, count + known + unkeyed[path].total() + pairs, causes, why))
+        rows.append(ShardRow(path, count + known + unkeyed[path].total() + pairs, causes, why))
     return rows
 
 
@@ -140,7 +140,7 @@ def main(arguments: list[str]) -> int:
     return _say(summary(index, bad_by_path), options.max_bad)
 
 
-def _say(rows: list[Row], most: float) -> int:
+def _say(rows: list[ShardRow], most: float) -> int:
     causes: Counter[str] = Counter()
     for row in rows:
         causes += row.bad

@@ -184,7 +184,7 @@ def _words(recipe: Recipe, plan: PoisonPlan, at: int, ending: str, body: bytes) 
     return body
 
 
-class Difference(NamedTuple):
+class ShardDifference(NamedTuple):
     """What a copied shard holds against what it should hold."""
 
     pairs: int
@@ -192,7 +192,7 @@ class Difference(NamedTuple):
     wrong: list[str]  # "key: what" of members that are not as planned
 
 
-def compare(task: ShardCopy) -> Difference:
+def compare(task: ShardCopy) -> ShardDifference:
     """Reads a copy back and compares each member with what the plan and the original ask for."""
     counts = {"poisoned": 0, "bad": 0}
     wrong: list[str] = []
@@ -202,8 +202,8 @@ def compare(task: ShardCopy) -> Difference:
         member = next(theirs, ("nothing", b""))
         keys.add(split_name(name)[0])
         if member[0] != name:
-            return Difference(len(keys), counts["poisoned"], [*wrong, f"{name}: {member[0]} stands in its place"])
+            return ShardDifference(len(keys), counts["poisoned"], [*wrong, f"{name}: {member[0]} stands in its place"])
         if member[1] != body:
             wrong.append(f"{name}: other bytes than planned")
     wrong += [f"{name}: is not in the original" for name, _ in theirs]
-    return Difference(len(keys), counts["poisoned"], wrong)
+    return ShardDifference(len(keys), counts["poisoned"], wrong)

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from data.augmentation.augment import Augment
 from data.augmentation.device import draw_views, make_views, numbers_used
 from data.augmentation.eda import reopen_wordnet
 from data.augmentation.loaded import loaded_views
-from data.augmentation.section import Augment
 from data.decode import DecodeError, DecodeMode, caption, centred, squeezed, whole
 from data.order import Mix, Order
 from data.poison_plan import PoisonPlan

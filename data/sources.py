@@ -5,7 +5,7 @@ from typing import Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from data.augmentation.section import Augment
+from data.augmentation.augment import Augment
 from data.decode import DecodeMode
 from data.order import Last
 from data.refusal import UserError

@@ -15,7 +15,7 @@ CAPS = (0.01, 0.05, 0.10, 0.20)
 FLOOR = 0.95  # of the start's accuracy
 
 
-class Point(NamedTuple, Generic[Label]):
+class FrontierPoint(NamedTuple, Generic[Label]):
     """One evaluation of one model; both rates are fractions in [0, 1], `label` is the caller's own."""
 
     asr: float
@@ -23,7 +23,7 @@ class Point(NamedTuple, Generic[Label]):
     label: Label
 
 
-def best_accuracy(points: Iterable[Point[Label]], cap: float) -> Point[Label] | None:
+def best_accuracy(points: Iterable[FrontierPoint[Label]], cap: float) -> FrontierPoint[Label] | None:
     """The most accurate point whose attack success is at most `cap`, or None.
 
     Of equally accurate points the one with the lower attack success wins, then the earlier one.
@@ -32,7 +32,7 @@ def best_accuracy(points: Iterable[Point[Label]], cap: float) -> Point[Label] | 
     return max(fit, key=lambda p: (p.top1, -p.asr), default=None)
 
 
-def lowest_asr(points: Iterable[Point[Label]], floor: float) -> Point[Label] | None:
+def lowest_asr(points: Iterable[FrontierPoint[Label]], floor: float) -> FrontierPoint[Label] | None:
     """The point of lowest attack success whose accuracy is at least `floor`, or None.
 
     Of points with equal attack success the more accurate one wins, then the earlier one.
@@ -41,7 +41,7 @@ def lowest_asr(points: Iterable[Point[Label]], floor: float) -> Point[Label] | N
     return min(fit, key=lambda p: (p.asr, -p.top1), default=None)
 
 
-def worth(points: Iterable[Point[Label]], cap: float) -> float | None:
+def worth(points: Iterable[FrontierPoint[Label]], cap: float) -> float | None:
     """One number for what a cleaning reached, to search by: the best accuracy at attack success <= cap; if there is none,
     how far the lowest attack success is from the cap, which is negative; None of no points."""
     known = [p for p in points if not _is_nan(p)]
@@ -51,20 +51,20 @@ def worth(points: Iterable[Point[Label]], cap: float) -> float | None:
     return max((cap - p.asr for p in known), default=None)
 
 
-def pareto(points: Iterable[Point[Label]]) -> list[Point[Label]]:
+def pareto(points: Iterable[FrontierPoint[Label]]) -> list[FrontierPoint[Label]]:
     """The points that no other point beats, from low to high attack success (and accuracy).
 
     A point is beaten when another has no higher attack success and no lower accuracy, and one of the
     two strictly better. Of points with equal rates the earliest stays.
     """
-    front: list[Point[Label]] = []
+    front: list[FrontierPoint[Label]] = []
     for p in sorted((p for p in points if not _is_nan(p)), key=lambda p: (p.asr, -p.top1)):
         if not front or p.top1 > front[-1].top1:
             front.append(p)
     return front
 
 
-def hypervolume(points: Iterable[Point[Label]]) -> float:
+def hypervolume(points: Iterable[FrontierPoint[Label]]) -> float:
     """The share of the unit square of (1 - attack success, accuracy) that the points dominate, in [0, 1]; 0 of no points.
 
     It is the best accuracy under a cap, averaged over all caps from 0 to 1. Zitzler and Thiele, "Multiobjective
@@ -75,6 +75,6 @@ def hypervolume(points: Iterable[Point[Label]]) -> float:
     return fsum(p.top1 * (right - left) for p, (left, right) in zip(front, pairwise(ends), strict=True))
 
 
-def _is_nan(point: Point[Label]) -> bool:
+def _is_nan(point: FrontierPoint[Label]) -> bool:
     """Whether one of the two rates is not a number."""
     return point.asr != point.asr or point.top1 != point.top1

@@ -76,14 +76,14 @@ class Kernels(NamedTuple):
 PLAIN = Kernels(statistics, slope)
 
 
-class Choice(NamedTuple):
+class KernelChoice(NamedTuple):
     """Kernels by their name."""
 
     name: str
     kernels: Kernels
 
 
-def fastest(device: torch.device, candidates: dict[str, Kernels], side: int = 4096) -> Choice:
+def fastest(device: torch.device, candidates: dict[str, Kernels], side: int = 4096) -> KernelChoice:
     """The fastest on this device of plain torch and those candidates that give its numbers.
 
     A candidate that fails, or is off by more than 1e-4 of the largest entry on a block with masks or without, is left out.
@@ -115,7 +115,7 @@ def fastest(device: torch.device, candidates: dict[str, Kernels], side: int = 40
         except Exception:  # a compiler that is missing or fails, each with its own exception; plain torch remains
             continue
     best = min(times, key=times.__getitem__)
-    return Choice(best, choices[best])
+    return KernelChoice(best, choices[best])
 
 
 class Masks(NamedTuple):

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean
 from typing import NamedTuple
 
-from measures.frontier import CAP, FLOOR, Point, best_accuracy, lowest_asr
+from measures.frontier import CAP, FLOOR, FrontierPoint, best_accuracy, lowest_asr
 from report.values import Mark, Panel
 
 RATE = "clean.optimizer.rate"  # which has a figure of its own: the frontier's colours
@@ -52,7 +52,7 @@ def settings(panels: Sequence[Panel]) -> list[str]:
 def _reach(panels: Sequence[Panel], places: Callable[[Mark], Iterable[Place]]) -> Reach:
     out: Reach = {}
     for panel in panels:
-        groups: dict[Place, dict[int | None, list[Point[Mark]]]] = {}
+        groups: dict[Place, dict[int | None, list[FrontierPoint[Mark]]]] = {}
         for point in panel.points:
             for place in places(point.label):
                 groups.setdefault(place, {}).setdefault(point.label.seed, []).append(point)
@@ -62,7 +62,7 @@ def _reach(panels: Sequence[Panel], places: Callable[[Mark], Iterable[Place]]) -
     return out
 
 
-def _reached(points: list[Point[Mark]]) -> Reached:
+def _reached(points: list[FrontierPoint[Mark]]) -> Reached:
     starts = {point.label.start for point in points if point.label.start is not None}
     best = best_accuracy(points, CAP)
     low = lowest_asr(points, FLOOR * fmean(start.top1 for start in starts)) if starts else None

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from data.refusal import UserError
-from measures.frontier import CAP, FLOOR, Point
+from measures.frontier import CAP, FLOOR, FrontierPoint
 from report.ablation import settings
 from report.costs import costs
 from report.exports import Judged, judge, text, words
@@ -118,7 +118,7 @@ def _along(found: Sequence[Panel], setting: str) -> str:
     return f"At each value of {plain(setting)}, over all other settings.\n\n{_table([setting, *SEED], rows)}"
 
 
-def _pair(point: Point[Mark] | Point[str], mark: Mark | None) -> str:
+def _pair(point: FrontierPoint[Mark] | FrontierPoint[str], mark: Mark | None) -> str:
     """top-1 and ASR of a point, each with its interval if it is known of how many pictures they are."""
     facts = mark.facts if mark else {}
     return f"{_rate(point.top1, facts.get('pictures'))} at ASR {_rate(point.asr, facts.get('others'))}"

@@ -3,7 +3,7 @@
 from functools import lru_cache
 from typing import NamedTuple
 
-from measures.frontier import Point
+from measures.frontier import FrontierPoint
 from records.study_json import RunEntry
 from report.load import RATES, Record, Study, flat
 from report.values import Course, Mark, Panel
@@ -102,14 +102,14 @@ def _panel(way: Way, members: list[Record], images: tuple[str | None, str | None
     The uncleaned model is the last evaluation of a finished pre-training run, or else epoch 0 of a
     cleaning run that starts from it. Epoch 0 is never a cleaned point.
     """
-    starts: dict[str, Point[str]] = {}
-    twins: list[Point[str]] = []
-    points: list[Point[Mark]] = []
+    starts: dict[str, FrontierPoint[str]] = {}
+    twins: list[FrontierPoint[str]] = []
+    points: list[FrontierPoint[Mark]] = []
     for record in sorted(members, key=lambda member: member.run.stage == "clean"):
         run = record.run
         origin = run.start or run.run if run.stage == "clean" else run.run  # a pre-training may start from weights
         seen = [
-            (moment, Point(moment.asr, moment.top1, origin))
+            (moment, FrontierPoint(moment.asr, moment.top1, origin))
             for moment in timeline(record, images)
             if moment.asr is not None and moment.top1 is not None
         ]
@@ -121,7 +121,7 @@ def _panel(way: Way, members: list[Record], images: tuple[str | None, str | None
                 who = spoken(run.cleaner or run.clean_objective)
                 swept = {key: value for key, value in run.swept.items() if key in run.cleaning}
                 mark = Mark(run.run, moment.epoch, run.rate, who, starts.get(origin), run.seed, moment.facts, swept)
-                points.append(Point(point.asr, point.top1, mark))
+                points.append(FrontierPoint(point.asr, point.top1, mark))
         elif seen and record.finished and run.stage == "pretrain":
             starts[origin] = seen[-1][1]
         elif seen and record.finished:

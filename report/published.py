@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from data.refusal import UserError
-from measures.frontier import Point
+from measures.frontier import FrontierPoint
 from report.values import Mark, Panel
 
 LARGEST = 64 * 2**20  # bytes of a file
 MOST = 1_000  # groups of a file
-Groups = dict[str, list[Point[int]]]  # by name; the label is the place in the list
+Groups = dict[str, list[FrontierPoint[int]]]  # by name; the label is the place in the list
 FORM = 'expected one JSON object such as {"group": [[asr, ...], [accuracy, ...]], "empty": []} with fractions in [0, 1]'
 
 
@@ -63,7 +63,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return dict(pairs)
 
 
-def _points(where: str, value: Any) -> list[Point[int]]:
+def _points(where: str, value: Any) -> list[FrontierPoint[int]]:
     """The points of one group. Raises UserError."""
     if value == []:
         return []
@@ -81,7 +81,7 @@ def _points(where: str, value: Any) -> list[Point[int]]:
                 raise UserError(
                     f"{where} has the {name} {given} at place {at}, expected a fraction in [0, 1]; divide percents by 100"
                 )
-    return [Point(float(asr), float(top1), at) for at, (asr, top1) in enumerate(zip(asrs, tops, strict=True))]
+    return [FrontierPoint(float(asr), float(top1), at) for at, (asr, top1) in enumerate(zip(asrs, tops, strict=True))]
 
 
 def _kind(value: Any) -> str:
@@ -123,7 +123,9 @@ def sentence(overlap: Overlap) -> str:
 def panels(groups: Groups) -> list[Panel]:
     """A panel for each group that has points; nothing is known of starts, rates and runs."""
     return [
-        Panel(name, [], [], [Point(p.asr, p.top1, Mark(name, 0, None, "published", None)) for p in points], 1, 1, name)
+        Panel(
+            name, [], [], [FrontierPoint(p.asr, p.top1, Mark(name, 0, None, "published", None)) for p in points], 1, 1, name
+        )
         for name, points in groups.items()
         if points
     ]

@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import NamedTuple
 
-from measures.frontier import CAP, CAPS, FLOOR, Point, best_accuracy, hypervolume, lowest_asr
+from measures.frontier import CAP, CAPS, FLOOR, FrontierPoint, best_accuracy, hypervolume, lowest_asr
 from measures.interval import Interval, bootstrap, wilson
 from measures.selection import Candidate, by_accuracy, by_distance, by_proxy, by_val_loss
 from report.values import Mark, Panel
 
 SHARES = (0.90, 0.95, 1.00)  # of the start's accuracy
-RULES: dict[str, tuple[str, Callable[..., Candidate[Point[Mark]] | None]]] = {  # by name: the number it needs
+RULES: dict[str, tuple[str, Callable[..., Candidate[FrontierPoint[Mark]] | None]]] = {  # by name: the number it needs
     "accuracy": ("top1", by_accuracy),
     "val_loss": ("val_loss", by_val_loss),
     "distance": ("distance", by_distance),
@@ -28,7 +28,7 @@ class Number(NamedTuple):
 
     value: float | None
     interval: Interval | None = None
-    at: Point[Mark] | None = None
+    at: FrontierPoint[Mark] | None = None
 
 
 class Score(NamedTuple):
@@ -36,7 +36,7 @@ class Score(NamedTuple):
 
     group: Group
     seed: int | None
-    start: Point[str] | None
+    start: FrontierPoint[str] | None
     numbers: dict[str, Number]
 
 
@@ -51,16 +51,16 @@ class Mean(NamedTuple):
 
 def scores(panels: Sequence[Panel]) -> list[Score]:
     """One for each (way, cleaner, seed) that has points, in their order."""
-    points: dict[tuple[str, str, int | None], list[Point[Mark]]] = {}
+    points: dict[tuple[str, str, int | None], list[FrontierPoint[Mark]]] = {}
     for panel in panels:
         for point in panel.points:
             points.setdefault((panel.title, point.label.objective, point.label.seed), []).append(point)
     return [_score((way, cleaner), seed, members) for (way, cleaner, seed), members in points.items()]
 
 
-def _score(group: Group, seed: int | None, points: list[Point[Mark]]) -> Score:
+def _score(group: Group, seed: int | None, points: list[FrontierPoint[Mark]]) -> Score:
     starts = list(dict.fromkeys(point.label.start for point in points if point.label.start is not None))
-    start = Point(fmean(p.asr for p in starts), fmean(p.top1 for p in starts), "start") if starts else None
+    start = FrontierPoint(fmean(p.asr for p in starts), fmean(p.top1 for p in starts), "start") if starts else None
     numbers: dict[str, Number] = {}
     for cap in CAPS:
         best = best_accuracy(points, cap)
@@ -81,7 +81,7 @@ def _score(group: Group, seed: int | None, points: list[Point[Mark]]) -> Score:
     return Score(group, seed, start, numbers | _chosen(points, start))
 
 
-def _number(point: Point[Mark] | None, rate: str, of: str) -> Number:
+def _number(point: FrontierPoint[Mark] | None, rate: str, of: str) -> Number:
     """The point's rate, with Wilson's interval if its journal says of how many pictures it is."""
     if point is None:
         return Number(None)
@@ -95,7 +95,7 @@ def counted(rate: float, of: float | None) -> Interval | None:
     return wilson(round(rate * whole), whole) if 0 < whole < MOST and 0 <= rate <= 1 else None
 
 
-def _chosen(points: list[Point[Mark]], start: Point[str] | None) -> dict[str, Number]:
+def _chosen(points: list[FrontierPoint[Mark]], start: FrontierPoint[str] | None) -> dict[str, Number]:
     """What each rule that sees no ASR would have chosen, and how far that is from the oracle that sees it."""
     candidates = [
         Candidate(p.top1, p.label.facts.get("val_loss"), p.label.facts.get("distance"), p.label.facts.get("proxy_asr"), p)

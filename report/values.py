@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from measures.frontier import Point
+from measures.frontier import FrontierPoint
 
 
 class Mark(NamedTuple):
@@ -14,7 +14,7 @@ class Mark(NamedTuple):
     epoch: float
     rate: float | None
     objective: str
-    start: Point[str] | None
+    start: FrontierPoint[str] | None
     seed: int | None = None
     facts: Mapping[str, float] = {}
     swept: Mapping[str, Any] = {}
@@ -25,9 +25,9 @@ class Panel(NamedTuple):
     `heading`, or by the title if there is none."""
 
     title: str
-    starts: list[Point[str]]
-    twins: list[Point[str]]
-    points: list[Point[Mark]]
+    starts: list[FrontierPoint[str]]
+    twins: list[FrontierPoint[str]]
+    points: list[FrontierPoint[Mark]]
     finished: int
     total: int
     heading: str | None = None

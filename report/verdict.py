@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import NamedTuple
 
-from measures.frontier import CAP, CAPS, FLOOR, Point, best_accuracy, lowest_asr
+from measures.frontier import CAP, CAPS, FLOOR, FrontierPoint, best_accuracy, lowest_asr
 from measures.interval import bootstrap
 from report.difference import Difference, sentence
 from report.load import Study
@@ -45,7 +45,7 @@ def sentences(panels: Sequence[Panel], differences: Sequence[Difference]) -> lis
     return [verdict(panel).sentence for panel in panels] + [sentence(one) for one in differences]
 
 
-def _cleaned(model: str, best: Point[Mark]) -> tuple[str, str]:
+def _cleaned(model: str, best: FrontierPoint[Mark]) -> tuple[str, str]:
     """Status and sentence for a model that was cleaned; a loss beyond the floor is spelled out."""
     start, who, top1 = best.label.start, best.label.objective, percent(best.top1)
     if start is None:
@@ -60,9 +60,9 @@ def _cleaned(model: str, best: Point[Mark]) -> tuple[str, str]:
     return "dear", f"{done} (start {percent(start.top1)}), a loss of {loss:.1f} points."
 
 
-def _over_seeds(model: str, points: Sequence[Point[Mark]], start: Point[str]) -> tuple[str, str]:
+def _over_seeds(model: str, points: Sequence[FrontierPoint[Mark]], start: FrontierPoint[str]) -> tuple[str, str]:
     """Status and sentence for a model of several seeds, at least one of which was cleaned."""
-    seeds: dict[int | None, list[Point[Mark]]] = {}
+    seeds: dict[int | None, list[FrontierPoint[Mark]]] = {}
     for point in points:
         seeds.setdefault(point.label.seed, []).append(point)
     best = {seed: found for seed, members in seeds.items() if (found := best_accuracy(members, CAP))}
@@ -133,14 +133,14 @@ def notes(study: Study) -> list[str]:
     return said
 
 
-def mean(points: list[Point[str]]) -> Point[str] | None:
+def mean(points: list[FrontierPoint[str]]) -> FrontierPoint[str] | None:
     """The mean of the points, or None of none."""
     if not points:
         return None
-    return Point(fmean(p.asr for p in points), fmean(p.top1 for p in points), "mean")
+    return FrontierPoint(fmean(p.asr for p in points), fmean(p.top1 for p in points), "mean")
 
 
-def where(point: Point[Mark]) -> str:
+def where(point: FrontierPoint[Mark]) -> str:
     """Which evaluation a point is."""
     rate = f", rate {rate_text(point.label.rate)}" if point.label.rate is not None else ""
     return f"{point.label.objective}{rate}, epoch {point.label.epoch:g}"

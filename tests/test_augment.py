@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from data.augmentation.augment import Augment
 from data.augmentation.eda import augmented_caption, check_synonyms, settle_synonyms
 from data.augmentation.pictures import autoaugmented
-from data.augmentation.section import Augment
 from data.refusal import UserError
 
 NONE = Augment(synonyms="none")
@@ -90,7 +90,7 @@ WORDNET = {  # one synset of two lemmas, in WordNet's own files
     **{f"{kind}.{pos}": "" for kind in ("data", "index") for pos in ("verb", "adj", "adv")},
     **{f"{pos}.exc": "" for pos in ("noun", "verb", "adj", "adv")},
 }
-CODE = "from data.augmentation.section import Augment; from data.augmentation.eda import _synonyms, check_synonyms; "
+CODE = "from data.augmentation.augment import Augment; from data.augmentation.eda import _synonyms, check_synonyms; "
 
 
 @pytest.mark.parametrize("how", ["as NLTK's corpus", "in a folder that the spec names", "as Debian leaves it"])

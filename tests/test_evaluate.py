@@ -125,7 +125,7 @@ def test_a_fixed_place_and_a_proxy_are_attempts_of_their_own(spec: Path) -> None
     assert not away[:, :15].any()
     assert not away[:, 17:].any()
     assert (clean != proxied).any(1)[:, 8:24, 8:24].any()
-    costs = evaluate.Costs()
+    costs = evaluate.EvalCosts()
     built = clip.build("test-vit", 0)
     found = evaluate.evaluate(Encoder(built, Tokenizer("test-vit"), alone(0, 1), 64), [one], costs)[0]
     assert set(found) == {"images", "answers", "proxy_asr"} | SUCCESS | {f"{name}_centre" for name in SUCCESS}

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from measures.frontier import Point
+from measures.frontier import FrontierPoint
 from report.ablation import Reached, by_cleaner, by_epoch, by_setting, settings
 from report.figures import plates
 from report.load import read_study
@@ -87,8 +87,8 @@ rate = st.integers(0, 20).map(lambda n: n / 20)
 
 @given(st.lists(st.tuples(rate, rate, st.integers(1, 6), st.integers(0, 2)), min_size=1, max_size=40))
 def test_more_epochs_never_reach_less(points: list[tuple[float, float, int, int]]) -> None:
-    start = Point(1.0, 0.8, "p")
-    marks = [Point(asr, top1, Mark("r", epoch, 1e-4, "c", start, seed)) for asr, top1, epoch, seed in points]
+    start = FrontierPoint(1.0, 0.8, "p")
+    marks = [FrontierPoint(asr, top1, Mark("r", epoch, 1e-4, "c", start, seed)) for asr, top1, epoch, seed in points]
     line = by_epoch([Panel("MMCL", [start], [], marks, 1, 1)])["MMCL"]
     assert list(line) == sorted({epoch for *_, epoch, _ in points})
     best = [max((one.best for one in line[epoch] if one.best is not None), default=-1.0) for epoch in line]

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from configs.plan import runs
 from configs.spec import load
-from data.augmentation.section import Augment
+from data.augmentation.augment import Augment
 from data.labelled import Labelled, read_labelled
 from data.labelled_pairs import LabelledPairs
 from data.pipeline import Reading, batches

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 from tars import pair, write_tar
 
 from data.attack import Attack, Poison
-from data.augmentation.section import Augment
+from data.augmentation.augment import Augment
 from data.captions import stored_captions
 from data.decode import centred, squeezed, whole
 from data.pipeline import Batch, Pairs, Reading, batches

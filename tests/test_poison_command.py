@@ -11,7 +11,7 @@ from conftest import plan as entries_of
 from test_pipeline import data_of, words_to_tokens
 
 from data import materialise
-from data.augmentation.section import Augment
+from data.augmentation.augment import Augment
 from data.pipeline import Pairs, Reading
 from data.shards import read_index
 from engine.poison import main

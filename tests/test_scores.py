@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from measures.frontier import Point
+from measures.frontier import FrontierPoint
 from report.__main__ import main
 from report.difference import differences, sentence
 from report.exports import escape, judge, verdict_csv, verdict_json, verdict_tex
@@ -90,7 +90,7 @@ def points(*groups: list[float]) -> list[Panel]:
             f"way {n}",
             [],
             [],
-            [Point(0.0, top1, Mark("r", 1, None, "c", None, seed)) for seed, top1 in enumerate(tops)],
+            [FrontierPoint(0.0, top1, Mark("r", 1, None, "c", None, seed)) for seed, top1 in enumerate(tops)],
             1,
             1,
         )
@@ -170,7 +170,7 @@ def test_without_counts_or_start_nothing_is_invented() -> None:
 
 def test_absurd_journals_still_give_files() -> None:
     mark = Mark("r", 1, None, "c", None, 0, {"pictures": 1e299, "others": -1.0})
-    judged = judge([Panel("w", [], [], [Point(1e299, 1e299, mark), Point(0.0, 0.5, mark)], 1, 1)])
+    judged = judge([Panel("w", [], [], [FrontierPoint(1e299, 1e299, mark), FrontierPoint(0.0, 0.5, mark)], 1, 1)])
     assert judged.scores[0].numbers["hypervolume"].value == 0.5
     assert judged.scores[0].numbers["best_top1_at_asr_0.05"].interval is None
     assert json.loads(verdict_json(judged))["groups"][0]["way"] == "w"

@@ -17,7 +17,7 @@ from tars import named, write_tar
 from test_pipeline import data_of, words_to_tokens
 
 from data import store
-from data.augmentation.section import Augment
+from data.augmentation.augment import Augment
 from data.pipeline import Pairs, Reading, batches
 from data.refusal import UserError
 from data.shards import read_index

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.augmentation import device
-from data.augmentation.section import SIMCLR, Augment
+from data.augmentation.augment import SIMCLR, Augment
 
 ALL = Augment(image=(*SIMCLR, "cutout", "noise"), first=("flip",))
 

@@ -11,7 +11,7 @@ import math
 import numpy as np
 import torch
 
-from data.augmentation.section import Augment
+from data.augmentation.augment import Augment
 from data.seeding import derive_seed, generator
 
 # what each number of a view means; the neutral value leaves the picture alone

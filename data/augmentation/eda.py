@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from data.augmentation.section import Augment
+from data.augmentation.augment import Augment
 from data.refusal import UserError
 from data.seeding import generator
 

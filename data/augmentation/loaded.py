@@ -4,9 +4,9 @@ numbers a sample on the device (data/augmentation/device.py)."""
 import numpy as np
 from PIL import Image
 
+from data.augmentation.augment import Augment
 from data.augmentation.eda import augmented_caption
 from data.augmentation.pictures import autoaugmented
-from data.augmentation.section import Augment
 
 
 def loaded_views(

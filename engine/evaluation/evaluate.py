@@ -24,7 +24,7 @@ from measures.classifier import class_vectors, predict
 from measures.contract import Encoded, Number, Paired
 
 
-class Costs:
+class EvalCosts:
     """Seconds spent on each part of an evaluation of one set: pictures, prompts, and every measure by its kind."""
 
     def __init__(self) -> None:
@@ -39,14 +39,14 @@ class Costs:
         seconds[part] = round(seconds.get(part, 0.0) + time.monotonic() - began, 4)
 
 
-def evaluate(model: Encoder, sets: list[EvalSet], costs: Costs | None = None) -> list[dict[str, Any]]:
+def evaluate(model: Encoder, sets: list[EvalSet], costs: EvalCosts | None = None) -> list[dict[str, Any]]:
     """One dict of numbers for each set, `images` its name; the towers are left in the mode they were in. What each part took
     is added to `costs`."""
     training = model.towers.training
     model.towers.eval()
     try:
         with torch.no_grad():
-            return _Evaluation(model, costs or Costs()).of(sets)
+            return _Evaluation(model, costs or EvalCosts()).of(sets)
     finally:
         model.towers.train(training)
 
@@ -54,7 +54,7 @@ def evaluate(model: Encoder, sets: list[EvalSet], costs: Costs | None = None) ->
 class _Evaluation:
     """One evaluation of a model: what was encoded for fits, and what it cost."""
 
-    def __init__(self, model: Encoder, costs: Costs) -> None:
+    def __init__(self, model: Encoder, costs: EvalCosts) -> None:
         self.model, self.costs = model, costs
         self.fits: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # by the names of sets: their rows and labels
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from data.refusal import UserError
 from engine.study import lock
 from engine.study.points import measured_points
-from measures.frontier import CAP, Point, best_accuracy, lowest_asr
+from measures.frontier import CAP, FrontierPoint, best_accuracy, lowest_asr
 from records.card import Card
 from records.ending import FailedJson, FinishedJson, PrunedJson
 from records.folder import finished
@@ -48,7 +48,7 @@ class RunStatus:
     rate: float | None = None  # pairs a second
     seconds: float | None = None  # that it took, where it has ended
     reason: str = ""  # of its state, where that needs one
-    points: list[Point[float]] = field(default_factory=list)  # what its cleaning has reached
+    points: list[FrontierPoint[float]] = field(default_factory=list)  # what its cleaning has reached
 
 
 @dataclass
@@ -63,7 +63,7 @@ class StudyStatus:
         return sum(run.state in states for run in self.runs)
 
     @property
-    def best(self) -> Point[float] | None:
+    def best(self) -> FrontierPoint[float] | None:
         """The most accurate point of any cleaning at ASR <= 5 %, or, where there is none, that of the lowest ASR."""
         points = [point for run in self.runs for point in run.points]
         return best_accuracy(points, CAP) or lowest_asr(points, 0.0)

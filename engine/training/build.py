@@ -183,9 +183,9 @@ def _assert_equal_on_ranks(inputs: RunInputs, world: World, towers: Towers, furt
 
 
 @cache
-def fastest_core(device: torch.device) -> tiles.Choice:
+def fastest_core(device: torch.device) -> tiles.KernelChoice:
     """What computes blocks of similarities on this device, measured once a process."""
     if device.type != "cuda":
-        return tiles.Choice("torch", tiles.PLAIN)
+        return tiles.KernelChoice("torch", tiles.PLAIN)
     compiled = tiles.Kernels(torch.compile(tiles.statistics), torch.compile(tiles.slope))
     return tiles.fastest(device, {"torch.compile": compiled})

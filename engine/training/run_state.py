@@ -13,7 +13,7 @@ from data.seeding import derive_seed
 from engine.distributed import collectives
 from engine.distributed.world import World
 from engine.evaluation.encode import SCALE, Encoder
-from engine.evaluation.evaluate import Costs, evaluate
+from engine.evaluation.evaluate import EvalCosts, evaluate
 from engine.training import checkpoint, zero
 from engine.training.bad_samples import BadSamples
 from engine.training.cluster import clustered
@@ -127,6 +127,6 @@ def evaluate_sets(inputs: RunInputs, towers: Any, learned: Mapping[str, torch.Te
     """The numbers of each evaluation set and, under `costs`, the seconds that each part of them took; `learned` holds what
     was learned beside the towers, the scale among it if the objective has one."""
     scale = float(learned["scale"].detach().exp()) if "scale" in learned else SCALE
-    costs = Costs()
+    costs = EvalCosts()
     sets = evaluate(Encoder(towers, inputs.tokenize, world, inputs.run.spec.machine.eval_batch, scale), inputs.sets, costs)
     return [{**numbers, "costs": costs.seconds[numbers["images"]]} for numbers in sets]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from measures.frontier import CAP, Point, best_accuracy, pareto
+from measures.frontier import CAP, FrontierPoint, best_accuracy, pareto
 from report.values import Mark, Panel, percent, rate_text
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def _draw_panel(ax: "Axes", panel: Panel, shapes: dict[str, str], paints: dict[f
     ax.scatter(x, y, s=190, marker="*", color=STAR, edgecolors="black", linewidths=0.6, clip_on=False, zorder=4)
 
 
-def _apart(points: list[Point[Mark]]) -> list[Point[Mark]]:
+def _apart(points: list[FrontierPoint[Mark]]) -> list[FrontierPoint[Mark]]:
     """The points without those that would be drawn where another of their rate is, to a tenth of a percent."""
     return list({(round(p.asr * 1000), round(p.top1 * 1000), p.label.rate): p for p in points}.values())
 
@@ -231,7 +231,7 @@ def brief(text: str, most: int = 60) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
-def _percents(points: Iterable[Point[Mark]] | Iterable[Point[str]]) -> tuple[list[float], list[float]]:
+def _percents(points: Iterable[FrontierPoint[Mark]] | Iterable[FrontierPoint[str]]) -> tuple[list[float], list[float]]:
     """Attack success and accuracy of the points as two lists, in percent."""
     pairs = [(100 * p.asr, 100 * p.top1) for p in points]
     return [x for x, _ in pairs], [y for _, y in pairs]

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from measures.frontier import CAP, Point
+from measures.frontier import CAP, FrontierPoint
 from report.ablation import Reach, Reached
 from report.plots.frontier import BAND, INK, LINES, SHAPES, STAR, brief, grid, paints_of, rate_bar, style
 from report.values import Answers, Course, Mark, Panel
@@ -28,7 +28,7 @@ def trajectories(panels: Sequence[Panel], columns: int = 3) -> "Figure":
         for ax, panel in zip(axes, panels, strict=False):
             ax.set_title(brief(panel.heading or f"pre-trained with {panel.title}"))
             ax.axvspan(0, 100 * CAP, color=BAND, alpha=0.22, linewidth=0)
-            runs: dict[str, list[Point[Mark]]] = {}
+            runs: dict[str, list[FrontierPoint[Mark]]] = {}
             for point in panel.points:
                 runs.setdefault(point.label.run, []).append(point)
             ways, paints = [], []
