@@ -1,7 +1,7 @@
 """open_clip's models by name, their weights and its lists. With the tokenizer the only door to open_clip.
 
 The learned scale is not a parameter of the towers: ZeRO shards and flattens what it owns, and a single number that is
-clamped after every step is better kept whole on each rank (engine/training/loop.py). `weights` puts it back where open_clip
+clamped after every step is better kept whole on each rank (engine/training/head.py). `weights` puts it back where open_clip
 expects it.
 """
 
