@@ -1,0 +1,50 @@
+"""What the runs of a study share is made once, belongs to the study's own object, and says what is missing."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from configs.plan import runs
+from configs.spec import load
+from data.store import NoShards
+from engine.distributed.world import World
+from engine.training.inputs import StudyInputs
+from engine.training.pairs import StudyPairs
+
+ONE = World(0, 1, 0, 1, torch.device("cpu"))
+
+
+def test_runs_of_a_study_share_index_plan_and_sets_and_two_studies_none(spec: Path, tmp_path: Path) -> None:
+    loaded = load(spec)
+    first, clean = (next(run for run in runs(loaded.points) if run.stage == stage) for stage in ("pretrain", "clean"))
+    shared = StudyInputs(tmp_path / "runs/tiny", ONE)
+    pretraining, cleaning = shared.pairs.of(first), shared.pairs.of(clean)
+    assert cleaning.index is pretraining.index
+    assert cleaning.plan is None
+    assert shared.pairs.of(first).plan is pretraining.plan is not None
+    assert shared.pairs.of(clean).chosen is cleaning.chosen is not None
+    assert not set(cleaning.chosen.tolist()) & set(pretraining.plan.entries)
+    sets = shared.eval_sets(loaded.spec)
+    assert shared.eval_sets(loaded.spec) is sets
+    other = load(spec, ["seed=4"]).spec
+    assert shared.eval_sets(other) is not sets
+    assert shared.eval_sets(loaded.spec) is not sets, "only the last ones are kept"
+    assert StudyPairs(tmp_path / "runs/tiny", ONE).of(first).plan is not pretraining.plan
+
+
+def test_missing_shards_are_a_kind_of_their_own_and_name_the_command_that_makes_them(spec: Path, tmp_path: Path) -> None:
+    pairs = StudyPairs(tmp_path / "runs/tiny", ONE)
+    absent = "data.pretrain.shards=none/*.tar"
+    with pytest.raises(NoShards, match="nothing matches.*; make them with: make shards$"):
+        pairs.pretraining(load(spec, [absent, "data.made_by=make shards"]).spec)
+    with pytest.raises(NoShards, match="check the path$"):
+        pairs.pretraining(load(spec, [absent]).spec)
+
+
+def test_an_attack_on_sources_with_weights_has_a_plan(spec: Path, world: Path, tmp_path: Path) -> None:
+    sources = f"{{a: {{shards: '{world}/train/0000[01].tar', weight: 3}}, b: {{shards: '{world}/train/0000[23].tar'}}}}"
+    loaded = load(spec, [f"data.pretrain={{sources: {sources}}}"])
+    plan = StudyPairs(tmp_path / "runs/tiny", ONE).of(runs(loaded.points)[0]).plan
+    assert plan is not None
+    assert len(plan) == 12
