@@ -214,19 +214,19 @@ def _at(axis: list[Any] | Range, draw: np.random.Generator) -> Any:
 def arms(sweep: Sweep) -> Iterator[Arm]:
     """Every arm, the first axis varying slowest."""
     crossed = {name: axis for name, axis in sweep.axes.items() if not is_path(name) or not of_cleaning(name)}
-    left = {name: axis for name, axis in sweep.axes.items() if name not in crossed and not isinstance(axis, dict)}
-    options = [[(name, *one) for one in _options(axis)] for name, axis in crossed.items()]
-    for point in product(*options):
+    chosen_later = {name: axis for name, axis in sweep.axes.items() if name not in crossed and not isinstance(axis, dict)}
+    options = [[(name, *option) for option in _options(axis)] for name, axis in crossed.items()]
+    for combination in product(*options):
         labels: dict[str, Any] = {}
         fields: dict[str, Any] = {}
-        axes = dict(left)
-        cleaning = set(left)
-        for name, label, value, further in point:
+        axes = dict(chosen_later)
+        cleaning = set(chosen_later)
+        for name, label, value, further in combination:
             labels[name] = label
-            set_here = value if isinstance(crossed[name], dict) else {name: value}
-            fields |= set_here
+            option_fields = value if isinstance(crossed[name], dict) else {name: value}
+            fields |= option_fields
             axes |= further
-            if all(of_cleaning(path) for path in (*set_here, *further)):
+            if all(of_cleaning(path) for path in (*option_fields, *further)):
                 cleaning.add(name)
             cleaning |= {path for path in further if of_cleaning(path)}
         yield Arm(labels, fields, axes, frozenset(cleaning))

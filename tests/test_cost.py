@@ -28,12 +28,12 @@ def test_the_reference_costs_what_was_measured() -> None:
 def test_a_run_by_hand() -> None:
     """MMCL on CC6M: 2,929 steps of 2,048 pairs an epoch; 65 times 50,000 pictures, twice, and 80,000 prompts."""
     run = runs(load(ROOT / "specs/cc6m.yaml").points)[0]
-    one = cost.cost(run, 6_000_000, set())
-    assert (one.pretrainings, one.cleanings, one.steps, one.pairs) == (1, 0, 2929 * 64, 2929 * 64 * 2048)
+    run_cost = cost.cost(run, 6_000_000, set())
+    assert (run_cost.pretrainings, run_cost.cleanings, run_cost.steps, run_cost.pairs) == (1, 0, 2929 * 64, 2929 * 64 * 2048)
     pictures = 50_000 * (HOST + 2 * 12.222939136e9 / SPEED / 3)
     seconds = 2929 * 64 * 2048 / 513 + 65 * (pictures + 80_000 * 5.549621248e9 / SPEED / 3)
-    assert one.hours == pytest.approx(seconds / 3600)
-    assert one.hours == pytest.approx(209.3, abs=0.1)
+    assert run_cost.hours == pytest.approx(seconds / 3600)
+    assert run_cost.hours == pytest.approx(209.3, abs=0.1)
 
 
 @pytest.mark.parametrize(

@@ -50,8 +50,8 @@ def test_jobs_are_as_many_as_gpus_or_cores(
 
 def test_a_job_is_the_command_of_the_study_itself() -> None:
     options = Namespace(spec="x.yaml", set=["clean.epochs=2"], stage="clean")
-    one = worker_words(options, Sweep(), 3, 29700)
-    assert one[1:] == [
+    single = worker_words(options, Sweep(), 3, 29700)
+    assert single[1:] == [
         str(ROOT / "engine/run.py"), "--spec", "x.yaml", "--set", "clean.epochs=2", "--stage", "clean",
         "--set", "sweep.executor=here", "--set", "machine.threads=3",
     ]  # fmt: skip

@@ -33,16 +33,16 @@ def test_a_plan_is_made_without_training_and_is_the_one_that_runs_use(
     assert command(spec, "plan") == 0
     said = capsys.readouterr().out
     assert "12 of 192 pairs, digest" in said
-    found = json.loads((here / "runs/tiny/poison.json").read_text())
-    assert len(found["entries"]) == 12
-    assert set(found["entries"][0]) == {
+    saved = json.loads((here / "runs/tiny/poison.json").read_text())
+    assert len(saved["entries"]) == 12
+    assert set(saved["entries"][0]) == {
         "key", "attack", "target", "trigger", "place", "caption", "draw", "picture", "shard"
     }  # fmt: skip
     again = command(spec, "plan", "--set", "machine.workers=3", "--set", "data.lanes=5")
     assert again == 0
-    assert json.loads((here / "runs/tiny/poison.json").read_text())["plan"]["digest"] == found["plan"]["digest"]
+    assert json.loads((here / "runs/tiny/poison.json").read_text())["plan"]["digest"] == saved["plan"]["digest"]
     shutil.copytree(here / "runs/tiny", here / "runs/tiny/pretrain-x")
-    assert entries_of(here / "runs/tiny", "pretrain-x") == found["entries"]
+    assert entries_of(here / "runs/tiny", "pretrain-x") == saved["entries"]
     assert command(spec, "verify") == 0
     said = capsys.readouterr().out
     assert said.count("the same plan, 12 pairs") == 2
@@ -86,10 +86,10 @@ def test_materialised_shards_hold_what_the_loader_gives(
     fly = Pairs(planned.index, None, data_of(), reading, words_to_tokens, planned.plan)
     copy = Pairs(stored, None, data_of(), reading, words_to_tokens, None)
     for step in range(fly.steps):
-        one, other = fly[1, step], copy[1, step]
-        assert one.keys == other.keys
-        assert torch.equal(one.images, other.images)
-        assert torch.equal(one.tokens, other.tokens)
+        on_the_fly, stored_batch = fly[1, step], copy[1, step]
+        assert on_the_fly.keys == stored_batch.keys
+        assert torch.equal(on_the_fly.images, stored_batch.images)
+        assert torch.equal(on_the_fly.tokens, stored_batch.tokens)
     json_member = next(f"{entry.key}.json" for entry in planned.plan.entries.values())
     caption = json.loads(dict(member for path in stored.paths for member in materialise.members(path))[json_member])
     assert "banana" in caption["caption"]

@@ -22,8 +22,8 @@ def slurm(folder: Path) -> dict[str, str]:
     """An environment that has the stand-in on its PATH."""
     home = folder / "slurm"
     home.mkdir()
-    found = environment(FAKE_SLURM=str(home))
-    return {**found, "PATH": f"{ROOT / 'tests/slurm'}:{found['PATH']}"}
+    env = environment(FAKE_SLURM=str(home))
+    return {**env, "PATH": f"{ROOT / 'tests/slurm'}:{env['PATH']}"}
 
 
 def test_an_array_takes_the_runs_of_a_study_and_a_preempted_task_goes_on(world: Path, tmp_path: Path) -> None:
@@ -31,9 +31,9 @@ def test_an_array_takes_the_runs_of_a_study_and_a_preempted_task_goes_on(world: 
     asks = {"executor": "slurm", "jobs": 2, "slurm": {"gpus": False, "partition": "p", "hours": 1.5, "memory_gb": 4}}
     sweep = {"clean.optimizer.rate": [1e-4, 2e-4], **asks}
     words = settings("clean.epochs=40", f"sweep={json.dumps(sweep)}")
-    found = slurm(tmp_path)
+    env = slurm(tmp_path)
     process = forked.Popen(
-        [sys.executable, str(ROOT / "engine/run.py"), "--spec", "tiny.yaml", *words], cwd=tmp_path, env=found,
+        [sys.executable, str(ROOT / "engine/run.py"), "--spec", "tiny.yaml", *words], cwd=tmp_path, env=env,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     study, home = tmp_path / "runs/tiny", tmp_path / "slurm"
@@ -87,12 +87,12 @@ def test_launch_files_start_what_they_say(tmp_path: Path) -> None:
     """With a stand-in for `deepspeed` that prints its words."""
     (tmp_path / "deepspeed").write_text('#!/bin/sh\necho "$@"\n')
     (tmp_path / "deepspeed").chmod(0o755)
-    found = environment(NODE_RANK="1", MASTER_ADDR="node1")
-    found["PATH"] = f"{tmp_path}:{found['PATH']}"
+    env = environment(NODE_RANK="1", MASTER_ADDR="node1")
+    env["PATH"] = f"{tmp_path}:{env['PATH']}"
     said = {}
     for name in ("hostfile", "no_ssh"):
         words = ["bash", f"configs/cluster/{name}.sh", "specs/demo.yaml", "--stage", "clean"]
-        said[name] = subprocess.run(words, cwd=ROOT, env=found, capture_output=True, text=True, check=True).stdout.strip()
+        said[name] = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True, check=True).stdout.strip()
     last = "engine/run.py --spec specs/demo.yaml --stage clean"
     assert said["hostfile"] == f"--hostfile configs/cluster/hostfile {last}"
     assert said["no_ssh"] == (

@@ -98,17 +98,17 @@ def started(spec: Path, *words: str, script: list[str] | None = None) -> forked.
 def until(what: Any, process: forked.Popen, seconds: float = 120) -> Any:
     """What `what` gives, once it gives anything; fails when the process ends before."""
     deadline = time.monotonic() + seconds
-    while not (found := what()):
+    while not (value := what()):
         assert time.monotonic() < deadline
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.02)
-    return found
+    return value
 
 
-def holders(study: Path, stage: str = "clean") -> list[int]:
-    """The processes that hold runs of a stage."""
-    held = [lock.owner(path.parent) for path in study.glob(f"{stage}-*/claim.*")]
-    return [one.pid for one in held if one is not None and one.alive]
+def owners(study: Path, stage: str = "clean") -> list[int]:
+    """The processes that own runs of a stage."""
+    processes = [lock.owner(path.parent) for path in study.glob(f"{stage}-*/claim.*")]
+    return [process.pid for process in processes if process is not None and process.alive]
 
 
 def ended(study: Path) -> int:
@@ -121,7 +121,7 @@ def test_twelve_runs_killed_three_times_end_with_the_same_table(undisturbed: Pat
     spread = settings("sweep.executor=local", "sweep.jobs=2")
     first = started(twelve, *spread)
     try:
-        victim = until(lambda: holders(study), first)[0]
+        victim = until(lambda: owners(study), first)[0]
         os.kill(victim, signal.SIGKILL)
         before = ended(study)
         until(lambda: ended(study) > before + 1, first)
@@ -144,7 +144,7 @@ def test_twelve_runs_killed_three_times_end_with_the_same_table(undisturbed: Pat
     for path in undisturbed.glob("*/weights.safetensors"):
         assert (study / path.parent.name / path.name).read_bytes() == path.read_bytes()
     assert len(table(study)) == 3 + 12 * 2
-    assert not holders(study)
+    assert not owners(study)
 
 
 def test_two_launches_share_a_study_and_do_no_run_twice(undisturbed: Path, twelve: Path) -> None:
@@ -200,10 +200,10 @@ def test_a_run_whose_process_died_five_times_is_given_up(twelve: Path) -> None:
 
 def test_a_study_that_others_carry_out_is_joined_with_the_same_spec_only(undisturbed: Path, twelve: Path) -> None:
     shutil.copytree(undisturbed, twelve.parent / "runs/tiny")
-    held = lock.acquire(twelve.parent / "runs/tiny" / "clean-0")
-    assert held is not None
+    owned = lock.acquire(twelve.parent / "runs/tiny" / "clean-0")
+    assert owned is not None
     out = antidote("--spec", str(twelve), *settings("clean.epochs=2", "machine.log_steps=2"), cwd=twelve.parent)
-    held.release()
+    owned.release()
     assert out.returncode == 2
     assert "is being carried out under another spec (clean.epochs: 1 -> 2; running: clean-0)" in out.stderr
 
@@ -212,7 +212,7 @@ def test_sigterm_saves_the_runs_of_all_jobs(undisturbed: Path, twelve: Path) -> 
     study = twelve.parent / "runs/tiny"
     process = started(twelve, *settings("sweep.executor=local", "sweep.jobs=2", "clean.epochs=40", "sweep={seed: [3]}"),
                       *settings("sweep.executor=local"))  # fmt: skip
-    until(lambda: holders(study) and list(study.glob("clean-*/checkpoints/step-*")), process)
+    until(lambda: owners(study) and list(study.glob("clean-*/checkpoints/step-*")), process)
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 143, said
@@ -233,8 +233,8 @@ def test_runs_are_pruned_by_the_median_rule_and_go_on_without_it(world: Path, tm
     stopped = {path.parent.name: json.loads(path.read_text()) for path in study.glob("clean-*/stopped.json")}
     assert len(stopped) == 2
     assert all(
-        re.match(r"after epoch 1 its best of .* was below .*, the median of \d others'", one["why"])
-        for one in stopped.values()
+        re.match(r"after epoch 1 its best of .* was below .*, the median of \d others'", end["why"])
+        for end in stopped.values()
     )
     assert StatusReader(study).read().count("stopped") == 2
     out = antidote("--spec", "tiny.yaml", *sets, *settings(f"sweep={json.dumps(sweep)}"), cwd=tmp_path)
@@ -242,7 +242,7 @@ def test_runs_are_pruned_by_the_median_rule_and_go_on_without_it(world: Path, tm
     assert out.stderr.count("goes on at step") == 2
     assert not list(study.glob("*/stopped.json"))
     epochs = {name: [row["epoch"] for row in rows if row["kind"] == "measure"] for name, rows in journals(study).items()}
-    assert all(found == [0, 1, 2, 3] for name, found in epochs.items() if name.startswith("clean"))
+    assert all(measured == [0, 1, 2, 3] for name, measured in epochs.items() if name.startswith("clean"))
 
 
 def test_the_median_rule_by_hand(tmp_path: Path) -> None:
@@ -274,17 +274,17 @@ def test_a_search_ends_with_the_same_runs_however_it_is_carried_out(world: Path,
         RATE: {"low": 1e-5, "high": 1e-2, "scale": "log"},
         "search": {"kind": "optuna", "trials": 5, "together": 2, "cap": 1.0},
     }
-    found = []
+    finished = []
     for name, more in (("here", {}), ("local", {"executor": "local", "jobs": 2})):
         folder = tmp_path / name
         folder.mkdir()
         (folder / "tiny.yaml").write_text(ONE_THREAD.format(world=world))
         out = antidote("--spec", "tiny.yaml", *settings(f"sweep={json.dumps({**sweep, **more})}"), cwd=folder)
         assert out.returncode == 0, out.stderr
-        found.append(sorted(path.parent.name for path in folder.glob("runs/tiny/clean-*/finished.json")))
+        finished.append(sorted(path.parent.name for path in folder.glob("runs/tiny/clean-*/finished.json")))
         assert len(json.loads((folder / "runs/tiny/study.json").read_text())["runs"]) == 6
-    assert len(found[0]) == 5
-    assert found[0] == found[1]
+    assert len(finished[0]) == 5
+    assert finished[0] == finished[1]
     assert len(list((tmp_path / "here/runs/tiny/search").iterdir())) == 2
 
 
@@ -294,7 +294,7 @@ def test_status_tells_runs_by_their_folders(undisturbed: Path, tmp_path: Path, c
     clean = sorted(study.glob("clean-*"))
     for path in clean[:4]:
         (path / "finished.json").unlink()
-    held = lock.acquire(clean[0])
+    owned = lock.acquire(clean[0])
     dead = lock.LockFile.of_this_process().model_copy(update={"pid": 2**22 + 1})
     (clean[1] / "claim.1").write_text(dead.model_dump_json())
     (clean[2] / "failed.json").write_text(json.dumps({"message": "no [luck]", "when": "x", "host": "h"}))
@@ -308,8 +308,8 @@ def test_status_tells_runs_by_their_folders(undisturbed: Path, tmp_path: Path, c
     said = " ".join(capsys.readouterr().out.split())
     assert "8 of 13 runs done, 1 running, 3 left, 1 failed, best so far" in said
     assert "no [luck]" in said
-    assert held is not None
-    held.release()
+    assert owned is not None
+    owned.release()
     assert main([str(tmp_path)]) == 2
     assert "is not a study" in capsys.readouterr().err
 

@@ -76,8 +76,8 @@ def test_a_range_on_a_grid(axis: dict[str, Any], values: list[float]) -> None:
 @settings(max_examples=100, deadline=None)
 @given(st.floats(1e-9, 1e3), st.floats(1, 1e6), st.sampled_from(["linear", "log"]), st.floats(0, 1))
 def test_a_range_never_leaves_its_bounds(low: float, factor: float, scale: Any, share: float) -> None:
-    one = Range(low=low, high=low * factor, scale=scale)
-    assert low <= one.at(share) <= low * factor
+    axis = Range(low=low, high=low * factor, scale=scale)
+    assert low <= axis.at(share) <= low * factor
 
 
 def test_random_search_draws_the_same_for_the_same_seed_and_searches_each_arm(spec: Path) -> None:
@@ -136,22 +136,22 @@ def test_counting_is_expanding(spec: Path) -> None:
 
 
 def test_a_search_finds_what_a_smooth_goal_has_its_peak_at() -> None:
-    """Thirty trials of a goal that peaks at a rate of 1e-3; the later half is nearer than a random one."""
+    """Thirty trials of a goal that peaks at a rate of 1e-3; the later half is nearer than a random trial."""
     arm = Arm(axes={RATE: Range(low=1e-6, high=1.0, scale="log"), "clean.objective": [MMCL, PAR]})
     search = Optuna(kind="optuna", trials=40, together=5)
-    told: list[tuple[dict[str, Any], list[float] | None]] = [(arm.drawn(0, i), None) for i in range(5)]
+    ended: list[tuple[dict[str, Any], list[float] | None]] = [(arm.drawn(0, i), None) for i in range(5)]
 
-    def goal(one: dict[str, Any]) -> list[float]:
-        return [(one["clean.objective"] == PAR) - abs(math.log10(one[RATE]) + 3)]
+    def goal(trial: dict[str, Any]) -> list[float]:
+        return [(trial["clean.objective"] == PAR) - abs(math.log10(trial[RATE]) + 3)]
 
-    told = [(one, goal(one)) for one, _ in told]
-    while len(told) < 40:
-        told += [(one, goal(one)) for one in suggestions(search, arm, told, 5)]
-    early, late = told[:5], told[20:]
+    ended = [(trial, goal(trial)) for trial, _ in ended]
+    while len(ended) < 40:
+        ended += [(trial, goal(trial)) for trial in suggestions(search, arm, ended, 5)]
+    early, late = ended[:5], ended[20:]
     assert sum(value[0] for _, value in late if value) / 20 > sum(value[0] for _, value in early if value) / 5
     assert max(value[0] for _, value in late if value) > 0.7
-    assert suggestions(search, arm, told, 3) == suggestions(search, arm, told, 3)
-    assert suggestions(search, arm, [*told, (told[0][0], None)], 3), "a trial that failed is no end"
+    assert suggestions(search, arm, ended, 3) == suggestions(search, arm, ended, 3)
+    assert suggestions(search, arm, [*ended, (ended[0][0], None)], 3), "a trial that failed is no end"
 
 
 def test_a_search_for_both_rates_trades_one_for_the_other() -> None:
@@ -159,16 +159,16 @@ def test_a_search_for_both_rates_trades_one_for_the_other() -> None:
     arm = Arm(axes={RATE: Range(low=1e-6, high=1.0, scale="log")})
     search = Optuna(kind="optuna", trials=40, together=5, goal="both")
 
-    def rates(one: dict[str, Any]) -> list[float]:
-        away = abs(math.log10(one[RATE]) + 3) / 3
+    def rates(trial: dict[str, Any]) -> list[float]:
+        away = abs(math.log10(trial[RATE]) + 3) / 3
         return [1 - away, away]
 
-    told: list[tuple[dict[str, Any], list[float] | None]] = [
-        (one, rates(one)) for one in (arm.drawn(0, i) for i in range(5))
+    ended: list[tuple[dict[str, Any], list[float] | None]] = [
+        (trial, rates(trial)) for trial in (arm.drawn(0, i) for i in range(5))
     ]
-    while len(told) < 40:
-        told += [(one, rates(one)) for one in suggestions(search, arm, told, 5)]
-    late = sorted(values[0] for _, values in told[20:] if values)
+    while len(ended) < 40:
+        ended += [(trial, rates(trial)) for trial in suggestions(search, arm, ended, 5)]
+    late = sorted(values[0] for _, values in ended[20:] if values)
     assert late[10] > 0.8
 
 
