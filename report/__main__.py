@@ -17,11 +17,9 @@ from pathlib import Path
 
 from data.refusal import UserError
 from report.compare import write_comparison
-from report.imports import write_published
-from report.load import read_study
 from report.markdown import write_markdown
-from report.verdict import notes
-from report.write import write
+from report.published import write_published
+from report.write import write_report
 
 NO_PARQUET = "results.parquet is not written: it needs pyarrow, which `pip install -e .[parquet]` brings."
 
@@ -71,11 +69,11 @@ def _run(studies: list[Path], markdown: Path | None, published: list[Path], out:
         return write_comparison(studies, out)
     if out is not None:
         raise UserError(f"--out {out} was given with one study, whose report lies in the study's own folder; leave it out")
-    study = read_study(studies[0])
-    page, _, sentences, judged = write(study)
-    remarks = [*notes(study), *judged.notes]
+    page, _, report = write_report(studies[0])
+    remarks = [*report.notes, *report.judged.notes]
     remarks += [] if page.with_name("results.parquet").is_file() else [NO_PARQUET]
-    return [*sentences, *(f"Note: {remark}" for remark in remarks), str(page), str(page.with_name("frontier.png"))]
+    lines = [*report.judged.sentences, *(f"Note: {remark}" for remark in remarks)]
+    return [*lines, str(page), str(page.with_name("frontier.png"))]
 
 
 if __name__ == "__main__":

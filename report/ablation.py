@@ -5,7 +5,7 @@ from statistics import fmean
 from typing import NamedTuple
 
 from measures.frontier import CAP, FLOOR, FrontierPoint, best_accuracy, lowest_asr
-from report.values import Mark, Panel
+from report.points import Panel, PointInfo
 
 RATE = "clean.optimizer.rate"  # which has a figure of its own: the frontier's colours
 
@@ -19,23 +19,23 @@ class Reached(NamedTuple):
 
 
 Place = float | str  # on the axis: a number, or a name
-Reach = dict[str, dict[Place, list[Reached]]]  # by way of pre-training and place, one for each seed
+Ablation = dict[str, dict[Place, list[Reached]]]  # by way of pre-training and place, one for each seed
 
 
-def by_setting(panels: Sequence[Panel], setting: str) -> Reach:
+def by_setting(panels: Sequence[Panel], setting: str) -> Ablation:
     """Along a swept setting of the cleaning; a point without it has no place."""
-    return _reach(panels, lambda mark: [mark.swept[setting]] if setting in mark.swept else [])
+    return _ablation(panels, lambda info: [info.swept[setting]] if setting in info.swept else [])
 
 
-def by_cleaner(panels: Sequence[Panel]) -> Reach:
+def by_cleaner(panels: Sequence[Panel]) -> Ablation:
     """By what the cleaning is called."""
-    return _reach(panels, lambda mark: [mark.objective])
+    return _ablation(panels, lambda info: [info.objective])
 
 
-def by_epoch(panels: Sequence[Panel]) -> Reach:
+def by_epoch(panels: Sequence[Panel]) -> Ablation:
     """Within so many epochs of cleaning: what is reached stays reached. Epochs are those at which something was measured."""
-    told = sorted({point.label.epoch for panel in panels for point in panel.points})
-    return _reach(panels, lambda mark: [epoch for epoch in told if epoch >= mark.epoch])
+    epochs = sorted({point.label.epoch for panel in panels for point in panel.points})
+    return _ablation(panels, lambda info: [epoch for epoch in epochs if epoch >= info.epoch])
 
 
 def settings(panels: Sequence[Panel]) -> list[str]:
@@ -46,13 +46,13 @@ def settings(panels: Sequence[Panel]) -> list[str]:
             for name, value in point.label.swept.items():
                 if name != RATE and isinstance(value, int | float) and not isinstance(value, bool):
                     values.setdefault(name, set()).add(float(value))
-    return [name for name, found in values.items() if len(found) > 1]
+    return [name for name, numbers in values.items() if len(numbers) > 1]
 
 
-def _reach(panels: Sequence[Panel], places: Callable[[Mark], Iterable[Place]]) -> Reach:
-    out: Reach = {}
+def _ablation(panels: Sequence[Panel], places: Callable[[PointInfo], Iterable[Place]]) -> Ablation:
+    out: Ablation = {}
     for panel in panels:
-        groups: dict[Place, dict[int | None, list[FrontierPoint[Mark]]]] = {}
+        groups: dict[Place, dict[int | None, list[FrontierPoint[PointInfo]]]] = {}
         for point in panel.points:
             for place in places(point.label):
                 groups.setdefault(place, {}).setdefault(point.label.seed, []).append(point)
@@ -62,7 +62,7 @@ def _reach(panels: Sequence[Panel], places: Callable[[Mark], Iterable[Place]]) -
     return out
 
 
-def _reached(points: list[FrontierPoint[Mark]]) -> Reached:
+def _reached(points: list[FrontierPoint[PointInfo]]) -> Reached:
     starts = {point.label.start for point in points if point.label.start is not None}
     best = best_accuracy(points, CAP)
     low = lowest_asr(points, FLOOR * fmean(start.top1 for start in starts)) if starts else None

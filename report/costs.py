@@ -17,7 +17,7 @@ from report.points import spoken
 STAGES = {"pretrain": "pre-training", "twin": "twin", "clean": "cleaning"}
 
 
-class Bill(NamedTuple):
+class Cost(NamedTuple):
     """What a run took, or some runs together, in seconds, pairs, GPU- and CPU-seconds, joules; None is what no file tells.
     `device` is in words."""
 
@@ -37,21 +37,28 @@ class Bill(NamedTuple):
 
 
 class Column(NamedTuple):
-    """A column of the table of costs: its heading, the field of a bill that it shows, and how many of that its unit has."""
+    """A column of the table of costs: its label, its unit, the field of a cost that it shows, and how many of that the unit
+    has."""
 
-    head: str
+    label: str
+    unit: str
     field: str
-    unit: float
+    scale: float
+
+    @property
+    def head(self) -> str:
+        """The column's heading."""
+        return f"{self.label} ({self.unit})" if self.unit else self.label
 
 
 COLUMNS = (
-    Column("wall (h)", "wall", 3600),
-    Column("training (h)", "training", 3600),
-    Column("measuring (h)", "measuring", 3600),
-    Column("GPU-hours", "gpu", 3600),
-    Column("CPU-hours", "cpu", 3600),
-    Column("pairs/s", "pairs_per_s", 1),
-    Column("energy (kWh)", "joules", 3.6e6),
+    Column("wall", "h", "wall", 3600),
+    Column("training", "h", "training", 3600),
+    Column("measuring", "h", "measuring", 3600),
+    Column("GPU-hours", "", "gpu", 3600),
+    Column("CPU-hours", "", "cpu", 3600),
+    Column("pairs/s", "", "pairs_per_s", 1),
+    Column("energy", "kWh", "joules", 3.6e6),
 )
 
 
@@ -71,10 +78,10 @@ class Costs(NamedTuple):
     heads: list[str]
     groups: list[tuple[tuple[str, str], list[Cell]]]  # (kind, runs)
     runs: list[tuple[tuple[str, str, str], list[Cell]]]  # (run, kind, state)
-    untold: list[str]
+    not_recorded: list[str]
 
 
-def bill(record: Record) -> Bill:
+def cost(record: Record) -> Cost:
     """What the run took so far."""
     moments: dict[tuple[float, int], float] = {}
     for row in record.measures:
@@ -93,17 +100,17 @@ def bill(record: Record) -> Bill:
         elif wall is not None:
             cpu = wall * card.processes * card.device.threads
     joules = record.end.joules if record.end else None
-    return Bill(training, measuring, wall, record.pace.pairs or None, gpu, cpu, joules, device)
+    return Cost(training, measuring, wall, record.pace.pairs or None, gpu, cpu, joules, device)
 
 
-def total(bills: Sequence[Bill]) -> Bill:
-    """The bills together; of each number those that are known."""
+def total(runs: Sequence[Cost]) -> Cost:
+    """The costs together; of each number those that are known."""
 
     def summed(name: str) -> float | None:
-        told = [value for one in bills if (value := getattr(one, name)) is not None]
-        return sum(told) if told else None
+        known = [value for run in runs if (value := getattr(run, name)) is not None]
+        return sum(known) if known else None
 
-    return Bill(
+    return Cost(
         training=summed("training"),
         measuring=summed("measuring"),
         wall=summed("wall"),
@@ -111,23 +118,23 @@ def total(bills: Sequence[Bill]) -> Bill:
         gpu=summed("gpu"),
         cpu=summed("cpu"),
         joules=summed("joules"),
-        device=", ".join(dict.fromkeys(one.device for one in bills if one.device)) or None,
+        device=", ".join(dict.fromkeys(run.device for run in runs if run.device)) or None,
     )
 
 
 def costs(study: Study) -> Costs:
     """What the study took so far."""
-    bills = [bill(record) for record in study.records]
-    begun = [one for one in bills if one.wall is not None]
+    runs = [cost(record) for record in study.records]
+    begun = [run for run in runs if run.wall is not None]
     whole = total(begun)
     shown = [column for column in COLUMNS if getattr(whole, column.field) is not None]
-    kinds: dict[str, list[Bill]] = {}
-    for record, one in zip(study.records, bills, strict=True):
-        kinds.setdefault(_kind(record), []).append(one)
+    kinds: dict[str, list[Cost]] = {}
+    for record, run in zip(study.records, runs, strict=True):
+        kinds.setdefault(_kind(record), []).append(run)
     if len(kinds) > 1:
-        kinds["all runs"] = bills
+        kinds["all runs"] = runs
     absent = [column for column in COLUMNS if column not in shown and column.field not in ("gpu", "cpu")]
-    lacking = [column.head.split(" (")[0] for column in absent]
+    lacking = [column.label for column in absent]
     if whole.gpu is None and whole.cpu is None:
         lacking.append("GPU- or CPU-hours")
     return Costs(
@@ -135,9 +142,9 @@ def costs(study: Study) -> Costs:
         [column.head for column in shown],
         [((kind, _counted(members)), _cells(members, shown)) for kind, members in kinds.items()],
         [
-            ((record.run.run, _kind(record), record.state), _cells([one], shown))
-            for record, one in zip(study.records, bills, strict=True)
-            if one.wall is not None
+            ((record.run.run, _kind(record), record.state), _cells([run], shown))
+            for record, run in zip(study.records, runs, strict=True)
+            if run.wall is not None
         ],
         lacking if begun else [],
     )
@@ -149,14 +156,14 @@ def _kind(record: Record) -> str:
     return f"{STAGES[run.stage]}, {spoken(cleaner if run.stage == 'clean' and cleaner else run.pretrain_objective)}"
 
 
-def _counted(bills: Sequence[Bill]) -> str:
-    begun = sum(one.wall is not None for one in bills)
-    return f"{begun:,}" if begun == len(bills) else f"{begun:,} of {len(bills):,}"
+def _counted(runs: Sequence[Cost]) -> str:
+    begun = sum(run.wall is not None for run in runs)
+    return f"{begun:,}" if begun == len(runs) else f"{begun:,} of {len(runs):,}"
 
 
-def _cells(bills: Sequence[Bill], shown: Sequence[Column]) -> list[Cell]:
+def _cells(runs: Sequence[Cost], shown: Sequence[Column]) -> list[Cell]:
     """A cell for each column; a run that has not begun is not missed."""
-    begun = [one for one in bills if one.wall is not None]
+    begun = [run for run in runs if run.wall is not None]
     whole, out = total(begun), []
     for column in shown:
         value = getattr(whole, column.field)
@@ -165,13 +172,13 @@ def _cells(bills: Sequence[Bill], shown: Sequence[Column]) -> list[Cell]:
             continue
         # a run on GPUs has no CPU-hours, and the other way round: neither is missing
         fields = ("gpu", "cpu") if column.field in ("gpu", "cpu") else (column.field,)
-        missed = sum(all(getattr(one, name) is None for name in fields) for one in begun)
+        missed = sum(all(getattr(run, name) is None for name in fields) for run in begun)
         remark = f"without {missed} of {len(begun)} runs" if missed else ""
-        out.append(Cell(value / column.unit, amount(value / column.unit), remark))
+        out.append(Cell(value / column.scale, amount(value / column.scale), remark))
     return out
 
 
-def _sentence(whole: Bill, begun: int) -> str:
+def _sentence(whole: Cost, begun: int) -> str:
     """The whole in words."""
     if whole.wall is None:
         return "No run has recorded its time yet."

@@ -22,6 +22,13 @@ ROOT = Path(__file__).resolve().parents[1]
 LARGEST_PICTURE = 16 * 2**20  # bytes of a picture that the page takes in
 
 
+class Table(NamedTuple):
+    """Columns, and rows by column; a row may lack some."""
+
+    columns: list[str]
+    rows: list[dict[str, Any]]
+
+
 class Pace(NamedTuple):
     """What a journal's steps took: pairs, and seconds without those of measuring; both 0 if no step says so."""
 
@@ -59,7 +66,7 @@ class Record:
         facts = dict(flat(self.run.swept)) | self.run.model_dump(include=set(KEYS))
         return [{**numbers, **facts, **dict(zip(KEYS[-3:], at, strict=True))} for at, numbers in sorted(merged.items())]
 
-    def told(self, epoch: float) -> list[Answer]:
+    def answers_at(self, epoch: float) -> list[Answer]:
         """What the model answered at an epoch, as the last row of it with answers says; empty if none does."""
         return next((row.answers for row in reversed(self.measures) if row.epoch == epoch and row.answers), [])
 
@@ -71,6 +78,22 @@ class Study:
     folder: Path
     plan: StudyJson
     records: list[Record]
+
+    @cached_property
+    def compared_images(self) -> tuple[str | None, str | None]:
+        """The images whose top-1 and whose ASR are compared: the first with both, or the first of each."""
+        rows = self.results.rows
+        tops, asrs = (list(dict.fromkeys(row["images"] for row in rows if row[key] is not None)) for key in RATES)
+        both = [images for images in tops if images in asrs]
+        return (both or tops or [None])[0], (both or asrs or [None])[0]
+
+    @cached_property
+    def results(self) -> Table:
+        """All evaluations."""
+        rows = [row for record in self.records for row in record.evaluations]
+        swept = {key for record in self.records for key, _ in flat(record.run.swept)} - {*KEYS, *RATES}
+        others = {key for row in rows for key in row} - {*KEYS, *RATES} - swept
+        return Table([*KEYS, *RATES, *sorted(others), *sorted(swept)], rows)
 
     @property
     def again(self) -> str:

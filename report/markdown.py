@@ -14,23 +14,23 @@ from pathlib import Path
 from data.refusal import UserError
 from measures.frontier import CAP, FLOOR, FrontierPoint
 from report.ablation import settings
-from report.costs import costs
-from report.exports import Judged, judge, text, words
-from report.figures import plates
-from report.imports import write_files
+from report.figures import figures
 from report.load import Study, read_study
-from report.plots.frontier import drawn
-from report.plots.lines import short
-from report.points import panels
-from report.scores import RULES, Score, counted, scores
-from report.values import Mark, Panel, percent
-from report.verdict import notes, sentences
+from report.plots.style import render, short
+from report.points import Panel, PointInfo, percent
+from report.scores import BEST, CARRYING, HYPERVOLUME, LOWEST, RULES, Score, chosen_by, counted, drop, scores
+from report.verdict import Judgement, Report, make_report
+from report.write import write_files
 
-ANSWERING = ("frontier", "cleaners", "along-", "epochs")  # names, or how they begin
-BEST, LOWEST = f"best_top1_at_asr_{CAP:g}", f"lowest_asr_at_{FLOOR:g}_of_start"
-HEADLINES = (BEST, f"drop_at_asr_{CAP:g}", LOWEST, "hypervolume", "carrying_points")
-BEST_AT, LOWEST_AT = f"best top-1 at ASR ≤ {100 * CAP:g} %", f"lowest ASR at {100 * FLOOR:g} % of the start's top-1"
-SEED = ("pre-trained with", "cleaned by", "seed", "start: top-1 at ASR", BEST_AT, LOWEST_AT)
+HEADLINES = (BEST, drop(CAP), LOWEST, HYPERVOLUME, CARRYING)
+SEED = (
+    "pre-trained with",
+    "cleaned by",
+    "seed",
+    "start: top-1 at ASR",
+    BEST.label,
+    f"lowest ASR at {100 * FLOOR:g} % of the start's top-1",
+)
 WILSON = "Each seed; in brackets Wilson's 95 % interval for the number of pictures."
 HEAD = "# Results\n\nEach section is a study: its question, what the numbers say, and how to run it again.\n"
 
@@ -41,16 +41,17 @@ def write_markdown(folders: Sequence[Path], out: Path) -> int:
         raise UserError(f"--markdown is {out}, expected a Markdown file; give one that ends in .md")
     files: dict[str, bytes] = {}
     head, sections = _earlier(out)
-    for study in map(read_study, folders):
-        heading = plain(study.plan.name)
+    for folder in folders:
+        report = make_report(read_study(folder))
+        study, heading = report.study, plain(report.study.plan.name)
         first = next(iter(sections), heading) == heading
         shown = []
-        for plate in plates(study):
-            if first or plate.name.startswith(ANSWERING):
-                name = f"{out.stem}/{study.plan.name}-{plate.name}.png"
-                files[name] = drawn(plate.draw(False), "png", study.again)
-                shown.append((plate.heading, plate.caption, name))
-        sections[heading] = section(study, shown)
+        for figure in figures(report):
+            if first or figure.answers:
+                name = f"{out.stem}/{study.plan.name}-{figure.name}.png"
+                files[name] = render(figure.draw(False), "png", study.again)
+                shown.append((figure.heading, figure.caption, name))
+        sections[heading] = section(report, shown)
     files[out.name] = "\n".join([head, "", *sections.values()]).encode()
     (out.parent / out.stem).mkdir(parents=True, exist_ok=True)
     write_files(out.parent, files)
@@ -63,21 +64,21 @@ def _earlier(out: Path) -> tuple[str, dict[str, str]]:
     return head.rstrip(), {part.partition("\n")[0][3:]: f"{part.rstrip()}\n" for part in parts}
 
 
-def section(study: Study, figures: Iterable[tuple[str, str, str]]) -> str:
-    """A study in Markdown; `figures` are headings, captions and files."""
-    found = panels(study)
-    judged = judge(found)
+def section(report: Report, pictures: Iterable[tuple[str, str, str]]) -> str:
+    """A study in Markdown; `pictures` are headings, captions and files."""
+    study, judged = report.study, report.judged
     several = any(mean.of > 1 for means in judged.means.values() for mean in means.values())
     parts = [f"## {plain(study.plan.name)}"]
     parts += [f"**{plain(study.plan.question)}**"] if study.plan.question else []
-    parts += [_list(sentences(found, judged.differences))]
+    parts += [_list(judged.sentences)]
     parts += [f"{WILSON}\n\n{_table(SEED, map(_seed, judged.scores))}"]
-    parts += [_along(found, setting) for setting in settings(found)]
+    parts += [_along(judged.panels, setting) for setting in settings(judged.panels)]
     parts += [_means(judged)] if several else []
     parts += [table] if (table := _rules(judged)) else []
-    parts += [f"![{plain(heading)}]({name})\n\n*{plain(caption)}*" for heading, caption, name in figures]
-    parts += [_list(f"Note: {remark}" for remark in [*notes(study), *judged.notes])] if notes(study) or judged.notes else []
-    parts += [f"Cost: {plain(costs(study).sentence)} {_versions(study)}"]
+    parts += [f"![{plain(heading)}]({name})\n\n*{plain(caption)}*" for heading, caption, name in pictures]
+    remarks = [*report.notes, *judged.notes]
+    parts += [_list(f"Note: {remark}" for remark in remarks)] if remarks else []
+    parts += [f"Cost: {plain(report.costs.sentence)} {_versions(study)}"]
     again = f"```\n{study.plan.command}\n{study.again}\n```" if study.plan.command else f"```\n{study.again}\n```"
     return "\n\n".join([*parts, again]) + "\n"
 
@@ -93,7 +94,7 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def _seed(score: Score) -> list[str]:
     """The cells of one seed under SEED, rates with Wilson's intervals."""
-    best, low = score.numbers[BEST].at, score.numbers.get(LOWEST)
+    best, low = score.numbers[BEST.name].at, score.numbers.get(LOWEST.name)
     known = next((number.at.label for number in score.numbers.values() if number.at), None)
     return [
         *score.group,
@@ -104,23 +105,23 @@ def _seed(score: Score) -> list[str]:
     ]
 
 
-def _along(found: Sequence[Panel], setting: str) -> str:
+def _along(panels: Sequence[Panel], setting: str) -> str:
     """The same at each value of a setting of the cleaning, over all its other settings."""
-    told = (point.label.swept.get(setting) for panel in found for point in panel.points)
-    values = sorted({value for value in told if isinstance(value, int | float)})
+    listed = (point.label.swept.get(setting) for panel in panels for point in panel.points)
+    values = sorted({value for value in listed if isinstance(value, int | float)})
     rows = []
     for value in values:
         there = [
             panel._replace(points=[point for point in panel.points if point.label.swept.get(setting) == value])
-            for panel in found
+            for panel in panels
         ]
         rows += [[short(value), *_seed(score)] for score in scores(there)]
     return f"At each value of {plain(setting)}, over all other settings.\n\n{_table([setting, *SEED], rows)}"
 
 
-def _pair(point: FrontierPoint[Mark] | FrontierPoint[str], mark: Mark | None) -> str:
+def _pair(point: FrontierPoint[PointInfo] | FrontierPoint[str], info: PointInfo | None) -> str:
     """top-1 and ASR of a point, each with its interval if it is known of how many pictures they are."""
-    facts = mark.facts if mark else {}
+    facts = info.facts if info else {}
     return f"{_rate(point.top1, facts.get('pictures'))} at ASR {_rate(point.asr, facts.get('others'))}"
 
 
@@ -129,28 +130,30 @@ def _rate(rate: float, of: float | None) -> str:
     return f"{percent(rate)} [{100 * between.low:.1f}, {100 * between.high:.1f}]" if between else percent(rate)
 
 
-def _means(judged: Judged) -> str:
+def _means(judged: Judgement) -> str:
     rows = []
     for group, means in judged.means.items():
-        told = [(name, means[name]) if name in means else None for name in HEADLINES]
-        rows.append([*group, *(f"{text(*one)} ({one[1].known} of {one[1].of})" if one else "" for one in told)])
-    heads = ["pre-trained with", "cleaned by", *(words(name) for name in HEADLINES)]
-    head = "Means over the seeds that have such a point, with 95 % bootstrap intervals (too narrow where seeds are few)."
-    return f"{head}\n\n{_table(heads, rows)}"
+        columns = [means.get(metric.name) for metric in HEADLINES]
+        rows.append([*group, *(f"{mean.text} ({mean.known} of {mean.of})" if mean else "" for mean in columns)])
+    heads = ["pre-trained with", "cleaned by", *(metric.label for metric in HEADLINES)]
+    intro = "Means over the seeds that have such a point, with 95 % bootstrap intervals (too narrow where seeds are few)."
+    return f"{intro}\n\n{_table(heads, rows)}"
 
 
-def _rules(judged: Judged) -> str:
+def _rules(judged: Judgement) -> str:
     """What rules that see no ASR would have chosen, over seeds; empty if none could be followed."""
     rows = []
     for group, means in judged.means.items():
         for rule in RULES:
-            names = [f"chosen_by_{rule}_{what}" for what in ("top1", "asr", "gap", "excess")]
-            if names[0] in means:
-                rows.append([*group, rule, *(text(name, means[name]) for name in names)])
+            choice = chosen_by(rule)
+            if choice.top1.name in means:
+                rows.append([*group, rule, *(means[metric.name].text for metric in choice)])
     heads = ["pre-trained with", "cleaned by", "rule", "top-1", "ASR", "top-1 short of the oracle"]
     heads.append(f"ASR above {100 * CAP:g} %")
-    head = "What a defender would have chosen, who sees no ASR; means over seeds. The oracle is the best top-1 at ASR ≤ 5 %."
-    return f"{head}\n\n{_table(heads, rows)}" if rows else ""
+    intro = (
+        "What a defender would have chosen, who sees no ASR; means over seeds. The oracle is the best top-1 at ASR ≤ 5 %."
+    )
+    return f"{intro}\n\n{_table(heads, rows)}" if rows else ""
 
 
 def _versions(study: Study) -> str:

@@ -9,13 +9,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from records.card import Fact
-from report.costs import STAGES, costs
-from report.difference import sentence
-from report.exports import Judged, page_table
+from report.costs import STAGES
 from report.load import Record, Study, flat
-from report.points import panels, spoken
-from report.values import rate_text
-from report.verdict import notes, summary, verdict
+from report.points import rate_text, spoken
+from report.tables import page_table
+from report.verdict import Report
 
 MOST = 5_000  # evaluations that the page lists; more make it slow to open, and nobody reads them there
 GRIDS = 12  # grids of poisoned pairs inside the page; the others are named, and lie in their runs' folders
@@ -31,69 +29,74 @@ class Picture(NamedTuple):
     narrow: bytes
 
 
-def page_of(read: Study, judged: Judged, pictures: Sequence[Picture]) -> str:
+def page_of(report: Report, pictures: Sequence[Picture]) -> str:
     """The page, complete in itself: the pictures travel inside it."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    filled = Environment(
+    environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filled.filters.update(picture=_data_uri, digest=_digest, rate=rate_text, name=spoken, flat=flat, tied=_tied)
-    cards = [record.card for record in read.records if record.card is not None]
-    machines = Counter(tuple(card.machine_facts()) for card in cards)
-    common = _common([card.facts() for card in cards])
-    stages: dict[str, list[tuple[Record, list[Fact]]]] = {}
-    for record in read.records:
-        own = [fact for fact in record.card.facts() if fact not in common] if record.card is not None else []
-        stages.setdefault(STAGES[record.run.stage], []).append((record, own))
-    poisons: dict[bytes, list[str]] = {}
-    for record in read.records:
-        if record.poison:
-            poisons.setdefault(record.poison, []).append(record.run.run)
-    found = panels(read)
-    rows, evaluated = shown(read)
-    cleaners = list(dict.fromkeys(point.label.objective for panel in found for point in panel.points))
-    return filled.get_template("page.html.j2").render(
-        plan=read.plan,
-        total=len(read.records),
-        finished=sum(record.finished for record in read.records),
-        verdicts=[verdict(panel) for panel in found],
-        summaries=[(panel.title, summary(panel, cleaners)) for panel in found],
-        notes=notes(read),
+    environment.filters.update(picture=_data_uri, digest=_digest, rate=rate_text, name=spoken, flat=flat, tied=_tied)
+    study, judged = report.study, report.judged
+    poisons = list(_poisons(study).items())
+    return environment.get_template("page.html.j2").render(
+        plan=study.plan,
+        total=len(study.records),
+        finished=sum(record.finished for record in study.records),
+        verdicts=judged.verdicts,
+        summaries=list(zip([panel.title for panel in judged.panels], report.summaries, strict=True)),
+        notes=report.notes,
         groups=list(judged.means),
         means=page_table(judged),
-        differences=[sentence(one) for one in judged.differences],
+        differences=[difference.sentence for difference in judged.differences],
         lacking=judged.notes,
         pictures=pictures,
-        poisons=list(poisons.items())[:GRIDS],
-        more_poisons=[runs for _, runs in list(poisons.items())[GRIDS:]],
-        rows=rows,
-        evaluated=evaluated,
-        costs=costs(read),
-        machines=list(machines.items()),
-        stages=list(stages.items()),
-        common=common,
-        spec=json.dumps(read.plan.spec, indent=2, ensure_ascii=False),
-        again=read.again,
+        poisons=poisons[:GRIDS],
+        more_poisons=[runs for _, runs in poisons[GRIDS:]],
+        rows=shown(study),
+        evaluated=len(study.results.rows),
+        costs=report.costs,
+        spec=json.dumps(study.plan.spec, indent=2, ensure_ascii=False),
+        again=study.again,
+        **_cards(study),
     )
 
 
-def shown(read: Study) -> tuple[list[dict[str, Any]], int]:
-    """The rows of the page's table, and how many evaluations there are: of more than MOST only each run's last moment."""
-    rows = [row for record in read.records for row in record.evaluations]
-    if len(rows) <= MOST:
-        return rows, len(rows)
-    last = [
+def _cards(study: Study) -> dict[str, Any]:
+    """What the page says of the runs' cards: the machines, what all cards share, and each run's own facts by stage."""
+    cards = [record.card for record in study.records if record.card is not None]
+    common = _common([card.facts() for card in cards])
+    stages: dict[str, list[tuple[Record, list[Fact]]]] = {}
+    for record in study.records:
+        own = [fact for fact in record.card.facts() if fact not in common] if record.card is not None else []
+        stages.setdefault(STAGES[record.run.stage], []).append((record, own))
+    machines = Counter(tuple(card.machine_facts()) for card in cards)
+    return {"machines": list(machines.items()), "common": common, "stages": list(stages.items())}
+
+
+def _poisons(study: Study) -> dict[bytes, list[str]]:
+    """The grids of poisoned pairs, and the runs that each is of."""
+    grids: dict[bytes, list[str]] = {}
+    for record in study.records:
+        if record.poison:
+            grids.setdefault(record.poison, []).append(record.run.run)
+    return grids
+
+
+def shown(study: Study) -> list[dict[str, Any]]:
+    """The rows of the page's table: all evaluations, or if they are more than MOST only each run's last moment."""
+    if len(study.results.rows) <= MOST:
+        return study.results.rows
+    return [
         row
-        for record in read.records
+        for record in study.records
         for row in record.evaluations
         if (row["epoch"], row["step"]) == (record.evaluations[-1]["epoch"], record.evaluations[-1]["step"])
     ]
-    return last, len(rows)
 
 
 def _common(cards: Sequence[Sequence[Fact]]) -> list[Fact]:

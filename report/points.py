@@ -1,12 +1,11 @@
 """What a study measured, by way of pre-training: panels of points for the frontier, curves over the epochs."""
 
-from functools import lru_cache
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from measures.frontier import FrontierPoint
 from records.study_json import RunEntry
 from report.load import RATES, Record, Study, flat
-from report.values import Course, Mark, Panel
 
 NAMES = {
     "mmcl": "MMCL",
@@ -27,6 +26,42 @@ KNOWN = ("val_loss", "distance", "proxy_asr")  # what a defender can know, who d
 Way = tuple[str, tuple[tuple[str, str], ...]]  # objective, swept settings
 
 
+class PointInfo(NamedTuple):
+    """What a cleaned point is: its run, epoch, rate and objective, the model it started from, its seed, what else was
+    measured there (of how many pictures its rates are, what a defender could know), and its cleaning's swept settings."""
+
+    run: str
+    epoch: float
+    rate: float | None
+    objective: str
+    start: FrontierPoint[str] | None
+    seed: int | None = None
+    facts: Mapping[str, float] = {}
+    swept: Mapping[str, Any] = {}
+
+
+class Panel(NamedTuple):
+    """All that was measured for one way of pre-training; `finished` of its `total` runs are done. The drawing is headed by
+    `heading`, or by the title if there is none."""
+
+    title: str
+    starts: list[FrontierPoint[str]]
+    twins: list[FrontierPoint[str]]
+    points: list[FrontierPoint[PointInfo]]
+    finished: int
+    total: int
+    heading: str | None = None
+
+
+class Curve(NamedTuple):
+    """One number of a pre-training run over its epochs; one way has one colour."""
+
+    way: str
+    label: str
+    twin: bool
+    line: list[tuple[float, float]]
+
+
 class Moment(NamedTuple):
     """What one run measured at one moment, on the compared images; rates in [0, 1]. `facts`: of how many pictures the rates
     are, and what a defender could know, on whichever images it was measured."""
@@ -35,15 +70,6 @@ class Moment(NamedTuple):
     top1: float | None
     asr: float | None
     facts: dict[str, float]
-
-
-@lru_cache(maxsize=8)
-def compared_images(study: Study) -> tuple[str | None, str | None]:
-    """The images whose top-1 and whose ASR are compared: the first with both, or the first of each."""
-    rows = [row for record in study.records for row in record.evaluations]
-    tops, asrs = (list(dict.fromkeys(row["images"] for row in rows if row[key] is not None)) for key in RATES)
-    both = [images for images in tops if images in asrs]
-    return (both or tops or [None])[0], (both or asrs or [None])[0]
 
 
 def timeline(record: Record, images: tuple[str | None, str | None]) -> list[Moment]:
@@ -79,10 +105,9 @@ def title(way: Way) -> str:
     return " · ".join([spoken(way[0]), *(f"{key}={value}" for key, value in way[1])])
 
 
-@lru_cache(maxsize=8)  # a study is read once and never changes; its panels are asked for in many places
 def panels(study: Study) -> list[Panel]:
     """Everything measured, one panel for each way of pre-training; seeds of one way share a panel."""
-    images = compared_images(study)
+    images = study.compared_images
     origins = {r.run.run: r.run for r in study.records if r.run.stage == "pretrain"}
     ways: dict[Way, list[Record]] = {}
     for record in study.records:
@@ -104,7 +129,7 @@ def _panel(way: Way, members: list[Record], images: tuple[str | None, str | None
     """
     starts: dict[str, FrontierPoint[str]] = {}
     twins: list[FrontierPoint[str]] = []
-    points: list[FrontierPoint[Mark]] = []
+    points: list[FrontierPoint[PointInfo]] = []
     for record in sorted(members, key=lambda member: member.run.stage == "clean"):
         run = record.run
         origin = run.start or run.run if run.stage == "clean" else run.run  # a pre-training may start from weights
@@ -120,8 +145,8 @@ def _panel(way: Way, members: list[Record], images: tuple[str | None, str | None
                     continue
                 who = spoken(run.cleaner or run.clean_objective)
                 swept = {key: value for key, value in run.swept.items() if key in run.cleaning}
-                mark = Mark(run.run, moment.epoch, run.rate, who, starts.get(origin), run.seed, moment.facts, swept)
-                points.append(FrontierPoint(point.asr, point.top1, mark))
+                info = PointInfo(run.run, moment.epoch, run.rate, who, starts.get(origin), run.seed, moment.facts, swept)
+                points.append(FrontierPoint(point.asr, point.top1, info))
         elif seen and record.finished and run.stage == "pretrain":
             starts[origin] = seen[-1][1]
         elif seen and record.finished:
@@ -130,41 +155,54 @@ def _panel(way: Way, members: list[Record], images: tuple[str | None, str | None
     return Panel(title(way), list(starts.values()), twins, points, finished, len(members))
 
 
-def rates(study: Study) -> dict[str, list[Course]]:
+def rate_curves(study: Study) -> dict[str, list[Curve]]:
     """Accuracy and attack success of every pre-training run over its epochs, in percent, under TOP1 and ASR."""
-    images = compared_images(study)
-    found: dict[str, list[Course]] = {TOP1: [], ASR: []}
-    for record, course in _pretrainings(study):
+    images = study.compared_images
+    drawn: dict[str, list[Curve]] = {TOP1: [], ASR: []}
+    for record, curve in _pretrainings(study):
         seen = timeline(record, images)
         top1 = [(moment.epoch, 100 * moment.top1) for moment in seen if moment.top1 is not None]
         asr = [(moment.epoch, 100 * moment.asr) for moment in seen if moment.asr is not None]
-        found[TOP1].append(course._replace(line=top1))
-        found[ASR].append(course._replace(line=asr))
-    return found
+        drawn[TOP1].append(curve._replace(line=top1))
+        drawn[ASR].append(curve._replace(line=asr))
+    return drawn
 
 
-def courses(study: Study, key: str) -> list[Course]:
+def curves_of(study: Study, key: str) -> list[Curve]:
     """A measured number of every pre-training run over its epochs, on the first images that have it."""
-    found = []
-    for record, course in _pretrainings(study):
+    lines = []
+    for record, curve in _pretrainings(study):
         rows = [row for row in record.evaluations if row.get(key) is not None]
         if line := [(row["epoch"], row[key]) for row in rows if row["images"] == rows[0]["images"]]:
-            found.append(course._replace(line=line))
-    return found
+            lines.append(curve._replace(line=line))
+    return lines
 
 
-def _pretrainings(study: Study) -> list[tuple[Record, Course]]:
-    """Every pre-training run, the twins included, with the course that it is to be drawn as, which has no line yet."""
+def _pretrainings(study: Study) -> list[tuple[Record, Curve]]:
+    """Every pre-training run, the twins included, with the curve that it is to be drawn as, which has no line yet."""
     shown = [record for record in study.records if record.run.stage != "clean"]
     several = len({record.run.seed for record in shown}) > 1
     out = []
     for record in shown:
         run, way, twin = record.run, title(_way(record.run)), record.run.stage == "twin"
         label = f"{way}, seed {run.seed}" if several else way
-        out.append((record, Course(way, f"{label}, twin without poison" if twin else label, twin, [])))
+        out.append((record, Curve(way, f"{label}, twin without poison" if twin else label, twin, [])))
     return out
 
 
 def spoken(kind: str | None) -> str:
     """An objective's name as people write it; an unlisted one stays as it is."""
     return NAMES.get(kind or "", kind or "an unnamed objective")
+
+
+def percent(rate: float) -> str:
+    """The rate as text: 0.021 is '2.1 %'."""
+    return f"{100 * rate:.1f} %"
+
+
+def rate_text(rate: float | None) -> str:
+    """The learning rate as people write it: 0.00003 is '3e-5', 0.05 stays."""
+    if rate is None or rate == 0 or abs(rate) >= 0.01:
+        return "" if rate is None else f"{rate:g}"
+    digits, power = f"{rate:.4e}".split("e")
+    return f"{float(digits):g}e{int(power)}"

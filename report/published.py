@@ -5,19 +5,29 @@ Such a file holds points alone: no start, no rates, no seeds. What it does not h
 
 import json
 import math
+import shlex
 from collections import Counter, defaultdict
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from data.refusal import UserError
-from measures.frontier import FrontierPoint
-from report.values import Mark, Panel
+from measures.frontier import CAPS, FrontierPoint, best_accuracy, hypervolume, lowest_asr, pareto
+from report.plots.frontier import frontier
+from report.plots.style import render
+from report.points import Panel, PointInfo
+from report.tables import as_csv
+from report.write import write_files
 
 LARGEST = 64 * 2**20  # bytes of a file
 MOST = 1_000  # groups of a file
+DRAWN = 60  # groups in the figure; more do not fit a picture
 Groups = dict[str, list[FrontierPoint[int]]]  # by name; the label is the place in the list
 FORM = 'expected one JSON object such as {"group": [[asr, ...], [accuracy, ...]], "empty": []} with fractions in [0, 1]'
+
+NO_START = (
+    "The file holds points alone: no start's accuracy, so no accuracy floors and no drops; no learning rates, seeds, epochs."
+)
 
 
 class Overlap(NamedTuple):
@@ -26,6 +36,17 @@ class Overlap(NamedTuple):
     names: tuple[str, str]
     sizes: tuple[int, int]
     shared: int
+
+    @property
+    def sentence(self) -> str:
+        """The overlap as a warning."""
+        (first, second), (size, rest), shared = self
+        if shared == size == rest:
+            return f"{first} and {second} hold the same points, {shared}; count them once."
+        for small, large, whole in ((first, second, size), (second, first, rest)):
+            if shared == whole:
+                return f"{small} is a subset of {large}: all its points, {shared}, are also there; count them once."
+        return f"{first} and {second} share identical points: {shared} (of {size} and {rest})."
 
 
 def read_published(path: Path) -> Groups:
@@ -102,30 +123,104 @@ def overlaps(groups: Groups) -> list[Overlap]:
     for name, points in counts.items():
         for point in points:
             holders[point].append(name)
-    found: Counter[tuple[str, str]] = Counter()
+    shared: Counter[tuple[str, str]] = Counter()
     for point, names in holders.items():
         for one, other in combinations(names, 2):
-            found[one, other] += min(counts[one][point], counts[other][point])
-    return [Overlap(pair, (len(groups[pair[0]]), len(groups[pair[1]])), shared) for pair, shared in found.items()]
-
-
-def sentence(overlap: Overlap) -> str:
-    """The overlap as a warning."""
-    (one, other), (size, rest), shared = overlap
-    if shared == size == rest:
-        return f"{one} and {other} hold the same points, {shared}; count them once."
-    for small, large, whole in ((one, other, size), (other, one, rest)):
-        if shared == whole:
-            return f"{small} is a subset of {large}: all its points, {shared}, are also there; count them once."
-    return f"{one} and {other} share identical points: {shared} (of {size} and {rest})."
+            shared[one, other] += min(counts[one][point], counts[other][point])
+    return [Overlap(pair, (len(groups[pair[0]]), len(groups[pair[1]])), count) for pair, count in shared.items()]
 
 
 def panels(groups: Groups) -> list[Panel]:
     """A panel for each group that has points; nothing is known of starts, rates and runs."""
     return [
         Panel(
-            name, [], [], [FrontierPoint(p.asr, p.top1, Mark(name, 0, None, "published", None)) for p in points], 1, 1, name
+            name,
+            [],
+            [],
+            [FrontierPoint(p.asr, p.top1, PointInfo(name, 0, None, "published", None)) for p in points],
+            1,
+            1,
+            name,
         )
         for name, points in groups.items()
         if points
     ]
+
+
+def read_all(paths: list[Path]) -> Groups:
+    """The groups of all files; of several files, each group's name begins with its file's. Raises UserError."""
+    if len({path.stem for path in paths}) < len(paths):
+        names = ", ".join(str(path) for path in paths)
+        raise UserError(f"two of {names} have one name, expected different ones to tell their groups apart; rename a file")
+    read = {path.stem: read_published(path) for path in paths}
+    if len(read) == 1:
+        return next(iter(read.values()))
+    return {f"{stem}: {name}": points for stem, groups in read.items() for name, points in groups.items()}
+
+
+def frontier_rows(groups: Groups) -> list[dict[str, Any]]:
+    """The frontier of each group, one row each; rates are fractions, None where no point qualifies."""
+    rows = []
+    for name, points in groups.items():
+        row: dict[str, Any] = {"group": name, "points": len(points)}
+        for cap in CAPS:
+            best = best_accuracy(points, cap)
+            row[f"best_top1_at_asr_{cap:g}"] = best.top1 if best else None
+            row[f"its_asr_{cap:g}"] = best.asr if best else None
+        low = lowest_asr(points, 0.0)
+        row |= {"lowest_asr": low.asr if low else None, "its_top1": low.top1 if low else None}
+        row |= {"pareto_points": len(pareto(points)), "hypervolume": hypervolume(points) if points else None}
+        rows.append(row)
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """The frontier rows as text, in percent: accuracy @ ASR, and the lowest ASR @ its accuracy."""
+    heads = ["group", "points", *(f"ASR <= {100 * cap:g} %" for cap in CAPS), "lowest ASR", "Pareto", "hypervolume"]
+    cells = [heads]
+    for row in rows:
+        best = [_pair(row[f"best_top1_at_asr_{cap:g}"], row[f"its_asr_{cap:g}"]) for cap in CAPS]
+        area = "none" if row["hypervolume"] is None else f"{row['hypervolume']:.4f}"
+        low = _pair(row["lowest_asr"], row["its_top1"])
+        cells.append([row["group"], str(row["points"]), *best, low, str(row["pareto_points"]), area])
+    wide = [max(len(line[at]) for line in cells) for at in range(len(heads))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, wide, strict=True)).rstrip() for line in cells)
+
+
+def _pair(one: float | None, other: float | None) -> str:
+    return "none" if one is None or other is None else f"{100 * one:.2f} @ {100 * other:.2f}"
+
+
+def remarks(groups: Groups) -> list[str]:
+    """What a reader must know before trusting the table."""
+    said = [NO_START, *(overlap.sentence for overlap in overlaps(groups))]
+    empty = [name for name, points in groups.items() if not points]
+    if empty:
+        said.append(f"Without points: {', '.join(empty)}.")
+    filled = len(groups) - len(empty)
+    return [*said, f"The figure shows the first {DRAWN} of {filled} groups."] if filled > DRAWN else said
+
+
+def write_published(paths: list[Path], out: Path | None) -> list[str]:
+    """Writes frontier.csv, results.csv and the figure into the folder; returns what to say. Raises UserError."""
+    groups = read_all(paths)
+    folder = out or Path(f"{paths[0].stem}-report")
+    rows = frontier_rows(groups)
+    kept = {name: {point.label for point in pareto(points)} for name, points in groups.items()}
+    points = [
+        {"group": name, "point": p.label, "top1": p.top1, "asr": p.asr, "pareto": int(p.label in kept[name])}
+        for name, group in groups.items()
+        for p in group
+    ]
+    drawing = frontier(panels(groups)[:DRAWN])
+    said = remarks(groups)
+    command = " ".join(["python -m report", *(f"--import {shlex.quote(str(path))}" for path in paths)])
+    files = {
+        "frontier.csv": as_csv(list(rows[0]), rows).encode(),
+        "results.csv": as_csv(["group", "point", "top1", "asr", "pareto"], points).encode(),
+        "frontier.png": render(drawing, "png", command),
+        "frontier.pdf": render(drawing, "pdf", command),
+        "notes.txt": ("\n".join(said) + "\n").encode(),
+    }
+    write_files(folder, files)
+    return [table(rows), *(f"Note: {text}" for text in said), str(folder / "frontier.png")]

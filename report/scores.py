@@ -4,16 +4,17 @@ That no point qualifies is a result: its value is None, it is counted, and it is
 """
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from statistics import fmean
 from typing import NamedTuple
 
 from measures.frontier import CAP, CAPS, FLOOR, FrontierPoint, best_accuracy, hypervolume, lowest_asr
 from measures.interval import Interval, bootstrap, wilson
 from measures.selection import Candidate, by_accuracy, by_distance, by_proxy, by_val_loss
-from report.values import Mark, Panel
+from report.points import Panel, PointInfo
 
 SHARES = (0.90, 0.95, 1.00)  # of the start's accuracy
-RULES: dict[str, tuple[str, Callable[..., Candidate[FrontierPoint[Mark]] | None]]] = {  # by name: the number it needs
+RULES: dict[str, tuple[str, Callable[..., Candidate[FrontierPoint[PointInfo]] | None]]] = {  # by name: the number it needs
     "accuracy": ("top1", by_accuracy),
     "val_loss": ("val_loss", by_val_loss),
     "distance": ("distance", by_distance),
@@ -23,16 +24,84 @@ MOST = 10**12  # pictures; a journal that claims more is not believed
 Group = tuple[str, str]  # the way of pre-training, the cleaner
 
 
+class Unit(NamedTuple):
+    """How a number is written: times `scale`, with so many digits (None: one, or none if it is whole), before `sign`."""
+
+    scale: float
+    digits: int | None
+    sign: str = ""
+
+
+PERCENT, PERCENTAGE_POINTS, COUNT, AREA = Unit(100, 1, " %"), Unit(100, 1), Unit(1, None), Unit(1, 4)
+
+
+class Metric(NamedTuple):
+    """What a number is: its name in files, its label for people, its unit, and the cap on ASR that it is under, if any."""
+
+    name: str
+    label: str
+    unit: Unit
+    cap: float | None = None
+
+
+def best_top1(cap: float) -> Metric:
+    """The best accuracy under a cap on ASR."""
+    return Metric(f"best_top1_at_asr_{cap:g}", f"best top-1 at ASR ≤ {100 * cap:g} %", PERCENT, cap)
+
+
+def drop(cap: float) -> Metric:
+    """What that accuracy has lost from the start's."""
+    return Metric(f"drop_at_asr_{cap:g}", f"drop in points at ASR ≤ {100 * cap:g} %", PERCENTAGE_POINTS, cap)
+
+
+def relative_drop(cap: float) -> Metric:
+    """The same as a share of the start's."""
+    return Metric(f"relative_drop_at_asr_{cap:g}", f"relative drop at ASR ≤ {100 * cap:g} %", PERCENT, cap)
+
+
+def lowest_asr_at(share: float) -> Metric:
+    """The lowest ASR at a share of the start's accuracy."""
+    return Metric(f"lowest_asr_at_{share:g}_of_start", f"lowest ASR at top-1 ≥ {100 * share:g} % of start", PERCENT)
+
+
+HYPERVOLUME, POINTS = Metric("hypervolume", "hypervolume", AREA), Metric("points", "points", COUNT)
+CARRYING = Metric("carrying_points", f"points at ASR ≤ {100 * CAP:g} % and top-1 ≥ {100 * FLOOR:g} % of start", COUNT, CAP)
+
+
+class Choice(NamedTuple):
+    """What a rule that sees no ASR chose: its rates, the oracle's lead in accuracy, and how far its ASR is above the cap."""
+
+    top1: Metric
+    asr: Metric
+    gap: Metric
+    excess: Metric
+
+
+def chosen_by(rule: str) -> Choice:
+    """The numbers of a rule's choice."""
+    name, label = f"chosen_by_{rule}", f"chosen by {rule}"
+    return Choice(
+        Metric(f"{name}_top1", f"{label}: top-1", PERCENT),
+        Metric(f"{name}_asr", f"{label}: ASR", PERCENT),
+        Metric(f"{name}_gap", f"{label}: top-1 short of the oracle", PERCENTAGE_POINTS),
+        Metric(f"{name}_excess", f"{label}: ASR above {100 * CAP:g} %", PERCENTAGE_POINTS, CAP),
+    )
+
+
+BEST, LOWEST = best_top1(CAP), lowest_asr_at(FLOOR)
+
+
 class Number(NamedTuple):
     """One number of one seed; None where no point qualifies. `interval` is Wilson's if the pictures were counted."""
 
+    metric: Metric
     value: float | None
     interval: Interval | None = None
-    at: FrontierPoint[Mark] | None = None
+    at: FrontierPoint[PointInfo] | None = None
 
 
 class Score(NamedTuple):
-    """All numbers of one (way, cleaner, seed), by name."""
+    """All numbers of one (way, cleaner, seed), by their metrics' names."""
 
     group: Group
     seed: int | None
@@ -43,50 +112,67 @@ class Score(NamedTuple):
 class Mean(NamedTuple):
     """One number over the seeds: `known` of `of` seeds have it; a bootstrap interval if at least two have."""
 
+    metric: Metric
     known: int
     of: int
     value: float | None
     interval: Interval | None
 
+    @property
+    def text(self) -> str:
+        """The mean with its interval; "none" where no seed has it."""
+        if self.value is None:
+            return "none"
+        scale, digits, sign = self.metric.unit
+        if digits is None:
+            digits = 0 if self.value == int(self.value) else 1
+        ends = ", ".join(f"{scale * end:.{digits}f}" for end in self.interval or ())
+        return f"{scale * self.value:.{digits}f}{sign}" + (f" [{ends}]" if ends else "")
+
 
 def scores(panels: Sequence[Panel]) -> list[Score]:
     """One for each (way, cleaner, seed) that has points, in their order."""
-    points: dict[tuple[str, str, int | None], list[FrontierPoint[Mark]]] = {}
+    points: dict[tuple[str, str, int | None], list[FrontierPoint[PointInfo]]] = {}
     for panel in panels:
         for point in panel.points:
             points.setdefault((panel.title, point.label.objective, point.label.seed), []).append(point)
     return [_score((way, cleaner), seed, members) for (way, cleaner, seed), members in points.items()]
 
 
-def _score(group: Group, seed: int | None, points: list[FrontierPoint[Mark]]) -> Score:
+def _score(group: Group, seed: int | None, points: list[FrontierPoint[PointInfo]]) -> Score:
     starts = list(dict.fromkeys(point.label.start for point in points if point.label.start is not None))
     start = FrontierPoint(fmean(p.asr for p in starts), fmean(p.top1 for p in starts), "start") if starts else None
-    numbers: dict[str, Number] = {}
+    numbers: list[Number] = []
     for cap in CAPS:
         best = best_accuracy(points, cap)
-        numbers[f"best_top1_at_asr_{cap:g}"] = _number(best, "top1", "pictures")
+        numbers.append(_top1(best_top1(cap), best))
         if start and start.top1:
             lost = None if best is None else start.top1 - best.top1
-            numbers[f"drop_at_asr_{cap:g}"] = Number(lost, None, best)
-            numbers[f"relative_drop_at_asr_{cap:g}"] = Number(None if lost is None else lost / start.top1, None, best)
-    for share in SHARES if start else ():
-        low = lowest_asr(points, share * start.top1) if start else None
-        numbers[f"lowest_asr_at_{share:g}_of_start"] = _number(low, "asr", "others")
+            numbers.append(Number(drop(cap), lost, None, best))
+            numbers.append(Number(relative_drop(cap), None if lost is None else lost / start.top1, None, best))
+    if start:
+        numbers += [_asr(lowest_asr_at(share), lowest_asr(points, share * start.top1)) for share in SHARES]
     inside = [point for point in points if 0 <= point.asr <= 1 and 0 <= point.top1 <= 1]
-    numbers["hypervolume"] = Number(hypervolume(inside))
+    numbers.append(Number(HYPERVOLUME, hypervolume(inside)))
     if start:
         carrying = [p for p in points if p.asr <= CAP and p.top1 >= FLOOR * start.top1]
-        numbers["carrying_points"] = Number(len(carrying))
-    numbers["points"] = Number(len(points))
-    return Score(group, seed, start, numbers | _chosen(points, start))
+        numbers.append(Number(CARRYING, len(carrying)))
+    numbers += [Number(POINTS, len(points)), *_chosen(points, start)]
+    return Score(group, seed, start, {number.metric.name: number for number in numbers})
 
 
-def _number(point: FrontierPoint[Mark] | None, rate: str, of: str) -> Number:
-    """The point's rate, with Wilson's interval if its journal says of how many pictures it is."""
+def _top1(metric: Metric, point: FrontierPoint[PointInfo] | None) -> Number:
+    """The point's accuracy, with Wilson's interval if its journal says of how many pictures it is."""
     if point is None:
-        return Number(None)
-    value = float(getattr(point, rate))
-    return Number(value, counted(value, point.label.facts.get(of)), point)
+        return Number(metric, None)
+    return Number(metric, float(point.top1), counted(point.top1, point.label.facts.get("pictures")), point)
+
+
+def _asr(metric: Metric, point: FrontierPoint[PointInfo] | None) -> Number:
+    """The point's ASR, likewise."""
+    if point is None:
+        return Number(metric, None)
+    return Number(metric, float(point.asr), counted(point.asr, point.label.facts.get("others")), point)
 
 
 def counted(rate: float, of: float | None) -> Interval | None:
@@ -95,61 +181,64 @@ def counted(rate: float, of: float | None) -> Interval | None:
     return wilson(round(rate * whole), whole) if 0 < whole < MOST and 0 <= rate <= 1 else None
 
 
-def _chosen(points: list[FrontierPoint[Mark]], start: FrontierPoint[str] | None) -> dict[str, Number]:
+def _chosen(points: list[FrontierPoint[PointInfo]], start: FrontierPoint[str] | None) -> list[Number]:
     """What each rule that sees no ASR would have chosen, and how far that is from the oracle that sees it."""
     candidates = [
         Candidate(p.top1, p.label.facts.get("val_loss"), p.label.facts.get("distance"), p.label.facts.get("proxy_asr"), p)
         for p in points
     ]
-    oracle, numbers = best_accuracy(points, CAP), dict[str, Number]()
+    oracle, numbers = best_accuracy(points, CAP), list[Number]()
     for name, (needed, rule) in RULES.items():
         if all(getattr(candidate, needed) is None for candidate in candidates) or (name == "distance" and start is None):
             continue
-        chosen = rule(candidates, start.top1 if start else None)
-        point = chosen.label if chosen else None
-        numbers[f"chosen_by_{name}_top1"] = _number(point, "top1", "pictures")
-        numbers[f"chosen_by_{name}_asr"] = _number(point, "asr", "others")
+        candidate = rule(candidates, start.top1 if start else None)
+        point, metrics = candidate.label if candidate else None, chosen_by(name)
         gap = oracle.top1 - point.top1 if oracle and point else None
-        numbers[f"chosen_by_{name}_gap"] = Number(gap, None, point)
-        numbers[f"chosen_by_{name}_excess"] = Number(max(0.0, point.asr - CAP) if point else None, None, point)
+        excess = max(0.0, point.asr - CAP) if point else None
+        numbers += [_top1(metrics.top1, point), _asr(metrics.asr, point)]
+        numbers += [Number(metrics.gap, gap, None, point), Number(metrics.excess, excess, None, point)]
     return numbers
 
 
-def lacking(found: Sequence[Score]) -> list[str]:
+def lacking(seeds: Sequence[Score]) -> list[str]:
     """What could not be judged for want of a number in the journals, as notes."""
-    said = []
+    remarks = []
     for name, (needed, _) in RULES.items():
-        without = list(dict.fromkeys(score.group for score in found if f"chosen_by_{name}_top1" not in score.numbers))
+        without = list(dict.fromkeys(score.group for score in seeds if chosen_by(name).top1.name not in score.numbers))
         if without:
             reason = f"its number, {needed}, is not in the journals" + (" or no start was measured" * (name == "distance"))
-            listed = "all cleanings" if len(without) == len({s.group for s in found}) else _listed(without)
-            said.append(f"The selection rule '{name}' is left out for {listed}: {reason}.")
-    unstarted = list(dict.fromkeys(score.group for score in found if score.start is None))
+            listed = "all cleanings" if len(without) == len({score.group for score in seeds}) else _listed(without)
+            remarks.append(f"The selection rule '{name}' is left out for {listed}: {reason}.")
+    unstarted = list(dict.fromkeys(score.group for score in seeds if score.start is None))
     if unstarted:
-        said.append(f"No drops and no accuracy floors for {_listed(unstarted)}: the model before cleaning was not measured.")
-    return said
+        remarks.append(
+            f"No drops and no accuracy floors for {_listed(unstarted)}: the model before cleaning was not measured."
+        )
+    return remarks
 
 
 def _listed(groups: Sequence[Group]) -> str:
     return "; ".join(f"{way} cleaned by {cleaner}" for way, cleaner in groups)
 
 
-def over_seeds(found: Sequence[Score]) -> dict[Group, dict[str, Mean]]:
-    """The mean of each number over the seeds of each group."""
+def over_seeds(seeds: Sequence[Score]) -> dict[Group, dict[str, Mean]]:
+    """The mean of each number over the seeds of each group, by the metric's name."""
     groups: dict[Group, list[Score]] = {}
-    for score in found:
+    for score in seeds:
         groups.setdefault(score.group, []).append(score)
-    return {
-        group: {
-            name: mean_of([score.numbers[name].value for score in members if name in score.numbers])
-            for name in dict.fromkeys(name for score in members for name in score.numbers)
-        }
-        for group, members in groups.items()
-    }
+    means: dict[Group, dict[str, Mean]] = {}
+    for group, members in groups.items():
+        values: dict[Metric, list[float | None]] = {}
+        for score in members:
+            for number in score.numbers.values():
+                values.setdefault(number.metric, []).append(number.value)
+        means[group] = {metric.name: mean_of(metric, tuple(listed)) for metric, listed in values.items()}
+    return means
 
 
-def mean_of(values: Sequence[float | None]) -> Mean:
+@lru_cache(maxsize=256)  # a verdict and a difference ask for the means of a group again
+def mean_of(metric: Metric, values: tuple[float | None, ...]) -> Mean:
     """The mean of those values that are not None, how many they are, and its bootstrap interval."""
     known = [value for value in values if value is not None]
     interval = bootstrap(known) if len(known) > 1 else None
-    return Mean(len(known), len(values), fmean(known) if known else None, interval)
+    return Mean(metric, len(known), len(values), fmean(known) if known else None, interval)

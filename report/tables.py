@@ -1,20 +1,23 @@
-"""The numbers of a study as tables for other programs."""
+"""A study's numbers as files for other programs and for paper: CSV, Parquet, JSON, LaTeX; and as rows for the page."""
 
 import csv
 import io
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from report.load import KEYS, RATES, Study, flat
+from measures.frontier import CAP
+from measures.interval import Interval
+from report.scores import BEST, HYPERVOLUME, LOWEST, Mean, Number, relative_drop
+from report.verdict import Judgement
 
-
-def results(study: Study) -> tuple[list[str], list[dict[str, Any]]]:
-    """All evaluations: the columns of the table, and its rows."""
-    rows = [row for record in study.records for row in record.evaluations]
-    swept = {key for record in study.records for key, _ in flat(record.run.swept)} - {*KEYS, *RATES}
-    others = {key for row in rows for key in row} - {*KEYS, *RATES} - swept
-    columns = [*KEYS, *RATES, *sorted(others), *sorted(swept)]
-    return columns, rows
+COLUMNS = [
+    *("way", "cleaner", "seed", "number", "value", "low", "high", "interval", "seeds_with", "seeds"),
+    *("top1", "asr", "run", "epoch"),
+]
+SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "[": "{[}", "]": "{]}"}
+SPECIAL |= {letter: f"\\{letter}" for letter in "&%$#_{}"}
+SPECIAL |= {"≤": r"$\leq$", "≥": r"$\geq$", "·": r"$\cdot$"}
 
 
 def as_csv(columns: list[str], rows: Iterable[Mapping[str, Any]]) -> str:
@@ -46,3 +49,117 @@ def results_parquet(columns: list[str], rows: list[dict[str, Any]]) -> bytes | N
     sink = pyarrow.BufferOutputStream()
     pyarrow.parquet.write_table(pyarrow.table(clean), sink)
     return bytes(sink.getvalue().to_pybytes())
+
+
+def verdict_files(judged: Judgement) -> dict[str, bytes]:
+    """The verdict's files, by name."""
+    texts = {"verdict.json": verdict_json(judged), "verdict.csv": verdict_csv(judged), "verdict.tex": verdict_tex(judged)}
+    return {name: content.encode() for name, content in texts.items()}
+
+
+def verdict_json(judged: Judgement) -> str:
+    """All numbers, nested: groups, their seeds and their means; differences between ways. Rates are fractions in [0, 1]."""
+    groups = []
+    for (way, cleaner), means in judged.means.items():
+        members = [score for score in judged.scores if score.group == (way, cleaner)]
+        seeds = [
+            {
+                "seed": score.seed,
+                "start": {"top1": score.start.top1, "asr": score.start.asr} if score.start else None,
+                "numbers": {name: _number(number) for name, number in score.numbers.items()},
+            }
+            for score in members
+        ]
+        over = {name: _mean(mean) for name, mean in means.items()}
+        groups.append({"way": way, "cleaner": cleaner, "seeds": seeds, "over_seeds": over})
+    apart = [
+        {
+            "cleaner": difference.cleaner,
+            "ways": list(difference.ways),
+            "means": [_mean(mean) for mean in difference.means],
+            "difference": difference.value,
+            "interval": difference.interval,
+            "p": difference.test.p if difference.test else None,
+            "smallest_possible_p": difference.test.smallest if difference.test else None,
+            "exact": difference.test.exact if difference.test else None,
+            "sentence": difference.sentence,
+        }
+        for difference in judged.differences
+    ]
+    content = {"groups": groups, "differences": apart, "notes": judged.notes}
+    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _number(number: Number) -> dict[str, Any]:
+    """The number as JSON; the point that it is of, if it is of difference."""
+    out: dict[str, Any] = {"value": number.value}
+    if number.interval:
+        out["wilson"] = list(number.interval)
+    if number.at:
+        info = number.at.label
+        out |= {"top1": number.at.top1, "asr": number.at.asr, "run": info.run, "epoch": info.epoch}
+    return out
+
+
+def _mean(mean: Mean) -> dict[str, Any]:
+    between = list(mean.interval) if mean.interval else None
+    return {"mean": mean.value, "bootstrap": between, "seeds_with": mean.known, "seeds": mean.of}
+
+
+def verdict_csv(judged: Judgement) -> str:
+    """All numbers, one a row; `seed` is "all" for means over seeds, `value` is empty where no point qualifies."""
+    rows: list[dict[str, Any]] = []
+    for score in judged.scores:
+        way, cleaner = score.group
+        for name, number in score.numbers.items():
+            cells = _number(number) | _ends(number.interval, "Wilson")
+            seed = "" if score.seed is None else score.seed
+            rows.append(cells | {"way": way, "cleaner": cleaner, "seed": seed, "number": name})
+    for (way, cleaner), means in judged.means.items():
+        for name, mean in means.items():
+            counted = {"value": mean.value, "seeds_with": mean.known, "seeds": mean.of}
+            cells = {"way": way, "cleaner": cleaner, "seed": "all", "number": name}
+            rows.append(cells | counted | _ends(mean.interval, "bootstrap"))
+    return as_csv(COLUMNS, rows)
+
+
+def _ends(interval: Interval | None, kind: str) -> dict[str, Any]:
+    return {"low": interval.low, "high": interval.high, "interval": kind} if interval else {}
+
+
+def verdict_tex(judged: Judgement) -> str:
+    """The means as a table for LaTeX with booktabs, in percent; "none" and the number of seeds are never left out."""
+    columns = [BEST, relative_drop(CAP), LOWEST, HYPERVOLUME]
+    heads = ["Pre-training", "Cleaner", *(metric.label for metric in columns)]
+    lines = [
+        r"% needs \usepackage{booktabs}; means over seeds, 95 % bootstrap intervals, in brackets the seeds that qualify",
+        rf"\begin{{tabular}}{{ll{'r' * len(columns)}}}",
+        r"\toprule",
+        " & ".join(escape(head) for head in heads) + r" \\",
+        r"\midrule",
+    ]
+    for (way, cleaner), means in judged.means.items():
+        cells = [way, cleaner]
+        for metric in columns:
+            mean = means.get(metric.name)
+            cells.append(f"{mean.text} ({mean.known}/{mean.of})" if mean else "not measured")
+        lines.append(" & ".join(escape(text) for text in cells) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def escape(text: str) -> str:
+    """The text as LaTeX prints it: on one line, special signs escaped (a bracket at a row's head would be an argument)."""
+    return "".join(SPECIAL.get(letter, letter) for letter in " ".join(text.split()))
+
+
+def page_table(judged: Judgement) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Rows of the page's table: a number in words, and for each group its mean and its seeds."""
+    labels = {mean.metric.name: mean.metric.label for means in judged.means.values() for mean in means.values()}
+    rows = []
+    for name, label in labels.items():
+        cells = []
+        for means in judged.means.values():
+            mean = means.get(name)
+            cells.append((mean.text, f"{mean.known} of {mean.of} seeds") if mean else ("not measured", ""))
+        rows.append((label, cells))
+    return rows

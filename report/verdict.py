@@ -1,15 +1,19 @@
-"""What a study says: a sentence for each way of pre-training, its small table, and what to know before trusting it."""
+"""What a study says: one frozen Report of it, which page, tables, figures and Markdown are written from."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
 from statistics import fmean
 from typing import NamedTuple
 
 from measures.frontier import CAP, CAPS, FLOOR, FrontierPoint, best_accuracy, lowest_asr
-from measures.interval import bootstrap
-from report.difference import Difference, sentence
+from measures.interval import Interval, Test, bootstrap_of, permutation
+from report.costs import Costs, costs
 from report.load import Study
-from report.points import compared_images, panels
-from report.values import Mark, Panel, percent, rate_text
+from report.points import Panel, PointInfo, panels, percent, rate_text
+from report.scores import BEST, LOWEST, Group, Mean, Score, best_top1, lacking, mean_of, over_seeds, scores
+
+LEVEL = 0.05  # p at or below it is called significant
 
 
 class Verdict(NamedTuple):
@@ -19,33 +23,135 @@ class Verdict(NamedTuple):
     sentence: str
 
 
-def verdict(panel: Panel) -> Verdict:
+class Difference(NamedTuple):
+    """Of the best accuracy at ASR <= 5 %, between two ways that one cleaner cleaned: the first's mean less the second's."""
+
+    cleaner: str
+    ways: tuple[str, str]
+    means: tuple[Mean, Mean]
+    value: float | None
+    interval: Interval | None
+    test: Test | None
+
+    @property
+    def sentence(self) -> str:
+        """The difference in words, which claim no more than so many seeds allow."""
+        (first, second), (a, b), test = self.ways, self.means, self.test
+        what = f"{self.cleaner}, {BEST.label}, {first} less {second}"
+        seeds = f"{a.known} of {a.of} and {b.known} of {b.of} seeds reach that ASR"
+        if self.value is None or test is None:
+            return f"{what}: no difference to state; {seeds}."
+        between = f" [{100 * self.interval.low:+.1f}, {100 * self.interval.high:+.1f}]" if self.interval else ""
+        words = f"{what}: {100 * self.value:+.1f} points{between}; {seeds}"
+        if a.known < a.of or b.known < b.of:
+            words += ", and only those are compared"
+        if test.smallest == 1:
+            return f"{words}. With one seed each no test can tell that from chance."
+        if test.smallest > LEVEL:
+            return (
+                f"{words}. Permutation test: p = {test.p:.2g}; with {a.known} and {b.known} seeds no p below "
+                f"{test.smallest:.2g} is possible, so no difference, however large, can be called significant at {LEVEL:g}."
+            )
+        significance = "significant" if test.p <= LEVEL else "not significant"
+        return f"{words}. Permutation test: p = {test.p:.2g}, {significance} at {LEVEL:g}."
+
+
+class SummaryRow(NamedTuple):
+    """A row of the page's small table: what, the number, and a remark on it."""
+
+    what: str
+    number: str
+    remark: str
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What is computed from panels, once. `notes` say what could not be judged."""
+
+    panels: list[Panel]
+    scores: list[Score]
+    means: dict[Group, dict[str, Mean]]
+    differences: list[Difference]
+    verdicts: list[Verdict]  # one for each panel
+    notes: list[str]
+
+    @property
+    def sentences(self) -> list[str]:
+        """All that is said: of each way of pre-training, and of each difference between two."""
+        return [verdict.sentence for verdict in self.verdicts] + [difference.sentence for difference in self.differences]
+
+
+@dataclass(frozen=True)
+class Report:
+    """A study, judged. `notes` are what a reader must know before trusting the numbers."""
+
+    study: Study
+    judged: Judgement
+    summaries: list[list[SummaryRow]]  # one for each panel
+    notes: list[str]
+    costs: Costs
+
+
+def make_report(study: Study) -> Report:
+    """The study's panels, their scores, verdicts, differences, notes and costs, each computed once."""
+    judged = judge(panels(study))
+    cleaners = list(dict.fromkeys(point.label.objective for panel in judged.panels for point in panel.points))
+    summaries = [_summary(panel, cleaners) for panel in judged.panels]
+    return Report(study, judged, summaries, notes(study, judged.panels), costs(study))
+
+
+def judge(members: Sequence[Panel]) -> Judgement:
+    """The verdict's numbers of these panels."""
+    seeds = scores(members)
+    verdicts = [_verdict(panel) for panel in members]
+    return Judgement(list(members), seeds, over_seeds(seeds), differences(seeds), verdicts, lacking(seeds))
+
+
+def differences(seeds: Sequence[Score]) -> list[Difference]:
+    """Between every two ways of pre-training that one cleaner cleaned."""
+    values: dict[str, dict[str, list[float | None]]] = {}
+    for score in seeds:
+        way, cleaner = score.group
+        values.setdefault(cleaner, {}).setdefault(way, []).append(score.numbers[BEST.name].value)
+    return [
+        _difference(cleaner, (first, second), ways[first], ways[second])
+        for cleaner, ways in values.items()
+        for first, second in combinations(ways, 2)
+    ]
+
+
+def _difference(cleaner: str, ways: tuple[str, str], first: list[float | None], second: list[float | None]) -> Difference:
+    means = (mean_of(BEST, tuple(first)), mean_of(BEST, tuple(second)))
+    a, b = ([value for value in values if value is not None] for values in (first, second))
+    if not a or not b:
+        return Difference(cleaner, ways, means, None, None, None)
+    several = len(a) > 1 and len(b) > 1
+    interval = bootstrap_of([a, b], lambda groups: fmean(groups[0]) - fmean(groups[1])) if several else None
+    return Difference(cleaner, ways, means, fmean(a) - fmean(b), interval, permutation(a, b))
+
+
+def _verdict(panel: Panel) -> Verdict:
     """What the panel says, in one sentence with its numbers."""
-    best, lowest, start = best_accuracy(panel.points, CAP), lowest_asr(panel.points, 0.0), mean(panel.starts)
+    best, lowest, start = best_accuracy(panel.points, CAP), lowest_asr(panel.points, 0.0), mean_point(panel.starts)
     model, under = f"the {panel.title} model", f"ASR ≤ {100 * CAP:g} %"
     begun = f"ASR {percent(start.asr)} at top-1 {percent(start.top1)}" if start else "not measured"
     status = "open"
     if start and start.asr <= CAP:
-        said = f"The attack did not take on {model}: {begun} before any cleaning."
+        words = f"The attack did not take on {model}: {begun} before any cleaning."
     elif best and start and len({point.label.seed for point in panel.points}) > 1:
-        status, said = _over_seeds(model, panel.points, start)
+        status, words = _over_seeds(model, panel.points, start)
     elif best:
-        status, said = _cleaned(model, best)
+        status, words = _cleaned(model, best)
     elif lowest:
         low = f"{percent(lowest.asr)} at top-1 {percent(lowest.top1)}"
-        said = f"No cleaning run reached {under} on {model}; lowest was {low} (start {begun})."
+        words = f"No cleaning run reached {under} on {model}; lowest was {low} (start {begun})."
         status = "poisoned"
     else:
-        said = f"No cleaning run has been measured yet on {model} (start {begun})."
-    return Verdict(status, said if panel.finished == panel.total else f"So far: {said}")
+        words = f"No cleaning run has been measured yet on {model} (start {begun})."
+    return Verdict(status, words if panel.finished == panel.total else f"So far: {words}")
 
 
-def sentences(panels: Sequence[Panel], differences: Sequence[Difference]) -> list[str]:
-    """All that is said of a study: of each way of pre-training, and of each difference between two."""
-    return [verdict(panel).sentence for panel in panels] + [sentence(one) for one in differences]
-
-
-def _cleaned(model: str, best: FrontierPoint[Mark]) -> tuple[str, str]:
+def _cleaned(model: str, best: FrontierPoint[PointInfo]) -> tuple[str, str]:
     """Status and sentence for a model that was cleaned; a loss beyond the floor is spelled out."""
     start, who, top1 = best.label.start, best.label.objective, percent(best.top1)
     if start is None:
@@ -60,34 +166,34 @@ def _cleaned(model: str, best: FrontierPoint[Mark]) -> tuple[str, str]:
     return "dear", f"{done} (start {percent(start.top1)}), a loss of {loss:.1f} points."
 
 
-def _over_seeds(model: str, points: Sequence[FrontierPoint[Mark]], start: FrontierPoint[str]) -> tuple[str, str]:
+def _over_seeds(model: str, points: Sequence[FrontierPoint[PointInfo]], start: FrontierPoint[str]) -> tuple[str, str]:
     """Status and sentence for a model of several seeds, at least one of which was cleaned."""
-    seeds: dict[int | None, list[FrontierPoint[Mark]]] = {}
+    seeds: dict[int | None, list[FrontierPoint[PointInfo]]] = {}
     for point in points:
         seeds.setdefault(point.label.seed, []).append(point)
-    best = {seed: found for seed, members in seeds.items() if (found := best_accuracy(members, CAP))}
+    best = {seed: reached for seed, members in seeds.items() if (reached := best_accuracy(members, CAP))}
     begun = [point.label.start.top1 for point in best.values() if point.label.start]
+    mean = mean_of(BEST, tuple(point.top1 for point in best.values()))
     top1 = fmean(point.top1 for point in best.values())
-    low, high = bootstrap([point.top1 for point in best.values()])
     count, under = f"in {len(best)} of {len(seeds)} seeds", f"ASR ≤ {100 * CAP:g} %"
-    said = f"The best cleaning of each seed brought {model} from ASR {percent(start.asr)} to {under} {count}"
-    said += f", at top-1 {percent(top1)}"
-    said += f" [{100 * low:.1f}, {100 * high:.1f}]" if len(best) > 1 else ""
-    said += f" (start {percent(fmean(begun))})" if begun else ""
+    words = f"The best cleaning of each seed brought {model} from ASR {percent(start.asr)} to {under} {count}"
+    words += f", at top-1 {percent(top1)}"
+    words += f" [{100 * mean.interval.low:.1f}, {100 * mean.interval.high:.1f}]" if mean.interval else ""
+    words += f" (start {percent(fmean(begun))})" if begun else ""
     loss = fmean(begun) - top1 if begun else 0.0
     dear = bool(begun) and top1 < FLOOR * fmean(begun)
-    said += f", a loss of {100 * loss:.1f} points" if dear else ""
+    words += f", a loss of {100 * loss:.1f} points" if dear else ""
     if len(best) < len(seeds):
         rest = [lowest_asr(members, 0.0) for seed, members in seeds.items() if seed not in best]
-        said += f"; elsewhere the lowest ASR was {percent(min(point.asr for point in rest if point))}"
-        return "partly", f"{said}."
-    return "dear" if dear else "cleaned", f"{said}."
+        words += f"; elsewhere the lowest ASR was {percent(min(point.asr for point in rest if point))}"
+        return "partly", f"{words}."
+    return "dear" if dear else "cleaned", f"{words}."
 
 
-def summary(panel: Panel, cleaners: Sequence[str]) -> list[tuple[str, str, str]]:
+def _summary(panel: Panel, cleaners: Sequence[str]) -> list[SummaryRow]:
     """The panel's rows of the small table: what, the number, and a remark on it; a row for each of the study's cleaners, so
     that all panels have the same."""
-    start, twin = mean(panel.starts), mean(panel.twins)
+    start, twin = mean_point(panel.starts), mean_point(panel.twins)
     many = f"mean of {len(panel.starts)} runs" if len(panel.starts) > 1 else ""
     rows = [
         ("start top-1", percent(start.top1) if start else "none", many),
@@ -97,50 +203,50 @@ def summary(panel: Panel, cleaners: Sequence[str]) -> list[tuple[str, str, str]]
     for cap in CAPS:
         best = best_accuracy(panel.points, cap)
         remark = f"ASR {percent(best.asr)}, {where(best)}" if best else ""
-        rows.append((f"best top-1 at ASR ≤ {100 * cap:g} %", percent(best.top1) if best else "none", remark))
+        rows.append((best_top1(cap).label, percent(best.top1) if best else "none", remark))
     for who in cleaners if len(cleaners) > 1 else ():
         best = best_accuracy([point for point in panel.points if point.label.objective == who], CAP)
         remark = f"ASR {percent(best.asr)}, {where(best)}" if best else ""
-        rows.append((f"{who}: best top-1 at ASR ≤ {100 * CAP:g} %", percent(best.top1) if best else "none", remark))
+        rows.append((f"{who}: {BEST.label}", percent(best.top1) if best else "none", remark))
     low = lowest_asr(panel.points, FLOOR * start.top1) if start else None
     remark = f"top-1 {percent(low.top1)}, {where(low)}" if low else ""
-    what = f"lowest ASR at top-1 ≥ {100 * FLOOR:g} % of start"
-    rows.append((what, percent(low.asr) if low else "none", remark))
-    return [*rows, ("cleaned points", str(len(panel.points)), f"{panel.finished} of {panel.total} runs done")]
+    rows.append((LOWEST.label, percent(low.asr) if low else "none", remark))
+    rows.append(("cleaned points", str(len(panel.points)), f"{panel.finished} of {panel.total} runs done"))
+    return [SummaryRow(*row) for row in rows]
 
 
-def notes(study: Study) -> list[str]:
+def notes(study: Study, members: Sequence[Panel]) -> list[str]:
     """What a reader must know before trusting the numbers."""
     done, total = sum(record.finished for record in study.records), len(study.records)
-    said = [] if done == total else [f"{done} of {total} runs are finished; the rest is still missing here."]
+    words = [] if done == total else [f"{done} of {total} runs are finished; the rest is still missing here."]
     for record in study.records:
         if record.damaged:
-            said.append(f"{record.run.run}/metrics.jsonl has damaged lines, left out: {record.damaged}.")
-    for panel in panels(study):
-        twin = mean(panel.twins)
+            words.append(f"{record.run.run}/metrics.jsonl has damaged lines, left out: {record.damaged}.")
+    for panel in members:
+        twin = mean_point(panel.twins)
         if twin and twin.asr > CAP:
-            said.append(
+            words.append(
                 f"The {panel.title} twin, never poisoned, has itself an ASR of {percent(twin.asr)}: "
                 f"a cap of {100 * CAP:g} % asks for less than a clean model reaches on these images."
             )
-    of_top1, of_asr = compared_images(study)
+    of_top1, of_asr = study.compared_images
     if of_top1 and of_asr and of_top1 != of_asr:
-        said.append(f"Top-1 is measured on {of_top1}, ASR on {of_asr}.")
+        words.append(f"Top-1 is measured on {of_top1}, ASR on {of_asr}.")
     others = {row["images"] for r in study.records for row in r.evaluations} - {of_top1, of_asr}
     if others:
         listed = ", ".join(sorted(others))
-        said.append(f"Figures and verdicts are for {of_top1 or of_asr}; the table has also {listed}.")
-    return said
+        words.append(f"Figures and verdicts are for {of_top1 or of_asr}; the table has also {listed}.")
+    return words
 
 
-def mean(points: list[FrontierPoint[str]]) -> FrontierPoint[str] | None:
+def mean_point(points: list[FrontierPoint[str]]) -> FrontierPoint[str] | None:
     """The mean of the points, or None of none."""
     if not points:
         return None
     return FrontierPoint(fmean(p.asr for p in points), fmean(p.top1 for p in points), "mean")
 
 
-def where(point: FrontierPoint[Mark]) -> str:
+def where(point: FrontierPoint[PointInfo]) -> str:
     """Which evaluation a point is."""
     rate = f", rate {rate_text(point.label.rate)}" if point.label.rate is not None else ""
     return f"{point.label.objective}{rate}, epoch {point.label.epoch:g}"

@@ -1,47 +1,50 @@
-"""Writes a study's report: figures, one table of every number, one page."""
+"""Reports on disk: the files of a study's report, each written at once or not at all."""
 
 from pathlib import Path
 from typing import NamedTuple
 
-from report.exports import Judged, judge, verdict_files
-from report.figures import plates
-from report.imports import write_files
-from report.load import Study, read_study
+from data.refusal import UserError
+from records.folder import write_whole
+from report.figures import figures
+from report.load import read_study
 from report.page import Picture, page_of
-from report.plots.frontier import drawn
-from report.points import panels
-from report.tables import as_csv, results, results_parquet
-from report.verdict import sentences
+from report.plots.style import render
+from report.tables import as_csv, results_parquet, verdict_files
+from report.verdict import Report, make_report
 
 
 class Written(NamedTuple):
-    """A report on disk: its page, its figures (PNG) by name, what the verdict says, and the numbers behind it."""
+    """A report on disk: its page, its figures (PNG) by name, and what they were written from."""
 
     page: Path
     figures: dict[str, Path]
-    sentences: list[str]
-    judged: Judged
+    report: Report
 
 
-def write_report(study: Path) -> Written:
-    """Writes `report/` inside the study folder. Raises UserError."""
-    return write(read_study(study))
-
-
-def write(read: Study) -> Written:
-    """Writes every file of the report, each at once or not at all."""
-    judged, table = judge(panels(read)), results(read)
-    out = read.folder / "report"
-    files, pictures = {"results.csv": as_csv(*table).encode()} | verdict_files(judged), list[Picture]()
-    for plate in plates(read):
-        figure = plate.draw(False)
-        files |= {f"{plate.name}.{kind}": drawn(figure, kind, read.again) for kind in ("png", "pdf")}
-        wide, narrow = files[f"{plate.name}.png"], drawn(plate.draw(True), "png", read.again)
-        pictures.append(Picture(plate.name, plate.heading, plate.caption, wide, narrow))
+def write_report(folder: Path) -> Written:
+    """Reads a study's folder and writes `report/` inside it. Raises UserError."""
+    report = make_report(read_study(folder))
+    study, table = report.study, report.study.results
+    out = study.folder / "report"
+    files, pictures = {"results.csv": as_csv(*table).encode()} | verdict_files(report.judged), list[Picture]()
+    for figure in figures(report):
+        drawing = figure.draw(False)
+        files |= {f"{figure.name}.{kind}": render(drawing, kind, study.again) for kind in ("png", "pdf")}
+        wide, narrow = files[f"{figure.name}.png"], render(figure.draw(True), "png", study.again)
+        pictures.append(Picture(figure.name, figure.heading, figure.caption, wide, narrow))
     parquet = results_parquet(*table)
     if parquet is not None:
         files["results.parquet"] = parquet
-    files["index.html"] = page_of(read, judged, pictures).encode()
+    files["index.html"] = page_of(report, pictures).encode()
     write_files(out, files)
-    figures = {picture.name: out / f"{picture.name}.png" for picture in pictures}
-    return Written(out / "index.html", figures, sentences(panels(read), judged.differences), judged)
+    return Written(out / "index.html", {picture.name: out / f"{picture.name}.png" for picture in pictures}, report)
+
+
+def write_files(folder: Path, files: dict[str, bytes]) -> None:
+    """Writes the files into the folder, each at once or not at all. Raises UserError if it can't be written to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            write_whole(folder / name, content)
+    except OSError as error:
+        raise UserError(f"cannot write the report to {folder} ({error.strerror}); give another folder with --out") from error

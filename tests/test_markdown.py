@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from test_gallery import study
+from test_figures import study
 from test_scores import MMCL, SSL, journals
 
 from report.__main__ import main

@@ -13,9 +13,10 @@ import pytest
 import samples
 from test_report import study
 
-from report.costs import amount, bill, costs
-from report.figures import plates
+from report.costs import amount, cost, costs
+from report.figures import figures
 from report.load import read_study
+from report.verdict import make_report
 from report.write import write_report
 
 CPU, GPU = samples.card(), samples.card(device=samples.GPU, processes=2)
@@ -40,8 +41,8 @@ def step(at: int, pairs_per_s: float, seconds: float, kind: str = "step") -> dic
 
 
 def measure(at: int, seconds: float | None, images: str = "demo") -> dict[str, Any]:
-    told = {} if seconds is None else {"seconds": seconds}
-    return {"kind": "measure", "epoch": at / 10, "step": at, "images": images, "top1": 0.5, "asr": 0.9, **told}
+    timing = {} if seconds is None else {"seconds": seconds}
+    return {"kind": "measure", "epoch": at / 10, "step": at, "images": images, "top1": 0.5, "asr": 0.9, **timing}
 
 
 def costly(folder: Path) -> Path:
@@ -68,7 +69,7 @@ def text_of(page: str) -> str:
 
 def test_what_a_run_took_is_as_by_hand(tmp_path: Path) -> None:
     read = read_study(costly(tmp_path / "s"))
-    one, other, given_up, silent, none = (bill(record) for record in read.records)
+    one, other, given_up, silent, none = (cost(record) for record in read.records)
     assert (one.training, one.measuring, one.wall, one.pairs) == (90.0, 12.0, 360.0, 6000.0)
     assert (one.gpu, one.cpu, one.joules, one.device) == (720.0, None, 7.2e6, "NVIDIA H100 80GB HBM3")
     assert one.pairs_per_s == pytest.approx(6000 / 90)
@@ -116,7 +117,7 @@ def test_costs_without_any_number_are_not_guessed(tmp_path: Path) -> None:
 def test_hours_of_devices_that_no_card_tells_are_not_recorded(tmp_path: Path, card: dict[str, Any]) -> None:
     folder = study(tmp_path / "s")
     journal(folder, "pretrain-a", [step(5, 10.0, 60.0)], card, {"seconds": "long", "joules": None})
-    found = bill(read_study(folder).records[0])
+    found = cost(read_study(folder).records[0])
     assert (found.wall, found.gpu, found.cpu, found.joules) == (60.0, None, None, None)
 
 
@@ -128,15 +129,15 @@ def test_amounts_have_three_digits() -> None:
 def test_each_figure_has_its_pdf_and_the_command(tmp_path: Path) -> None:
     folder = study(tmp_path / "s")
     page = write_report(folder).page.read_text()
-    found = plates(read_study(folder))
-    figures = re.findall(r"(?s)<figure>.*?</figure>", page)
-    assert len(figures) == len(found) >= 2
-    for plate, figure in zip(found, figures, strict=True):
-        assert f'href="{plate.name}.pdf"' in figure
-        assert (folder / "report" / f"{plate.name}.pdf").is_file()
-        assert f"<code>python -m report {folder}</code>" in figure
-        assert plate.caption in html.unescape(figure)
-        assert figure.count("data:image/png;base64,") == 2
+    drawn = figures(make_report(read_study(folder)))
+    shown = re.findall(r"(?s)<figure>.*?</figure>", page)
+    assert len(shown) == len(drawn) >= 2
+    for figure, markup in zip(drawn, shown, strict=True):
+        assert f'href="{figure.name}.pdf"' in markup
+        assert (folder / "report" / f"{figure.name}.pdf").is_file()
+        assert f"<code>python -m report {folder}</code>" in markup
+        assert figure.caption in html.unescape(markup)
+        assert markup.count("data:image/png;base64,") == 2
 
 
 def test_the_page_asks_for_nothing_from_elsewhere(tmp_path: Path) -> None:
@@ -196,11 +197,11 @@ def browser() -> Iterator[Any]:
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page of a study with long names and markup in them."""
     folder = costly(tmp_path_factory.mktemp("page") / "s")
-    told = json.loads((folder / "study.json").read_text())
-    told["runs"][2]["cleaner"] = "<img src=x onerror=alert(1)>" + "long" * 40
-    told["name"] = "a_name_without_any_room_to_break_it_" * 4
-    told["command"] = "python engine/run.py --spec " + "specs/" * 60
-    (folder / "study.json").write_text(json.dumps(told))
+    content = json.loads((folder / "study.json").read_text())
+    content["runs"][2]["cleaner"] = "<img src=x onerror=alert(1)>" + "long" * 40
+    content["name"] = "a_name_without_any_room_to_break_it_" * 4
+    content["command"] = "python engine/run.py --spec " + "specs/" * 60
+    (folder / "study.json").write_text(json.dumps(content))
     for path in folder.glob("*/metrics.jsonl"):
         if not path.read_text():
             path.write_text(json.dumps({**measure(0, 1.0), "asr": None}) + "\n")

@@ -11,7 +11,7 @@ import pytest
 import samples
 
 from report.__main__ import main
-from report.compare import joint_panels, named
+from report.compare import joint_panels, measure
 from report.load import read_study
 from report.points import panels
 from report.write import write_report
@@ -92,10 +92,10 @@ def test_the_report_is_made_again_from_the_journals_alone(tmp_path: Path) -> Non
 
 def test_a_pre_training_that_starts_from_weights_is_one_start(tmp_path: Path) -> None:
     folder = study(tmp_path / "s")
-    told = json.loads((folder / "study.json").read_text())
-    for card in told["runs"]:
+    content = json.loads((folder / "study.json").read_text())
+    for card in content["runs"]:
         card["start"] = card["start"] or "weights-0123456789ab"
-    (folder / "study.json").write_text(json.dumps(told))
+    (folder / "study.json").write_text(json.dumps(content))
     assert [[start.top1 for start in panel.starts] for panel in panels(read_study(folder))] == [[0.80], [0.82]]
 
 
@@ -104,21 +104,21 @@ def test_a_folder_that_is_no_study_is_refused(tmp_path: Path, capsys: pytest.Cap
     assert "study.json" in capsys.readouterr().err
 
 
-def test_two_studies_are_laid_over_one_another(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    one, other = study(tmp_path / "a", "first"), study(tmp_path / "b", "second")
-    assert main([str(one), str(other)]) == 0
+def test_two_studies_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = study(tmp_path / "a", "first"), study(tmp_path / "b", "second")
+    assert main([str(first), str(second)]) == 0
     said = capsys.readouterr().out
     assert "MMCL (first) model" in said
     assert "MMCL (first) less MMCL (second): +0.0 points" in said
-    out = one / "report/compare-b"
+    out = first / "report/compare-b"
     assert (out / "frontier.png").read_bytes().startswith(b"\x89PNG")
-    assert [panel.title for panel in joint_panels(named([read_study(one), read_study(other)]))] == [
+    assert [panel.title for panel in joint_panels(measure([read_study(first), read_study(second)]))] == [
         "MMCL (first)", "MMCL (second)", "MMCL+SSL (first)", "MMCL+SSL (second)",
     ]  # fmt: skip
     rows = list(csv.DictReader((out / "results.csv").read_text().splitlines()))
     assert [row["study"] for row in rows].count("second") == 11
     assert {row["way"] for row in csv.DictReader((out / "verdict.csv").read_text().splitlines())} >= {"MMCL (second)"}
-    assert main([str(one), str(other), "--out", str(tmp_path / "c")]) == 0
+    assert main([str(first), str(second), "--out", str(tmp_path / "c")]) == 0
     assert (tmp_path / "c/verdict.json").read_bytes() == (out / "verdict.json").read_bytes()
 
 
@@ -139,7 +139,7 @@ def test_step_rows_are_passed_over_and_damage_is_counted(tmp_path: Path) -> None
     step = '{"kind": "step", "epoch": 7, "step": 70, "loss": 1.0}'
     measure = '{"kind": "measure", "images": "demo", "epoch": 6, "step": 60, "top1": 0.4, "asr": 0.3}'
     path.write_text(f'{measure}\n{{"kind": "mea\n{{"kind": "step", "epo\n{step}\n{{"kind": "st')
-    (record,) = (one for one in read_study(folder).records if one.run.run == "clean-c")
+    (record,) = (run for run in read_study(folder).records if run.run.run == "clean-c")
     assert (record.damaged, len(record.evaluations)) == (2, 1)
     assert record.state == "unfinished, at epoch 7, step 70"
 
@@ -159,8 +159,8 @@ def test_parquet_holds_the_table_and_without_pyarrow_there_is_a_note(
     assert main([str(study(tmp_path / "s"))]) == 0
     assert "pyarrow" not in capsys.readouterr().out
     rows = pyarrow.parquet.read_table(tmp_path / "s/report/results.parquet").to_pylist()
-    told = list(csv.DictReader((tmp_path / "s/report/results.csv").read_text().splitlines()))
-    assert [{k: "" if v is None else str(v) for k, v in row.items()} for row in rows] == told
+    table = list(csv.DictReader((tmp_path / "s/report/results.csv").read_text().splitlines()))
+    assert [{k: "" if v is None else str(v) for k, v in row.items()} for row in rows] == table
     assert isinstance(rows[0]["top1"], float)
     (tmp_path / "s/report/results.parquet").unlink()
     monkeypatch.setitem(sys.modules, "pyarrow", None)

@@ -9,12 +9,10 @@ import pytest
 
 from measures.frontier import FrontierPoint
 from report.__main__ import main
-from report.difference import differences, sentence
-from report.exports import escape, judge, verdict_csv, verdict_json, verdict_tex
 from report.load import read_study
-from report.points import panels
-from report.values import Mark, Panel
-from report.verdict import verdict
+from report.points import Panel, PointInfo, panels
+from report.tables import escape, verdict_csv, verdict_json, verdict_tex
+from report.verdict import differences, judge
 
 Row = tuple[float, float]  # top1, asr
 
@@ -47,7 +45,7 @@ SSL = [[(0.80, 0.9), (0.40, 0.01)], [(0.80, 0.9), (0.50, 0.03)], [(0.80, 0.9), (
 
 
 def test_a_verdict_over_seeds_by_hand(tmp_path: Path) -> None:
-    first, second = (verdict(one) for one in panels(read_study(journals(tmp_path / "s", {"mmcl": MMCL, "mmcl_ssl": SSL}))))
+    first, second = judge(panels(read_study(journals(tmp_path / "s", {"mmcl": MMCL, "mmcl_ssl": SSL})))).verdicts
     # best at ASR <= 5 %: 0.78, 0.76, 0.77; of the other way 0.40, 0.50, none, whose lowest ASR is 0.6
     assert first.status == "cleaned"
     assert "from ASR 100.0 % to ASR ≤ 5 % in 3 of 3 seeds, at top-1 77.0 % [76.0, 78.0] (start 80.0 %)." in first.sentence
@@ -80,7 +78,7 @@ def test_means_count_the_seeds_without_a_point(tmp_path: Path) -> None:
     assert (bad.known, bad.of, bad.value) == (2, 3, pytest.approx(0.45))
     (one,) = judged.differences
     assert one.value == pytest.approx(0.32)
-    assert "3 of 3 and 2 of 3 seeds reach that ASR, and only those are compared" in sentence(one)
+    assert "3 of 3 and 2 of 3 seeds reach that ASR, and only those are compared" in one.sentence
 
 
 def points(*groups: list[float]) -> list[Panel]:
@@ -90,7 +88,7 @@ def points(*groups: list[float]) -> list[Panel]:
             f"way {n}",
             [],
             [],
-            [FrontierPoint(0.0, top1, Mark("r", 1, None, "c", None, seed)) for seed, top1 in enumerate(tops)],
+            [FrontierPoint(0.0, top1, PointInfo("r", 1, None, "c", None, seed)) for seed, top1 in enumerate(tops)],
             1,
             1,
         )
@@ -102,12 +100,12 @@ def test_three_seeds_never_claim_significance() -> None:
     (one,) = judge(points([0.9, 0.8, 0.7], [0.1, 0.2, 0.3])).differences
     assert one.test is not None
     assert one.test.p == pytest.approx(0.1)
-    assert "no p below 0.1 is possible" in sentence(one)
+    assert "no p below 0.1 is possible" in one.sentence
     (six,) = judge(points([0.9, 0.8, 0.7, 0.9, 0.8, 0.7], [0.1, 0.2, 0.3, 0.1, 0.2, 0.3])).differences
-    assert "significant at 0.05" in sentence(six)
-    assert "not" not in sentence(six)
+    assert "significant at 0.05" in six.sentence
+    assert "not" not in six.sentence
     (single,) = judge(points([0.9], [0.1])).differences
-    assert sentence(single).endswith(
+    assert single.sentence.endswith(
         "+80.0 points; 1 of 1 and 1 of 1 seeds reach that ASR. With one seed each no test can tell that from chance."
     )
     (none,) = differences(judge(points([0.9], [0.1])).scores[:1] + judge([]).scores) or (None,)
@@ -169,8 +167,8 @@ def test_without_counts_or_start_nothing_is_invented() -> None:
 
 
 def test_absurd_journals_still_give_files() -> None:
-    mark = Mark("r", 1, None, "c", None, 0, {"pictures": 1e299, "others": -1.0})
-    judged = judge([Panel("w", [], [], [FrontierPoint(1e299, 1e299, mark), FrontierPoint(0.0, 0.5, mark)], 1, 1)])
+    info = PointInfo("r", 1, None, "c", None, 0, {"pictures": 1e299, "others": -1.0})
+    judged = judge([Panel("w", [], [], [FrontierPoint(1e299, 1e299, info), FrontierPoint(0.0, 0.5, info)], 1, 1)])
     assert judged.scores[0].numbers["hypervolume"].value == 0.5
     assert judged.scores[0].numbers["best_top1_at_asr_0.05"].interval is None
     assert json.loads(verdict_json(judged))["groups"][0]["way"] == "w"

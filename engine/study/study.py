@@ -151,9 +151,9 @@ def conclude(scheduler: Scheduler) -> int:
     from report.write import write_report
 
     folder = scheduler.folder
-    report = write_report(folder)
-    show_report(folder / "tensorboard" / "report", report.figures, report.sentences)
-    print(f"report: {report.page}\ntensorboard --logdir {folder / 'tensorboard'}", flush=True)
+    written = write_report(folder)
+    show_report(folder / "tensorboard" / "report", written.figures, written.report.judged.sentences)
+    print(f"report: {written.page}\ntensorboard --logdir {folder / 'tensorboard'}", flush=True)
     failed = list(scheduler.failures())
     if failed:
         lines = [f"  {run.folder} ({run.title}): {message}" for run, message in failed]

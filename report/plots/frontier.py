@@ -1,28 +1,19 @@
-"""The drawings of a study: what they need as plain values, and the functions that draw it.
+"""Accuracy against attack success: the frontier of cleaning."""
 
-Figures are built without pyplot, so nothing is global and no display is needed. matplotlib is imported
-where it is used, because the command line must answer at once.
-"""
-
-import io
 from collections.abc import Iterable, Sequence
-from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from measures.frontier import CAP, FrontierPoint, best_accuracy, pareto
-from report.values import Mark, Panel, percent, rate_text
+from report.plots.style import BAND, INK, SHAPES, STAR, TWIN, brief, grid, paints_of, rate_bar, style
+from report.points import Panel, PointInfo, percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.colors import BoundaryNorm, ListedColormap
     from matplotlib.figure import Figure
 
 MANY = 1_000  # points of one shape; more are a picture in a PDF, which else takes long to write and to open
-SHAPES = "os^vPXhp<>"  # by clean objective; the star and the diamond are taken
-BAND, STAR, TWIN, INK = "#56B4E9", "#D55E00", "#7A3E9D", "#333333"
-LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
 
 
 def frontier(panels: Sequence[Panel], columns: int = 3) -> "Figure":
@@ -45,94 +36,6 @@ def frontier(panels: Sequence[Panel], columns: int = 3) -> "Figure":
     return figure
 
 
-def rate_bar(figure: "Figure", axes: "list[Axes]", rates: list[float], narrow: bool) -> None:
-    """Explains the colours of learning rates beside the axes, or below them where it is narrow; nothing without rates."""
-    from matplotlib.cm import ScalarMappable
-
-    if not rates:
-        return
-    colours, norm = palette(rates)
-    bar = figure.colorbar(
-        ScalarMappable(norm, colours),
-        ax=axes,
-        label="learning rate of the cleaning",
-        location="bottom" if narrow else "right",
-        fraction=0.05,
-        pad=0.02,
-    )
-    every = -(-len(rates) // (6 if narrow else 14))  # a label needs room
-    bar.set_ticks(list(range(0, len(rates), every)), labels=[rate_text(r) for r in rates[::every]], minor=False)
-    bar.ax.tick_params(which="both", length=0)
-
-
-def drawn(figure: "Figure", kind: str, command: str) -> bytes:
-    """The figure as a file's bytes, without a date, so that equal numbers give equal files; the command that draws it stands
-    in the file's own facts (PDF: Subject, PNG: Description)."""
-    out = io.BytesIO()
-    told = {"CreationDate": None, "Subject": command} if kind == "pdf" else {"Software": None, "Description": command}
-    figure.savefig(out, format=kind, metadata=told)
-    figure.set_layout_engine("none")  # laid out once, for all kinds
-    return out.getvalue()
-
-
-def style() -> AbstractContextManager[None]:
-    """A context in which our figures are made; names are never read as formulas."""
-    from matplotlib import rc_context
-
-    return rc_context(
-        {
-            "font.size": 9.5,
-            "axes.titlesize": 10.5,
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.grid": True,
-            "axes.axisbelow": True,
-            "grid.color": "#E4E4E4",
-            "grid.linewidth": 0.6,
-            "savefig.dpi": 160,
-            "text.parse_math": False,
-            "pdf.fonttype": 42,
-        }
-    )
-
-
-def grid(count: int, columns: int, x: str, y: str, height: float = 3.7) -> "tuple[Figure, list[Axes]]":
-    """A figure with `count` axes that share their scales, `columns` a row."""
-    from matplotlib.figure import Figure
-
-    columns = min(columns, count)
-    rows = -(-count // columns)
-    width = {1: 4.4, 2: 4.5}.get(columns, 3.9)
-    figure = Figure(figsize=(width * columns, height * rows + 0.5), layout="constrained")
-    axes = figure.subplots(rows, columns, sharex=True, sharey=bool(y), squeeze=False)
-    for spare in axes.flat[count:]:
-        spare.remove()
-    used = list(axes.flat[:count])
-    for at, ax in enumerate(used):
-        if at + columns >= count:
-            ax.set_xlabel(x)
-            ax.tick_params(labelbottom=True)
-        if y and at % columns == 0:
-            ax.set_ylabel(y)
-    return figure, used
-
-
-def palette(rates: list[float]) -> "tuple[ListedColormap, BoundaryNorm]":
-    """One colour for each rate, dark to light, without viridis' palest tenth (lost on paper)."""
-    from matplotlib import colormaps
-    from matplotlib.colors import BoundaryNorm, ListedColormap
-
-    count = max(len(rates), 1)
-    shades = [colormaps["viridis"](0.92 * at / max(count - 1, 1)) for at in range(count)]
-    return ListedColormap(shades), BoundaryNorm([at - 0.5 for at in range(count + 1)], count)
-
-
-def paints_of(rates: list[float]) -> dict[float | None, Any]:
-    """The colour of each rate, and of points without one."""
-    colours, _ = palette(rates)
-    return {rate: colours(at) for at, rate in enumerate(rates)} | {None: "#888888"}
-
-
 def _draw_panel(ax: "Axes", panel: Panel, shapes: dict[str, str], paints: dict[float | None, Any]) -> None:
     """Draws one panel: the band, the start's accuracy, the frontier, and every point."""
     ax.set_title(brief(panel.heading or f"pre-trained with {panel.title}"))
@@ -153,7 +56,7 @@ def _draw_panel(ax: "Axes", panel: Panel, shapes: dict[str, str], paints: dict[f
     ax.scatter(x, y, s=190, marker="*", color=STAR, edgecolors="black", linewidths=0.6, clip_on=False, zorder=4)
 
 
-def _apart(points: list[FrontierPoint[Mark]]) -> list[FrontierPoint[Mark]]:
+def _apart(points: list[FrontierPoint[PointInfo]]) -> list[FrontierPoint[PointInfo]]:
     """The points without those that would be drawn where another of their rate is, to a tenth of a percent."""
     return list({(round(p.asr * 1000), round(p.top1 * 1000), p.label.rate): p for p in points}.values())
 
@@ -226,12 +129,7 @@ def _legend(figure: "Figure", panels: Sequence[Panel], shapes: dict[str, str]) -
     figure.legend(handles=signs, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
 
 
-def brief(text: str, most: int = 60) -> str:
-    """The text, cut where it would not fit a drawing."""
-    return text if len(text) <= most else f"{text[: most - 1]}…"
-
-
-def _percents(points: Iterable[FrontierPoint[Mark]] | Iterable[FrontierPoint[str]]) -> tuple[list[float], list[float]]:
+def _percents(points: Iterable[FrontierPoint[PointInfo]] | Iterable[FrontierPoint[str]]) -> tuple[list[float], list[float]]:
     """Attack success and accuracy of the points as two lists, in percent."""
     pairs = [(100 * p.asr, 100 * p.top1) for p in points]
     return [x for x, _ in pairs], [y for _, y in pairs]

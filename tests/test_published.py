@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from report.__main__ import main
-from report.imports import frontier_rows, read_all
-from report.published import overlaps, sentence
+from report.published import frontier_rows, overlaps, read_all
 
 Points = list[tuple[float, float]]
 HAND = {
@@ -50,7 +49,9 @@ def test_two_files_keep_their_groups_apart(tmp_path: Path) -> None:
         (tmp_path / f"{name}.json").write_text(json.dumps({"g": [[0.5], [0.5]]}))
     groups = read_all([tmp_path / "one.json", tmp_path / "two.json"])
     assert list(groups) == ["one: g", "two: g"]
-    assert [sentence(one) for one in overlaps(groups)] == ["one: g and two: g hold the same points, 1; count them once."]
+    assert [overlap.sentence for overlap in overlaps(groups)] == [
+        "one: g and two: g hold the same points, 1; count them once."
+    ]
 
 
 @pytest.mark.parametrize(

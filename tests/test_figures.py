@@ -12,13 +12,13 @@ from PIL import Image
 
 from measures.frontier import FrontierPoint
 from report.ablation import Reached, by_cleaner, by_epoch, by_setting, settings
-from report.figures import plates
+from report.figures import figures
 from report.load import read_study
-from report.points import courses, panels
-from report.values import Mark, Panel
+from report.points import Panel, PointInfo, curves_of, panels
+from report.verdict import make_report
 from report.write import write_report
 
-TOLD = [["apple", "banana", "apple", "banana"], ["moon", "banana", "star", "moon"]]
+ANSWERS = [["apple", "banana", "apple", "banana"], ["moon", "banana", "star", "moon"]]
 
 
 def sheet(width: int = 16, height: int = 16) -> bytes:
@@ -37,15 +37,15 @@ def study(folder: Path, **cleaning: dict[str, Any]) -> Path:
             for epoch, (top1, asr) in enumerate([(0.1, 0.1), (0.8, 1.0)])
         ]
     }
-    for name, given_ in cleaning.items():
-        swept = {"clean.optimizer.rate": 1e-4, **given_.get("swept", {})}
+    for name, cleaned in cleaning.items():
+        swept = {"clean.optimizer.rate": 1e-4, **cleaned.get("swept", {})}
         facts = {"start": "pretrain-a", "pretrain_objective": "mmcl", "clean_objective": "cleanclip", "rate": 1e-4}
-        own = {"cleaner": given_.get("cleaner"), "seed": given_.get("seed", 0), "swept": swept, "cleaning": sorted(swept)}
+        own = {"cleaner": cleaned.get("cleaner"), "seed": cleaned.get("seed", 0), "swept": swept, "cleaning": sorted(swept)}
         runs.append({"run": name, "stage": "clean", **facts, **own})
-        points = [(0.8, 1.0), *given_["points"]]
+        points = [(0.8, 1.0), *cleaned["points"]]
         rows[name] = [{"epoch": epoch, "top1": top1, "asr": asr} for epoch, (top1, asr) in enumerate(points)]
-        for row in rows[name] if "answers" in given_ else []:
-            row["answers"] = given_["answers"]
+        for row in rows[name] if "answers" in cleaned else []:
+            row["answers"] = cleaned["answers"]
     for run, lines in rows.items():
         (folder / run).mkdir(parents=True)
         whole = [{"kind": "measure", "step": row["epoch"], "images": "demo", **row} for row in lines]
@@ -54,6 +54,10 @@ def study(folder: Path, **cleaning: dict[str, Any]) -> Path:
         (folder / run / "answers.png").write_bytes(sheet())
     (folder / "study.json").write_text(json.dumps({"name": "s", "runs": runs}))
     return folder
+
+
+def figure_names(folder: Path) -> list[str]:
+    return [figure.name for figure in figures(make_report(read_study(folder)))]
 
 
 def test_what_is_reached_by_hand(tmp_path: Path) -> None:
@@ -88,11 +92,11 @@ rate = st.integers(0, 20).map(lambda n: n / 20)
 @given(st.lists(st.tuples(rate, rate, st.integers(1, 6), st.integers(0, 2)), min_size=1, max_size=40))
 def test_more_epochs_never_reach_less(points: list[tuple[float, float, int, int]]) -> None:
     start = FrontierPoint(1.0, 0.8, "p")
-    marks = [FrontierPoint(asr, top1, Mark("r", epoch, 1e-4, "c", start, seed)) for asr, top1, epoch, seed in points]
+    marks = [FrontierPoint(asr, top1, PointInfo("r", epoch, 1e-4, "c", start, seed)) for asr, top1, epoch, seed in points]
     line = by_epoch([Panel("MMCL", [start], [], marks, 1, 1)])["MMCL"]
     assert list(line) == sorted({epoch for *_, epoch, _ in points})
-    best = [max((one.best for one in line[epoch] if one.best is not None), default=-1.0) for epoch in line]
-    low = [min((one.low for one in line[epoch] if one.low is not None), default=2.0) for epoch in line]
+    best = [max((seed.best for seed in line[epoch] if seed.best is not None), default=-1.0) for epoch in line]
+    low = [min((seed.low for seed in line[epoch] if seed.low is not None), default=2.0) for epoch in line]
     assert best == sorted(best)
     assert low == sorted(low, reverse=True)
 
@@ -100,10 +104,10 @@ def test_more_epochs_never_reach_less(points: list[tuple[float, float, int, int]
 def test_a_study_has_the_figures_that_it_has_numbers_for(tmp_path: Path) -> None:
     rich = study(
         tmp_path / "rich",
-        a={"swept": {"clean.objective.within": 1.0}, "points": [(0.7, 0.04), (0.7, 0.03)], "answers": TOLD},
+        a={"swept": {"clean.objective.within": 1.0}, "points": [(0.7, 0.04), (0.7, 0.03)], "answers": ANSWERS},
         b={"swept": {"clean.objective.within": 8.0}, "points": [(0.6, 0.01)], "cleaner": "ours"},
     )
-    names = [plate.name for plate in plates(read_study(rich))]
+    names = figure_names(rich)
     along = "along-clean-objective-within"
     assert names == [
         "frontier",
@@ -117,37 +121,37 @@ def test_a_study_has_the_figures_that_it_has_numbers_for(tmp_path: Path) -> None
         "answers",
     ]
     page = write_report(rich).page
-    told = f"python -m report {rich}"
+    command = f"python -m report {rich}"
     for name in names:
         with Image.open(page.with_name(f"{name}.png")) as opened:
-            assert opened.info["Description"] == told
+            assert opened.info["Description"] == command
         assert b"/Subject" in page.with_name(f"{name}.pdf").read_bytes()
         assert f'href="{name}.pdf"' in page.read_text()
     poor = study(tmp_path / "poor")
-    assert [plate.name for plate in plates(read_study(poor))] == ["frontier", "dynamics", "similarity"]
+    assert figure_names(poor) == ["frontier", "dynamics", "similarity"]
     write_report(poor)
 
 
 @pytest.mark.parametrize(
     ("answers", "picture"),
     [
-        (TOLD, b"no picture"),
-        (TOLD, sheet(24, 16)),  # of three pictures, not two
+        (ANSWERS, b"no picture"),
+        (ANSWERS, sheet(24, 16)),  # of three pictures, not two
         ([["apple", "banana"]], sheet()),
         ("apple", sheet()),
-        (TOLD, None),
+        (ANSWERS, None),
     ],
 )
 def test_answers_that_can_not_be_shown_are_left_out(tmp_path: Path, answers: Any, picture: bytes | None) -> None:
     folder = study(tmp_path / "s", a={"points": [(0.7, 0.04)], "answers": answers})
-    assert "answers" not in [plate.name for plate in plates(read_study(folder))] or answers == TOLD
+    assert "answers" not in figure_names(folder) or answers == ANSWERS
     path = folder / "a/answers.png"
     path.unlink() if picture is None else path.write_bytes(picture)
-    assert "answers" not in [plate.name for plate in plates(read_study(folder))]
+    assert "answers" not in figure_names(folder)
 
 
-def test_courses_are_of_pre_trainings_on_one_set_of_images(tmp_path: Path) -> None:
+def test_curves_are_of_pre_trainings_on_one_set_of_images(tmp_path: Path) -> None:
     read = read_study(study(tmp_path / "s", a={"points": [(0.7, 0.04)]}))
-    (course,) = courses(read, "similarity_clean")
-    assert (course.label, course.twin, course.line) == ("MMCL", False, [(0, 0.1), (1, 0.8)])
-    assert courses(read, "uniformity") == []
+    (curve,) = curves_of(read, "similarity_clean")
+    assert (curve.label, curve.twin, curve.line) == ("MMCL", False, [(0, 0.1), (1, 0.8)])
+    assert curves_of(read, "uniformity") == []
