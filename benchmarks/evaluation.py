@@ -111,13 +111,13 @@ def make_weights(folder: Path, which: str) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from engine.models import clip as model
+    from engine.models import clip
 
-    towers = model.build(MODELS[which], 0)
+    towers = clip.build(MODELS[which], 0)
     for name, parameter in towers.named_parameters():
         if name.endswith("bn3.weight"):
             torch.nn.init.ones_(parameter)
-    save_file(model.weights(towers, {"scale": torch.tensor([2.6])}), folder / "weights.safetensors")
+    save_file(clip.weights(towers, {"scale": torch.tensor([2.6])}), folder / "weights.safetensors")
 
 
 class Means:
@@ -171,17 +171,17 @@ def ours(where: str, which: str) -> dict[str, Any]:
     from engine.evaluation import evaluate
     from engine.evaluation.encode import Encoder
     from engine.evaluation.sets import eval_sets
-    from engine.models import clip as model
+    from engine.models import clip
     from measures.classifier import class_vectors
 
     torch.set_num_threads(THREADS)
     folder, world = Path(where), World(0, 1, 0, 1, torch.device("cpu"))
     spec = spec_of(folder, which)
-    towers: Any = model.build(MODELS[which], 0)
+    towers: Any = clip.build(MODELS[which], 0)
     from engine.models.tokenizer import Tokenizer
 
     tokenize = Tokenizer(MODELS[which])
-    model.load_weights(towers, folder / "weights.safetensors")
+    clip.load_weights(towers, folder / "weights.safetensors")
     if which == "feed":
         towers = Means(towers.mean, towers.std)
     tokenize(["warm"])

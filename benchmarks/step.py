@@ -23,7 +23,7 @@ from configs.machine import Machine  # noqa: E402
 from configs.stage import Optimizer, Stage  # noqa: E402
 from data.pipeline import Batch  # noqa: E402
 from engine.distributed.world import World, destroy_distributed, init_distributed  # noqa: E402
-from engine.models import clip as model  # noqa: E402
+from engine.models import clip  # noqa: E402
 from engine.training import zero  # noqa: E402
 from engine.training.head import Head  # noqa: E402
 from engine.training.learner import Learner, MicroBatches  # noqa: E402
@@ -35,8 +35,8 @@ RATE = 1e-4
 
 def pairs(name: str, rows: int) -> Batch:
     """Noise, and captions as long as CC3M's are (mean 11.8 tokens, 95th percentile 20, at most 28)."""
-    draw, side = np.random.default_rng(0), model.image_size(name)
-    length = model.model_config(name)["text_cfg"].get("context_length", 77)
+    draw, side = np.random.default_rng(0), clip.image_size(name)
+    length = clip.model_config(name)["text_cfg"].get("context_length", 77)
     images = torch.from_numpy(draw.integers(0, 256, (rows, 1, 3, side, side), np.uint8))
     tokens = torch.zeros(rows, 1, length, dtype=torch.int32)
     for row, words in enumerate(np.clip(draw.gamma(6.0, 9.8 / 6.0, rows).round().astype(int), 3, min(26, length - 2))):
@@ -48,8 +48,8 @@ def ours(name: str, batch: Batch, micro: int | None, world: World) -> Any:
     """A function that takes one step and gives its CPU seconds."""
     rows = len(batch.keys)
     stage = Stage(objective=Mmcl(kind="mmcl"), epochs=1, batch=rows, optimizer=Optimizer(rate=RATE))
-    tower_optimizer = zero.wrap(model.build(name, 0), stage.optimizer, Machine(micro_batch=micro), world, rows)
-    width = model.model_config(name)["embed_dim"]
+    tower_optimizer = zero.wrap(clip.build(name, 0), stage.optimizer, Machine(micro_batch=micro), world, rows)
+    width = clip.model_config(name)["embed_dim"]
     head = Head.build(stage, width, {}, 0, world.device)
     schedule = Schedule(stage.optimizer, 10**6, 10**6)
     learner = Learner(tower_optimizer, head, stage, schedule, world, MicroBatches(micro))
@@ -69,13 +69,13 @@ def theirs(name: str, batch: Batch, accumulate: int) -> Any:
     from open_clip.loss import ClipLoss
     from open_clip_train.train import train_one_epoch
 
-    clip = open_clip.create_model(name, precision="fp32", output_dict=True)
-    named = list(clip.named_parameters())
+    theirs = open_clip.create_model(name, precision="fp32", output_dict=True)
+    named = list(theirs.named_parameters())
     plain = [p for n, p in named if p.ndim < 2 or "bn" in n or "ln" in n or "bias" in n or "logit_scale" in n]
     rest = [p for n, p in named if not (p.ndim < 2 or "bn" in n or "ln" in n or "bias" in n or "logit_scale" in n)]
     groups = [{"params": plain, "weight_decay": 0.0}, {"params": rest, "weight_decay": 0.2}]
     optimizer = torch.optim.AdamW(groups, lr=RATE, betas=(0.9, 0.98), eps=1e-6)
-    towers = model.build(name, 0)
+    towers = clip.build(name, 0)
     pixels = ((batch.images[:, 0].float() / 255 - towers.mean) / towers.std).chunk(accumulate)
     tokens = batch.tokens[:, 0].long().chunk(accumulate)
 
@@ -91,7 +91,7 @@ def theirs(name: str, batch: Batch, accumulate: int) -> Any:
 
     def step() -> float:
         began = time.process_time()
-        train_one_epoch(clip, data, ClipLoss(), 0, optimizer, None, None, None, settings)
+        train_one_epoch(theirs, data, ClipLoss(), 0, optimizer, None, None, None, settings)
         return time.process_time() - began
 
     return step
@@ -138,7 +138,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("which", nargs="*", default=["step", "cached", "overhead"])
     which = parser.parse_args().which
-    model.add_models(Path(__file__).parent / "models")
+    clip.add_models(Path(__file__).parent / "models")
     zero.prepare()
     world = init_distributed()
     torch.set_num_threads(2)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from data.refusal import UserError
-from engine.models import clip as model
+from engine.models import clip
 from engine.models.layers import GroupedNorm
 from engine.models.tokenizer import Tokenizer
 from engine.models.towers import Cut, Piece, Towers, cut_of
@@ -43,26 +43,26 @@ def long_ones() -> torch.Tensor:
 
 def theirs(name: str, ours: Towers) -> Any:
     """open_clip's model with the same weights."""
-    clip = open_clip.create_model(name)
-    clip.load_state_dict({**ours.clip.state_dict(), "logit_scale": clip.logit_scale})
-    return clip
+    reference = open_clip.create_model(name)
+    reference.load_state_dict({**ours.clip.state_dict(), "logit_scale": reference.logit_scale})
+    return reference
 
 
 @pytest.mark.filterwarnings("ignore:.*:UserWarning")
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("training", [True, False])
 def test_embeddings_and_gradients_are_open_clips(name: str, training: bool) -> None:
-    ours = model.build(name, 0).double().train(training)
-    clip = theirs(name, ours).double().train(training)
+    ours = clip.build(name, 0).double().train(training)
+    reference = theirs(name, ours).double().train(training)
     images, tokens = inputs()
     pixels = (images.double() / 255 - ours.mean) / ours.std
-    want = (clip.encode_image(pixels, normalize=True), clip.encode_text(tokens.long(), normalize=True))
+    want = (reference.encode_image(pixels, normalize=True), reference.encode_text(tokens.long(), normalize=True))
     one, several = cut_of(tokens), cut_of(torch.cat([tokens, long_ones()]), several=True)
     assert one.parts == ((8, 8),)
     assert several.parts == ((8, 8), (5, 16))
     more = torch.cat([tokens, long_ones()])
     assert torch.allclose(
-        ours(None, more, [Piece(0, 13, several)])[1], clip.encode_text(more.long(), normalize=True), atol=1e-10
+        ours(None, more, [Piece(0, 13, several)])[1], reference.encode_text(more.long(), normalize=True), atol=1e-10
     )
     got = ours(images, tokens, [Piece(8, 8, one)])
     for a, b in zip(got, want, strict=True):
@@ -71,7 +71,7 @@ def test_embeddings_and_gradients_are_open_clips(name: str, training: bool) -> N
         weight = torch.linspace(-1, 1, rows[0].numel(), dtype=torch.float64).view_as(rows[0])
         ((rows[0] + rows[1]) * weight).sum().backward()
     named = dict(ours.clip.named_parameters())
-    for key, value in clip.named_parameters():
+    for key, value in reference.named_parameters():
         if key != "logit_scale":
             assert torch.allclose(named[key].grad, value.grad, atol=1e-9), key
 
@@ -112,7 +112,7 @@ def test_a_caption_cut_at_the_context_length_keeps_its_end_token() -> None:
 
 
 def test_cutting_is_refused_where_it_is_not_exact() -> None:
-    towers = model.build("test-vit", 0)
+    towers = clip.build("test-vit", 0)
     assert _cuts(towers, "auto", "test-vit")
     assert not _cuts(towers, "never", "test-vit")
     towers.clip.text_pool_type = "last"
@@ -148,7 +148,7 @@ def test_grouped_norm_is_batch_norm_on_each_group() -> None:
 
 
 def test_a_step_that_is_not_taken_leaves_the_running_statistics() -> None:
-    towers = model.build("test-resnet", 0).train()
+    towers = clip.build("test-resnet", 0).train()
     images, _ = inputs()
     before = {name: value.clone() for name, value in towers.named_buffers()}
     towers(images, None)
@@ -164,7 +164,7 @@ def test_micro_batches_give_the_gradient_of_one_and_reach_each_parameter_once(na
     images, tokens = inputs()
     found = []
     for pieces in ([Piece(8, 8)], [Piece(4, 4), Piece(4, 4, cut_of(tokens[4:]))], [Piece(2, 2)] * 4):
-        towers = model.build(name, 0).double().train()
+        towers = clip.build(name, 0).double().train()
         for norm in towers.norms:
             norm.rows = 2
         calls: dict[str, int] = {}
@@ -189,7 +189,7 @@ def test_replayed_micro_batches_draw_the_same_random_numbers() -> None:
     pieces = [Piece(4, 4), Piece(4, 4)]
     grads = []
     for replayed in (True, False):
-        towers = model.build("test-vit", 0).train()
+        towers = clip.build("test-vit", 0).train()
         towers.clip.visual.ln_post = nn.Sequential(towers.clip.visual.ln_post, nn.Dropout(0.5))
         torch.manual_seed(3)
         if replayed:
@@ -203,13 +203,13 @@ def test_replayed_micro_batches_draw_the_same_random_numbers() -> None:
 
 
 def test_a_foreign_batch_norm_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    clip = open_clip.create_model("test-resnet", pretrained=None)
-    clip.visual.bn1 = nn.SyncBatchNorm(clip.visual.bn1.num_features)
+    reference = open_clip.create_model("test-resnet", pretrained=None)
+    reference.visual.bn1 = nn.SyncBatchNorm(reference.visual.bn1.num_features)
 
     class Fake:
-        create_model = staticmethod(lambda *_, **__: clip)
+        create_model = staticmethod(lambda *_, **__: reference)
 
-    monkeypatch.setattr(model, "open_clip_module", lambda: Fake)
-    monkeypatch.setattr(model, "model_config", lambda name: {})
+    monkeypatch.setattr(clip, "open_clip_module", lambda: Fake)
+    monkeypatch.setattr(clip, "model_config", lambda name: {})
     with pytest.raises(UserError, match="BatchNorm of its own kind"):
-        model.build("test-resnet", 0)
+        clip.build("test-resnet", 0)
