@@ -40,7 +40,7 @@ class Flop(NamedTuple):
     caption: float
 
 
-class Size(NamedTuple):
+class EvalSetSize(NamedTuple):
     """Of an evaluation set."""
 
     pictures: int
@@ -48,10 +48,10 @@ class Size(NamedTuple):
 
 
 SETS = {  # by the name that a spec gives them; sets of other names cost nothing here, and a note says so
-    "imagenet": Size(50_000, 80_000),
-    "caltech101": Size(6_085, 102 * 34),
-    "cifar100": Size(10_000, 100 * 18),
-    "coco": Size(5_000, 25_010),
+    "imagenet": EvalSetSize(50_000, 80_000),
+    "caltech101": EvalSetSize(6_085, 102 * 34),
+    "cifar100": EvalSetSize(10_000, 100 * 18),
+    "coco": EvalSetSize(5_000, 25_010),
 }
 
 

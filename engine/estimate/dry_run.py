@@ -21,7 +21,7 @@ from records.folder import finished
 
 GIB = 1 << 30
 COLUMNS = ("run", "what", "steps", "pairs", "poisoned", "parameters", "memory/rank", "bytes/rank/step", "GPU-h", "state")
-LEFT = ("run", "what", "state")  # columns of words
+TEXT_COLUMNS = ("run", "what", "state")
 
 
 def dry_run(loaded: Loaded, runs: Iterable[Run], folder: Path, dollars: float | None = None) -> str:
@@ -34,7 +34,7 @@ def dry_run(loaded: Loaded, runs: Iterable[Run], folder: Path, dollars: float | 
     spec = loaded.spec
     table = Table(title=f"study {spec.name}: {folder}", title_justify="left")
     for column in COLUMNS:
-        table.add_column(column, overflow="fold", justify="left" if column in LEFT else "right")
+        table.add_column(column, overflow="fold", justify="left" if column in TEXT_COLUMNS else "right")
     notes: set[str] = set()
     total = Cost()
     for run in runs:

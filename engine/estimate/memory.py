@@ -27,30 +27,30 @@ class ModelSize(NamedTuple):
     width: int  # of the embedding
 
 
-def rank_memory(run: Run, world: int) -> int:
-    """Bytes that one of `world` ranks needs."""
+def rank_memory(run: Run, ranks: int) -> int:
+    """Bytes that one of so many ranks needs."""
     spec, stage = run.spec, run.settings
     size = model_size(spec.model.name, stage.objective.views)
-    rows = stage.batch // world
+    rows = stage.batch // ranks
     features = rows * size.width * 4
-    gathered = max(grid(world)) * features
+    gathered = max(grid(ranks)) * features
     activations = min(rows, spec.machine.micro_batch or rows) * size.kept
     # features, their gradients and gathered blocks of both; a few blocks of similarities
     exchanged = 2 * sum(stage.objective.views) * (features + gathered) + 16 * BLOCK**2
-    return state_bytes(size, spec.machine.zero, spec.machine.precision, world) + activations + exchanged
+    return state_bytes(size, spec.machine.zero, spec.machine.precision, ranks) + activations + exchanged
 
 
-def rank_traffic(run: Run, world: int) -> float:
+def rank_traffic(run: Run, ranks: int) -> float:
     """Bytes that one rank sends in one step, at two bytes a gradient element on GPUs and four on CPU."""
     stage = run.settings
     size = model_size(run.spec.model.name, stage.objective.views)
     each = 2 if torch.cuda.is_available() else 4
     weights = size.parameters if run.spec.machine.zero == 3 else 0
-    rows, columns = grid(world)
-    features = stage.batch // world * size.width * 4
+    rows, columns = grid(ranks)
+    features = stage.batch // ranks * size.width * 4
     # each view of one side crosses a row or a column of the grid, forward and backward
     exchanged = sum(stage.objective.views) / 2 * 2 * (rows + columns - 2) * features
-    return (2 * size.learning + weights) * each * (world - 1) / world + exchanged
+    return (2 * size.learning + weights) * each * (ranks - 1) / ranks + exchanged
 
 
 @cache
@@ -78,11 +78,11 @@ def model_size(name: str, views: tuple[int, int]) -> ModelSize:
     return ModelSize(parameters, learns, sum(storage.nbytes() for storage in kept.values()) // 2, features.shape[-1])
 
 
-def state_bytes(size: ModelSize, zero: int, precision: str, world: int) -> int:
+def state_bytes(size: ModelSize, zero: int, precision: str, ranks: int) -> int:
     """Bytes of weights, and for those that learn of gradients, float32 master weights and moments, on one rank (Rajbhandari
     et al. 2020)."""
     half = precision in ("bf16", "fp16") or (precision == "auto" and torch.cuda.is_available())
     weights, gradients = (2, 2) if half else (4, 4)
     optimizer = 12 if half or zero else 8
-    each = gradients / (world if zero >= 2 else 1) + optimizer / (world if zero else 1)
-    return int(size.parameters * weights / (world if zero >= 3 else 1) + size.learning * each)
+    each = gradients / (ranks if zero >= 2 else 1) + optimizer / (ranks if zero else 1)
+    return int(size.parameters * weights / (ranks if zero >= 3 else 1) + size.learning * each)
