@@ -64,8 +64,8 @@ def _undecodable(how: Audit, path: str, table: Table, place: int) -> list[tuple[
             try:
                 whole(picture)
                 caption(text, how.field)
-            except DecodeError as cause:
-                bad.append((table.keys[i], str(cause)))
+            except DecodeError as error:
+                bad.append((table.keys[i], error.cause))
     reader.close()
     return bad
 

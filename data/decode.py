@@ -25,7 +25,11 @@ DecodeMode = Literal["exact", "fast"]
 
 
 class DecodeError(Exception):
-    """A sample that can't be used; the text is the cause under which it is counted."""
+    """A sample that can't be used; `cause`, such as undecodable_image, is what it is counted under."""
+
+    def __init__(self, cause: str) -> None:
+        super().__init__(cause)
+        self.cause = cause
 
 
 def picture(body: Body, size: int, mode: DecodeMode = "exact") -> np.ndarray:

@@ -77,7 +77,7 @@ class Reading:
 
     seed: int
     rank: int
-    world: int
+    ranks: int
     batch: int
     views: tuple[int, int]  # of the picture, of the caption
     size: int
@@ -120,9 +120,9 @@ class Pairs(Dataset[Batch]):
     def __getitem__(self, at: tuple[int, int]) -> Batch:
         """This rank's part of global batch (epoch from 1, step from 0); UserError if the shards can't be read."""
         epoch, step = at
-        here = self.reading
-        share = here.batch // here.world
-        rows = self.order.batch(epoch, step, here.batch)[here.rank * share : (here.rank + 1) * share]
+        reading = self.reading
+        share = reading.batch // reading.ranks
+        rows = self.order.batch(epoch, step, reading.batch)[reading.rank * share : (reading.rank + 1) * share]
         skipped: list[tuple[str, str, str]] = []
         bodies = self._bodies([self.sample(int(row)) for row in rows])
         good = [self._good(int(row), epoch, body, skipped) for row, body in zip(rows, bodies, strict=True)]
@@ -132,12 +132,12 @@ class Pairs(Dataset[Batch]):
         tokens = self.tokenize([text for _, _, texts in good for text in texts]).to(torch.int32)
         poisoned = [self.plan is not None and bool(self.plan.chosen[sample]) for sample in samples]
         drawn = None
-        if here.augment.on_device(here.views[0]):
-            numbers = [draw_views(here.augment, here.views[0], here.seed, key, epoch) for key in keys]
+        if reading.augment.on_device(reading.views[0]):
+            numbers = [draw_views(reading.augment, reading.views[0], reading.seed, key, epoch) for key in keys]
             drawn = torch.from_numpy(np.stack(numbers))
         return Batch(
             images.view(share, -1, *images.shape[1:]),
-            tokens.view(share, here.views[1], tokens.shape[-1]),
+            tokens.view(share, reading.views[1], tokens.shape[-1]),
             torch.tensor(samples),
             keys,
             torch.tensor(poisoned),
@@ -154,7 +154,7 @@ class Pairs(Dataset[Batch]):
             try:
                 return sample, *self._views(sample, epoch, body if not turn else self._bodies([sample], self.spare)[0])
             except DecodeError as bad:
-                skipped.append((self.index.path(sample), self.index.keys[sample], str(bad)))
+                skipped.append((self.index.path(sample), self.index.keys[sample], bad.cause))
         raise UserError("none of the pairs can be decoded; check the shards")
 
     def first(self, sample: int, body: tuple[Body, Body] | None = None) -> tuple[np.ndarray, str]:
@@ -167,9 +167,9 @@ class Pairs(Dataset[Batch]):
         return attacked(self.plan, sample, picture, size, mode), self.plan.caption(own, sample)
 
     def _views(self, sample: int, epoch: int, body: tuple[Body, Body]) -> tuple[list[np.ndarray], list[str]]:
-        here = self.reading
-        names = (here.seed, self.index.keys[sample], epoch)
-        return loaded_views(here.augment, here.views, self.first(sample, body), names)
+        reading = self.reading
+        names = (reading.seed, self.index.keys[sample], epoch)
+        return loaded_views(reading.augment, reading.views, self.first(sample, body), names)
 
     def _bodies(self, samples: list[int], reader: Reader | None = None) -> list[tuple[Body, Body]]:
         """(picture, caption) as stored, valid until the reader's next call; a poisoned sample may take another's picture.
