@@ -240,5 +240,5 @@ def over_seeds(seeds: Sequence[Score]) -> dict[Group, dict[str, Mean]]:
 def mean_of(metric: Metric, values: tuple[float | None, ...]) -> Mean:
     """The mean of those values that are not None, how many they are, and its bootstrap interval."""
     known = [value for value in values if value is not None]
-    interval = bootstrap(known) if len(known) > 1 else None
+    interval = bootstrap([known]) if len(known) > 1 else None
     return Mean(metric, len(known), len(values), fmean(known) if known else None, interval)

@@ -7,7 +7,7 @@ from statistics import fmean
 from typing import NamedTuple
 
 from measures.frontier import CAP, CAPS, FLOOR, FrontierPoint, best_accuracy, lowest_asr
-from measures.interval import Interval, Test, bootstrap_of, permutation
+from measures.interval import Interval, Test, bootstrap, permutation
 from report.costs import Costs, costs
 from report.load import Study
 from report.points import Panel, PointInfo, panels, percent, rate_text
@@ -126,7 +126,7 @@ def _difference(cleaner: str, ways: tuple[str, str], first: list[float | None], 
     if not a or not b:
         return Difference(cleaner, ways, means, None, None, None)
     several = len(a) > 1 and len(b) > 1
-    interval = bootstrap_of([a, b], lambda groups: fmean(groups[0]) - fmean(groups[1])) if several else None
+    interval = bootstrap([a, b], lambda first, second: fmean(first) - fmean(second)) if several else None
     return Difference(cleaner, ways, means, fmean(a) - fmean(b), interval, permutation(a, b))
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from measures.interval import bootstrap, bootstrap_of, permutation, wilson
+from measures.interval import bootstrap, permutation, wilson
 
 values = st.lists(st.floats(0, 1), min_size=1, max_size=8)
 few = st.lists(st.integers(0, 20).map(lambda n: n / 20), min_size=1, max_size=4)
@@ -38,24 +38,26 @@ def test_wilson_holds_the_rate_and_mirrors(trials: tuple[int, int]) -> None:
 
 
 def test_bootstrap_by_hand() -> None:
-    assert bootstrap([0.25]) == (0.25, 0.25)
+    assert bootstrap([[0.25]]) == (0.25, 0.25)
     # of two values the mean is 0, 1/2 or 1 with chances 1/4, 1/2, 1/4: both ends are reached
-    assert bootstrap([0.0, 1.0], seed=3) == (0.0, 1.0)
-    assert bootstrap([0.0, 0.0, 1.0], median, seed=3) == (0.0, 1.0)
+    assert bootstrap([[0.0, 1.0]], seed=3) == (0.0, 1.0)
+    assert bootstrap([[0.0, 0.0, 1.0]], median, seed=3) == (0.0, 1.0)
     with pytest.raises(ValueError):
         bootstrap([])
+    with pytest.raises(ValueError):
+        bootstrap([[0.5], []])
 
 
 @settings(max_examples=30, deadline=None)
 @given(values, st.integers(0, 9))
 def test_bootstrap_is_repeatable_and_within_the_values(some: list[float], seed: int) -> None:
-    low, high = bootstrap(some, seed=seed)
-    assert (low, high) == bootstrap(some, seed=seed)
+    low, high = bootstrap([some], seed=seed)
+    assert (low, high) == bootstrap([some], seed=seed)
     assert min(some) - 1e-12 <= low <= high <= max(some) + 1e-12
 
 
 def test_bootstrap_of_two_groups_by_hand() -> None:
-    assert bootstrap_of([[0.5, 0.5], [0.2]], lambda g: fmean(g[0]) - fmean(g[1])) == pytest.approx((0.3, 0.3))
+    assert bootstrap([[0.5, 0.5], [0.2]], lambda first, second: fmean(first) - fmean(second)) == pytest.approx((0.3, 0.3))
 
 
 def test_permutation_by_hand() -> None:

@@ -2,7 +2,9 @@
 
 import csv
 import json
+import pkgutil
 import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 import samples
 
+import report
 from report.__main__ import main
 from report.compare import joint_panels, measure
 from report.load import read_study
@@ -167,3 +170,19 @@ def test_parquet_holds_the_table_and_without_pyarrow_there_is_a_note(
     assert main([str(tmp_path / "s")]) == 0
     assert "needs pyarrow" in capsys.readouterr().out
     assert not (tmp_path / "s/report/results.parquet").exists()
+
+
+def test_all_of_the_report_is_imported_at_once_and_without_heavy_libraries() -> None:
+    modules = [module.name for module in pkgutil.walk_packages(report.__path__, "report.")]
+    script = (
+        f"import sys, time; import {', '.join(modules)}; "
+        "print(time.process_time(), *{name.partition('.')[0] for name in sys.modules})"
+    )
+    for _ in range(3):  # on a busy machine the same work takes longer
+        output = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, text=True).stdout
+        seconds, *imported = output.split()
+        heavy = {"torch", "engine", "configs", "objectives", "matplotlib", "scipy", "jinja2", "PIL", "deepspeed"}
+        assert not heavy & set(imported)
+        if float(seconds) < 0.5:
+            return
+    raise AssertionError(f"the report took {seconds} s of CPU to be imported")
