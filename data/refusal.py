@@ -10,3 +10,8 @@ class UserError(ValueError):
     def __init__(self, words: object, alone: bool = False) -> None:
         super().__init__(words)
         self.alone = alone
+
+    @property
+    def fault(self) -> str:
+        """What is wrong, without what to do, which stands behind the first semicolon."""
+        return str(self).split(";")[0]

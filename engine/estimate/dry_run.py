@@ -108,7 +108,7 @@ def _in_shards(shards: str | dict[str, str], data: Data, expected: int | None, s
     patterns = tuple(shards.items()) if isinstance(shards, dict) else shards
     count = _count(patterns, data.schemes, data.pretrain.caption)
     if isinstance(count, UserError):
-        notes.add(f"{str(count).split(';')[0]}: counting on {said_by}")
+        notes.add(f"{count.fault}: counting on {said_by}")
         return expected
     return count
 
@@ -129,7 +129,7 @@ def _labelled(folder: str, expected: int | None, notes: set[str]) -> int | None:
     try:
         return len(read(folder))
     except UserError as error:
-        notes.add(f"{str(error).split(';')[0]}: counting on data.clean.pairs = {expected}")
+        notes.add(f"{error.fault}: counting on data.clean.pairs = {expected}")
         return expected
 
 
