@@ -1,4 +1,4 @@
-"""Several studies compared in one figure: one figure, one verdict, one table; panels stand by way of pre-training."""
+"""Several studies compared: one figure, one verdict, one table; panels stand by way of pre-training."""
 
 import shlex
 from collections.abc import Sequence
@@ -40,7 +40,7 @@ def measure(studies: Sequence[Study]) -> Measured:
 
 
 def write_comparison(folders: Sequence[Path], out: Path | None) -> list[str]:
-    """Writes the comparison into the folder, or into the first study's report; returns what to say. Raises UserError."""
+    """Writes the comparison into the folder or the first study's report; returns the lines to print. Raises UserError."""
     measured = measure([read_study(folder) for folder in folders])
     rest = "-".join(folder.resolve().name for folder in folders[1:])
     into = out or folders[0] / "report" / f"compare-{rest}"

@@ -1,10 +1,9 @@
-"""Published sweeps, read: one JSON object, of each group `[attack success rates, accuracies]` or nothing.
+"""The report on published sweeps: files of one JSON object, of each group `[attack success rates, accuracies]` or nothing.
 
 Such a file holds points alone: no start, no rates, no seeds. What it does not hold is not guessed here.
 """
 
 import json
-import math
 import shlex
 from collections import Counter, defaultdict
 from itertools import combinations
@@ -16,6 +15,7 @@ from measures.frontier import CAPS, FrontierPoint, best_accuracy, hypervolume, l
 from report.plots.frontier import frontier
 from report.plots.style import render
 from report.points import Panel, PointInfo
+from report.scores import HYPERVOLUME, best_top1
 from report.tables import as_csv
 from report.write import write_files
 
@@ -96,11 +96,11 @@ def _points(where: str, value: Any) -> list[FrontierPoint[int]]:
             f"{where} has {len(asrs)} ASR and {len(tops)} accuracies, expected as many of each; complete the lists"
         )
     for name, numbers in (("ASR", asrs), ("accuracy", tops)):
-        for at, one in enumerate(numbers):
-            if isinstance(one, bool) or not isinstance(one, int | float) or not 0 <= one <= 1 or math.isnan(one):
-                given = json.dumps(one, ensure_ascii=True)[:40]
+        for at, number in enumerate(numbers):
+            if isinstance(number, bool) or not isinstance(number, int | float) or not 0 <= number <= 1:
+                shown = json.dumps(number, ensure_ascii=True)[:40]
                 raise UserError(
-                    f"{where} has the {name} {given} at place {at}, expected a fraction in [0, 1]; divide percents by 100"
+                    f"{where} has the {name} {shown} at place {at}, expected a fraction in [0, 1]; divide percents by 100"
                 )
     return [FrontierPoint(float(asr), float(top1), at) for at, (asr, top1) in enumerate(zip(asrs, tops, strict=True))]
 
@@ -125,8 +125,8 @@ def overlaps(groups: Groups) -> list[Overlap]:
             holders[point].append(name)
     shared: Counter[tuple[str, str]] = Counter()
     for point, names in holders.items():
-        for one, other in combinations(names, 2):
-            shared[one, other] += min(counts[one][point], counts[other][point])
+        for first, second in combinations(names, 2):
+            shared[first, second] += min(counts[first][point], counts[second][point])
     return [Overlap(pair, (len(groups[pair[0]]), len(groups[pair[1]])), count) for pair, count in shared.items()]
 
 
@@ -134,17 +134,16 @@ def panels(groups: Groups) -> list[Panel]:
     """A panel for each group that has points; nothing is known of starts, rates and runs."""
     return [
         Panel(
-            name,
-            [],
-            [],
-            [FrontierPoint(p.asr, p.top1, PointInfo(name, 0, None, "published", None)) for p in points],
-            1,
-            1,
-            name,
+            name, starts=[], twins=[], points=[_unknown(name, point) for point in points], finished=1, total=1, heading=name
         )
         for name, points in groups.items()
         if points
     ]
+
+
+def _unknown(group: str, point: FrontierPoint[int]) -> FrontierPoint[PointInfo]:
+    """The point of a group as the figure takes it."""
+    return FrontierPoint(point.asr, point.top1, PointInfo(group, 0, None, "published", None))
 
 
 def read_all(paths: list[Path]) -> Groups:
@@ -165,11 +164,11 @@ def frontier_rows(groups: Groups) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"group": name, "points": len(points)}
         for cap in CAPS:
             best = best_accuracy(points, cap)
-            row[f"best_top1_at_asr_{cap:g}"] = best.top1 if best else None
+            row[best_top1(cap).name] = best.top1 if best else None
             row[f"its_asr_{cap:g}"] = best.asr if best else None
         low = lowest_asr(points, 0.0)
         row |= {"lowest_asr": low.asr if low else None, "its_top1": low.top1 if low else None}
-        row |= {"pareto_points": len(pareto(points)), "hypervolume": hypervolume(points) if points else None}
+        row |= {"pareto_points": len(pareto(points)), HYPERVOLUME.name: hypervolume(points) if points else None}
         rows.append(row)
     return rows
 
@@ -179,30 +178,30 @@ def table(rows: list[dict[str, Any]]) -> str:
     heads = ["group", "points", *(f"ASR <= {100 * cap:g} %" for cap in CAPS), "lowest ASR", "Pareto", "hypervolume"]
     cells = [heads]
     for row in rows:
-        best = [_pair(row[f"best_top1_at_asr_{cap:g}"], row[f"its_asr_{cap:g}"]) for cap in CAPS]
-        area = "none" if row["hypervolume"] is None else f"{row['hypervolume']:.4f}"
+        best = [_pair(row[best_top1(cap).name], row[f"its_asr_{cap:g}"]) for cap in CAPS]
+        area = "none" if row[HYPERVOLUME.name] is None else f"{row[HYPERVOLUME.name]:.4f}"
         low = _pair(row["lowest_asr"], row["its_top1"])
         cells.append([row["group"], str(row["points"]), *best, low, str(row["pareto_points"]), area])
     wide = [max(len(line[at]) for line in cells) for at in range(len(heads))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, wide, strict=True)).rstrip() for line in cells)
 
 
-def _pair(one: float | None, other: float | None) -> str:
-    return "none" if one is None or other is None else f"{100 * one:.2f} @ {100 * other:.2f}"
+def _pair(rate: float | None, at: float | None) -> str:
+    return "none" if rate is None or at is None else f"{100 * rate:.2f} @ {100 * at:.2f}"
 
 
 def remarks(groups: Groups) -> list[str]:
     """What a reader must know before trusting the table."""
-    said = [NO_START, *(overlap.sentence for overlap in overlaps(groups))]
+    lines = [NO_START, *(overlap.sentence for overlap in overlaps(groups))]
     empty = [name for name, points in groups.items() if not points]
     if empty:
-        said.append(f"Without points: {', '.join(empty)}.")
+        lines.append(f"Without points: {', '.join(empty)}.")
     filled = len(groups) - len(empty)
-    return [*said, f"The figure shows the first {DRAWN} of {filled} groups."] if filled > DRAWN else said
+    return [*lines, f"The figure shows the first {DRAWN} of {filled} groups."] if filled > DRAWN else lines
 
 
 def write_published(paths: list[Path], out: Path | None) -> list[str]:
-    """Writes frontier.csv, results.csv and the figure into the folder; returns what to say. Raises UserError."""
+    """Writes frontier.csv, results.csv and the figure into the folder; returns the lines to print. Raises UserError."""
     groups = read_all(paths)
     folder = out or Path(f"{paths[0].stem}-report")
     rows = frontier_rows(groups)
@@ -213,14 +212,14 @@ def write_published(paths: list[Path], out: Path | None) -> list[str]:
         for p in group
     ]
     drawing = frontier(panels(groups)[:DRAWN])
-    said = remarks(groups)
+    notes = remarks(groups)
     command = " ".join(["python -m report", *(f"--import {shlex.quote(str(path))}" for path in paths)])
     files = {
         "frontier.csv": as_csv(list(rows[0]), rows).encode(),
         "results.csv": as_csv(["group", "point", "top1", "asr", "pareto"], points).encode(),
         "frontier.png": render(drawing, "png", command),
         "frontier.pdf": render(drawing, "pdf", command),
-        "notes.txt": ("\n".join(said) + "\n").encode(),
+        "notes.txt": ("\n".join(notes) + "\n").encode(),
     }
     write_files(folder, files)
-    return [table(rows), *(f"Note: {text}" for text in said), str(folder / "frontier.png")]
+    return [table(rows), *(f"Note: {note}" for note in notes), str(folder / "frontier.png")]
