@@ -2,17 +2,21 @@
 
 import csv
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import report.verdict
 from measures.frontier import FrontierPoint
 from report.__main__ import main
 from report.load import read_study
 from report.points import Panel, PointInfo, panels
+from report.scores import BEST, POINTS, chosen_by, drop, mean_of, relative_drop
 from report.tables import escape, verdict_csv, verdict_json, verdict_tex
 from report.verdict import differences, judge
+from report.write import write_report
 
 Row = tuple[float, float]  # top1, asr
 
@@ -172,3 +176,38 @@ def test_absurd_journals_still_give_files() -> None:
     assert judged.scores[0].numbers["hypervolume"].value == 0.5
     assert judged.scores[0].numbers["best_top1_at_asr_0.05"].interval is None
     assert json.loads(verdict_json(judged))["groups"][0]["way"] == "w"
+
+
+def test_a_number_knows_its_label_unit_and_cap() -> None:
+    means = judge(points([0.9, 0.8])).means["way 0", "c"]
+    best = means["best_top1_at_asr_0.05"]
+    assert (best.metric, best.metric.cap) == (BEST, 0.05)
+    assert best.metric.label == "best top-1 at ASR ≤ 5 %"
+    assert best.text == "85.0 % [80.0, 90.0]"
+    assert means["points"].text == "1 [1, 1]"
+    assert means["hypervolume"].text == "0.8500 [0.8000, 0.9000]"
+    assert mean_of(drop(0.05), (0.02, None)).text == "2.0"
+    assert mean_of(relative_drop(0.05), (0.025,)).text == "2.5 %"
+    assert mean_of(POINTS, (1, 2)).text == "1.5 [1.0, 2.0]"
+    assert mean_of(chosen_by("proxy").gap, (-0.01,)).text == "-1.0"
+    assert mean_of(BEST, (None,)).text == "none"
+
+
+def test_a_report_judges_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts = Counter[str]()
+
+    def counted(name: str) -> None:
+        function = getattr(report.verdict, name)
+
+        def call(*arguments: Any) -> Any:
+            counts[name] += 1
+            return function(*arguments)
+
+        monkeypatch.setattr(report.verdict, name, call)
+
+    for name in ("panels", "scores", "over_seeds", "differences", "notes", "costs"):
+        counted(name)
+    folder = journals(tmp_path / "s", {"mmcl": MMCL, "mmcl_ssl": SSL})
+    write_report(folder)
+    assert counts == dict.fromkeys(counts, 1)
+    assert len(counts) == 6
