@@ -2,6 +2,8 @@
 stage."""
 
 import sys
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import forked
@@ -9,21 +11,29 @@ import pytest
 import torch
 from conftest import ROOT, environment
 
+pytestmark = pytest.mark.timeout(900)
 Results = dict[str, dict[str, torch.Tensor]]
+RANKS = [1, 2, pytest.param(3, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)]
+TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "--standalone"]
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Results]:
-    """What tests/exactness.py computes on 1 to 4 ranks."""
-    out: dict[int, Results] = {}
+def results(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Results]:
+    """What tests/exactness.py computes on so many ranks; on two of them as torchrun starts it."""
     folder = tmp_path_factory.mktemp("exactness")
-    for ranks in (1, 2, 3, 4):
-        path = folder / f"{ranks}.pt"
-        command = [sys.executable, str(ROOT / "tests/exactness.py"), str(path)]
-        done = forked.run_ranks(command, ranks, 400, env=environment(OMP_NUM_THREADS="1"))
+
+    @cache
+    def of(ranks: int) -> Results:
+        path, env = folder / f"{ranks}.pt", environment(OMP_NUM_THREADS="1")
+        script = [str(ROOT / "tests/exactness.py"), str(path)]
+        if ranks == 2:
+            done = forked.run([sys.executable, *TORCHRUN, *script], 400, env=env)
+        else:
+            done = forked.run_ranks([sys.executable, *script], ranks, 400, env=env)
         assert done.returncode == 0, done.stderr[-3000:]
-        out[ranks] = torch.load(path, weights_only=True)
-    return out
+        return torch.load(path, weights_only=True)  # type: ignore[no-any-return]
+
+    return of
 
 
 def worst(got: dict[str, torch.Tensor], want: dict[str, torch.Tensor]) -> tuple[float, str]:
@@ -32,47 +42,51 @@ def worst(got: dict[str, torch.Tensor], want: dict[str, torch.Tensor]) -> tuple[
     return max(((got[name] - of).abs().max().item() / max(1.0, of.abs().max().item()), name) for name, of in want.items())
 
 
-@pytest.mark.timeout(900)
-def test_float64_is_equal_to_1e_10_on_any_number_of_ranks_in_any_micro_batch(results: dict[int, Results]) -> None:
-    cases = [case for case in results[1] if case.startswith("float64")]
-    assert len(cases) == 48
+@pytest.mark.parametrize("ranks", RANKS)
+def test_float64_is_equal_to_1e_10_on_any_number_of_ranks_in_any_micro_batch(
+    results: Callable[[int], Results], ranks: int
+) -> None:
+    single, several = results(1), results(ranks)
+    cases = [case for case in several if case.startswith("float64")]
+    assert len(cases) == 48 if ranks == 1 else len(cases) >= 26
     for case in cases:
         kind, model = case.split()[1:3]
-        want = results[1][f"float64 {kind} {model} micro None"]
+        want = single[f"float64 {kind} {model} micro None"]
         assert any(value.abs().max() > 1e-3 for name, value in want.items() if name.startswith("clip."))
-        for ranks, found in results.items():
-            assert case not in found or worst(found[case], want) < (1e-10, ""), (case, ranks)
-    assert all(sum(case.startswith("float64") for case in found) >= 26 for found in results.values())
+        assert worst(several[case], want) < (1e-10, ""), case
 
 
-@pytest.mark.timeout(900)
-def test_deepspeed_is_equal_to_1e_5_at_every_stage(results: dict[int, Results]) -> None:
+@pytest.mark.parametrize("ranks", RANKS)
+def test_deepspeed_is_equal_to_1e_5_at_every_stage(results: Callable[[int], Results], ranks: int) -> None:
+    single, several = results(1), results(ranks)
     for model in ("test-vit", "test-resnet"):
-        want = results[1][f"zero 0 cleanclip {model} micro None"]
-        cases = [case for case in results[1] if case.startswith("zero") and f"cleanclip {model}" in case]
+        want = single[f"zero 0 cleanclip {model} micro None"]
+        cases = [case for case in single if case.startswith("zero") and f"cleanclip {model}" in case]
         assert len(cases) >= 8
         for case in cases:
-            for ranks, found in results.items():
-                assert worst(found[case], want) < (1e-5, ""), (case, ranks)
-    for case in (case for case in results[1] if case.startswith("zero 1") and case.endswith("test-vit")):
-        for ranks, found in results.items():
-            assert worst(found[case], results[1][case]) < (1e-5, ""), (case, ranks)
+            assert worst(several[case], want) < (1e-5, ""), case
+    for case in (case for case in single if case.startswith("zero 1") and case.endswith("test-vit")):
+        assert worst(several[case], single[case]) < (1e-5, ""), case
 
 
-@pytest.mark.timeout(900)
-def test_one_step_of_descent_under_deepspeed_moves_by_the_float64_gradient(results: dict[int, Results]) -> None:
+@pytest.mark.parametrize("ranks", RANKS)
+def test_one_step_of_descent_under_deepspeed_moves_by_the_float64_gradient(
+    results: Callable[[int], Results], ranks: int
+) -> None:
     from engine.models import clip
 
     before: dict[str, Any] = dict(clip.build("test-vit", 1).named_parameters())
-    grads, after = results[1]["float64 cleanclip test-vit micro None"], results[4]["zero 3 cleanclip test-vit micro 8"]
+    grads = results(1)["float64 cleanclip test-vit micro None"]
+    after = results(ranks)["zero 3 cleanclip test-vit micro 8"]
     for name, parameter in before.items():
         assert torch.allclose(parameter.detach() - after[name], grads[name].float(), atol=1e-5), name
 
 
-@pytest.mark.timeout(900)
-def test_published_gathering_gives_the_towers_one_over_w_and_the_scale_all(results: dict[int, Results]) -> None:
-    whole = results[1]["published"]
-    for ranks, found in results.items():
-        for name, value in found["published"].items():
-            share = ranks if name.startswith("clip.") else 1
-            assert torch.allclose(value * share, whole[name], atol=1e-10), (name, ranks)
+@pytest.mark.parametrize("ranks", RANKS)
+def test_published_gathering_gives_the_towers_one_over_w_and_the_scale_all(
+    results: Callable[[int], Results], ranks: int
+) -> None:
+    whole = results(1)["published"]
+    for name, value in results(ranks)["published"].items():
+        share = ranks if name.startswith("clip.") else 1
+        assert torch.allclose(value * share, whole[name], atol=1e-10), name
