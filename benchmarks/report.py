@@ -31,7 +31,7 @@ def make(folder: Path) -> None:
             runs.append({"run": f"pretrain-{way}-{seed}", "stage": "pretrain", "pretrain_objective": way, "seed": seed})
     for number in range(RUNS - len(runs)):
         way, seed = WAYS[number % 2], number // 2 % SEEDS
-        told = {
+        facts = {
             "pretrain_objective": way,
             "clean_objective": ("cleanclip", "par")[number // 20 % 2],
             "seed": seed,
@@ -39,7 +39,7 @@ def make(folder: Path) -> None:
             "swept": {"clean.objective.weight": 2 ** (number // 40 % 4)},
             "cleaning": ["clean.objective.weight"],
         }
-        runs.append({"run": f"clean-{number:04d}", "stage": "clean", "start": f"pretrain-{way}-{seed}", **told})
+        runs.append({"run": f"clean-{number:04d}", "stage": "clean", "start": f"pretrain-{way}-{seed}", **facts})
     for at, run in enumerate(runs):
         here = folder / str(run["run"])
         here.mkdir(parents=True)
@@ -80,9 +80,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         make(Path(folder) / "large")
         rounds = [child("report.py", str(Path(folder) / "large")) for _ in range(3)]
-    turns = [(float(one["cpu"]), BUDGET) for one in rounds]
-    peak = round(max(one["peak_mb"] for one in rounds))
-    wall = round(median(one["wall"] for one in rounds), 1)
+    turns = [(float(turn["cpu"]), BUDGET) for turn in rounds]
+    peak = round(max(turn["peak_mb"] for turn in rounds))
+    wall = round(median(turn["wall"] for turn in rounds), 1)
     write("report_1000", "the budget", "20 s", turns, 1, "s", wall_s=wall, peak_mb=peak, runs=RUNS, epochs=EPOCHS)
 
 

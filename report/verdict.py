@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from statistics import fmean
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from measures.frontier import CAP, CAPS, FLOOR, FrontierPoint, best_accuracy, lowest_asr
 from measures.interval import Interval, Test, bootstrap, permutation
@@ -16,10 +16,13 @@ from report.scores import BEST, LOWEST, Group, Mean, Score, best_top1, lacking, 
 LEVEL = 0.05  # p at or below it is called significant
 
 
-class Verdict(NamedTuple):
-    """One sentence for one way of pre-training; status is 'cleaned', 'dear', 'partly', 'poisoned' or 'open'."""
+Status = Literal["cleaned", "dear", "partly", "poisoned", "open"]
 
-    status: str
+
+class Verdict(NamedTuple):
+    """One sentence for one way of pre-training."""
+
+    status: Status
     sentence: str
 
 
@@ -135,7 +138,7 @@ def _verdict(panel: Panel) -> Verdict:
     best, lowest, start = best_accuracy(panel.points, CAP), lowest_asr(panel.points, 0.0), mean_point(panel.starts)
     model, under = f"the {panel.title} model", f"ASR ≤ {100 * CAP:g} %"
     begun = f"ASR {percent(start.asr)} at top-1 {percent(start.top1)}" if start else "not measured"
-    status = "open"
+    status: Status = "open"
     if start and start.asr <= CAP:
         words = f"The attack did not take on {model}: {begun} before any cleaning."
     elif best and start and len({point.label.seed for point in panel.points}) > 1:
@@ -151,22 +154,22 @@ def _verdict(panel: Panel) -> Verdict:
     return Verdict(status, words if panel.finished == panel.total else f"So far: {words}")
 
 
-def _cleaned(model: str, best: FrontierPoint[PointInfo]) -> tuple[str, str]:
+def _cleaned(model: str, best: FrontierPoint[PointInfo]) -> Verdict:
     """Status and sentence for a model that was cleaned; a loss beyond the floor is spelled out."""
     start, who, top1 = best.label.start, best.label.objective, percent(best.top1)
     if start is None:
-        return (
+        return Verdict(
             "open",
             f"Cleaning with {who} brought {model} to ASR {percent(best.asr)} at top-1 {top1} (start not measured).",
         )
     done = f"Cleaning with {who} brought {model} from ASR {percent(start.asr)} to {percent(best.asr)} at top-1 {top1}"
     if best.top1 >= FLOOR * start.top1:
-        return "cleaned", f"{done} (start {percent(start.top1)})."
+        return Verdict("cleaned", f"{done} (start {percent(start.top1)}).")
     loss = 100 * (start.top1 - best.top1)
-    return "dear", f"{done} (start {percent(start.top1)}), a loss of {loss:.1f} points."
+    return Verdict("dear", f"{done} (start {percent(start.top1)}), a loss of {loss:.1f} points.")
 
 
-def _over_seeds(model: str, points: Sequence[FrontierPoint[PointInfo]], start: FrontierPoint[str]) -> tuple[str, str]:
+def _over_seeds(model: str, points: Sequence[FrontierPoint[PointInfo]], start: FrontierPoint[str]) -> Verdict:
     """Status and sentence for a model of several seeds, at least one of which was cleaned."""
     seeds: dict[int | None, list[FrontierPoint[PointInfo]]] = {}
     for point in points:
@@ -186,8 +189,8 @@ def _over_seeds(model: str, points: Sequence[FrontierPoint[PointInfo]], start: F
     if len(best) < len(seeds):
         rest = [lowest_asr(members, 0.0) for seed, members in seeds.items() if seed not in best]
         words += f"; elsewhere the lowest ASR was {percent(min(point.asr for point in rest if point))}"
-        return "partly", f"{words}."
-    return "dear" if dear else "cleaned", f"{words}."
+        return Verdict("partly", f"{words}.")
+    return Verdict("dear" if dear else "cleaned", f"{words}.")
 
 
 def _summary(panel: Panel, cleaners: Sequence[str]) -> list[SummaryRow]:

@@ -61,7 +61,7 @@ def figure_names(folder: Path) -> list[str]:
 
 
 def test_what_is_reached_by_hand(tmp_path: Path) -> None:
-    found = panels(
+    measured = panels(
         read_study(
             study(
                 tmp_path / "s",
@@ -71,15 +71,15 @@ def test_what_is_reached_by_hand(tmp_path: Path) -> None:
             )
         )
     )
-    assert settings(found) == ["data.clean.pairs"]
+    assert settings(measured) == ["data.clean.pairs"]
     # floor: 95 % of 0.8 is 0.76; seed 0 reaches it with ASR 0.5 at 100 pairs, seed 1 (0.75) does not
-    assert by_setting(found, "data.clean.pairs") == {
+    assert by_setting(measured, "data.clean.pairs") == {
         "MMCL": {100: [Reached(0.70, 0.50), Reached(0.75, None)], 200: [Reached(None, 0.30)]}
     }
-    assert by_cleaner(found) == {
+    assert by_cleaner(measured) == {
         "MMCL": {"CleanCLIP": [Reached(0.70, 0.50), Reached(0.75, None)], "ours": [Reached(None, 0.30)]}
     }
-    assert by_epoch(found)["MMCL"] == {
+    assert by_epoch(measured)["MMCL"] == {
         1: [Reached(None, 0.30), Reached(0.75, None)],
         2: [Reached(0.70, 0.30), Reached(0.75, None)],
         3: [Reached(0.70, 0.30), Reached(0.75, None)],

@@ -71,23 +71,23 @@ def test_permutation_by_hand() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(few, few)
-def test_permutation_is_a_count_of_divisions(one: list[float], other: list[float]) -> None:
-    every, seen = [*one, *other], abs(fmean(one) - fmean(other))
+def test_permutation_is_a_count_of_divisions(first: list[float], second: list[float]) -> None:
+    every, seen = [*first, *second], abs(fmean(first) - fmean(second))
     hits = total = 0
-    for chosen in combinations(range(len(every)), len(one)):
+    for chosen in combinations(range(len(every)), len(first)):
         a = [every[n] for n in chosen]
         b = [every[n] for n in range(len(every)) if n not in chosen]
         hits, total = hits + (abs(fmean(a) - fmean(b)) >= seen - 1e-9), total + 1
-    found = permutation(one, other)
-    assert found.p == pytest.approx(hits / total)
-    assert found.p >= found.smallest - 1e-12
-    assert permutation(other, one).p == pytest.approx(found.p)
+    test = permutation(first, second)
+    assert test.p == pytest.approx(hits / total)
+    assert test.p >= test.smallest - 1e-12
+    assert permutation(second, first).p == pytest.approx(test.p)
 
 
 def test_many_values_are_drawn_with_a_seed() -> None:
-    one, other = [n / 100 for n in range(12)], [n / 100 + 0.5 for n in range(12)]
-    found = permutation(one, other, seed=1)
-    assert not found.exact
-    assert found == permutation(one, other, seed=1)
-    assert found.p == pytest.approx(1 / 20_001)
-    assert permutation(one, one, seed=1).p == 1
+    first, second = [n / 100 for n in range(12)], [n / 100 + 0.5 for n in range(12)]
+    test = permutation(first, second, seed=1)
+    assert not test.exact
+    assert test == permutation(first, second, seed=1)
+    assert test.p == pytest.approx(1 / 20_001)
+    assert permutation(first, first, seed=1).p == 1

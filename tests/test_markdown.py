@@ -12,11 +12,11 @@ from report.markdown import plain
 
 
 def test_two_studies_on_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    one = journals(tmp_path / "one", {"mmcl": MMCL, "mmcl_ssl": SSL}, val_loss={1: 0.5, 2: 0.4, 3: 0.3})
-    other = study(tmp_path / "two", a={"swept": {"clean.objective.within": 1.0}, "points": [(0.7, 0.04)]})
+    first = journals(tmp_path / "one", {"mmcl": MMCL, "mmcl_ssl": SSL}, val_loss={1: 0.5, 2: 0.4, 3: 0.3})
+    second = study(tmp_path / "two", a={"swept": {"clean.objective.within": 1.0}, "points": [(0.7, 0.04)]})
     out = tmp_path / "docs/results.md"
     out.parent.mkdir()
-    assert main([str(one), str(other), "--markdown", str(out)]) == 0
+    assert main([str(first), str(second), "--markdown", str(out)]) == 0
     assert "figures" in capsys.readouterr().out
     page = out.read_text()
     assert "## one" in page
@@ -27,14 +27,14 @@ def test_two_studies_on_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "(3 of 3)" in page
     assert "| MMCL | CleanCLIP | val\\_loss |" in page
     assert "no difference, however large, can be called significant" in page
-    assert f"python -m report {one}" in page
+    assert f"python -m report {first}" in page
     for name in ("one-frontier", "one-dynamics", "s-frontier"):
         assert f"](results/{name}.png)" in page
         with Image.open(tmp_path / f"docs/results/{name}.png") as opened:
             assert opened.info["Description"].startswith("python -m report")
     assert "s-dynamics" not in page  # of the second study only what answers its question
     out.write_text(page.replace("# Results", "# Mine\n\nWords of ours.", 1))
-    assert main([str(one), str(other), "--markdown", str(out)]) == 0
+    assert main([str(first), str(second), "--markdown", str(out)]) == 0
     assert out.read_text().startswith("# Mine\n\nWords of ours.")
     assert out.read_text().count("## one") == 1
 
@@ -50,12 +50,12 @@ def test_each_value_of_a_setting_has_its_row(tmp_path: Path) -> None:
 
 
 def test_sections_of_other_studies_are_kept(tmp_path: Path) -> None:
-    one = study(tmp_path / "one", a={"points": [(0.7, 0.04)]})
-    other = journals(tmp_path / "two", {"mmcl": MMCL, "mmcl_ssl": SSL})
+    first = study(tmp_path / "one", a={"points": [(0.7, 0.04)]})
+    second = journals(tmp_path / "two", {"mmcl": MMCL, "mmcl_ssl": SSL})
     out, whole = tmp_path / "results.md", tmp_path / "whole.md"
-    for part in (one, other, one, other):
+    for part in (first, second, first, second):
         assert main([str(part), "--markdown", str(out)]) == 0
-    assert main([str(one), str(other), "--markdown", str(whole)]) == 0
+    assert main([str(first), str(second), "--markdown", str(whole)]) == 0
     assert out.read_text() == whole.read_text().replace("whole/", "results/")
     assert {path.name for path in (tmp_path / "results").iterdir()} == {path.name for path in (tmp_path / "whole").iterdir()}
 

@@ -69,22 +69,22 @@ def text_of(page: str) -> str:
 
 def test_what_a_run_took_is_as_by_hand(tmp_path: Path) -> None:
     read = read_study(costly(tmp_path / "s"))
-    one, other, given_up, silent, none = (cost(record) for record in read.records)
-    assert (one.training, one.measuring, one.wall, one.pairs) == (90.0, 12.0, 360.0, 6000.0)
-    assert (one.gpu, one.cpu, one.joules, one.device) == (720.0, None, 7.2e6, "NVIDIA H100 80GB HBM3")
-    assert one.pairs_per_s == pytest.approx(6000 / 90)
-    assert (other.wall, other.gpu, other.pairs, other.joules) == (80.0, 160.0, 1200.0, None)
+    first, second, given_up, silent, none = (cost(record) for record in read.records)
+    assert (first.training, first.measuring, first.wall, first.pairs) == (90.0, 12.0, 360.0, 6000.0)
+    assert (first.gpu, first.cpu, first.joules, first.device) == (720.0, None, 7.2e6, "NVIDIA H100 80GB HBM3")
+    assert first.pairs_per_s == pytest.approx(6000 / 90)
+    assert (second.wall, second.gpu, second.pairs, second.joules) == (80.0, 160.0, 1200.0, None)
     assert (given_up.wall, given_up.cpu, given_up.gpu) == (180.0, 540.0, None)
     assert (silent.wall, silent.pairs_per_s, none.wall) == (None, None, None)
 
 
 def test_costs_are_summed_and_what_is_not_known_is_said(tmp_path: Path) -> None:
-    found = costs(read_study(costly(tmp_path / "s")))
-    assert found.sentence == (
+    section = costs(read_study(costly(tmp_path / "s")))
+    assert section.sentence == (
         "3 runs have taken 0.172 h of wall time, 0.244 GPU-hours, 0.15 CPU-hours, 2.00 kWh on NVIDIA H100 80GB HBM3, "
         "x86_64 CPU, training at 29.6 pairs/s on average."  # (6,000 + 1,200 + 800) pairs / (90 + 80 + 100) s
     )
-    groups = {kind: (runs, dict(zip(found.heads, cells, strict=True))) for (kind, runs), cells in found.groups}
+    groups = {kind: (runs, dict(zip(section.heads, cells, strict=True))) for (kind, runs), cells in section.groups}
     runs, whole = groups["all runs"]
     assert runs == "3 of 5"
     assert whole["wall (h)"].value == pytest.approx((360 + 80 + 180) / 3600)
@@ -92,21 +92,21 @@ def test_costs_are_summed_and_what_is_not_known_is_said(tmp_path: Path) -> None:
     assert whole["CPU-hours"].remark == ""  # runs on GPUs lack none
     assert (whole["energy (kWh)"].text, whole["energy (kWh)"].remark) == ("2.00", "without 2 of 3 runs")
     assert groups["cleaning, CleanCLIP"][1]["energy (kWh)"].text == "not recorded"
-    assert groups["cleaning, ours"] == ("0 of 1", {head: (None, "", "") for head in found.heads})
-    assert [names[0] for names, _ in found.runs] == ["pretrain-a", "pretrain-b", "clean-a"]
+    assert groups["cleaning, ours"] == ("0 of 1", {head: (None, "", "") for head in section.heads})
+    assert [names[0] for names, _ in section.runs] == ["pretrain-a", "pretrain-b", "clean-a"]
 
 
 def test_costs_without_any_number_are_not_guessed(tmp_path: Path) -> None:
     folder = study(tmp_path / "s")
     for path in folder.glob("*/metrics.jsonl"):
         path.write_text(path.read_text().replace(', "seconds": 1.0', ""))
-    found = costs(read_study(folder))
-    assert (found.sentence, found.heads, found.runs) == ("No run has recorded its time yet.", [], [])
+    section = costs(read_study(folder))
+    assert (section.sentence, section.heads, section.runs) == ("No run has recorded its time yet.", [], [])
     assert "No run has recorded its time yet." in text_of(write_report(folder).page.read_text())
     journal(folder, "pretrain-a", [], {}, samples.finished(seconds=3600))
-    said = text_of(write_report(folder).page.read_text())
-    assert "1 run has taken 1.00 h of wall time." in said
-    assert "Not recorded: training, measuring, pairs/s, energy, GPU- or CPU-hours." in said
+    text = text_of(write_report(folder).page.read_text())
+    assert "1 run has taken 1.00 h of wall time." in text
+    assert "Not recorded: training, measuring, pairs/s, energy, GPU- or CPU-hours." in text
 
 
 @pytest.mark.parametrize(
@@ -117,8 +117,8 @@ def test_costs_without_any_number_are_not_guessed(tmp_path: Path) -> None:
 def test_hours_of_devices_that_no_card_tells_are_not_recorded(tmp_path: Path, card: dict[str, Any]) -> None:
     folder = study(tmp_path / "s")
     journal(folder, "pretrain-a", [step(5, 10.0, 60.0)], card, {"seconds": "long", "joules": None})
-    found = cost(read_study(folder).records[0])
-    assert (found.wall, found.gpu, found.cpu, found.joules) == (60.0, None, None, None)
+    run = cost(read_study(folder).records[0])
+    assert (run.wall, run.gpu, run.cpu, run.joules) == (60.0, None, None, None)
 
 
 def test_amounts_have_three_digits() -> None:
@@ -148,9 +148,9 @@ def test_the_page_asks_for_nothing_from_elsewhere(tmp_path: Path) -> None:
     policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', page)
     assert policy is not None
     assert policy[1].startswith("default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-")
-    asked = set(re.findall(r'(?:src|srcset|href)="([^"#]+)"', drawn))
-    assert {"data:,", "results.csv", "frontier.pdf"} <= asked
-    assert all((tmp_path / "s/report" / name).is_file() for name in asked - {"data:,"})
+    links = set(re.findall(r'(?:src|srcset|href)="([^"#]+)"', drawn))
+    assert {"data:,", "results.csv", "frontier.pdf"} <= links
+    assert all((tmp_path / "s/report" / name).is_file() for name in links - {"data:,"})
     anchors = set(re.findall(r'href="#([^"]+)"', page))
     assert anchors >= {"results", "cost", "runs", "spec"}
     assert all(page.count(f'id="{name}"') == 1 for name in anchors)
@@ -173,9 +173,9 @@ def test_only_some_grids_of_poisoned_pairs_travel_in_the_page(tmp_path: Path, mo
     folder = study(tmp_path / "s")
     for run in ("pretrain-a", "pretrain-b"):
         (folder / run / "poison.png").write_bytes(f"the picture of {run}".encode())
-    said = text_of(write_report(folder).page.read_text())
-    assert "Poisoned pairs of pretrain-a." in said
-    assert "Not shown here: pretrain-b/poison.png" in said
+    text = text_of(write_report(folder).page.read_text())
+    assert "Poisoned pairs of pretrain-a." in text
+    assert "Not shown here: pretrain-b/poison.png" in text
 
 
 @pytest.fixture(scope="module")
@@ -213,12 +213,12 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_in_a_browser(browser: Any, page: Path, tmp_path: Path, width: int, scheme: str) -> None:
     """Opens it offline, sorts the table by mouse and by keyboard; no message, no request, nothing beyond the edge."""
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True)
-    said, asked = list[str](), list[str]()
+    messages, requests = list[str](), list[str]()
     tab = context.new_page()
-    tab.on("console", lambda message: said.append(message.text))
-    tab.on("pageerror", lambda error: said.append(str(error)))
-    tab.on("dialog", lambda dialog: (said.append(dialog.message), dialog.dismiss()))
-    context.on("request", lambda request: asked.append(request.url))
+    tab.on("console", lambda message: messages.append(message.text))
+    tab.on("pageerror", lambda error: messages.append(str(error)))
+    tab.on("dialog", lambda dialog: (messages.append(dialog.message), dialog.dismiss()))
+    context.on("request", lambda request: requests.append(request.url))
     tab.goto(page.as_uri())
     tab.screenshot(path=tmp_path / f"{width}-{scheme}.png", full_page=True)
     for closed in tab.query_selector_all("details:not([open])"):
@@ -259,6 +259,6 @@ def test_in_a_browser(browser: Any, page: Path, tmp_path: Path, width: int, sche
 
     tab.get_by_role("link", name="Cost", exact=True).click()
     assert tab.evaluate("document.getElementById('cost').getBoundingClientRect().top") < 450
-    assert said == []
-    assert [url for url in asked if not url.startswith("data:")] == [page.as_uri()]
+    assert messages == []
+    assert [url for url in requests if not url.startswith("data:")] == [page.as_uri()]
     context.close()

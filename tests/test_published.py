@@ -29,12 +29,12 @@ def test_a_published_file_by_hand(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "sweep.json").write_text(json.dumps(HAND))
     assert main(["--import", "sweep.json"]) == 0
-    said = capsys.readouterr().out
-    assert "a      " in said
-    assert "10.00 @ 0.80" in said
-    assert "part of a is a subset of a: all its points, 2, are also there" in said
-    assert "a and $x^{2 share identical points: 1 (of 4 and 2)" in said
-    assert "no accuracy floors and no drops" in said
+    message = capsys.readouterr().out
+    assert "a      " in message
+    assert "10.00 @ 0.80" in message
+    assert "part of a is a subset of a: all its points, 2, are also there" in message
+    assert "a and $x^{2 share identical points: 1 (of 4 and 2)" in message
+    assert "no accuracy floors and no drops" in message
     out = tmp_path / "sweep-report"
     rows = list(csv.DictReader((out / "frontier.csv").read_text().splitlines()))
     assert [row["best_top1_at_asr_0.05"] for row in rows] == ["0.2", "0.2", "", ""]
@@ -55,7 +55,7 @@ def test_two_files_keep_their_groups_apart(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("[", "not JSON"),
         ("[1]", "a list"),
@@ -75,12 +75,12 @@ def test_two_files_keep_their_groups_apart(tmp_path: Path) -> None:
         (f'{{"a": [[0.1], [1{"0" * 400}]]}}', "fraction"),
     ],
 )
-def test_bad_files_are_refused(tmp_path: Path, text: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_files_are_refused(tmp_path: Path, text: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "bad.json"
     path.write_text(text)
     assert main(["--import", str(path), "--out", str(tmp_path / "out")]) == 2
     err = capsys.readouterr().err
-    assert said in err
+    assert message in err
     assert str(path) in err
     assert not (tmp_path / "out").exists()
 
@@ -89,9 +89,9 @@ def test_large_and_missing_and_unreadable_files_are_refused(tmp_path: Path, caps
     with (tmp_path / "large.json").open("wb") as file:
         file.truncate(65 * 2**20)
     (tmp_path / "bytes.json").write_bytes(b"\xff\xfe")
-    for name, said in (("large.json", "larger"), ("none.json", "cannot be read"), ("bytes.json", "not JSON")):
+    for name, message in (("large.json", "larger"), ("none.json", "cannot be read"), ("bytes.json", "not JSON")):
         assert main(["--import", str(tmp_path / name)]) == 2
-        assert said in capsys.readouterr().err
+        assert message in capsys.readouterr().err
     assert main([]) == 2
     assert "--import" in capsys.readouterr().err
 
@@ -135,8 +135,8 @@ def test_the_frontier_is_the_brute_force_reading(groups: list[Points]) -> None:
         rows = frontier_rows(read_all([path]))
     for points, row in zip(groups, rows, strict=True):
         best, lowest, unbeaten, area = reading(points)
-        found = [(row[f"best_top1_at_asr_{c:g}"], row[f"its_asr_{c:g}"]) for c in (0.01, 0.05, 0.1, 0.2)]
-        assert found == [one or (None, None) for one in best]
+        answers = [(row[f"best_top1_at_asr_{c:g}"], row[f"its_asr_{c:g}"]) for c in (0.01, 0.05, 0.1, 0.2)]
+        assert answers == [pair or (None, None) for pair in best]
         assert (row["lowest_asr"], row["its_top1"]) == (lowest or (None, None))
         assert (row["points"], row["pareto_points"]) == (len(points), unbeaten)
         assert math.isclose(row["hypervolume"] or 0.0, area, abs_tol=1e-9)

@@ -68,9 +68,9 @@ def study(folder: Path, name: str = "s") -> Path:
 
 def test_verdict_table_and_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(study(tmp_path / "s"))]) == 0
-    said = capsys.readouterr().out.replace("\N{NO-BREAK SPACE}", " ").replace("\N{WORD JOINER}", "")
-    assert re.search(r"MMCL .*99\.0 %.*3\.0 %.*79\.0 %", said)
-    assert "60.0 %" in said
+    output = capsys.readouterr().out.replace("\N{NO-BREAK SPACE}", " ").replace("\N{WORD JOINER}", "")
+    assert re.search(r"MMCL .*99\.0 %.*3\.0 %.*79\.0 %", output)
+    assert "60.0 %" in output
     rows = list(csv.DictReader((tmp_path / "s/report/results.csv").read_text().splitlines()))
     assert len(rows) == 11
     best = [row for row in rows if row["run"] == "clean-a" and row["epoch"] == "2"][0]
@@ -110,9 +110,9 @@ def test_a_folder_that_is_no_study_is_refused(tmp_path: Path, capsys: pytest.Cap
 def test_two_studies_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first, second = study(tmp_path / "a", "first"), study(tmp_path / "b", "second")
     assert main([str(first), str(second)]) == 0
-    said = capsys.readouterr().out
-    assert "MMCL (first) model" in said
-    assert "MMCL (first) less MMCL (second): +0.0 points" in said
+    output = capsys.readouterr().out
+    assert "MMCL (first) model" in output
+    assert "MMCL (first) less MMCL (second): +0.0 points" in output
     out = first / "report/compare-b"
     assert (out / "frontier.png").read_bytes().startswith(b"\x89PNG")
     assert [panel.title for panel in joint_panels(measure([read_study(first), read_study(second)]))] == [
@@ -126,13 +126,13 @@ def test_two_studies_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    one = study(tmp_path / "a")
-    assert main([str(one), str(one)]) == 2
+    folder = study(tmp_path / "a")
+    assert main([str(folder), str(folder)]) == 2
     assert "two are one folder" in capsys.readouterr().err
-    assert main([str(one), "--out", str(tmp_path / "o")]) == 2
-    assert main([str(one), "--import", "x.json"]) == 2
+    assert main([str(folder), "--out", str(tmp_path / "o")]) == 2
+    assert main([str(folder), "--import", "x.json"]) == 2
     (tmp_path / "file").write_text("")
-    assert main([str(one), str(study(tmp_path / "b", "t")), "--out", str(tmp_path / "file")]) == 2
+    assert main([str(folder), str(study(tmp_path / "b", "t")), "--out", str(tmp_path / "file")]) == 2
     assert "--out" in capsys.readouterr().err
 
 

@@ -28,9 +28,9 @@ def journals(folder: Path, ways: dict[str, list[list[Row]]], **more: dict[int, A
     for objective, seeds in ways.items():
         for seed, rows in enumerate(seeds):
             begin, clean = f"pretrain-{objective}-{seed}", f"clean-{objective}-{seed}"
-            told = {"pretrain_objective": objective, "seed": seed}
-            runs += [{"run": begin, "stage": "pretrain", **told}]
-            runs += [{"run": clean, "stage": "clean", "start": begin, "clean_objective": "cleanclip", "rate": 1e-4, **told}]
+            facts = {"pretrain_objective": objective, "seed": seed}
+            runs += [{"run": begin, "stage": "pretrain", **facts}]
+            runs += [{"run": clean, "stage": "clean", "start": begin, "clean_objective": "cleanclip", "rate": 1e-4, **facts}]
             for run, points in ((begin, rows[:1]), (clean, rows)):
                 (folder / run).mkdir(parents=True)
                 lines: list[dict[str, Any]] = []
@@ -80,9 +80,9 @@ def test_means_count_the_seeds_without_a_point(tmp_path: Path) -> None:
     assert (good.known, good.of, good.value) == (3, 3, pytest.approx(0.77))
     bad = judged.means["MMCL+SSL", "CleanCLIP"]["best_top1_at_asr_0.05"]
     assert (bad.known, bad.of, bad.value) == (2, 3, pytest.approx(0.45))
-    (one,) = judged.differences
-    assert one.value == pytest.approx(0.32)
-    assert "3 of 3 and 2 of 3 seeds reach that ASR, and only those are compared" in one.sentence
+    (difference,) = judged.differences
+    assert difference.value == pytest.approx(0.32)
+    assert "3 of 3 and 2 of 3 seeds reach that ASR, and only those are compared" in difference.sentence
 
 
 def points(*groups: list[float]) -> list[Panel]:
@@ -101,10 +101,10 @@ def points(*groups: list[float]) -> list[Panel]:
 
 
 def test_three_seeds_never_claim_significance() -> None:
-    (one,) = judge(points([0.9, 0.8, 0.7], [0.1, 0.2, 0.3])).differences
-    assert one.test is not None
-    assert one.test.p == pytest.approx(0.1)
-    assert "no p below 0.1 is possible" in one.sentence
+    (difference,) = judge(points([0.9, 0.8, 0.7], [0.1, 0.2, 0.3])).differences
+    assert difference.test is not None
+    assert difference.test.p == pytest.approx(0.1)
+    assert "no p below 0.1 is possible" in difference.sentence
     (six,) = judge(points([0.9, 0.8, 0.7, 0.9, 0.8, 0.7], [0.1, 0.2, 0.3, 0.1, 0.2, 0.3])).differences
     assert "significant at 0.05" in six.sentence
     assert "not" not in six.sentence
@@ -135,8 +135,8 @@ def test_rules_that_see_no_asr(tmp_path: Path) -> None:
 def test_files_of_the_verdict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = journals(tmp_path / "s", {"mmcl": MMCL, "a_b&[%": SSL})
     assert main([str(folder)]) == 0
-    said = capsys.readouterr().out
-    assert "p = 0.1" in said or "no p below" in said
+    output = capsys.readouterr().out
+    assert "p = 0.1" in output or "no p below" in output
     judged = judge(panels(read_study(folder)))
     content = json.loads((folder / "report/verdict.json").read_text())
     assert content == json.loads(verdict_json(judged))
