@@ -3,7 +3,7 @@
     L = a * MMCL + w * SSL + c * CE(linear head(I), label)
 
 CE is the mean over the pairs that have a label. Labels are re-made before each epoch by spherical k-means of the pictures'
-embeddings (engine/training/cluster.py), with a fresh head; or given in a file, with one head for the whole run. The
+embeddings (engine/training/kmeans.py), with a fresh head; or given in a file, with one head for the whole run. The
 published code takes the nearest centroid under the embedding of the moment instead of the epoch's.
 """
 

@@ -11,8 +11,8 @@ from exactness import PAIRS, Plain, batch, build, stage_of
 from engine.distributed.world import World
 from engine.models import clip
 from engine.models.towers import Towers
-from engine.training.cluster import spherical
 from engine.training.head import Head
+from engine.training.kmeans import spherical
 from engine.training.learner import Annotations, Learner
 from engine.training.optimizer import Schedule, ZClip, decays, rate_at
 from engine.training.zero import TowerOptimizer

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: the first asks to save and stop at the end of a step, the second ends the process at once."""
+"""SIGTERM and Ctrl-C: the first asks to save and stop after the next journal row, the second ends the process at once."""
 
 import os
 import signal

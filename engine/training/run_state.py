@@ -16,10 +16,10 @@ from engine.evaluation.encode import SCALE, Encoder
 from engine.evaluation.evaluate import EvalCosts, evaluate
 from engine.training import checkpoint, zero
 from engine.training.bad_samples import BadSamples
-from engine.training.cluster import clustered
 from engine.training.init_weights import distance
 from engine.training.inputs import RunInputs, clusterer
 from engine.training.journal import Journal
+from engine.training.kmeans import clustered
 from engine.training.learner import Learner
 from engine.training.usage import UsageMeter
 
