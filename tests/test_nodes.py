@@ -54,6 +54,7 @@ def inside(host: str, words: list[str], folder: Path, **more: str) -> "subproces
 SETS = settings("pretrain.epochs=1", "clean=null")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["deepspeed", "torchrun", "srun"])
 def test_two_hosts_write_the_journal_of_one(hosts: dict[str, str], spec: Path, launcher: str) -> None:
     """DeepSpeed's --no_ssh, torchrun, and the environment that srun gives; the other address is the only way between
