@@ -91,7 +91,7 @@ class Random(Section):
     """So many combinations of an arm, drawn at random; the same for the same seed."""
 
     kind: Literal["random"]
-    trials: int = Field(ge=1, description="runs of each arm")
+    trials: int = Field(ge=1, description="runs for each combination of the axes that are always crossed")
     seed: int = Field(0, ge=0)
 
 
@@ -104,7 +104,7 @@ class Optuna(Section):
     """
 
     kind: Literal["optuna"]
-    trials: int = Field(ge=1, description="runs of each arm")
+    trials: int = Field(ge=1, description="runs for each combination of the axes that are always crossed")
     seed: int = Field(0, ge=0)
     together: int = Field(4, ge=1, description="runs that are proposed at once; the first ones are drawn at random")
     goal: Literal["capped", "both"] = Field(
@@ -157,7 +157,7 @@ class Sweep(BaseModel):
         frozen=True, extra="allow", allow_inf_nan=False, json_schema_extra=lambda schema: schema.update(_axis_schema())
     )
     search: AnySearch = Grid()
-    stop: Median | None = Field(None, description="stop hopeless cleaning runs early; default: carry all out to their end")
+    stop: Median | None = Field(None, description="stop cleaning runs early that fall behind; default: all go to their end")
     limit: int = Field(10_000, ge=1, description="most combinations that it may expand to")
     executor: Literal["here", "local", "slurm"] = Field(
         "here",
