@@ -48,3 +48,12 @@ def test_an_attack_on_sources_with_weights_has_a_plan(spec: Path, world: Path, t
     plan = StudyPairs(tmp_path / "runs/tiny", ONE).of(runs(loaded.points)[0]).plan
     assert plan is not None
     assert len(plan) == 12
+
+
+def test_the_rank_that_shows_progress_has_a_heartbeat_while_it_indexes(
+    spec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beats: list[int] = []
+    monkeypatch.setattr("engine.training.pairs.heartbeat", lambda: beats.append(1))
+    StudyPairs(tmp_path / "runs/tiny", ONE).pretraining(load(spec).spec)
+    assert len(beats) == 4  # shards

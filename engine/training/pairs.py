@@ -119,10 +119,16 @@ class StudyPairs:
     def _read_index(self, shards: str | dict[str, str], data: Data) -> Index:
         world = self.world
         progress = Progress("indexing", "shards") if world.first else None
+
+        def report(done: int, total: int) -> None:
+            heartbeat()  # millions of pairs take longer than others wait
+            if progress is not None:
+                progress(done, total)
+
         try:
             return read_index(
                 shards, self.study.parent / ".index", (world.rank, world.size), collectives.barrier, data.schemes,
-                data.pretrain.caption, progress or (lambda done, total: heartbeat()),
+                data.pretrain.caption, report,
             )  # fmt: skip
         except NoShards as error:
             if data.made_by is None:
