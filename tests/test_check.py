@@ -99,7 +99,8 @@ def test_work_that_fails_is_named_and_the_rest_is_done_once(tmp_path: Path, jobs
     assert "FileExistsError" in run_each(os.mkdir, items[3:])[0]
 
 
-def test_a_job_that_dies_is_named_with_its_log(tmp_path: Path) -> None:
+def test_a_job_that_dies_is_named_with_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("submitit.Job._results_timeout_s", 1)  # it waits so long for a result that may be on its way
     failed = run_jobs(os._exit, [9, 9], lambda item: False, JobOptions(2), tmp_path / "jobs", lambda done, total: None)
     assert len(failed) == 2
     assert all(line.startswith("job ") and "log:" in line for line in failed)

@@ -26,6 +26,7 @@ def slurm(folder: Path) -> dict[str, str]:
     return {**env, "PATH": f"{ROOT / 'tests/slurm'}:{env['PATH']}"}
 
 
+@pytest.mark.slow
 def test_an_array_takes_the_runs_of_a_study_and_a_preempted_task_goes_on(world: Path, tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(ONE.format(world=world))
     asks = {"executor": "slurm", "jobs": 2, "slurm": {"gpus": False, "partition": "p", "hours": 1.5, "memory_gb": 4}}

@@ -224,9 +224,9 @@ def test_sigterm_saves_the_runs_of_all_jobs(undisturbed: Path, twelve: Path) -> 
 def test_runs_are_pruned_by_the_median_rule_and_go_on_without_it(world: Path, tmp_path: Path) -> None:
     """Of five cleanings the two that destroy the model reach nothing; they stop after the first epoch that may stop."""
     (tmp_path / "tiny.yaml").write_text(SPEC.format(world=world))
-    sweep = {RATE: [0.0, 1e-8, 1e-7, 1e-1, 2e-1]}
+    sweep = {RATE: [0.0, 1e-8, 1e-7, 0.5, 1.0]}
     rule = {"kind": "median", "after": 1, "runs": 2, "cap": 1.0}
-    sets = settings("clean.epochs=3", "clean.objective={kind: mmcl}", "pretrain.epochs=6", "machine.threads=2")
+    sets = settings("clean.epochs=3", "clean.objective={kind: mmcl}", "pretrain.epochs=8")
     out = antidote("--spec", "tiny.yaml", *sets, *settings(f"sweep={json.dumps({**sweep, 'stop': rule})}"), cwd=tmp_path)
     assert out.returncode == 0, out.stderr
     study = tmp_path / "runs/tiny"
