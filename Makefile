@@ -1,7 +1,7 @@
 # make demo    poison, pre-train, clean, report: minutes on two CPU cores
 # make test    every check and test, as CI runs them; SHUFFLE=7 draws their order
 # make check   the same: ruff, mypy, import contracts, tests
-# make nightly the slow tests too, about half an hour
+# make nightly the slow tests too, about a quarter of an hour; other examples each time
 # make mini    the paper's experiments in miniature, hours on two CPU cores; goes on where it was stopped
 # make bench   side by side with peers, about 40 minutes on an otherwise idle machine
 # make clean   removes what the above made, but not runs/

@@ -15,9 +15,6 @@ from forked import environment
 
 from data.synthetic import SyntheticWorld, write_world
 
-hypothesis.settings.register_profile("suite", deadline=None)  # a busy machine is no failure; pytest-timeout ends what hangs
-hypothesis.settings.load_profile("suite")
-
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -26,7 +23,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Measures forked children too, where this process is measured."""
+    """Measures forked children too, where this process is measured; the same examples each day, others each night."""
+    # a busy machine is no failure; pytest-timeout ends what hangs
+    night = "slow or" in config.getoption("markexpr")
+    hypothesis.settings.register_profile("suite", deadline=None, derandomize=not night)
+    hypothesis.settings.load_profile("suite")
     if config.pluginmanager.hasplugin("_cov") and not config.getoption("no_cov") and config.getoption("cov_source"):
         os.environ["ANTIDOTE_COVERAGE"] = str(config.rootpath / ".coverage")
 

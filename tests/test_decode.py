@@ -61,10 +61,13 @@ def test_exact_pictures_are_pillows_to_one_level(width: int, height: int, kind: 
 @settings(max_examples=15, deadline=None)
 @given(st.integers(32, 700), st.integers(32, 700))
 def test_fast_pictures_look_the_same(width: int, height: int) -> None:
+    """Up to a shift by one pixel, since the centre is cut out before the picture is made smaller."""
     body = image_bytes(noise(width, height), "JPEG", quality=90)
     exact, fast = decode.picture(body, 32), decode.picture(body, 32, "fast")
     assert fast.shape == exact.shape
-    assert np.abs(fast.astype(float) - exact).mean() < 12
+    inner = exact[:, 1:31, 1:31].astype(float)
+    shifts = [(down, right) for down in (0, 1, 2) for right in (0, 1, 2)]
+    assert min(np.abs(fast[:, down : down + 30, right : right + 30] - inner).mean() for down, right in shifts) < 12
 
 
 def test_fast_decoding_reads_a_large_jpeg_at_a_reduced_scale() -> None:
