@@ -216,13 +216,11 @@ def run_ranks(args: list[str], size: int, timeout: float | None = None, **more: 
             code = code or next((process.returncode for process in processes if process.returncode), 0)
             if code:
                 deadline = min(deadline, time.monotonic() + 30)
-                code_seen = code
             if time.monotonic() > deadline:
                 for process in left:
                     process.kill()
                 if not code:
                     raise TimeoutExpired(args, timeout or 0)
-                code = code_seen
             time.sleep(0.02)
         code = code or next((process.returncode for process in processes if process.returncode), 0)
         for stream in (out, err):
