@@ -8,9 +8,9 @@ from typing import Any
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from engine import run
-from engine.training import zero
+from engine.training import named_state
 
-write, left = zero.save, int(sys.argv[1])
+write, left = named_state.save, int(sys.argv[1])
 
 
 def save(engine: Any, folder: Path, tag: str) -> None:
@@ -21,5 +21,5 @@ def save(engine: Any, folder: Path, tag: str) -> None:
     write(engine, folder, tag)
 
 
-zero.save = save
+named_state.save = save
 sys.exit(run.main(sys.argv[2:]))

@@ -17,7 +17,7 @@ from engine.distributed.world import World
 from engine.models import clip
 from engine.models.towers import Towers
 from engine.models.transforms.registry import build as build_transform
-from engine.training import checkpoint, zero
+from engine.training import checkpoint, named_state, zero
 from engine.training.head import Head
 from engine.training.init_weights import STEPS, load_start, moments_of, path_of, split
 from engine.training.inputs import RunInputs
@@ -73,7 +73,7 @@ def build(inputs: RunInputs, world: World) -> Built:
     width = clip.model_config(run.spec.model.name)["embed_dim"]
     head = Head.build(stage, width, scalars, derive_seed(run.spec.seed, "head"), world.device)
     if moments:
-        zero.set_moments(tower_optimizer, split(moments, dict(towers.clip.named_parameters())), float(moments[STEPS]))
+        named_state.set_moments(tower_optimizer, split(moments, dict(towers.clip.named_parameters())), float(moments[STEPS]))
         head.set_moments(moments)
     core = fastest_core(world.device)
     learner = Learner(

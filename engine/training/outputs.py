@@ -19,7 +19,7 @@ from data.sheet import pairs_grid, small_grid
 from engine.distributed import collectives
 from engine.distributed.world import World
 from engine.models import clip
-from engine.training import checkpoint, zero
+from engine.training import checkpoint, named_state, zero
 from engine.training.build import BuildFacts
 from engine.training.init_weights import BESIDE
 from engine.training.inputs import RunInputs
@@ -134,7 +134,7 @@ def finish(run: RunState) -> None:
     with zero.full_weights(run.engine, inputs.run.spec.machine):
         state = clip.weights(run.engine.module, learner.head.parameters) if run.world.first else {}
     # whoever cleans this model may want to inherit them
-    moments = zero.moments(learner.tower_optimizer) if inputs.run.stage == "pretrain" else {}
+    moments = named_state.moments(learner.tower_optimizer) if inputs.run.stage == "pretrain" else {}
     if moments:
         moments |= learner.head.moments()
     usage = run.usage.total()

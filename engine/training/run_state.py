@@ -14,7 +14,7 @@ from engine.distributed import collectives
 from engine.distributed.world import World
 from engine.evaluation.encode import SCALE, Encoder
 from engine.evaluation.evaluate import EvalCosts, evaluate
-from engine.training import checkpoint, zero
+from engine.training import checkpoint, named_state, zero
 from engine.training.bad_samples import BadSamples
 from engine.training.init_weights import distance
 from engine.training.inputs import RunInputs, clusterer
@@ -46,7 +46,7 @@ def restore(inputs: RunInputs, learner: Learner, world: World) -> Position:
             f"{path} was trained on other pairs than the shards hold now; "
             f"put the shards back, or delete {path.parent.parent}"
         )
-    zero.load(learner.tower_optimizer.engine, path.parent, path.name)
+    named_state.load(learner.tower_optimizer.engine, path.parent, path.name)
     learner.restore(checkpoint.own_state(path, world.rank))
     return Position(saved["step"], saved["journal"], saved.get("spent", {}))
 
@@ -114,7 +114,7 @@ class RunState:
             "versions": self.versions,
             "spent": self.usage.total(),
         }
-        write = partial(zero.save, self.engine, folder)
+        write = partial(named_state.save, self.engine, folder)
         checkpoint.save(folder, step, facts, self.learner.state(), self.world, write)
 
 
