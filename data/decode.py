@@ -5,6 +5,8 @@ as CLIP's evaluation transform does (Radford et al. 2021); uint8 throughout. `ex
 result; `fast` decodes at a reduced scale where that suffices and filters linearly.
 """
 
+from __future__ import annotations
+
 import io
 import json
 import warnings
@@ -13,7 +15,6 @@ from typing import Literal
 import numpy as np
 import simplejpeg
 import torch
-import torch.nn.functional as F
 from PIL import Image
 
 from data.store import Body
@@ -108,7 +109,7 @@ def resized(rgb: np.ndarray, height: int, width: int, mode: DecodeMode = "exact"
         return np.array(Image.fromarray(rgb).resize((width, height), Image.Resampling.BICUBIC))
     kernel = "bicubic" if mode == "exact" else "bilinear"
     pixels = torch.from_numpy(np.ascontiguousarray(rgb))[None].permute(0, 3, 1, 2)  # channels last: a third faster
-    return F.interpolate(pixels, (height, width), mode=kernel, antialias=True)[0].permute(1, 2, 0).numpy()
+    return torch.nn.functional.interpolate(pixels, (height, width), mode=kernel, antialias=True)[0].permute(1, 2, 0).numpy()
 
 
 def caption(body: Body, field: str = "txt") -> str:

@@ -16,6 +16,7 @@ if Path(sys.path[0] or ".").resolve() == ROOT / "engine":
     sys.path[0] = str(ROOT)  # the script's own folder would shadow other packages and hide ours
 
 from data.refusal import UserError  # noqa: E402  (after the path)
+from engine import deferred  # noqa: E402
 from records.folder import RUNS  # noqa: E402
 
 if TYPE_CHECKING:
@@ -62,10 +63,12 @@ def main(args: list[str]) -> int:
         if options.schema:
             return print_schema()
         if Path(options.spec).is_dir():
+            deferred.load("torch")
             return print_folder_costs(options)
         from configs.spec import load
 
         loaded = load(options.spec, options.set, partial(print, file=sys.stderr) if is_first else lambda note: None)
+        deferred.load("torch")
         if options.dry_run:
             return print_plan(options, loaded)
         return study(options, loaded, command(args), is_first)
@@ -129,4 +132,5 @@ def print_error(error: UserError, is_first: bool) -> None:
 
 
 if __name__ == "__main__":
+    deferred.defer("torch")
     sys.exit(main(sys.argv[1:]))

@@ -14,6 +14,8 @@ The target is that of the trigger which a picture carries, where there are sever
 first is the one that Antidote compares and judges by.
 """
 
+from __future__ import annotations
+
 from functools import partial
 from typing import ClassVar, Literal
 

@@ -5,6 +5,8 @@
 over pictures whose target is another class; none for a class without such pictures.
 """
 
+from __future__ import annotations
+
 from functools import partial
 from typing import ClassVar, Literal
 

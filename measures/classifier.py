@@ -1,7 +1,8 @@
 """Classification from embeddings (Radford et al. 2021, section 3.1.4)."""
 
+from __future__ import annotations
+
 import torch
-import torch.nn.functional as F
 
 DEPTHS = (1, 5, 10)  # the k of top-k that are reported, where there are more than k to choose from
 ROWS = 4096  # pictures compared with all classes at a time
@@ -14,7 +15,7 @@ def depths(count: int) -> list[int]:
 
 def class_vectors(prompts: torch.Tensor) -> torch.Tensor:
     """Unit [C, D]: the normalised mean over the K templates of unit prompt embeddings [C, K, D]."""
-    return F.normalize(prompts.mean(1), dim=-1)
+    return torch.nn.functional.normalize(prompts.mean(1), dim=-1)
 
 
 def predict(images: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:

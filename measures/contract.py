@@ -7,6 +7,8 @@ is fitted names a training set, of the same classes, as the second of its `sets`
 not depend on the number of ranks.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -77,7 +79,7 @@ class FittedSection(MeasureSection):
     train: str = Field(description="name of the set in data.test that it is fitted on, of the same classes")
 
     @model_validator(mode="after")
-    def _is_judged_on_others(self) -> "FittedSection":
+    def _is_judged_on_others(self) -> FittedSection:
         if self.train == self.images:
             raise ValueError(f"images and train are both '{self.train}'; fit it on another set than it is judged on")
         return self

@@ -8,6 +8,8 @@ similarity_poisoned  = mean cosine of a triggered picture and the target, over p
 similarity_moved     = mean cosine of a picture and itself under the trigger
 """
 
+from __future__ import annotations
+
 from functools import partial
 from typing import ClassVar, Literal
 

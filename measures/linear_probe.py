@@ -9,6 +9,8 @@ has converged. The example takes embeddings before they are put on the unit sphe
 more; it asks for a sweep over C.
 """
 
+from __future__ import annotations
+
 import warnings
 from functools import partial
 from typing import Any, ClassVar, Literal

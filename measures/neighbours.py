@@ -7,6 +7,8 @@ It does not ask the text tower, so it tells an attack that moves pictures among 
 them to the target's words. Of classes with equally many neighbours the one with the nearest neighbour wins.
 """
 
+from __future__ import annotations
+
 from functools import partial
 from typing import ClassVar, Literal
 

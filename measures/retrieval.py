@@ -9,6 +9,8 @@ the rule of the code of arXiv 2311.14948 (vsahil/attack-cleanclip, utils/retriev
 All pictures count, so the rate has a floor: that of the clean pictures, `retrieval_floor{k}`.
 """
 
+from __future__ import annotations
+
 from functools import partial
 from typing import ClassVar, Literal
 

@@ -6,11 +6,12 @@ over consecutive blocks of `block` pictures, each with its first caption; a last
 is the only one (Radford et al. 2021, figure 3).
 """
 
+from __future__ import annotations
+
 from functools import partial
 from typing import ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 
 from measures.contract import Measure, MeasureSection, Paired
@@ -38,5 +39,7 @@ def validation_loss(block: int, paired: Paired) -> dict[str, float]:
     losses = []
     for x, t in zip(torch.split(images[:whole], block), torch.split(texts[:whole], block), strict=True):
         near, own = paired.scale * (x @ t.T), torch.arange(len(x))
-        losses.append((F.cross_entropy(near, own) + F.cross_entropy(near.T, own)).item() / 2)
+        losses.append(
+            (torch.nn.functional.cross_entropy(near, own) + torch.nn.functional.cross_entropy(near.T, own)).item() / 2
+        )
     return {"val_loss": sum(losses) / len(losses)}

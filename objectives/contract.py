@@ -11,16 +11,20 @@ must tell each other goes through `exchange` (objectives/exchange.py). Objective
 group, no random number.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from objectives.exchange import Exchange
+if TYPE_CHECKING:
+    from objectives.exchange import Exchange
 
-Terms = dict[str, torch.Tensor]  # "loss" and its named parts, each a 0-d tensor, unweighted
+
+Terms: TypeAlias = "dict[str, torch.Tensor]"  # "loss" and its named parts, each a 0-d tensor, unweighted
 Need = Literal["start", "labels", "flags"]
 
 
@@ -53,7 +57,7 @@ class Features:
         return self.learned["scale"].exp().squeeze()
 
 
-Objective = Callable[[Features, Exchange], Terms]
+Objective = Callable[[Features, "Exchange"], Terms]
 
 
 class ObjectiveSection(BaseModel):

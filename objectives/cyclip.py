@@ -11,15 +11,19 @@ A = I^t I, B = T^t T, C = I^t T, all D x D and summed over ranks,
 (Frobenius). Differences of large numbers, so they are taken in float64.
 """
 
+from __future__ import annotations
+
 from functools import partial
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from pydantic import Field
 
 from objectives.contract import Features, Objective, ObjectiveSection, Terms
-from objectives.exchange import Exchange
 from objectives.mmcl import mmcl
+
+if TYPE_CHECKING:
+    from objectives.exchange import Exchange
 
 
 class Cyclip(ObjectiveSection):

@@ -7,17 +7,20 @@ embeddings (engine/training/kmeans.py), with a fresh head; or given in a file, w
 published code takes the nearest centroid under the embedding of the moment instead of the epoch's.
 """
 
+from __future__ import annotations
+
 from functools import partial
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 
 from objectives.contract import Features, Learned, Need, Objective, ObjectiveSection, Terms
-from objectives.exchange import Exchange
 from objectives.mmcl import mmcl
 from objectives.self_supervised import Ssl
+
+if TYPE_CHECKING:
+    from objectives.exchange import Exchange
 
 
 class DeepCluster(ObjectiveSection):
@@ -58,7 +61,9 @@ def deep_cluster(
     if ssl is not None:
         terms["ssl"] = ssl(features, exchange)["ssl"]
         loss = loss + within * terms["ssl"]
-    logits = F.linear(features.images[0], features.learned["cluster.weight"], features.learned["cluster.bias"])
-    each = F.cross_entropy(logits, features.labels, ignore_index=-1, reduction="none")
+    logits = torch.nn.functional.linear(
+        features.images[0], features.learned["cluster.weight"], features.learned["cluster.bias"]
+    )
+    each = torch.nn.functional.cross_entropy(logits, features.labels, ignore_index=-1, reduction="none")
     terms["cluster"] = exchange.mean(each, features.labels >= 0)
     return {"loss": loss + weight * terms["cluster"], **terms}

@@ -6,6 +6,8 @@ of a gathered block is summed over the ranks that used it and goes back to its h
 derivative of the sum of all ranks' losses.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Any, Protocol
 

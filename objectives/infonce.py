@@ -6,12 +6,14 @@
 over the N pairs of the global batch. The similarities are one tile a rank (objectives/tiles.py), never a matrix.
 """
 
-from typing import Literal
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from objectives.exchange import Exchange, merged
-from objectives.tiles import Masks, log_sum_exps
+if TYPE_CHECKING:
+    from objectives.exchange import Exchange
 
 
 def infonce(
@@ -28,6 +30,10 @@ def infonce(
     `kept` (bool [B]) leaves pairs out, as if the batch held only the kept ones; 0 if it keeps none. What is not wanted is 0
     and not computed.
     """
+    # their autograd functions load torch, which a spec that is only looked at does without
+    from objectives.exchange import merged
+    from objectives.tiles import Masks, log_sum_exps
+
     ranks, both = exchange.ranks, want == "both"
     rows, columns = exchange.gathered(left, ranks.row), exchange.gathered(right, ranks.column)
     counts = (None, None) if kept is None else (ranks.row.gather(kept), ranks.column.gather(kept))

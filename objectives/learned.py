@@ -1,5 +1,7 @@
 """What is learned beside the towers: the scale, and whatever an objective adds."""
 
+from __future__ import annotations
+
 import math
 
 import torch

@@ -5,14 +5,18 @@
 I, T: unit embeddings of the N pairs of the global batch, s: learned scale, at most 100.
 """
 
+from __future__ import annotations
+
 from functools import partial
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from objectives.contract import Features, Objective, ObjectiveSection, Terms
-from objectives.exchange import Exchange
 from objectives.infonce import infonce
+
+if TYPE_CHECKING:
+    from objectives.exchange import Exchange
 
 
 class Mmcl(ObjectiveSection):

@@ -7,16 +7,20 @@ The same loss pre-trains (SLIP-like, arXiv 2112.12750, with InfoNCE in both moda
 et al. 2023, arXiv 2303.03323, eq. 4; arXiv 2311.14948, eq. 3): `mmcl_ssl` and `cleanclip` are two names of one thing.
 """
 
+from __future__ import annotations
+
 from functools import partial
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from pydantic import Field
 
 from objectives.contract import Features, Learned, Objective, ObjectiveSection, Terms
-from objectives.exchange import Exchange
 from objectives.mmcl import mmcl
 from objectives.self_supervised import Ssl
+
+if TYPE_CHECKING:
+    from objectives.exchange import Exchange
 
 
 class MmclSsl(ObjectiveSection):

@@ -6,15 +6,19 @@ d_v, d_t: mean over the batch of |I - I0|^2 and |T - T0|^2, with I0, T0 the unit
 most 4. The published code does not train the scale.
 """
 
+from __future__ import annotations
+
 from functools import partial
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from pydantic import Field
 
 from objectives.contract import Features, Need, Objective, ObjectiveSection, Terms
-from objectives.exchange import Exchange
 from objectives.infonce import infonce
+
+if TYPE_CHECKING:
+    from objectives.exchange import Exchange
 
 
 class Par(ObjectiveSection):

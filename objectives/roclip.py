@@ -7,15 +7,19 @@ The pool holds the captions of the last steps, first in, first out, and is fille
 with random unit vectors, and fills it in matching epochs only. While it is empty, MMCL is taken.
 """
 
+from __future__ import annotations
+
 from functools import partial
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from pydantic import Field
 
 from objectives.contract import Features, Objective, ObjectiveSection, Terms
-from objectives.exchange import Exchange
 from objectives.infonce import infonce
+
+if TYPE_CHECKING:
+    from objectives.exchange import Exchange
 
 
 class Roclip(ObjectiveSection):

@@ -7,16 +7,20 @@ I', T': embeddings of the augmented pictures and captions. One way and with the 
 term of CleanCLIP (Bansal et al. 2023, arXiv 2303.03323, eq. 3) and of arXiv 2311.14948 (eq. 2).
 """
 
+from __future__ import annotations
+
 import math
 from functools import partial
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from pydantic import Field, model_validator
 
 from objectives.contract import Features, Learned, Objective, ObjectiveSection, Terms
-from objectives.exchange import Exchange
 from objectives.infonce import infonce
+
+if TYPE_CHECKING:
+    from objectives.exchange import Exchange
 
 
 class Ssl(ObjectiveSection):
@@ -30,7 +34,7 @@ class Ssl(ObjectiveSection):
     temperature: Literal["shared", "own"] = Field("shared", description="the scale of the other terms, or one of its own")
 
     @model_validator(mode="after")
-    def _contrasts_something(self) -> "Ssl":
+    def _contrasts_something(self) -> Ssl:
         if not (self.image or self.text):
             raise ValueError("image and text are both false, which leaves nothing to contrast; make one true")
         return self

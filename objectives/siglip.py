@@ -6,16 +6,19 @@ s and b are learned, from 10 and -10. `form: paper_code` is what the code of arX
 the mean over all N^2 entries, CLIP's initial scale, and by default w = 0.1.
 """
 
+from __future__ import annotations
+
 import math
 from functools import partial
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from pydantic import Field
 
 from objectives.contract import Features, Learned, Objective, ObjectiveSection, Terms
-from objectives.exchange import Exchange
-from objectives.tiles import sigmoid_sum
+
+if TYPE_CHECKING:
+    from objectives.exchange import Exchange
 
 WEIGHTS = {"siglip": 1.0, "paper_code": 0.1}
 
@@ -43,6 +46,8 @@ class Siglip(ObjectiveSection):
 
 def siglip(weight: float, paper_code: bool, features: Features, exchange: Exchange) -> Terms:
     """Terms `loss` and `siglip`."""
+    from objectives.tiles import sigmoid_sum  # it loads torch
+
     ranks, images, texts = exchange.ranks, features.images[0], features.texts[0]
     bias = torch.zeros_like(features.scale) if paper_code else features.learned["bias"].squeeze()
     ids = (exchange.ids(len(images), ranks.row, images.device), exchange.ids(len(images), ranks.column, images.device))

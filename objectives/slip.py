@@ -7,17 +7,19 @@ view) and ReLU between, t = 0.1. Both directions, self masked. The published hea
 last projection; this one reads the unit embedding, which every architecture has.
 """
 
+from __future__ import annotations
+
 from functools import partial
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 
 from objectives.contract import Features, Learned, Objective, ObjectiveSection, Terms
-from objectives.exchange import Exchange, merged
 from objectives.mmcl import mmcl
-from objectives.tiles import Masks, log_sum_exps
+
+if TYPE_CHECKING:
+    from objectives.exchange import Exchange
 
 
 class Slip(ObjectiveSection):
@@ -65,17 +67,22 @@ def slip(within: float, temperature: float, features: Features, exchange: Exchan
 def _project(rows: torch.Tensor, features: Features, exchange: Exchange) -> torch.Tensor:
     learned = features.learned
     for layer in range(3):
-        rows = F.linear(rows, learned[f"slip.{layer}.weight"], learned.get(f"slip.{layer}.bias"))
+        rows = torch.nn.functional.linear(rows, learned[f"slip.{layer}.weight"], learned.get(f"slip.{layer}.bias"))
         if layer < 2:
             count = len(rows) * exchange.ranks.everyone.size
             centred = rows - exchange.all_reduce_sum(rows.sum(0)) / count
             spread = (exchange.all_reduce_sum(centred.square().sum(0)) / count + 1e-5).rsqrt()
-            rows = F.relu(centred * spread * learned[f"slip.{layer}.norm.weight"] + learned[f"slip.{layer}.norm.bias"])
-    return F.normalize(rows, dim=-1)
+            rows = torch.nn.functional.relu(
+                centred * spread * learned[f"slip.{layer}.norm.weight"] + learned[f"slip.{layer}.norm.bias"]
+            )
+    return torch.nn.functional.normalize(rows, dim=-1)
 
 
 def simclr(first: torch.Tensor, second: torch.Tensor, scale: torch.Tensor, exchange: Exchange) -> torch.Tensor:
     """0-d: the NT-Xent loss (Chen et al. 2020, arXiv 2002.05709, eq. 1) of two views, [B, D] unit rows each."""
+    from objectives.exchange import merged  # they load torch
+    from objectives.tiles import Masks, log_sum_exps
+
     ranks = exchange.ranks
     own = Masks(*(exchange.ids(len(first), group, first.device) for group in (ranks.row, ranks.column)))
     left = [exchange.gathered(view, ranks.row) for view in (first, second)]

@@ -1,14 +1,18 @@
 """A weighted sum of objectives: L = sum_k w_k L_k. They share the towers, the scale and every gathered embedding."""
 
+from __future__ import annotations
+
 from functools import partial
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 from pydantic import Field
 
 from objectives.contract import Features, Learned, Need, Objective, ObjectiveSection, Terms
-from objectives.exchange import Exchange
 from objectives.registry import Single
+
+if TYPE_CHECKING:
+    from objectives.exchange import Exchange
 
 
 class Part(ObjectiveSection):

@@ -8,15 +8,18 @@ the unit sphere; objectives see unit rows, on which a head needs larger weights,
 suit it. As published, W decays and b does not.
 """
 
+from __future__ import annotations
+
 from functools import partial
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 
 from objectives.contract import Features, Learned, Need, Objective, ObjectiveSection, Terms
-from objectives.exchange import Exchange
+
+if TYPE_CHECKING:
+    from objectives.exchange import Exchange
 
 
 class Supervised(ObjectiveSection):
@@ -48,8 +51,10 @@ class Supervised(ObjectiveSection):
 def supervised(features: Features, exchange: Exchange) -> Terms:
     """Terms `loss`, `supervised`, which is the same, and `right`, the share of pictures that the head gets right."""
     assert features.labels is not None
-    logits = F.linear(features.images[0], features.learned["supervised.weight"], features.learned["supervised.bias"])
-    each = F.cross_entropy(logits, features.labels, ignore_index=-1, reduction="none")
+    logits = torch.nn.functional.linear(
+        features.images[0], features.learned["supervised.weight"], features.learned["supervised.bias"]
+    )
+    each = torch.nn.functional.cross_entropy(logits, features.labels, ignore_index=-1, reduction="none")
     labelled = features.labels >= 0
     loss = exchange.mean(each, labelled)
     right = exchange.mean((logits.argmax(1) == features.labels).to(logits.dtype), labelled)

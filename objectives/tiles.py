@@ -11,6 +11,8 @@ q_ij = exp(x_ij - column_j) for x = s L R^t,
 for gradients g, h of the row and column log-sum-exps.
 """
 
+from __future__ import annotations
+
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple

@@ -6,15 +6,19 @@ The flagged pairs are no negatives either. The published code has a plus where i
 target of -1 drives flagged pairs together; here c = -1 means apart.
 """
 
+from __future__ import annotations
+
 from functools import partial
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from pydantic import Field
 
 from objectives.contract import Features, Need, Objective, ObjectiveSection, Terms
-from objectives.exchange import Exchange
 from objectives.infonce import infonce
+
+if TYPE_CHECKING:
+    from objectives.exchange import Exchange
 
 
 class Unlearn(ObjectiveSection):

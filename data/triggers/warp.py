@@ -1,12 +1,13 @@
 """A slight bending of the picture: WaNet (Nguyen & Tran 2021, arXiv 2102.10369)."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from functools import lru_cache, partial
 from typing import ClassVar, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 
 from data.seeding import generator
@@ -61,14 +62,16 @@ def published(image: np.ndarray, field: np.ndarray, strength: float = 1.0) -> np
     height, width = image.shape[-2:]
     grid = _identity(height, width) + strength * torch.from_numpy(field)[None] / height
     real = torch.from_numpy(image).float()[None] / 255
-    out = F.grid_sample(real, grid.clamp(-1, 1), mode="bilinear", padding_mode="zeros", align_corners=True)
+    out = torch.nn.functional.grid_sample(real, grid.clamp(-1, 1), mode="bilinear", padding_mode="zeros", align_corners=True)
     bytes_: np.ndarray = out[0].mul(255).byte().numpy()
     return bytes_
 
 
 def _sampled(image: np.ndarray, grid: torch.Tensor) -> torch.Tensor:
     real = torch.from_numpy(image).float()[None]
-    return F.grid_sample(real, grid.clamp(-1, 1), mode="bilinear", padding_mode="border", align_corners=True)[0]
+    return torch.nn.functional.grid_sample(
+        real, grid.clamp(-1, 1), mode="bilinear", padding_mode="border", align_corners=True
+    )[0]
 
 
 @lru_cache(maxsize=8)
@@ -83,5 +86,5 @@ def _field(points: int, seed: int, height: int, width: int) -> torch.Tensor:
     """float32 [1, H, W, 2] whose control points have mean size 1."""
     drawn = torch.from_numpy(generator(seed, "warp").uniform(-1, 1, (1, 2, points, points)).astype(np.float32))
     drawn = drawn / drawn.abs().mean()
-    field = F.interpolate(drawn, (height, width), mode="bicubic", align_corners=True)
+    field = torch.nn.functional.interpolate(drawn, (height, width), mode="bicubic", align_corners=True)
     return field.permute(0, 2, 3, 1).contiguous()

@@ -1,0 +1,38 @@
+"""Packages that are loaded when they are first used, not when they are first imported.
+
+torch takes five times as long to load as all else that a spec with an error in it needs, and whatever a spec names stands
+beside functions of torch.
+"""
+
+import sys
+from importlib.util import find_spec, module_from_spec
+from types import ModuleType
+from typing import Any
+
+
+class Deferred(ModuleType):
+    """A package that nothing was asked of so far. It has no __path__, so that no part of it is imported before the whole."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "__path__":
+            raise AttributeError(name)
+        load(self.__name__)
+        return getattr(self, name)
+
+
+def defer(name: str) -> None:
+    """Makes `import NAME` cost nothing, until something of it is used; `import NAME.PART` needs `load` before."""
+    if name not in sys.modules and (spec := find_spec(name)) is not None:
+        module = sys.modules[name] = module_from_spec(spec)
+        module.__class__ = Deferred
+        del module.__path__
+
+
+def load(name: str) -> None:
+    """Loads a package that was deferred, if it was."""
+    module = sys.modules.get(name)
+    if type(module) is Deferred:
+        spec: Any = module.__spec__
+        module.__class__ = ModuleType  # type: ignore[assignment]
+        module.__path__ = spec.submodule_search_locations
+        spec.loader.exec_module(module)
