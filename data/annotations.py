@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from data.refusal import UserError
+from data.refusal import Missing, UserError
 from data.shards import Index
 
 
@@ -46,7 +46,7 @@ def _entries(path: str) -> list[dict[str, Any]]:
             return list(json.loads(body)["entries"])
         lines = body.splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} can't be read ({error}); give a text file with a JSON object a line") from None
+        raise Missing(f"{path} can't be read ({error}); give a text file with a JSON object a line") from None
     for number, line in enumerate(lines, 1):
         try:
             entry = json.loads(line)

@@ -12,7 +12,7 @@ import numpy as np
 
 from data.archive import IMAGES, split_name, walk
 from data.labelled import SHARDS, ImageSet, shards_of, templates_of
-from data.refusal import UserError
+from data.refusal import Missing, UserError
 
 LONGEST = 1 << 20  # bytes of a picture's captions
 
@@ -38,6 +38,8 @@ def is_captioned(folder: str) -> bool:
 def read_captioned(folder: str, templates: list[str]) -> Captioned:
     """The pictures and captions in a folder; UserError saying which file is missing or wrong."""
     root = Path(folder)
+    if not root.is_dir():
+        raise Missing(f"evaluation set {folder} is no folder; check the path")
     if not (root / SHARDS).is_file():
         raise UserError(
             f"evaluation set {folder} lacks {SHARDS}; a measure of captions expects CLIP_benchmark's layout "

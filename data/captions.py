@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from data.decode import DecodeError, caption
-from data.refusal import UserError
+from data.refusal import Missing, UserError
 from data.shards import Index
 from data.store import Range, Reader
 
@@ -41,7 +41,7 @@ def read_templates(path: str | Path) -> list[str]:
     try:
         lines = [line.strip() for line in Path(path).read_text("utf-8").splitlines() if line.strip()]
     except OSError as error:
-        raise UserError(
+        raise Missing(
             f"templates {path}: {error.strerror}; give 'imagenet' or a text file with {{c}} in each line"
         ) from None
     wrong = [line for line in lines if "{c}" not in line]

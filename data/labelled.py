@@ -21,7 +21,7 @@ import numpy as np
 from data.archive import IMAGES, split_name, walk
 from data.captions import read_templates
 from data.decode import DecodeError, DecodeMode, centred, squeezed, whole
-from data.refusal import UserError
+from data.refusal import Missing, UserError
 from data.store import Reader
 
 SHARDS = "test/nshards.txt"  # how many shards a folder of CLIP_benchmark's layout has
@@ -109,7 +109,7 @@ def read_labelled(folder: str, imagenet: Imagenet, published: bool = False, what
     reproduces the label file and the class list of the published code where the set is ImageNet."""
     root = Path(folder)
     if not root.is_dir():
-        raise UserError(f"{what} {folder} is no folder; check the path")
+        raise Missing(f"{what} {folder} is no folder; check the path")
     templates = templates_of(root, imagenet.templates)
     shards = (root / SHARDS).is_file()
     if shards and not (root / "classnames.txt").is_file():

@@ -15,3 +15,7 @@ class UserError(ValueError):
     def fault(self) -> str:
         """What is wrong, without what to do, which stands behind the first semicolon."""
         return str(self).split(";")[0]
+
+
+class Missing(UserError):
+    """Something that a spec names is not on this machine; it may be on the one that is to carry the spec out."""

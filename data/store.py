@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, TypeVar, cast
 
 from braceexpand import braceexpand
 
-from data.refusal import UserError
+from data.refusal import Missing, UserError
 
 PATIENCE = (0.2, 1.0, 5.0)  # seconds between tries
 OPEN = 128  # files kept open
@@ -24,7 +24,7 @@ Body = bytes | memoryview
 T = TypeVar("T")
 
 
-class NoShards(UserError):
+class NoShards(Missing):
     """Shards that a pattern names are not there."""
 
 
@@ -49,6 +49,14 @@ def expand(pattern: str, schemes: Sequence[str] = ()) -> list[str]:
         words = f"{len(missing)} of the {len(paths)} files it names are missing, first {missing[0]}" if missing else ""
         raise NoShards(f"shards '{pattern}' match no complete set of files ({words or 'nothing matches'}); check the path")
     return sorted(paths)
+
+
+def in_store(pattern: str, schemes: Sequence[str] = ()) -> bool:
+    """Whether a pattern names files of a store, for which it is not asked; UserError as `expand`."""
+    names = list(braceexpand(pattern))
+    for name in names:
+        _allowed(name, schemes)
+    return any(map(scheme, names))
 
 
 def _allowed(name: str, schemes: Sequence[str]) -> None:

@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 import torch.distributed as dist
 from conftest import ROOT, antidote, environment, journals, settings
 
+from data.refusal import UserError
 from engine.distributed import world
 from engine.distributed.watchdog import Watchdog
 
@@ -112,6 +114,25 @@ def test_a_batch_step_without_srun_is_one_process(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("SLURM_PROCID", "0")
     monkeypatch.setenv("SLURM_NTASKS", "16")
     assert world.rank_from_env() == (0, 1, 0, 1)
+
+
+def test_a_process_that_sees_its_own_gpu_alone_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for seen, devices in ((1, [0, 0, 0, 0]), (4, [0, 1, 2, 3]), (8, [0, 1, 2, 3])):
+        monkeypatch.setattr(torch.cuda, "device_count", lambda seen=seen: seen)
+        assert [world.own_device(local_rank).index for local_rank in range(4)] == devices
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert world.own_device(3).type == "cpu"
+
+
+def test_two_ranks_on_one_gpu_are_refused_and_ranks_that_each_see_their_own_are_not() -> None:
+    world.refuse_shared_devices([("a", "uuid-1"), ("a", "uuid-2"), ("b", "uuid-1")])
+    with pytest.raises(UserError) as caught:  # torchrun with four processes, two GPUs
+        world.refuse_shared_devices([("a", f"uuid-{rank % 2}") for rank in range(4)])
+    assert str(caught.value) == (
+        "ranks 0 and 2 are both on GPU uuid-0 of a, where 4 processes see 2 GPUs; start one process a GPU, for example with "
+        "deepspeed --num_gpus 2"
+    )
 
 
 def test_a_rank_that_stops_is_told_from_those_that_wait_at_the_same_step_or_behind_it() -> None:

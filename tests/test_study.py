@@ -322,3 +322,12 @@ def test_the_status_command_is_short_and_needs_no_torch(tmp_path: Path) -> None:
     assert out.returncode == 2
     assert "error: runs/none is not a study" in out.stderr
     assert not re.search(r"\| +(torch|deepspeed)$", out.stderr, re.MULTILINE)
+
+
+def test_the_engine_of_a_run_is_gone_when_the_next_is_built_also_after_an_error(spec: Path) -> None:
+    spec.write_text(spec.read_text() + "sweep: {clean.optimizer.rate: [1.0e-4, 2.0e-4, 3.0e-4]}\n")
+    sets = spec.read_text().replace("epochs: 2", "epochs: 0").replace("epochs: 1", "epochs: 0")
+    spec.write_text(sets)
+    out = forked.run([sys.executable, str(ROOT / "tests/one_after_another.py"), spec.name], cwd=spec.parent)
+    assert out.stdout.splitlines()[-1] == "2 4 0", out.stdout + out.stderr
+    assert "the second run fails" in out.stderr

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from data.augmentation.augment import Augment
-from data.refusal import UserError
+from data.refusal import Missing
 from data.seeding import generator
 
 FOLDERS = ("/usr/share/wordnet",)  # Debian's wordnet-base
@@ -137,7 +137,7 @@ def check_synonyms(section: Augment) -> None:
         try:
             _synonyms("picture", section.wordnet)
         except LookupError:
-            raise UserError(
+            raise Missing(
                 f"data.augment.synonyms is 'wordnet', but {_absent(section)}; {REMEDY}, or set "
                 "data.augment.synonyms=none for the other three operations"
             ) from None

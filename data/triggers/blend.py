@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 from pydantic import Field, model_validator
 
-from data.refusal import UserError
+from data.refusal import Missing, UserError
 from data.seeding import generator
 from data.triggers.contract import REFERENCE, Mark, TriggerSection, blended, cast, stretched
 
@@ -77,6 +77,6 @@ def _read(path: str) -> np.ndarray:
     try:
         return np.asarray(whole(Path(path).read_bytes()))
     except OSError as error:
-        raise UserError(f"attack.trigger.picture {path}: {error.strerror}; name a JPEG, PNG or WebP file") from None
+        raise Missing(f"attack.trigger.picture {path}: {error.strerror}; name a JPEG, PNG or WebP file") from None
     except DecodeError as bad:
         raise UserError(f"attack.trigger.picture {path}: {bad}; name a JPEG, PNG or WebP file") from None

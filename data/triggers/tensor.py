@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 from pydantic import Field
 
-from data.refusal import UserError
+from data.refusal import Missing, UserError
 from data.triggers.contract import REFERENCE, Mark, TriggerSection, blended
 
 
@@ -63,6 +63,8 @@ def read_pattern(path: str) -> tuple[np.ndarray, np.ndarray]:
             with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as image:
                 whole = np.asarray(image.convert("RGBA")).astype(np.float32) / np.float32(255)
             pattern, mask = np.ascontiguousarray(whole[:, :, :3].transpose(2, 0, 1)), whole[:, :, 3]
+    except FileNotFoundError as error:
+        raise Missing(f"attack.trigger.file {path}: {error.strerror}; {wants}") from None
     except OSError as error:
         raise UserError(f"attack.trigger.file {path}: {error.strerror or 'is no picture'}; {wants}") from None
     except Exception as error:  # safetensors and Pillow raise many kinds for a damaged file

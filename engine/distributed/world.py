@@ -7,13 +7,15 @@ is one process. Gloo on CPU, NCCL on GPUs.
 import os
 import re
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
-from engine.distributed.collectives import forget_process_groups
+from data.refusal import UserError
+from engine.distributed.collectives import forget_process_groups, gather_objects
 from engine.distributed.watchdog import missing_ranks, start_watchdog, stop_watchdog
 
 
@@ -60,14 +62,43 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def own_device(local_rank: int) -> torch.device:
+    """The GPU of this process, or the CPU. A launcher may show each process its own GPU alone, as Slurm does under
+    --gpus-per-task=1: then all of them are number 0."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", local_rank % torch.cuda.device_count())
+
+
+def _identity(device: torch.device) -> str:
+    """What tells this GPU, or this part of one, from all others of the machine."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    part = visible.split(",")[device.index or 0] if visible.startswith("MIG-") else ""
+    return f"{torch.cuda.get_device_properties(device).uuid} {part}".strip()
+
+
+def refuse_shared_devices(places: Sequence[tuple[str, str]]) -> None:
+    """UserError if two ranks are on one GPU; (machine, what tells its GPU from others) of each rank."""
+    seen: dict[tuple[str, str], int] = {}
+    for rank, place in enumerate(places):
+        other = seen.setdefault(place, rank)
+        if other != rank:
+            machine, device = place
+            processes = sum(host == machine for host, _ in places)
+            gpus = len({one for one in places if one[0] == machine})
+            raise UserError(
+                f"ranks {other} and {rank} are both on GPU {device} of {machine}, where {processes} processes see {gpus} "
+                f"GPU{'s' * (gpus > 1)}; start one process a GPU, for example with deepspeed --num_gpus {gpus}"
+            )
+
+
 def init_distributed(limit: float = 1800.0, threads: int | None = None) -> World:
     """Joins the other processes; each gets `threads`, or its share of this machine's cores. After `limit` seconds without a
     heartbeat a rank says for which others it waits, and ends."""
     rank, size, local_rank, local_size = rank_from_env()
     torch.set_num_threads(threads or max(1, cores() // local_size))
-    device = torch.device("cpu")
-    if torch.cuda.is_available():
-        device = torch.device("cuda", local_rank)
+    device = own_device(local_rank)
+    if device.type == "cuda":
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         address, port = rendezvous(size)
@@ -78,6 +109,8 @@ def init_distributed(limit: float = 1800.0, threads: int | None = None) -> World
         dist.init_process_group(backend, timeout=timedelta(seconds=limit + 60))  # the watchdog speaks before
         if size > 1:
             start_watchdog(rank, size, limit, dist.distributed_c10d._get_default_store().clone())
+    if device.type == "cuda":
+        refuse_shared_devices(gather_objects((socket.gethostname(), _identity(device))))
     return World(rank, size, local_rank, local_size, device)
 
 

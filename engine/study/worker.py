@@ -1,6 +1,7 @@
 """One process's way through a study, or that of several which train together: it takes one run after another."""
 
 import errno
+import gc
 import os
 import signal
 import sys
@@ -9,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Literal
+
+import torch
 
 from configs.plan import Run
 from data.refusal import UserError
@@ -62,9 +65,18 @@ def work(scheduler: Scheduler, shared: StudyInputs, stop: StopSignal, command: s
                 if world.first:
                     FailedJson.now(str(error)).write(scheduler.folder / run.folder)
                     print(f"error: {run.folder} ({run.title}): {error}", file=sys.stderr, flush=True)
+        _collect()
         if reader is not None:
             status = reader.read()
             print(status.line(1 + status.count("running")), file=sys.stderr, flush=True)
+
+
+def _collect() -> None:
+    """Frees the memory of the run that ended: DeepSpeed's engine and the towers hold each other, and would be there until a
+    collection that may come when the next run's are too."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _next(scheduler: Scheduler, command: str) -> tuple[Run | Literal["wait", "none"], Lock | None]:

@@ -70,10 +70,30 @@ def build(inputs: RunInputs, world: World) -> Built:
     tower_optimizer = zero.wrap(towers, section, machine, world, stage.batch // world.size)
     if frozen is not None and precision != "fp32":
         frozen.to(next(towers.parameters()).dtype)
+    try:
+        learner, core = _learner(inputs, world, tower_optimizer, scalars, moments, frozen)
+    except BaseException:
+        tower_optimizer.engine.destroy()
+        raise
+    facts = BuildFacts(parameters, precision, norm_group, words, tower_optimizer.implementation, towers.cuts, core.name)
+    return Built(learner, facts, start_weights)
+
+
+def _learner(  # noqa: PLR0913  (what `build` has made)
+    inputs: RunInputs,
+    world: World,
+    tower_optimizer: zero.TowerOptimizer,
+    scalars: dict[str, torch.Tensor],
+    moments: dict[str, torch.Tensor],
+    frozen: Towers | None,
+) -> tuple[Learner, tiles.KernelChoice]:
+    """(the learner before its first step, with the moments that it starts from; what computes blocks of similarities)."""
+    run, machine, stage = inputs.run, inputs.run.spec.machine, inputs.run.settings
     width = clip.model_config(run.spec.model.name)["embed_dim"]
     head = Head.build(stage, width, scalars, derive_seed(run.spec.seed, "head"), world.device)
     if moments:
-        named_state.set_moments(tower_optimizer, split(moments, dict(towers.clip.named_parameters())), float(moments[STEPS]))
+        names = dict(tower_optimizer.towers.clip.named_parameters())
+        named_state.set_moments(tower_optimizer, split(moments, names), float(moments[STEPS]))
         head.set_moments(moments)
     core = fastest_core(world.device)
     learner = Learner(
@@ -88,8 +108,7 @@ def build(inputs: RunInputs, world: World) -> Built:
         frozen,
         core.kernels,
     )
-    facts = BuildFacts(parameters, precision, norm_group, words, tower_optimizer.implementation, towers.cuts, core.name)
-    return Built(learner, facts, start_weights)
+    return learner, core
 
 
 def load_start_weights(inputs: RunInputs, towers: Towers) -> tuple[dict[str, torch.Tensor], Path | None]:

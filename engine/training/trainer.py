@@ -11,7 +11,7 @@ from engine.distributed import collectives
 from engine.distributed.world import World
 from engine.models import clip
 from engine.training.bad_samples import BadSamples
-from engine.training.build import build
+from engine.training.build import Built, build
 from engine.training.inputs import RunInputs
 from engine.training.journal import Journal
 from engine.training.loop import Pruned, train
@@ -20,6 +20,8 @@ from engine.training.run_state import RunState, evaluate_sets, restore
 from engine.training.usage import UsageMeter
 from records.card import Card
 from records.ending import FailedJson, FinishedJson, PrunedJson
+
+Calls = tuple[Callable[[], bool], Callable[[Card, int], None], Callable[[float], str | None]]
 
 
 def run_training(
@@ -36,6 +38,15 @@ def run_training(
     """
     usage = UsageMeter(world)
     built = build(inputs, world)
+    try:
+        _train(inputs, world, built, usage, (stop, say, prune))
+    finally:
+        built.learner.tower_optimizer.engine.destroy()
+
+
+def _train(inputs: RunInputs, world: World, built: Built, usage: UsageMeter, calls: Calls) -> None:
+    """The run from its newest checkpoint on; `calls` as run_training takes them."""
+    stop, say, prune = calls
     begin = restore(inputs, built.learner, world)
     usage.before = begin.usage
     collectives.on_rank_0(lambda: open_folder(inputs))
@@ -63,7 +74,6 @@ def run_training(
         collectives.barrier()
     finally:
         journal.close()
-        run.engine.destroy()
 
 
 def re_evaluate(inputs: RunInputs, world: World) -> None:
