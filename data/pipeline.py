@@ -274,10 +274,18 @@ def batches(pairs: Batches, epochs: int, start: int, workers: int) -> Iterator[t
         worker_init_fn=_shield,
         multiprocessing_context="fork" if workers else None,
     )
-    for step, batch in enumerate(loader, start):
-        if isinstance(batch, UserError):
-            raise batch
-        yield step, batch
+    items = iter(loader)
+    try:
+        for step in range(start, epochs * steps):
+            yield step, _good(next(items))  # held by no name here: it goes when the step is done
+    finally:
+        del items  # ends the workers, even where an exception's traceback keeps this frame
+
+
+def _good(item: Batch | UserError) -> Batch:
+    if isinstance(item, UserError):
+        raise item
+    return item
 
 
 def _shield(worker: int) -> None:

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 
@@ -27,12 +28,21 @@ class Pruned(Exception):
         self.step = step
 
 
+class Step(NamedTuple):
+    """What the journal needs of a step; the batch itself, maybe hundreds of megabytes, goes when the step is done."""
+
+    number: int  # from 0
+    outcome: Outcome
+    keys: list[str]
+    poisoned: int
+
+
 @dataclass
 class Window:
     """What happened since the last row of the journal; nothing of it is asked of the device before the next."""
 
     begun: float
-    outcomes: list[tuple[int, Outcome, Batch]] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
     skipped: list[tuple[str, str, str]] = field(default_factory=list)
     bad_in_a_row: int = 0
 
@@ -52,8 +62,9 @@ def train(
         if step % epoch_steps == 0:
             run.begin_epoch(step // epoch_steps + 1)
         heartbeat()
-        window.outcomes.append((step, run.learner.learn(batch, step), batch))
+        window.steps.append(Step(step, run.learner.learn(batch, step), batch.keys, int(batch.poisoned.sum())))
         window.skipped.extend(batch.skipped)
+        del batch
         done = step + 1
         ends_epoch = done % epoch_steps == 0
         logs = ends_epoch or done % machine.log_steps == 0
@@ -88,30 +99,29 @@ def train(
 def write_row(run: RunState, window: Window) -> None:
     """A row of the journal: the last taken step's terms of the global batch, the scale, the gradient's norm where DeepSpeed
     knows it, the poisoned pairs, the pace; and a line for each batch whose step was not taken."""
-    outcomes, window.outcomes = window.outcomes, []
-    taken = torch.stack([outcome.taken for _, outcome, _ in outcomes]).tolist()
-    for step_taken, (step, _, batch) in zip(taken, outcomes, strict=True):
+    steps, window.steps = window.steps, []
+    taken = torch.stack([step.outcome.taken for step in steps]).tolist()
+    for step_taken, step in zip(taken, steps, strict=True):
         window.bad_in_a_row = 0 if step_taken else window.bad_in_a_row + 1
         if not step_taken:
-            log_bad_batch(run.inputs.folder, step + 1, batch.keys, run.world)
-    last_step, _, last_batch = outcomes[-1]
-    done = last_step + 1
+            log_bad_batch(run.inputs.folder, step.number + 1, step.keys, run.world)
+    done = steps[-1].number + 1
     epoch = -(-done // run.inputs.pairs.steps)
     seconds = time.monotonic() - window.begun
-    pairs = sum(len(batch.keys) for *_, batch in outcomes) * run.world.size
+    pairs = sum(len(step.keys) for step in steps) * run.world.size
     timing = {"pairs_per_s": round(pairs / max(seconds, 1e-9), 1), "seconds": round(seconds, 3)}
     not_taken = {"bad_steps": taken.count(False)} if not all(taken) else {}
     if not any(taken):
         run.journal.row("bad", epoch=epoch, step=done, **not_taken, **timing)
         return
-    outcome = next(outcome for flag, (_, outcome, _) in zip(reversed(taken), reversed(outcomes), strict=True) if flag)
+    outcome = next(step.outcome for flag, step in zip(reversed(taken), reversed(steps), strict=True) if flag)
     names = [*outcome.terms, "scale"]
     values = torch.stack([*outcome.terms.values(), run.learner.head.parameters["scale"].detach().exp().squeeze()]).tolist()
     numbers = dict(zip(names, values, strict=True))
     norm = run.engine.get_global_grad_norm()
     if norm is not None:
         numbers["grad_norm"] = float(norm)
-    numbers["poisoned"] = collectives.all_reduce_sum([int(last_batch.poisoned.sum())])[0]
+    numbers["poisoned"] = collectives.all_reduce_sum([steps[-1].poisoned])[0]
     run.journal.row("step", epoch=epoch, step=done, **numbers, rate=outcome.rate, **not_taken, **timing)
 
 
