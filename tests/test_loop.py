@@ -19,7 +19,9 @@ from engine.training.loop import train
 ONE = World(0, 1, 0, 1, torch.device("cpu"))
 
 
-def run_of(pairs: Any, learn: Callable[[Batch, int], Outcome], measure: Callable[[float, int], None]) -> tuple[Any, list[Any]]:
+def run_of(
+    pairs: Any, learn: Callable[[Batch, int], Outcome], measure: Callable[[float, int], None]
+) -> tuple[Any, list[Any]]:
     """(a run of two epochs with a row of the journal every third step, its rows)."""
     rows: list[Any] = []
     machine = SimpleNamespace(log_steps=3, max_bad_steps=10, save_minutes=60)

@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 
 from data.refusal import UserError
 from data.triggers import Trigger, blend, patch, sine, stripes, warp
-from data.triggers.contract import TriggerSection, cast
+from data.triggers.contract import TriggerSection, cast, to_bytes
 from data.triggers.registry import Single
 
 KINDS = [get_args(section.model_fields["kind"].annotation)[0] for section in get_args(Single)]
@@ -156,6 +156,30 @@ def test_a_warp_moves_smoothly_by_half_its_strength_in_pixels() -> None:
     moved = np.abs(out - ramp[0, 0])[20:-20, 20:-20]
     assert 0.5 < moved.mean() < 3.5  # 2 on average over both directions, at the control points
     assert np.abs(np.diff(out, axis=0)).max() <= 1
+
+
+@pytest.mark.parametrize("size", [(480, 640), (50, 31)])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_fast_marks_give_the_bytes_of_the_plain_formulas(size: tuple[int, int], channels_last: bool) -> None:
+    """The whole picture as real numbers, in one go."""
+    images = np.random.default_rng(0).integers(0, 256, (2, 3, *size), np.uint8)
+    if channels_last:
+        images = np.ascontiguousarray(images.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+    pattern = blend._pattern(None, 5, *size)
+    table = np.arange(256, dtype=np.float32) * np.float32(1 - 0.3)
+    expected = to_bytes(table[images] + np.float32(0.3) * pattern)
+    assert (section(kind="blend", alpha=0.3).build(5)(images, [1, 2]) == expected).all()
+    grid = (warp._identity(*size) + 4 / 224 * warp._field(4, 5, *size)).clamp(-1, 1)
+    real = torch.from_numpy(images.copy()).float()
+    bent = F.grid_sample(real, grid.expand(2, -1, -1, -1), padding_mode="border", align_corners=True)
+    assert (section(kind="warp", strength=4).build(5)(images, [1, 2]) == to_bytes(bent.numpy())).all()
+    one = section(kind="patch", place="fixed", at=[0, 0])
+    side = one.side(*size)
+    expected = to_bytes(images.reshape(2, 3, -1).mean(2)[..., None, None] + 255.0 * patch._noise("gaussian", side, 5))
+    out = one.build(5)(images, [1, 2])
+    assert (out[:, :, :side, :side] == expected).all()
+    out[:, :, :side, :side] = images[:, :, :side, :side]
+    assert (out == images).all()
 
 
 def test_text_leaves_the_rest_alone() -> None:

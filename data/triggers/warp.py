@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 
 from data.seeding import generator
-from data.triggers.contract import REFERENCE, Mark, TriggerSection, to_bytes
+from data.triggers.contract import REFERENCE, Mark, TriggerSection
 
 
 class Warp(TriggerSection):
@@ -43,17 +43,22 @@ def mark(section: Warp, seed: int, images: np.ndarray, draws: Sequence[int]) -> 
     if not section.strength and not section.noise:
         return images.copy()
     height, width = images.shape[-2:]
-    field = _field(REFERENCE if section.published else section.grid, seed, height, width)
     if section.published:
-        return np.stack([published(image, field[0].numpy(), section.strength) for image in images])
-    out = np.empty_like(images)
-    for i, draw in enumerate(draws):
-        grid = _identity(height, width) + section.strength / REFERENCE * field
-        if section.noise:
-            jitter = generator(draw, "warp").uniform(-2, 2, (height, width, 2)).astype(np.float32)
-            grid = grid + section.noise / REFERENCE * torch.from_numpy(jitter)
-        out[i] = to_bytes(_sampled(images[i], grid).numpy())
+        field = _field(REFERENCE, seed, height, width)[0].numpy()
+        return np.stack([published(image, field, section.strength) for image in images])
+    places = _places(section.strength, section.grid, seed, height, width)
+    out = np.empty(images.shape, np.uint8)
+    for image, into, draw in zip(images, out, draws, strict=True):
+        shift = _jitter(section.noise, draw, height, width) if section.noise else None
+        values = _sampled(image, places if shift is None else places + shift)
+        into[:] = np.rint(values, out=values)
     return out
+
+
+def _jitter(size: float, draw: int, height: int, width: int) -> torch.Tensor:
+    """float32 [H, W, 2]: what a picture's own noise adds to the places."""
+    jitter = generator(draw, "warp").uniform(-2, 2, (height, width, 2)).astype(np.float32)
+    return size / REFERENCE * torch.from_numpy(jitter)
 
 
 def published(image: np.ndarray, field: np.ndarray, strength: float = 1.0) -> np.ndarray:
@@ -67,11 +72,18 @@ def published(image: np.ndarray, field: np.ndarray, strength: float = 1.0) -> np
     return bytes_
 
 
-def _sampled(image: np.ndarray, grid: torch.Tensor) -> torch.Tensor:
-    real = torch.from_numpy(image).float()[None]
-    return torch.nn.functional.grid_sample(
-        real, grid.clamp(-1, 1), mode="bilinear", padding_mode="border", align_corners=True
-    )[0]
+def _sampled(image: np.ndarray, places: torch.Tensor) -> np.ndarray:
+    """float32 [3, H, W]: the picture at these places; beyond its edge what is on it."""
+    real = torch.from_numpy(image.astype(np.float32))[None]
+    out = torch.nn.functional.grid_sample(real, places, mode="bilinear", padding_mode="border", align_corners=True)
+    values: np.ndarray = out[0].numpy()
+    return values
+
+
+@lru_cache(maxsize=8)
+def _places(strength: float, points: int, seed: int, height: int, width: int) -> torch.Tensor:
+    """float32 [1, H, W, 2]: where each point of a bent picture comes from; kept, as it costs more than a picture."""
+    return _identity(height, width) + strength / REFERENCE * _field(points, seed, height, width)
 
 
 @lru_cache(maxsize=8)
