@@ -1,8 +1,8 @@
 """How a run is carried out: may change its speed and memory, never its result."""
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from data.section import Section
 
@@ -11,8 +11,8 @@ class Machine(Section):
     """Left out of every fingerprint."""
 
     zero: Literal[0, 1, 2, 3] = Field(0, description="DeepSpeed ZeRO stage; above 0 only where memory asks for it")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "auto", description="auto: bf16 on GPUs that have it, else fp32"
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="what the towers compute in; weights stay fp32. auto: bf16 on GPUs that have it, else fp32"
     )
     adam: Literal["auto", "torch", "torch_fused", "deepspeed_fused", "deepspeed_cpu"] = Field(
         "auto", description="which AdamW steps; auto: the fastest that works here"
@@ -39,3 +39,12 @@ class Machine(Section):
         30.0, gt=0, description="without progress for so long, a rank names the ranks that it waits for, and ends"
     )
     eval_batch: int = Field(256, ge=1, description="pictures a rank encodes at once in evaluation, at most")
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _no_fp16(cls, value: Any) -> Any:
+        if value == "fp16":
+            raise ValueError(
+                "fp16 is not trained in: its gradients would need scaling; use bf16, or fp32 on a GPU without it"
+            )
+        return value

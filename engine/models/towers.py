@@ -10,6 +10,8 @@ What differs from open_clip's own forward, none of which changes a result beyond
 - A transformer's last block is computed at the one token that is read from it.
 - Attention is torch's fused kernel with `is_causal`, not a mask of floats.
 - BatchNorm takes its statistics over groups of a fixed number of pairs, whatever the process or micro-batch holds.
+
+Under bf16 the parameters stay float32 (engine/models/precision.py).
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,6 +24,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from engine.models.layers import Attention, GroupedNorm, LastBlock, is_plain
+from engine.models.precision import Casts
 
 FEW = 4  # captions of a length that are not run by themselves, but with those of the next
 LENGTHS = (8, 16, 24, 32, 48, 64)  # captions are cut to one of few lengths, so that compiled code sees few shapes
@@ -52,7 +55,7 @@ class Towers(nn.Module):
                 delattr(clip, name)
         self.clip: Any = clip
         self.cuts = True  # whether captions are cut where that is exact
-        # no buffers: DeepSpeed would round them to the towers' precision
+        self.casts: Casts | None = None  # None: computes in the parameters' own type
         self.mean, self.std = (torch.tensor(values).view(1, 3, 1, 1) for values in (mean, std))
         for module in clip.modules():
             if type(module) is nn.BatchNorm2d:
@@ -64,6 +67,10 @@ class Towers(nn.Module):
             block = _last(tower)
             if block is not None and (self.trims if text else _takes_the_first(tower)):
                 block.forward = LastBlock(block, text)
+
+    def compute_in(self, dtype: torch.dtype) -> None:
+        """Makes the towers compute in a lower precision than their parameters have, from now on."""
+        self.casts = Casts(self.clip, dtype)
 
     @property
     def norms(self) -> list[GroupedNorm]:
@@ -108,9 +115,15 @@ class Towers(nn.Module):
     def _encode(
         self, images: torch.Tensor | None, tokens: torch.Tensor | None, cut: Cut | None
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        with nullcontext() if self.casts is None else self.casts.kept():
+            return self._rows(images, tokens, cut)
+
+    def _rows(
+        self, images: torch.Tensor | None, tokens: torch.Tensor | None, cut: Cut | None
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         rows = texts = None
         if images is not None:
-            dtype = next(self.clip.visual.parameters()).dtype
+            dtype = self._dtype()
             if self.mean.device != images.device:
                 self.mean, self.std = self.mean.to(images.device), self.std.to(images.device)
             wide = torch.promote_types(dtype, torch.float32)
@@ -124,6 +137,8 @@ class Towers(nn.Module):
 
     def _encode_text(self, tokens: torch.Tensor, cut: Cut | None) -> torch.Tensor:
         """[m, D] of CLIP's text transformer, each caption as far as its cut goes."""
+        if self.casts is not None:
+            self.casts.put([self.clip])  # what it owns itself
         if not self.trims:
             out: torch.Tensor = self.clip.encode_text(tokens)
             return out
@@ -136,11 +151,14 @@ class Towers(nn.Module):
         rows = torch.cat([self._causal(part[:, :length]) for part, (_, length) in zip(parts, cut.parts, strict=True)])
         return rows[order.argsort()]
 
+    def _dtype(self) -> torch.dtype:
+        """What the towers compute in."""
+        return next(self.clip.parameters()).dtype if self.casts is None else self.casts.dtype
+
     def _causal(self, tokens: torch.Tensor) -> torch.Tensor:
         """[m, D] of the causal transformer at the end tokens (Radford et al. 2021)."""
         clip, length = self.clip, tokens.shape[1]
-        dtype = clip.transformer.get_cast_dtype()
-        x = clip.token_embedding(tokens).to(dtype) + clip.positional_embedding[:length].to(dtype)
+        x = clip.token_embedding(tokens).to(self._dtype()) + clip.positional_embedding[:length]
         # the blocks take any mask as causal, the last one this as the places that are asked for
         x = clip.ln_final(clip.transformer(x, attn_mask=tokens.argmax(-1))[:, 0])
         if clip.text_projection is None:

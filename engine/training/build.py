@@ -68,8 +68,8 @@ def build(inputs: RunInputs, world: World) -> Built:
     precision = zero.precision(machine, world.device)
     _assert_equal_on_ranks(inputs, world, towers, (precision, norm_group, words))
     tower_optimizer = zero.wrap(towers, section, machine, world, stage.batch // world.size)
-    if frozen is not None and precision != "fp32":
-        frozen.to(next(towers.parameters()).dtype)
+    if frozen is not None and precision == "bf16":
+        frozen.compute_in(torch.bfloat16)
     try:
         learner, core = _learner(inputs, world, tower_optimizer, scalars, moments, frozen)
     except BaseException:

@@ -104,7 +104,7 @@ class Learner:
         terms, taken = _means_and_whether_finite(terms, on_towers, on_head)
         self.head.set_gradients(on_head)
         if not self.waits or bool(taken):
-            taken = self._step(rows, on_towers, features, taken)
+            self._step(rows, on_towers, features, taken)
         self.tower_optimizer.towers.update_running_stats(taken)
         return Outcome(terms, taken, rate)
 
@@ -137,8 +137,8 @@ class Learner:
         on_rows: Sequence[torch.Tensor],
         features: Features,
         taken: torch.Tensor,
-    ) -> torch.Tensor:
-        """The step of the towers, of the head, of the memory; whether it was taken (0-d bool)."""
+    ) -> None:
+        """The step of the towers, of the head, of the memory, if it is `taken` (0-d bool)."""
         if not self.waits:
             self.tower_optimizer.adamw.found_inf = self.head.optimizer.found_inf = (~taken).float()  # type: ignore[attr-defined]
             on_rows = [torch.where(taken, gradient, 0) for gradient in on_rows]
@@ -146,13 +146,10 @@ class Learner:
         # the towers' gradient is that of <features, dL/dfeatures>: DeepSpeed scales and averages it as it would the loss's
         self.tower_optimizer.backward(share * (torch.cat(rows, 1) * torch.stack(list(on_rows), 1)).sum())
         self.tower_optimizer.engine.step()
-        if not self.tower_optimizer.engine.was_step_applied():  # fp16's scaler found an overflow
-            return torch.zeros_like(taken)
         self.head.step()
         if self.memory:
             fresh = self.stage.objective.remember(features, self._exchange())
             self.memory = {name: torch.where(taken, fresh[name], old) for name, old in self.memory.items()}
-        return taken
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """(pictures [B, V, D], captions [B, U, D], U maybe 0) as unit rows; a pair's views go through a tower together."""

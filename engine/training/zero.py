@@ -13,7 +13,6 @@ import torch
 
 from configs.machine import Machine
 from configs.stage import Optimizer
-from data.refusal import UserError
 from engine.distributed import collectives
 from engine.distributed.world import World
 from engine.models.towers import Towers
@@ -34,18 +33,18 @@ def prepare() -> None:
         from deepspeed.runtime.fp16.loss_scaler import LossScaler
         from deepspeed.runtime.zero.config import ZeroStageEnum
         from deepspeed.utils.tensor_fragment import fragment_address
-    # on CPU it would build a shared-memory op for minutes, and a process killed meanwhile leaves a lock for ever
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if not torch.cuda.is_available():
+        # it would build a shared-memory op for minutes, and a process killed meanwhile leaves a lock for ever; on a GPU it
+        # builds none, and this table would probe every op for a compiler
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     for name in ("DeepSpeed", "deepspeed"):
         logging.getLogger(name).setLevel(logging.ERROR)
     torch.serialization.add_safe_globals([LossScaler, ZeroStageEnum, fragment_address])
 
 
 def precision(machine: Machine, device: torch.device) -> str:
-    """fp32, bf16 or fp16; `auto` resolved for this device."""
+    """fp32 or bf16: what the towers compute in; `auto` resolved for this device."""
     if machine.precision != "auto":
-        if machine.precision == "fp16" and device.type != "cuda":
-            raise UserError("machine.precision is fp16, which needs a GPU; use auto")
         return machine.precision
     return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
 
@@ -72,14 +71,19 @@ class TowerOptimizer:
 
 
 def wrap(towers: Towers, section: Optimizer, machine: Machine, world: World, rows: int) -> TowerOptimizer:
-    """The towers with DeepSpeed and the optimizer around them; `rows` pairs a rank and step."""
+    """The towers with DeepSpeed and the optimizer around them; `rows` pairs a rank and step.
+
+    DeepSpeed sees float32 at every precision: parameters are the master weights, and gradients are reduced in float32.
+    """
     import deepspeed
 
     kind = precision(machine, world.device)
-    if machine.recompute:
-        towers.recompute()
     if machine.compile:
         towers.compile_blocks()
+    if kind == "bf16":
+        towers.compute_in(torch.bfloat16)
+    if machine.recompute:  # also the casts
+        towers.recompute()
     adamw, name = optimizer.adamw(machine.adam, optimizer.groups(towers, section), section, world.device)
     config = {
         "train_micro_batch_size_per_gpu": rows,
@@ -88,31 +92,25 @@ def wrap(towers: Towers, section: Optimizer, machine: Machine, world: World, row
         "gradient_clipping": section.clip or float(section.spikes != "none"),
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
-        "bf16": {"enabled": kind == "bf16"},
-        "fp16": {"enabled": kind == "fp16"},
         "zero_optimization": {
             "stage": machine.zero,
             "reduce_bucket_size": 25_000_000,  # the default of 5e8 is one bucket for a CLIP model: no overlap
             "allgather_bucket_size": 25_000_000,
             "overlap_comm": world.device.type == "cuda",
+            # keeps no gathered weights for the backward pass; under bf16 casts are kept, and its bias is a rounding more
+            "memory_efficient_linear": kind == "fp32",
         },
     }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         engine, *_ = deepspeed.initialize(model=towers, optimizer=adamw, config=config)
-    for norm in towers.norms:  # running statistics stay in float32, whatever the towers' precision
-        for buffer in ("running_mean", "running_var"):
-            setattr(norm, buffer, getattr(norm, buffer).float())
-    plain = machine.zero == 0 and kind == "fp32"
-    engine.enable_backward_allreduce = not plain
-    backward = partial(_backward_and_sum, engine, world) if plain else engine.backward
-    return TowerOptimizer(
-        engine, adamw, backward, name, _adaptive(engine, machine, kind) if section.spikes == "zclip" else None
-    )
+    engine.enable_backward_allreduce = machine.zero > 0
+    backward = engine.backward if machine.zero else partial(_backward_and_sum, engine, world)
+    return TowerOptimizer(engine, adamw, backward, name, _adaptive(engine, machine) if section.spikes == "zclip" else None)
 
 
 def _backward_and_sum(engine: Any, world: World, loss: torch.Tensor) -> None:
-    """The backward pass at stage 0 in float32, after which gradients are means over ranks.
+    """The backward pass at stage 0, after which gradients are means over ranks.
 
     There DeepSpeed would copy all gradients into buckets and back, also for one rank; we sum them where they are, small ones
     together.
@@ -121,30 +119,34 @@ def _backward_and_sum(engine: Any, world: World, loss: torch.Tensor) -> None:
     collectives.all_reduce_sum_([p.grad for p in engine.module.parameters() if p.grad is not None])
 
 
-def _adaptive(engine: Any, machine: Machine, kind: str) -> optimizer.ZClip:
+def _adaptive(engine: Any, machine: Machine) -> optimizer.ZClip:
     """Makes the engine clip by ZClip: DeepSpeed asks for the norm of the gradient in its step, and clips to a limit that it
     looks up after that."""
+    from deepspeed.runtime.utils import combine_grad_norm_groups
+
     clip = optimizer.ZClip()
-    if machine.zero:
-        norm_of = engine.optimizer.scaled_global_norm
-
-        def measured(*args: Any, **kwargs: Any) -> Any:
-            norm = norm_of(*args, **kwargs)
-            engine.optimizer.clip_grad = clip.limit(float(norm) / float(engine.optimizer.loss_scale)) + 1e-6
-            return norm
-
-        engine.optimizer.scaled_global_norm = measured
+    if machine.zero == 0:
+        engine.clip_fp32_gradients = partial(_clip, engine, clip)
         return clip
-    if kind != "fp32":
-        raise UserError(f"optimizer.spikes is zclip, which at ZeRO stage 0 works in fp32, not in {kind}; set machine.zero=1")
+    inner = engine.optimizer
+    asked = "_get_norm_groups" if machine.zero == 3 else "scaled_global_norm"  # stage 3 joins the norms of its groups itself
+    norm_of = getattr(inner, asked)
 
-    def clipped() -> None:
-        grads = [p.grad for p in engine.module.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(grads)
-        torch.nn.utils.clip_grads_with_norm_(engine.module.parameters(), clip.limit(float(norm)) + 1e-6, norm)
+    def measured(*args: Any, **kwargs: Any) -> Any:
+        norm = norm_of(*args, **kwargs)
+        whole = combine_grad_norm_groups(norm) if machine.zero == 3 else norm
+        inner.clip_grad = clip.limit(float(whole)) + 1e-6
+        return norm
 
-    engine.clip_fp32_gradients = clipped
+    setattr(inner, asked, measured)
     return clip
+
+
+def _clip(engine: Any, clip: optimizer.ZClip) -> None:
+    """Clips the gradients of stage 0."""
+    grads = [p.grad for p in engine.module.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(grads)
+    torch.nn.utils.clip_grads_with_norm_(engine.module.parameters(), clip.limit(float(norm)) + 1e-6, norm)
 
 
 def full_weights(engine: Any, machine: Machine) -> Any:

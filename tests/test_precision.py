@@ -1,0 +1,96 @@
+"""bf16 is the plain formula on master weights: the first update by hand, at every ZeRO stage, on one process and on two."""
+
+import math
+import sys
+from collections.abc import Callable
+from functools import cache
+
+import forked
+import masters
+import pytest
+import torch
+from conftest import ROOT, environment
+
+from engine.training.optimizer import decays
+
+Results = dict[str, dict[str, torch.Tensor]]
+STAGES = (0, 1, 2, 3)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Results]:
+    """What tests/masters.py computes on so many ranks."""
+    folder = tmp_path_factory.mktemp("masters")
+
+    @cache
+    def of(ranks: int) -> Results:
+        script = [sys.executable, str(ROOT / "tests/masters.py"), str(folder / f"{ranks}.pt")]
+        done = forked.run_ranks(script, ranks, 150, env=environment(OMP_NUM_THREADS="1"))
+        assert done.returncode == 0, done.stderr[-3000:]
+        return torch.load(folder / f"{ranks}.pt", weights_only=True)  # type: ignore[no-any-return]
+
+    return of
+
+
+@cache
+def start(name: str) -> dict[str, torch.Tensor]:
+    return {key: p.detach().double() for key, p in masters.clip.build(name, 1).clip.named_parameters()}
+
+
+def by_hand(
+    name: str, grads: dict[str, torch.Tensor], scale: float = 1.0, inherits: bool = False
+) -> dict[str, torch.Tensor]:
+    """AdamW's update of each weight (Loshchilov & Hutter 2019), in float64."""
+    section, out = masters.PLAIN, {}
+    before = masters.moments(name) if inherits else {}
+    step = masters.STEPS * inherits + 1
+    for key, old in start(name).items():
+        grad = grads[key].double() * scale
+        first, second = (
+            beta * (before[f"{key}/{moment}"].double() if inherits else 0.0) + (1 - beta) * value
+            for beta, moment, value in zip(section.betas, ("exp_avg", "exp_avg_sq"), (grad, grad**2), strict=True)
+        )
+        root = (second / (1 - section.betas[1] ** step)).sqrt() + section.eps
+        decay = section.decay * decays(key, old) * old
+        out[key] = -section.rate * (first / (1 - section.betas[0] ** step) / root + decay)
+    return out
+
+
+def worst(name: str, got: dict[str, torch.Tensor], want: dict[str, torch.Tensor]) -> tuple[float, str]:
+    """(largest difference of two updates over the largest update of that weight; the weight's name)."""
+    found = []
+    for key, update in want.items():
+        further = (got[key].double() - start(name)[key] - update).abs().max()
+        found.append(((further / update.abs().max().clamp(min=1e-7)).item(), key))
+    return max(found)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("name", masters.MODELS)
+def test_the_first_update_is_adamws_by_hand(results: Callable[[int], Results], name: str, stage: int, ranks: int) -> None:
+    """From the gradients of torch's own bf16 arithmetic, on the same number of processes. A mean of bf16 gradients over two
+    processes would be off by 2e-3, a second step of AdamW before the first by 0.25."""
+    grads, got = results(ranks)[f"gradients {name}"], results(ranks)[f"first {name} {stage}"]
+    assert got["distance"] == 0.0
+    assert got["loss"] == pytest.approx(grads["loss"].item(), rel=1e-6)
+    assert worst(name, got, by_hand(name, grads)) < (1e-4, "")
+    assert got["steps"] == 1
+    for key in start(name):
+        assert torch.allclose(got[f"{key}/exp_avg"], 0.1 * grads[key], rtol=1e-3, atol=1e-8), key
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_moments_are_inherited_and_zclip_clips_at_every_stage(results: Callable[[int], Results], ranks: int) -> None:
+    """A norm g with z = (g - mean) / deviation becomes mean + 2.5^2 / z * deviation."""
+    grads = {key: value for key, value in results(ranks)["gradients test-vit"].items() if key != "loss"}
+    norm = math.sqrt(sum(float(value.double().square().sum()) for value in grads.values()))
+    _, mean, variance = masters.SEEN
+    z = (norm - mean) / math.sqrt(variance)
+    limit = mean + 2.5**2 / z * math.sqrt(variance)
+    assert z > 5
+    want = by_hand("test-vit", grads, limit / norm, inherits=True)
+    for stage in STAGES:
+        got = results(ranks)[f"clipped test-vit {stage}"]
+        assert got["zclip"][1].item() == pytest.approx(0.97 * mean + 0.03 * limit, rel=1e-5)
+        assert worst("test-vit", got, want) < (1e-4, ""), stage
