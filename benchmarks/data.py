@@ -81,12 +81,13 @@ def ours_loads(folder: str, way: str, workers: str, views: str, normalised: str)
     """Seconds a sample of our loader."""
     import torch
 
+    from data.loader import Workers
     from data.pipeline import batches
 
     torch.set_num_threads(1)
     mean, deviation = (torch.tensor(v).view(3, 1, 1) * 255 for v in (MEAN, DEVIATION))
     began, count = 0.0, 0
-    for _, batch in batches(pairs_of(folder, way, int(views)), 1, 0, int(workers)):
+    for _, batch in batches(pairs_of(folder, way, int(views)), 1, 0, Workers(int(workers))):
         images = batch.pictures(torch.device("cpu"))
         if normalised == "yes":
             images = (images - mean) / deviation
@@ -260,6 +261,7 @@ def millions(folder: str, what: str) -> dict[str, float]:
     import torch
 
     from data.attack import Attack, Poison
+    from data.loader import Workers
     from data.pipeline import batches
     from data.poison_plan import make_plan
     from data.shards import read_index
@@ -272,10 +274,10 @@ def millions(folder: str, what: str) -> dict[str, float]:
     pairs.plan = make_plan(index, attack, 0, {"imagenet": ["a {c}"]}, lambda samples: ())
     at = int(pairs.steps * 0.9)
     began = time.perf_counter()
-    late = batches(pairs_of(folder, "exact", 1, index, 256), 1, at, 0)
+    late = batches(pairs_of(folder, "exact", 1, index, 256), 1, at, Workers(0))
     next(late)
     seconds = time.perf_counter() - began
-    running = batches(pairs, 100, at, 8)
+    running = batches(pairs, 100, at, Workers(8))
     for _ in range(12):
         next(running)
     me = os.getpid()

@@ -27,7 +27,9 @@ class Machine(Section):
     trim_text: Literal["auto", "always", "never"] = Field(
         "auto", description="run captions up to their last end token only; auto: where that is exact"
     )
-    workers: int | Literal["auto"] = Field("auto", description="loader processes a rank; auto: 0 on CPU, up to 8 on GPUs")
+    workers: int | Literal["auto"] = Field(
+        "auto", description="loader processes a rank; auto: 0 on CPU, on GPUs the rank's share of the cores less two"
+    )
     threads: int | None = Field(None, ge=1, description="of each process on CPU; default: its share of the cores")
     log_steps: int = Field(10, ge=1, description="a row of the journal every so many steps; also when signals are heeded")
     save_minutes: float = Field(10.0, ge=0, description="a checkpoint at least this often; 0: at every row of the journal")

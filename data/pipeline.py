@@ -8,20 +8,19 @@ A sample that can't be decoded is counted and replaced by the next one in stored
 every machine and its size never changes.
 """
 
-import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from data.augmentation.augment import Augment
 from data.augmentation.device import draw_views, make_views, numbers_used
-from data.augmentation.eda import reopen_wordnet
 from data.augmentation.loaded import loaded_views
 from data.decode import DecodeError, DecodeMode, caption, centred, squeezed, whole
+from data.loader import Workers, loaded
 from data.order import Mix, Order
 from data.poison_plan import PoisonPlan
 from data.refusal import UserError
@@ -111,6 +110,13 @@ class Pairs(Dataset[Batch]):
     def steps(self) -> int:
         """Steps in an epoch."""
         return self.order.steps(self.reading.batch)
+
+    @property
+    def batch_bytes(self) -> int:
+        """Bytes of this rank's part of a batch as it is read: its pictures, and a kilobyte a pair for the rest."""
+        reading = self.reading
+        pictures = reading.views[0] if reading.augment.by_pillow else 1
+        return reading.batch // reading.ranks * (pictures * 3 * reading.size**2 + 1024)
 
     def sample(self, row: int) -> int:
         """The place in the index of a row of the chosen samples; rows go on from the start behind the last."""
@@ -236,6 +242,11 @@ class Batches(Protocol):
         """Steps in an epoch."""
         ...
 
+    @property
+    def batch_bytes(self) -> int:
+        """Bytes of a batch, about."""
+        ...
+
     def __len__(self) -> int:
         """Pairs in all."""
         ...
@@ -245,51 +256,10 @@ class Batches(Protocol):
         ...
 
 
-class ErrorAsItem(Dataset[Batch | UserError]):
-    """Pairs, with a UserError handed over as an item: a loader's worker would wrap what it raises in a traceback."""
-
-    def __init__(self, pairs: Batches) -> None:
-        self.pairs = pairs
-
-    def __getitem__(self, at: tuple[int, int]) -> Batch | UserError:
-        try:
-            return self.pairs[at]
-        except UserError as refusal:
-            refusal.alone = True
-            return refusal
-
-
-def batches(pairs: Batches, epochs: int, start: int, workers: int) -> Iterator[tuple[int, Batch]]:
-    """(step, batch) from step `start` (from 0) to the end of the last epoch; workers shut out the signals that stop a
-    run, so that the run itself can save before it ends."""
+def batches(pairs: Batches, epochs: int, start: int, workers: Workers) -> Iterator[tuple[int, Batch]]:
+    """(step, batch) from step `start` (from 0) to the end of the last epoch."""
     steps = pairs.steps
     places = [(step // steps + 1, step % steps) for step in range(start, epochs * steps)]
-    loader = DataLoader(
-        ErrorAsItem(pairs),
-        batch_size=None,
-        sampler=places,
-        num_workers=workers,
-        prefetch_factor=4 if workers else None,
-        pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_shield,
-        multiprocessing_context="fork" if workers else None,
-    )
-    items = iter(loader)
-    try:
-        for step in range(start, epochs * steps):
-            yield step, _good(next(items))  # held by no name here: it goes when the step is done
-    finally:
-        del items  # ends the workers, even where an exception's traceback keeps this frame
-
-
-def _good(item: Batch | UserError) -> Batch:
-    if isinstance(item, UserError):
-        raise item
-    return item
-
-
-def _shield(worker: int) -> None:
-    torch.set_num_threads(1)
-    reopen_wordnet()
-    for sign in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-        signal.signal(sign, signal.SIG_IGN)
+    items = loaded(pairs, places, workers, pairs.batch_bytes)
+    for step in range(start, epochs * steps):
+        yield step, next(items)  # held by no name here: it goes when the step is done

@@ -20,6 +20,7 @@ from configs.spec import load
 from data.augmentation.augment import Augment
 from data.labelled import Labelled, read_labelled
 from data.labelled_pairs import LabelledPairs
+from data.loader import Workers
 from data.pipeline import Reading, batches
 from data.refusal import UserError
 from data.sources import Data
@@ -76,7 +77,7 @@ def test_a_batch_of_both_layouts_has_pictures_labels_and_no_captions(world: Path
 
 def test_every_picture_comes_once_an_epoch_and_classes_are_mixed(folders: Path) -> None:
     of = pictures_of(folders, batch=8)
-    keys = [batch.keys for _, batch in batches(of, 1, 0, 0)]
+    keys = [batch.keys for _, batch in batches(of, 1, 0, Workers(0))]
     assert sorted(sum(keys, [])) == sorted(key for _, key, _, _ in of.where)
     assert all(len({key.split("/")[0] for key in part}) > 1 for part in keys)
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from test_pipeline import pairs_of
 
+from data.loader import Workers
 from data.pipeline import Batch, batches
 from data.shards import read_index
 from engine.distributed.world import World
@@ -57,7 +58,7 @@ def test_a_batch_is_gone_when_its_step_is_done(world: Path, tmp_path: Path, work
 
     measured: list[int] = []
     run, rows = run_of(pairs, learn, measure)
-    train(run, batches(pairs, 2, 0, workers), lambda: False, lambda epoch: None)
+    train(run, batches(pairs, 2, 0, Workers(workers)), lambda: False, lambda epoch: None)
     assert measured == [8, 16]
     assert len(seen) == 3 * 16
     assert [numbers["step"] for _, numbers in rows] == [3, 6, 8, 9, 12, 15, 16]

@@ -17,6 +17,7 @@ from data.attack import Attack, Poison
 from data.augmentation.augment import Augment
 from data.captions import stored_captions
 from data.decode import centred, squeezed, whole
+from data.loader import Workers
 from data.pipeline import Batch, Pairs, Reading, batches
 from data.poison_plan import PoisonPlan, make_plan
 from data.refusal import UserError
@@ -122,9 +123,9 @@ def test_a_poisoned_pair_may_show_another_pairs_picture(index: Index) -> None:
 def test_workers_and_the_starting_point_change_nothing(index: Index, workers: int, last: str) -> None:
     pairs = pairs_of(index, views=(2, 2), batch=40, last=last)
     assert pairs.steps == (4 if last == "drop" else 5)  # of 192 pairs
-    whole_: list[Batch] = [batch for _, batch in batches(pairs, 2, 0, 0)]
+    whole_: list[Batch] = [batch for _, batch in batches(pairs, 2, 0, Workers(0))]
     begin = pairs.steps + 1
-    late = list(batches(pairs, 2, begin, workers))
+    late = list(batches(pairs, 2, begin, Workers(workers)))
     assert [step for step, _ in late] == list(range(begin, 2 * pairs.steps))
     for step, batch in late:
         assert batch.keys == whole_[step].keys
@@ -218,6 +219,6 @@ def test_a_shard_that_shrinks_while_it_is_read_is_refused(world: Path, tmp_path:
     index = read_index(f"{tmp_path}/train/*.tar", tmp_path / "cache")
     Path(index.paths[0]).write_bytes(b"")
     with pytest.raises(UserError, match="^shard .* became shorter") as caught:
-        list(batches(pairs_of(index), 1, 0, workers))
+        list(batches(pairs_of(index), 1, 0, Workers(workers)))
     assert caught.value.alone
     assert "Traceback" not in str(caught.value)

@@ -18,6 +18,7 @@ from test_pipeline import data_of, words_to_tokens
 
 from data import store
 from data.augmentation.augment import Augment
+from data.loader import Workers
 from data.pipeline import Pairs, Reading, batches
 from data.refusal import UserError
 from data.shards import read_index
@@ -66,7 +67,7 @@ def test_pairs_come_over_http_as_they_come_from_disk(world: Path, served: str, t
     assert far.digest == near.digest
     reading = Reading(0, 0, 1, 24, (1, 1), 32, Augment(synonyms="none"))
     both = [Pairs(index, None, data_of(), reading, words_to_tokens, None) for index in (near, far)]
-    for (_, one), (_, other) in zip(*(batches(pairs, 1, 4, workers) for pairs in both), strict=True):
+    for (_, one), (_, other) in zip(*(batches(pairs, 1, 4, Workers(workers)) for pairs in both), strict=True):
         assert one.keys == other.keys
         assert torch.equal(one.images, other.images)
 

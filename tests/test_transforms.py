@@ -18,6 +18,7 @@ from torch import nn
 
 from configs.stage import Stage
 from configs.start import Anp, AnyTransform, FinePrune
+from data.loader import Workers
 from data.pipeline import Batch
 from data.refusal import UserError
 from engine.distributed import collectives
@@ -43,7 +44,7 @@ SCALE = torch.tensor([2.6592])
 class Pairs:
     """48 random pairs in batches of 16, as data.pipeline gives them by (epoch, step)."""
 
-    steps, batch = 3, 16
+    steps, batch, batch_bytes = 3, 16, 0
 
     def __init__(self) -> None:
         draw = np.random.default_rng(5)
@@ -62,7 +63,7 @@ class Pairs:
 
 
 def clean(dataset: Any = None) -> CleanPairs:
-    return CleanPairs(dataset or Pairs(), Pairs.batch, workers=0, eval_rows=7, grad_rows=16)
+    return CleanPairs(dataset or Pairs(), Pairs.batch, Workers(0), eval_rows=7, grad_rows=16)
 
 
 def inputs(name: str) -> TransformInputs:

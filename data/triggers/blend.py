@@ -50,7 +50,7 @@ def mark(section: Blend, seed: int, images: np.ndarray, draws: Sequence[int]) ->
     if section.published:
         noises = (generator(draw, "blend").random((3, REFERENCE, REFERENCE), np.float32) for draw in draws)
         return np.stack([published(image, noise, section.alpha) for image, noise in zip(images, noises, strict=True)])
-    return blended(images, _pattern(section.picture, seed, *images.shape[-2:]), section.alpha)
+    return blended(images, _addend(section.alpha, section.picture, seed, *images.shape[-2:]), section.alpha)
 
 
 def published(image: np.ndarray, noise: np.ndarray, alpha: float = 0.2) -> np.ndarray:
@@ -60,6 +60,11 @@ def published(image: np.ndarray, noise: np.ndarray, alpha: float = 0.2) -> np.nd
 
 
 @lru_cache(maxsize=8)
+def _addend(alpha: float, picture: str | None, seed: int, height: int, width: int) -> np.ndarray:
+    """float32 [3, H, W]: alpha times the pattern."""
+    return np.float32(alpha) * _pattern(picture, seed, height, width)
+
+
 def _pattern(picture: str | None, seed: int, height: int, width: int) -> np.ndarray:
     """float32 [3, H, W] on the scale of bytes."""
     if picture is not None:

@@ -85,19 +85,19 @@ def cast(values: np.ndarray) -> np.ndarray:
     return out
 
 
-def blended(images: np.ndarray, pattern: np.ndarray, alpha: float) -> np.ndarray:
-    """uint8 like images [B, 3, H, W]: (1 - alpha) images + alpha pattern, rounded; pattern is [3, H, W], from 0 to 255. In
-    stripes of rows, so that what is computed stays in a core's cache."""
+def blended(images: np.ndarray, addend: np.ndarray, alpha: float) -> np.ndarray:
+    """uint8 like images [B, 3, H, W]: (1 - alpha) images + addend, rounded; addend, float32 [3, H, W], is alpha times a
+    pattern from 0 to 255. In stripes of rows, so that what is computed stays in a core's cache."""
     out = np.empty(images.shape, np.uint8)
     rows = max(1, AT_ONCE // max(1, images.shape[1] * images.shape[3]))
-    kept, added = np.float32(1 - alpha), np.float32(alpha)
+    kept, values = np.float32(1 - alpha), np.empty((images.shape[1], rows, images.shape[3]), np.float32)
     for top in range(0, images.shape[2], rows):
         stripe = slice(top, top + rows)
-        shift = added * pattern[:, stripe]
+        real = values[:, : images.shape[2] - top]
         for image, into in zip(images[:, :, stripe], out[:, :, stripe], strict=True):
-            values = np.multiply(image, kept, dtype=np.float32)
-            values += shift
-            into[:] = np.rint(values, out=values)
+            np.multiply(image, kept, out=real, dtype=np.float32)
+            real += addend[:, stripe]
+            into[:] = np.rint(real, out=real)
     return out
 
 

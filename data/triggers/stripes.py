@@ -42,7 +42,7 @@ def mark(section: Stripes, seed: int, images: np.ndarray, draws: Sequence[int]) 
         pattern = np.broadcast_to(
             stretched(255 * (_signs(seed, columns) > 0).astype(np.float32), height, width), images[0].shape
         )
-        return blended(images, pattern, section.alpha)
+        return blended(images, np.float32(section.alpha) * pattern, section.alpha)
     out = images.copy()
     for image, draw in zip(out, draws, strict=True):
         signs = _signs(draw if section.published else seed, columns)

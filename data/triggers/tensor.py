@@ -40,7 +40,7 @@ def mark(section: Tensor, images: np.ndarray, draws: Sequence[int]) -> np.ndarra
     out = images.copy()
     part = images[:, :, inside[0], inside[1]]
     if (mask == 1).all():
-        out[:, :, inside[0], inside[1]] = blended(part, pattern, section.alpha)
+        out[:, :, inside[0], inside[1]] = blended(part, np.float32(section.alpha) * pattern, section.alpha)
         return out
     weight = np.float32(section.alpha) * mask
     values = np.rint(part * (1 - weight) + pattern * weight)

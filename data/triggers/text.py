@@ -30,7 +30,7 @@ def mark(section: Text, images: np.ndarray, draws: Sequence[int]) -> np.ndarray:
     letters = _letters(section.words, *images.shape[-2:])
     red = np.zeros((3, 1, int(letters.sum())), np.float32)
     red[0] = 255
-    out[:, :, letters] = blended(images[:, :, letters][:, :, None], red, section.alpha)[:, :, 0]
+    out[:, :, letters] = blended(images[:, :, letters][:, :, None], np.float32(section.alpha) * red, section.alpha)[:, :, 0]
     return out
 
 

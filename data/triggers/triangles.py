@@ -25,7 +25,7 @@ class Triangles(TriggerSection):
 
 def mark(section: Triangles, images: np.ndarray, draws: Sequence[int]) -> np.ndarray:
     """uint8 [B, 3, H, W]: images with the triangles over them."""
-    return blended(images, _pattern(section.period, *images.shape[-2:]), section.alpha)
+    return blended(images, np.float32(section.alpha) * _pattern(section.period, *images.shape[-2:]), section.alpha)
 
 
 @lru_cache(maxsize=8)

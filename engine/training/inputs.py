@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from socket import gethostname
 
 import numpy as np
 
@@ -10,8 +11,10 @@ from configs.plan import Run
 from configs.spec import Spec
 from data.annotations import read_flags, read_labels
 from data.augmentation.eda import check_synonyms
+from data.loader import Workers
 from data.pipeline import Pairs, Reading
 from data.refusal import UserError
+from engine.distributed import collectives
 from engine.distributed.world import World
 from engine.evaluation.sets import EvalSet, eval_sets
 from engine.models import clip
@@ -36,6 +39,7 @@ class RunInputs:
     pairs: Pairs
     sets: list[EvalSet]
     tokenize: Tokenizer
+    workers: Workers  # of this rank, for training and for evaluation
     labels: np.ndarray | None = None  # int64 by sample, -1 for none, where an objective does not make its own
     flags: np.ndarray | None = None  # bool by sample
 
@@ -43,22 +47,13 @@ class RunInputs:
         """What a transform of the start's weights may look at."""
         spec, stage = self.run.spec, self.run.settings
         machine = spec.machine
-        pairs = CleanPairs(
-            self.pairs, stage.batch, self.workers(world), machine.eval_batch, machine.micro_batch or stage.batch
-        )
+        pairs = CleanPairs(self.pairs, stage.batch, self.workers, machine.eval_batch, machine.micro_batch or stage.batch)
         return TransformInputs(spec.model.name, spec.seed, initial(stage.objective, 1, 0), pairs, world)
 
     @property
     def steps(self) -> int:
         """Steps of the whole run."""
         return self.pairs.steps * self.run.settings.epochs
-
-    def workers(self, world: World) -> int:
-        """Loader processes of each rank."""
-        setting = self.run.spec.machine.workers
-        if setting != "auto":
-            return int(setting)
-        return 0 if world.device.type == "cpu" else min(8, max(1, (os.cpu_count() or 1) // world.local_size - 1))
 
 
 class StudyInputs:
@@ -67,6 +62,7 @@ class StudyInputs:
 
     def __init__(self, study: Path, world: World) -> None:
         self.study, self.world = study, world
+        self.cores = _own_cores(world)
         self.pairs = StudyPairs(study, world)
         self._sets: tuple[str, list[EvalSet]] = ("", [])
 
@@ -78,11 +74,24 @@ class StudyInputs:
             self._sets = (repr(parts), eval_sets(spec, self.world))
         return self._sets[1]
 
+    def workers(self, spec: Spec) -> Workers:
+        """Loader processes of this rank: on GPUs all cores of its share but two, one at least."""
+        setting, world = spec.machine.workers, self.world
+        number = (0 if world.device.type == "cpu" else max(1, self.cores - 2)) if setting == "auto" else int(setting)
+        return Workers(number, world.local_size)
+
+
+def _own_cores(world: World) -> int:
+    """This rank's share of the cores that it may use: some launchers give each rank cores of its own, others all to all."""
+    mine = (gethostname(), sorted(os.sched_getaffinity(0)))
+    return max(1, len(mine[1]) // collectives.gather_objects(mine).count(mine))
+
 
 def prepare_inputs(run: Run, shared: StudyInputs) -> RunInputs:
     """What a run works on; UserError for whatever is wrong with its data, its model or its batch."""
     spec, folder, labelled = run.spec, shared.study / run.folder, run.spec.data.clean.labelled
     check_labels(run)
+    workers = shared.workers(spec)
     _check_batch(run, shared.world)
     tokenize = Tokenizer(spec.model.name)
     _check_groups(run, shared.world)
@@ -93,7 +102,8 @@ def prepare_inputs(run: Run, shared: StudyInputs) -> RunInputs:
         path_of(run.settings.start, spec.model.name)
     if run.stage == "clean" and labelled is not None:
         pictures = labelled_pairs(run, labelled, reading, tokenize)
-        return RunInputs(run, folder, pictures, shared.eval_sets(spec), tokenize, pictures.labels)
+        workers.ahead(pictures.batch_bytes)
+        return RunInputs(run, folder, pictures, shared.eval_sets(spec), tokenize, workers, pictures.labels)
     chosen = shared.pairs.of(run)
     pairs = Pairs(chosen.index, chosen.chosen, spec.data, reading, tokenize, chosen.plan)
     labels = flags = None
@@ -101,7 +111,8 @@ def prepare_inputs(run: Run, shared: StudyInputs) -> RunInputs:
         labels = read_labels(section.labels, chosen.index, section.classes)
     if (unlearn := unlearner(run)) is not None:
         flags = read_flags(unlearn.flags, chosen.index)
-    return RunInputs(run, folder, pairs, shared.eval_sets(spec), tokenize, labels, flags)
+    workers.ahead(pairs.batch_bytes)
+    return RunInputs(run, folder, pairs, shared.eval_sets(spec), tokenize, workers, labels, flags)
 
 
 def _reading(run: Run, world: World) -> Reading:

@@ -65,7 +65,7 @@ def _train(inputs: RunInputs, world: World, built: Built, usage: UsageMeter, cal
                 write_pictures(inputs, journal)
             run.measure(0, 0)
         bad_samples.begin(begin.step)
-        train(run, batches(inputs.pairs, inputs.run.settings.epochs, begin.step, inputs.workers(world)), stop, prune)
+        train(run, batches(inputs.pairs, inputs.run.settings.epochs, begin.step, inputs.workers), stop, prune)
         finish(run)
     except Pruned as pruned:
         elapsed = usage.total()

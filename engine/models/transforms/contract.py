@@ -7,6 +7,7 @@ from itertools import islice
 
 import torch
 
+from data.loader import Workers
 from data.pipeline import Batch, Batches, batches
 from data.progress import Progress
 from engine.distributed.watchdog import heartbeat
@@ -23,7 +24,7 @@ class CleanPairs:
 
     dataset: Batches
     batch: int  # pairs of a global batch
-    workers: int  # loader processes of each rank
+    workers: Workers  # of each rank
     eval_rows: int  # pictures that a tower encodes at once where no gradient is asked for
     grad_rows: int  # where one is
 
