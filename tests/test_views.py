@@ -103,6 +103,25 @@ def test_a_blur_keeps_the_mean_and_takes_the_detail() -> None:
     assert soft.std() < 0.5 * images.double().std()
 
 
+@pytest.mark.parametrize("side", [32, 224])
+def test_a_blur_is_that_of_the_plain_formula(side: int) -> None:
+    """A sum over taps in float64; where it lies between two bytes, float32 may round it the other way."""
+    images = pictures(6, side).float()[:, 0]
+    numbers = torch.from_numpy(np.tile(device.NEUTRAL, (6, 1)))
+    numbers[:, device.BLUR] = torch.tensor([0.0, 0.1, 0.5, 1.0, 1.7, 2.0])
+    out = device._blurred(images, numbers)
+    assert torch.equal(out[0], images[0])
+    reach = max(1, side // 20)
+    away = torch.arange(-reach, reach + 1)
+    for image, sigma, soft in zip(images[1:], numbers[1:, device.BLUR].double(), out[1:], strict=True):
+        taps = torch.exp(-(away**2) / (2 * sigma**2))
+        at = torch.arange(side)[:, None] + away
+        at = torch.where(at.abs() > side - 1, 2 * (side - 1) - at, at.abs())  # mirrored at the edges
+        rows = ((taps / taps.sum())[:, None] * image.double()[:, at]).sum(2)
+        exact = ((taps / taps.sum()) * rows[:, :, at]).sum(3)
+        assert (soft - exact).abs().max() <= 0.5 + 1e-4
+
+
 def test_noise_is_normal_and_differs_between_samples() -> None:
     grey = torch.full((2, 1, 3, 128, 128), 128, dtype=torch.uint8)
     drawn = np.concatenate([one(NOISE=20, SEED=1), one(NOISE=20, SEED=2)])

@@ -166,15 +166,12 @@ def _blurred(x: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
     reach = max(1, x.shape[-1] // 20)
     sigma = numbers[:, BLUR].clamp(min=1e-3)
     taps = torch.exp(-(torch.arange(-reach, reach + 1, device=x.device) ** 2)[None] / (2 * sigma[:, None] ** 2))
-    taps = taps / taps.sum(1, keepdim=True)
-    soft = x
-    for axis in (2, 3):
-        pad = (0, 0, reach, reach) if axis == 2 else (reach, reach, 0, 0)
-        wide = torch.nn.functional.pad(soft, pad, mode="reflect")
-        soft = sum(  # type: ignore[assignment]
-            taps[:, i, None, None, None] * wide.narrow(axis, i, x.shape[axis]) for i in range(2 * reach + 1)
-        )
-    return torch.where(_column(numbers, BLUR) > 0, _rounded(soft), x)
+    taps = (taps / taps.sum(1, keepdim=True)).repeat_interleave(x.shape[1], 0)
+    pad, convolved = torch.nn.functional.pad, torch.nn.functional.conv2d
+    soft = x.flatten(0, 1)[None]  # each channel of each sample by itself, with the sample's taps
+    soft = convolved(pad(soft, (0, 0, reach, reach), "reflect"), taps[:, None, :, None], groups=len(taps))
+    soft = convolved(pad(soft, (reach, reach, 0, 0), "reflect"), taps[:, None, None, :], groups=len(taps))
+    return torch.where(_column(numbers, BLUR) > 0, _rounded(soft.view_as(x)), x)
 
 
 def _holed(x: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
