@@ -13,7 +13,8 @@ from typing import Any, Protocol
 
 import torch
 
-from objectives.tiles import PLAIN, Kernels
+from objectives.blocks import TORCH
+from objectives.tiles import Core, Layout, Own
 
 
 class Group(Protocol):
@@ -81,21 +82,24 @@ SINGLE_RANK = Ranks(SingleRank(), SingleRank(), SingleRank())
 
 
 class Exchange:
-    """What the ranks tell each other in one step; each tensor is gathered once, whoever asks for it. `kernels` is what
-    computes a tile's blocks here."""
+    """What the ranks tell each other in one step; each tensor is gathered once, whoever asks for it. `core` is what computes
+    a tile's blocks here."""
 
-    def __init__(self, ranks: Ranks, kernels: Kernels = PLAIN) -> None:
-        self.ranks, self.kernels = ranks, kernels
+    def __init__(self, ranks: Ranks, core: Core = TORCH) -> None:
+        self.ranks, self.core = ranks, core
         self._kept: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
 
     def gathered(self, part: torch.Tensor, group: Group) -> torch.Tensor:
-        """[size * B, ...]: the group's [B, ...] in order, with gradients."""
-        if group.size == 1:
-            return part
+        """[size * B, ...]: the group's [B, ...] in order, in the core's type, with gradients."""
         name = (id(part), id(group))
         if name not in self._kept:  # the part is kept with it, so that no other tensor can get its id
-            self._kept[name] = (part, _Gather.apply(part, group))
+            rounded = part if self.core.dtype is None else part.to(self.core.dtype)
+            self._kept[name] = (part, rounded if group.size == 1 else _Gather.apply(rounded, group))
         return self._kept[name][1]
+
+    def own(self, rows: int) -> Own:
+        """Where this rank's pairs, B = `rows`, stand in its tile of gathered rows and columns."""
+        return Own(self.ranks.row.rank * rows, self.ranks.column.rank * rows, rows)
 
     def all_reduce_sum(self, value: torch.Tensor) -> torch.Tensor:
         """The sum over all ranks, with gradients."""
@@ -109,10 +113,11 @@ class Exchange:
         weights = weights.to(rows.dtype)
         return self.all_reduce_sum((rows * weights).sum()) / self.all_reduce_sum(weights.sum()).clamp(min=1e-30)
 
-    def ids(self, rows: int, group: Group, device: torch.device) -> torch.Tensor:
-        """int64 [size * B]: the place in the global batch of each of the group's rows, B = `rows` a rank."""
+    def places(self, rows: int, device: torch.device) -> Layout:
+        """The ids of this rank's tile are the places of its rows in the global batch, B = `rows` a rank."""
         first = self.ranks.everyone.rank * rows
-        return group.gather(torch.arange(first, first + rows, device=device))
+        own = torch.arange(first, first + rows, device=device)
+        return Layout(self.ranks.row.gather(own), self.ranks.column.gather(own))
 
 
 class _Gather(torch.autograd.Function):

@@ -32,19 +32,20 @@ def infonce(
     """
     # their autograd functions load torch, which a spec that is only looked at does without
     from objectives.exchange import merged
-    from objectives.tiles import Masks, log_sum_exps
+    from objectives.tiles import Layout, Own, log_sum_exps
 
     ranks, both = exchange.ranks, want == "both"
     rows, columns = exchange.gathered(left, ranks.row), exchange.gathered(right, ranks.column)
     counts = (None, None) if kept is None else (ranks.row.gather(kept), ranks.column.gather(kept))
+    place = exchange.own(len(left))
     if want == "back":
-        masks = Masks(left_counts=counts[1], right_counts=counts[0])
-        sums = {"back": (log_sum_exps(columns, rows, scale, masks, False, exchange.kernels)[0], ranks.column)}
+        layout = Layout(left_counts=counts[1], right_counts=counts[0], own=Own(place.right, place.left, place.rows))
+        down, _, own = log_sum_exps(columns, rows, scale, exchange.core, layout, False)
+        sums = {"back": (down, ranks.column)}
     else:
-        masks = Masks(left_counts=counts[0], right_counts=counts[1])
-        across, down = log_sum_exps(rows, columns, scale, masks, both, exchange.kernels)
+        layout = Layout(left_counts=counts[0], right_counts=counts[1], own=place)
+        across, down, own = log_sum_exps(rows, columns, scale, exchange.core, layout, both)
         sums = {"forth": (across, ranks.row)} | ({"back": (down, ranks.column)} if both else {})
-    own = scale * torch.linalg.vecdot(left, right)
     out = {"forth": torch.zeros_like(scale), "back": torch.zeros_like(scale)}
     for name, (part, group) in sums.items():
         each = merged(part, group) - own

@@ -50,9 +50,9 @@ def siglip(weight: float, paper_code: bool, features: Features, exchange: Exchan
 
     ranks, images, texts = exchange.ranks, features.images[0], features.texts[0]
     bias = torch.zeros_like(features.scale) if paper_code else features.learned["bias"].squeeze()
-    ids = (exchange.ids(len(images), ranks.row, images.device), exchange.ids(len(images), ranks.column, images.device))
     left, right = exchange.gathered(images, ranks.row), exchange.gathered(texts, ranks.column)
     rows = len(images) * ranks.everyone.size
     # the tiles of all ranks make up the matrix, and the mean over ranks is 1/W of their sum
-    term = sigmoid_sum(left, right, features.scale, bias, *ids) * ranks.everyone.size / (rows**2 if paper_code else rows)
+    total = sigmoid_sum(left, right, features.scale, bias, exchange.core, exchange.places(len(images), images.device))
+    term = total * ranks.everyone.size / (rows**2 if paper_code else rows)
     return {"loss": weight * term, "siglip": term}

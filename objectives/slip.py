@@ -81,15 +81,15 @@ def _project(rows: torch.Tensor, features: Features, exchange: Exchange) -> torc
 def simclr(first: torch.Tensor, second: torch.Tensor, scale: torch.Tensor, exchange: Exchange) -> torch.Tensor:
     """0-d: the NT-Xent loss (Chen et al. 2020, arXiv 2002.05709, eq. 1) of two views, [B, D] unit rows each."""
     from objectives.exchange import merged  # they load torch
-    from objectives.tiles import Masks, log_sum_exps
+    from objectives.tiles import Layout, log_sum_exps
 
     ranks = exchange.ranks
-    own = Masks(*(exchange.ids(len(first), group, first.device) for group in (ranks.row, ranks.column)))
+    without_self = exchange.places(len(first), first.device)
     left = [exchange.gathered(view, ranks.row) for view in (first, second)]
     right = [exchange.gathered(view, ranks.column) for view in (first, second)]
-    across, down = log_sum_exps(left[0], right[1], scale, kernels=exchange.kernels)
-    others = [log_sum_exps(left[k], right[k], scale, own, False, exchange.kernels)[0] for k in (0, 1)]
+    pairs = Layout(own=exchange.own(len(first)))
+    across, down, partner = log_sum_exps(left[0], right[1], scale, exchange.core, pairs)
+    others = [log_sum_exps(left[k], right[k], scale, exchange.core, without_self, False)[0] for k in (0, 1)]
     of_first = torch.logaddexp(merged(across, ranks.row), merged(others[0], ranks.row))
     of_second = torch.logaddexp(merged(down, ranks.column), merged(others[1], ranks.row))
-    partner = scale * torch.linalg.vecdot(first, second)
     return exchange.mean((of_first + of_second) / 2 - partner)

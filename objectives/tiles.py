@@ -6,14 +6,15 @@ are 4 m n D against 6 m n D of the two one-sided cross-entropies that keep their
 own rows and columns, so nothing overflows at s = 100. Gradients are analytic: with p_ij = exp(x_ij - row_i) and
 q_ij = exp(x_ij - column_j) for x = s L R^t,
 
-    d/dx_ij = g_i p_ij + h_j q_ij
+    d/dx_ij = g_i p_ij + h_j q_ij + w_i [j is i's own]
 
-for gradients g, h of the row and column log-sum-exps.
+for gradients g, h, w of the row and column log-sum-exps and of the own entries. The own entries belong to the tile because
+p nears 1 where -w does: only their difference may be rounded. A `Core` computes blocks: torch (objectives/blocks.py) or
+Triton (objectives/triton_blocks.py). Rows may be bfloat16: sums are of float32 at least.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -21,135 +22,115 @@ import torch
 
 BLOCK = 1024  # rows and columns of a block: 4 MB of float32, which stays in cache; larger on a GPU
 WIDE = 8192
-NEAR = 60.0  # exponents further than this below a block's largest are taken by themselves
 
 
-def _blocks(m: int, n: int, device: torch.device) -> Iterator[tuple[slice, slice]]:
-    side = WIDE if device.type == "cuda" else BLOCK
-    for top in range(0, m, side):
-        for left in range(0, n, side):
-            yield slice(top, min(m, top + side)), slice(left, min(n, left + side))
+class Own(NamedTuple):
+    """Where this rank's own pairs stand: rows left + k and right + k of the tile's two sides belong together, k < rows."""
+
+    left: int
+    right: int
+    rows: int
 
 
-def statistics(
-    x: torch.Tensor, left_counts: torch.Tensor | None, right_counts: torch.Tensor | None, columns_too: bool, plain: bool
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-sum-exps of a block's rows and columns.
-
-    On a CPU one exponential serves both where every row and column comes near enough to the block's largest entry for
-    float range; else, and on a GPU, where asking would make the host wait, each gets its own.
-    """
-    if plain and columns_too and x.device.type == "cpu":
-        top = x.amax(1)
-        peak = top.max()
-        if bool(top.min() > peak - NEAR) and bool(x.amax(0).min() > peak - NEAR):
-            e = x.sub_(peak).exp_()
-            return e.sum(1).log_().add_(peak), e.sum(0).log_().add_(peak)
-    across = (x if right_counts is None else x.masked_fill(~right_counts, -torch.inf)).logsumexp(1)
-    down = across
-    if columns_too:
-        down = (x if left_counts is None else x.masked_fill(~left_counts[:, None], -torch.inf)).logsumexp(0)
-    return across, down
-
-
-def slope(
-    x: torch.Tensor, row: torch.Tensor, column: torch.Tensor, above: torch.Tensor, beside: torch.Tensor | None
-) -> torch.Tensor:
-    """g exp(x - row) + h exp(x - column) of a block, in its own memory."""
-    if beside is None:
-        return x.sub_(row[:, None]).exp_().mul_(above)
-    if x.device.type == "cpu":
-        middle = (row.mean() + column.mean()) / 2
-        u, v = middle - row, middle - column
-        if bool(torch.maximum(u.abs().max(), v.abs().max()) < NEAR / 2) and bool(x.amax() - middle < NEAR / 2):
-            weight = above * u.exp()[:, None] + beside * v.exp()
-            return x.sub_(middle).exp_().mul_(weight)
-    other = (x - column).exp_().mul_(beside)
-    return x.sub_(row[:, None]).exp_().mul_(above).add_(other)
-
-
-class Kernels(NamedTuple):
-    """What works on a block; plain torch is the reference."""
-
-    statistics: Callable[..., tuple[torch.Tensor, torch.Tensor]]
-    slope: Callable[..., torch.Tensor]
-
-
-PLAIN = Kernels(statistics, slope)
-
-
-class KernelChoice(NamedTuple):
-    """Kernels by their name."""
-
-    name: str
-    kernels: Kernels
-
-
-def fastest(device: torch.device, candidates: dict[str, Kernels], side: int = 4096) -> KernelChoice:
-    """The fastest on this device of plain torch and those candidates that give its numbers.
-
-    A candidate that fails, or is off by more than 1e-4 of the largest entry on a block with masks or without, is left out.
-    """
-    draw = torch.Generator().manual_seed(0)
-    x = (20 * torch.randn(side, side + 3, generator=draw)).to(device)
-    rows, columns = (torch.rand(n, generator=draw).to(device) < 0.9 for n in x.shape)
-    row, column = x.logsumexp(1), x.logsumexp(0)
-    h, g = torch.ones_like(column)[None], torch.ones_like(row)[:, None]
-
-    def run(of: Kernels) -> list[torch.Tensor]:
-        out = [*of.statistics(x.clone(), rows, columns, True, False), *of.statistics(x.clone(), None, None, True, True)]
-        return [*out, of.slope(x.clone(), row, column, g, h), of.slope(x.clone(), row, column, g, None)]
-
-    def seconds(of: Kernels) -> float:
-        began = time.perf_counter()
-        for _ in range(3):
-            run(of)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter() - began
-
-    want, choices, times = run(PLAIN), {"torch": PLAIN}, {"torch": seconds(PLAIN)}
-    for name, candidate in candidates.items():
-        try:
-            pairs = list(zip(run(candidate), want, strict=True))
-            if all(torch.allclose(a, b, atol=1e-4 * float(b.abs().max()), rtol=0) for a, b in pairs):
-                choices[name], times[name] = candidate, seconds(candidate)
-        except Exception:  # a compiler that is missing or fails, each with its own exception; plain torch remains
-            continue
-    best = min(times, key=times.__getitem__)
-    return KernelChoice(best, choices[best])
-
-
-class Masks(NamedTuple):
-    """What is left out of a tile's sums: entries whose ids are equal, and rows that do not count, on either side."""
+class Layout(NamedTuple):
+    """What is left out of a tile's sums: entries whose ids are equal, and rows that do not count, on either side; and which
+    entries are this rank's own pairs."""
 
     left_ids: torch.Tensor | None = None  # int64 [m]
     right_ids: torch.Tensor | None = None  # int64 [n]
     left_counts: torch.Tensor | None = None  # bool [m]
     right_counts: torch.Tensor | None = None  # bool [n]
-
-    def counting(self, rows: slice, columns: slice) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """(which rows, which columns of a block count); None for all."""
-        left, right = self.left_counts, self.right_counts
-        return None if left is None else left[rows], None if right is None else right[columns]
+    own: Own | None = None
 
 
-NO_MASKS = Masks()
+WHOLE = Layout()
 
 
-def _logits(
-    left: torch.Tensor, right: torch.Tensor, scale: torch.Tensor, masks: Masks, at: tuple[slice, slice]
-) -> torch.Tensor:
-    """A block of s L R^t; -inf where ids are equal."""
-    rows, columns = at
-    x = (left[rows] * scale) @ right[columns].T
-    if masks.left_ids is not None and masks.right_ids is not None:
-        x.masked_fill_(masks.left_ids[rows, None] == masks.right_ids[None, columns], -torch.inf)
-    return x
+class Block(NamedTuple):
+    """Some rows and columns of a tile."""
+
+    left: torch.Tensor  # [m, D]
+    right: torch.Tensor  # [n, D]
+    scale: torch.Tensor  # 0-d
+    left_ids: torch.Tensor | None = None
+    right_ids: torch.Tensor | None = None
+    left_counts: torch.Tensor | None = None
+    right_counts: torch.Tensor | None = None
+
+
+class Sums(NamedTuple):
+    """A block's rows' and columns' log-sum-exps over the whole tile (inf where there is none), and the loss's gradients."""
+
+    row: torch.Tensor  # [m]
+    column: torch.Tensor  # [n]
+    on_row: torch.Tensor  # [m]
+    on_column: torch.Tensor | None  # [n]; None if columns are not wanted
+    on_own: torch.Tensor | None  # [m], of entry (i, i + shift), 0 where that is no own pair; None if the block has none
+    shift: int
+
+
+class Core(NamedTuple):
+    """What computes a tile's blocks; no core keeps anything from block to block."""
+
+    name: str
+    statistics: Callable[[Block, bool], tuple[torch.Tensor, torch.Tensor]]  # log-sum-exps of rows and, if wanted, columns
+    slope: Callable[[Block, Sums], torch.Tensor]  # [m, n]: d/dx
+    sigmoid: Callable[[Block, torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]  # (sum, d/dbias, d/dx [m, n])
+    dtype: torch.dtype | None = None  # what rows are rounded to before ranks exchange and multiply them; None: as they are
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """What sums over rows of a dtype are kept in."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _slices(count: int, device: torch.device) -> Iterator[slice]:
+    side = WIDE if device.type == "cuda" else BLOCK
+    for first in range(0, count, side):
+        yield slice(first, min(count, first + side))
+
+
+class _Tile(NamedTuple):
+    """What every block of a tile is cut from."""
+
+    left: torch.Tensor
+    right: torch.Tensor
+    scale: torch.Tensor
+    layout: Layout
+
+    def block(self, rows: slice, columns: slice) -> Block:
+        left_ids, right_ids, left_counts, right_counts, _ = self.layout
+        sides = ((left_ids, rows), (right_ids, columns), (left_counts, rows), (right_counts, columns))
+        cut = [None if values is None else values[at] for values, at in sides]
+        return Block(self.left[rows], self.right[columns], self.scale, *cut)
+
+    def pulled(self, slope: Callable[[slice, slice], torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(gradient in the left rows, in the right rows, in the scale) from d/dx of every block."""
+        left, right, scale, _ = self
+        dtype = wide(left.dtype)
+        d_left, d_right = torch.empty_like(left), right.new_zeros(right.shape, dtype=dtype)
+        on_scale = left.new_zeros((), dtype=dtype)
+        for rows in _slices(len(left), left.device):
+            stripe = left.new_zeros(left[rows].shape, dtype=dtype)
+            for columns in _slices(len(right), left.device):
+                g = slope(rows, columns)
+                _add_product(stripe, g, right[columns])
+                _add_product(d_right[columns], g.T, left[rows])
+            on_scale += torch.linalg.vecdot(stripe, left[rows].to(dtype)).sum()
+            d_left[rows] = stripe.mul_(scale)
+        return d_left, d_right.mul_(scale).to(right.dtype), on_scale.to(scale.dtype)
+
+
+def _add_product(into: torch.Tensor, slope: torch.Tensor, rows: torch.Tensor) -> None:
+    """into += slope rows, summed in the type of `into`."""
+    if rows.dtype == torch.bfloat16 and rows.is_cuda:
+        torch.addmm(into, slope.to(rows.dtype), rows, out_dtype=into.dtype, out=into)
+    else:
+        into.addmm_(slope.to(into.dtype), rows.to(into.dtype))
 
 
 class _LogSumExps(torch.autograd.Function):
-    """(row log-sum-exps [m] over right rows that count, column log-sum-exps [n] over left rows that count)."""
+    """(row log-sum-exps [m] over right rows that count, column log-sum-exps [n] over left rows that count, own entries)."""
 
     @staticmethod
     def forward(  # noqa: PLR0913  (autograd passes all inputs one by one)
@@ -157,58 +138,70 @@ class _LogSumExps(torch.autograd.Function):
         left: torch.Tensor,
         right: torch.Tensor,
         scale: torch.Tensor,
-        masks: Masks,
+        core: Core,
+        layout: Layout,
         columns_too: bool,
-        kernels: Kernels,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        row = left.new_full((len(left),), -torch.inf)
-        column = right.new_full((len(right),), -torch.inf)
-        plain = all(mask is None for mask in masks)
-        for rows, columns in _blocks(len(left), len(right), left.device):
-            x = _logits(left, right, scale, masks, (rows, columns))
-            across, down = kernels.statistics(x, *masks.counting(rows, columns), columns_too, plain)
-            row[rows] = torch.logaddexp(row[rows], across)
-            if columns_too:
-                column[columns] = torch.logaddexp(column[columns], down)
-        ctx.masks, ctx.columns_too, ctx.kernels = masks, columns_too, kernels
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        tile, dtype, own = _Tile(left, right, scale, layout), wide(left.dtype), layout.own or Own(0, 0, 0)
+        row = left.new_full((len(left),), -torch.inf, dtype=dtype)
+        column = right.new_full((len(right),), -torch.inf, dtype=dtype)
+        for rows in _slices(len(left), left.device):
+            for columns in _slices(len(right), left.device):
+                across, down = core.statistics(tile.block(rows, columns), columns_too)
+                row[rows] = torch.logaddexp(row[rows], across)
+                if columns_too:
+                    column[columns] = torch.logaddexp(column[columns], down)
+        pairs = (left[own.left :][: own.rows].to(dtype), right[own.right :][: own.rows].to(dtype))
+        ctx.core, ctx.layout, ctx.columns_too = core, layout, columns_too
         ctx.save_for_backward(left, right, scale, row, column)
-        return row, column
+        return row, column, scale * torch.linalg.vecdot(*pairs)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         left, right, scale, row, column = ctx.saved_tensors
-        on_rows, on_columns = grads
-        row, column = (torch.where(part.isinf(), 0, part) for part in (row, column))
-        d_left, d_right = torch.zeros_like(left), torch.zeros_like(right)
-        for rows, columns in _blocks(len(left), len(right), left.device):
-            x = _logits(left, right, scale, ctx.masks, (rows, columns))
-            left_counts, right_counts = ctx.masks.counting(rows, columns)
-            above = on_rows[rows, None] if right_counts is None else on_rows[rows, None] * right_counts
-            beside = None
-            if ctx.columns_too:
-                beside = (
-                    on_columns[None, columns] if left_counts is None else on_columns[None, columns] * left_counts[:, None]
-                )
-            g = ctx.kernels.slope(x, row[rows], column[columns], above, beside)
-            d_left[rows].addmm_(g, right[columns])
-            d_right[columns].addmm_(g.T, left[rows])
-        on_scale = torch.linalg.vecdot(d_left, left).sum().to(scale.dtype)
-        return d_left.mul_(scale), d_right.mul_(scale), on_scale, None, None, None
+        on_row, on_column, on_own = grads
+        # a row without any entry has no probabilities: exp(x - inf) = 0
+        row, column = (torch.where(part == -torch.inf, torch.inf, part) for part in (row, column))
+        tile, own, spread = _Tile(left, right, scale, ctx.layout), ctx.layout.own, None
+        if own is not None:
+            spread = torch.zeros_like(row)
+            spread[own.left :][: own.rows] = on_own
+
+        def slope(rows: slice, columns: slice) -> torch.Tensor:
+            ours = _own_shift(own, rows, columns)
+            sums = Sums(
+                row[rows], column[columns], on_row[rows], on_column[columns] if ctx.columns_too else None,
+                None if spread is None or ours is None else spread[rows], ours or 0,
+            )  # fmt: skip
+            return ctx.core.slope(tile.block(rows, columns), sums)  # type: ignore[no-any-return]
+
+        return *tile.pulled(slope), None, None, None
 
 
-def log_sum_exps(
+def _own_shift(own: Own | None, rows: slice, columns: slice) -> int | None:
+    """j - i of a block's own entries (i, j); None if it holds none."""
+    if own is None:
+        return None
+    shift = (own.right - columns.start) - (own.left - rows.start)
+    first = max(own.left, rows.start, own.left - own.right + columns.start)
+    last = min(own.left + own.rows, rows.stop, own.left - own.right + columns.stop)
+    return shift if first < last else None
+
+
+def log_sum_exps(  # noqa: PLR0913  (three tensors, and how)
     left: torch.Tensor,
     right: torch.Tensor,
     scale: torch.Tensor,
-    masks: Masks = NO_MASKS,
+    core: Core,
+    layout: Layout = WHOLE,
     columns_too: bool = True,
-    kernels: Kernels = PLAIN,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(log sum_j exp(s l_i . r_j) [m], log sum_i exp(s l_i . r_j) [n]); left [m, D], right [n, D], scale 0-d.
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(log sum_j exp(s l_i . r_j) [m], log sum_i exp(s l_i . r_j) [n], s l . r of this rank's own pairs, none without
+    `layout.own`); left [m, D], right [n, D], scale 0-d.
 
     Without `columns_too` the second is not computed.
     """
-    out: tuple[torch.Tensor, torch.Tensor] = _LogSumExps.apply(left, right, scale, masks, columns_too, kernels)
+    out: tuple[torch.Tensor, torch.Tensor, torch.Tensor] = _LogSumExps.apply(left, right, scale, core, layout, columns_too)
     return out
 
 
@@ -222,40 +215,29 @@ class _Sigmoid(torch.autograd.Function):
         right: torch.Tensor,
         scale: torch.Tensor,
         bias: torch.Tensor,
-        left_ids: torch.Tensor,
-        right_ids: torch.Tensor,
+        core: Core,
+        layout: Layout,
     ) -> torch.Tensor:
-        d_left, d_right = torch.zeros_like(left), torch.zeros_like(right)
-        total, on_bias = left.new_zeros(()), left.new_zeros(())
-        for at in _blocks(len(left), len(right), left.device):
-            rows, columns = at
-            x = _logits(left, right, scale, NO_MASKS, at).add_(bias)
-            own = left_ids[rows, None] == right_ids[None, columns]
-            x = torch.where(own, -x, x)
-            total += torch.nn.functional.softplus(x).sum()
-            g = x.sigmoid_()
-            g = torch.where(own, -g, g)
-            on_bias += g.sum()
-            d_left[rows].addmm_(g, right[columns])
-            d_right[columns].addmm_(g.T, left[rows])
-        on_scale = torch.linalg.vecdot(d_left, left).sum().to(scale.dtype)
-        ctx.save_for_backward(d_left.mul_(scale), d_right.mul_(scale), on_scale, on_bias.to(bias.dtype))
+        tile = _Tile(left, right, scale, layout)
+        total, on_bias = left.new_zeros(2, dtype=wide(left.dtype)).unbind()
+
+        def slope(rows: slice, columns: slice) -> torch.Tensor:
+            nonlocal total, on_bias
+            part, of_bias, g = core.sigmoid(tile.block(rows, columns), bias)
+            total, on_bias = total + part, on_bias + of_bias
+            return g
+
+        ctx.save_for_backward(*tile.pulled(slope), on_bias.to(bias.dtype))
         return total
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        d_left, d_right, on_scale, on_bias = ctx.saved_tensors
-        return d_left * grads[0], d_right * grads[0], on_scale * grads[0], on_bias * grads[0], None, None
+        return *(part * grads[0] for part in ctx.saved_tensors), None, None
 
 
 def sigmoid_sum(
-    left: torch.Tensor,
-    right: torch.Tensor,
-    scale: torch.Tensor,
-    bias: torch.Tensor,
-    left_ids: torch.Tensor,
-    right_ids: torch.Tensor,
+    left: torch.Tensor, right: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor, core: Core, layout: Layout
 ) -> torch.Tensor:
-    """0-d: sum over the tile of -log sigmoid(z (s l . r + b)), z = 1 where ids are equal, else -1."""
-    out: torch.Tensor = _Sigmoid.apply(left, right, scale, bias, left_ids, right_ids)
+    """0-d: sum over the tile of -log sigmoid(z (s l . r + b)), z = 1 where the layout's ids are equal, else -1."""
+    out: torch.Tensor = _Sigmoid.apply(left, right, scale, bias, core, layout)
     return out

@@ -66,6 +66,8 @@ class Card(RecordFile):
     trims_captions: bool
     precision: str
     loss_core: str
+    loss_core_before: str | None = None  # of the steps before this launch, where it does not work here
+    loss_core_fault: str | None = None  # why not
     zero: Count
     processes: Count
     device: Device
@@ -101,10 +103,16 @@ class Card(RecordFile):
             "captions": "up to their last end token" if self.trims_captions else "at full length",
             "precision": self.precision,
             "loss core": self.loss_core,
+            "loss core before": self._loss_core_before(),
             "ZeRO stage": self.zero,
             "data digest": self.data_digest,
         }
         return list(_facts(lines))
+
+    def _loss_core_before(self) -> str | None:
+        if self.loss_core_before is None:
+            return None
+        return f"{self.loss_core_before}, which does not work here: {self.loss_core_fault}"
 
     def machine_facts(self) -> list[Fact]:
         """The machine and the versions as lines for people."""

@@ -40,7 +40,9 @@ def preload() -> None:
         importlib.import_module(name)
     for package in OURS:
         for module in pkgutil.walk_packages([str(ROOT / package)], f"{package}."):
-            if not module.name.endswith("__main__"):
+            if not module.name.endswith(
+                ("__main__", "triton_blocks")
+            ):  # the latter only where a core by Triton is asked for
                 importlib.import_module(module.name)
     threads = len(os.listdir("/proc/self/task"))
     assert threads == 1, f"{threads} threads before the fork"

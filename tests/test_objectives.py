@@ -4,96 +4,21 @@ import math
 import pickle
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import TypeAdapter
 from ranks import play
+from sections import SECTIONS, SUM, D, N, asked, features, part, section
 
-from objectives import AnyObjective
 from objectives.contract import Features, ObjectiveSection, Terms
 from objectives.cyclip import cyclic
 from objectives.exchange import SINGLE_RANK, Exchange, Ranks, grid
 from objectives.infonce import infonce
-from objectives.registry import Single
 from objectives.slip import simclr
-
-D, N = 8, 12
-MORE: dict[str, list[dict[str, Any]]] = {
-    "ssl": [{}, {"direction": "symmetric", "temperature": "own"}, {"text": False}, {"image": False}],
-    "mmcl_ssl": [{"across": 0.5, "within": 3.0}, {"average": True}],
-    "siglip": [{}, {"form": "paper_code"}],
-    "slip": [{"hidden": 6, "out": 5}],
-    "deep_cluster": [{"classes": 4, "weight": 5.0}, {"classes": 4, "within": 0.0}],
-    "par": [{}, {"tau": 0.5, "learn_scale": True}],
-    "roclip": [{"every": 1, "pool": 7}, {"every": 2, "pool": 7}],
-    "supervised": [{"classes": 4}],
-    "unlearn": [{"flags": "plan.jsonl", "target": 0.2}],
-}
-KINDS = [
-    (kind, fields)
-    for section in get_args(Single)
-    for kind in get_args(section.model_fields["kind"].annotation)
-    for fields in MORE.get(kind, [{}])
-]
-SUM = {"kind": "sum", "parts": [
-    {"weight": 0.5, "objective": {"kind": "siglip"}}, {"weight": 2.0, "objective": {"kind": "ssl", "temperature": "own"}},
-    {"objective": {"kind": "roclip", "every": 1, "pool": 7}}, {"objective": {"kind": "cyclip"}},
-]}  # fmt: skip
-SECTIONS = [*({"kind": kind, **fields} for kind, fields in KINDS), SUM]
-
-
-def section(fields: dict[str, Any]) -> ObjectiveSection:
-    out: ObjectiveSection = TypeAdapter(AnyObjective).validate_python(fields)
-    return out
-
-
-def features(of: ObjectiveSection, rows: int = N, seed: int = 0, scale: float = 10.0) -> Features:
-    """Everything that the section needs, in float64, all of it asking for gradients."""
-    draw = torch.Generator().manual_seed(seed)
-
-    def unit(n: int) -> torch.Tensor:
-        return F.normalize(torch.randn(n, D, dtype=torch.float64, generator=draw), dim=-1).requires_grad_()
-
-    images, texts = of.views
-    learned = {name: one.initial.double() for name, one in of.learned(D, draw).items()}
-    learned["scale"] = torch.tensor([math.log(scale)], dtype=torch.float64)
-    memory = {name: one.double() if one.is_floating_point() else one for name, one in of.memory(D).items()}
-    if memory:
-        memory["roclip.pool"][:5], memory["roclip.seen"][:] = unit(5).detach(), 5
-    return Features(
-        tuple(unit(rows) for _ in range(images)),
-        tuple(unit(rows) for _ in range(texts)),
-        {name: one.requires_grad_() for name, one in learned.items()},
-        (unit(rows).detach(), unit(rows).detach()),
-        torch.randint(-1, 4, (rows,), generator=draw),
-        torch.rand(rows, generator=draw) < 0.3,
-        memory,
-        epoch=2,
-    )
-
-
-def part(whole: Features, keep: Any) -> Features:
-    """Some rows of it."""
-    assert whole.start is not None
-    assert whole.labels is not None
-    assert whole.flags is not None
-    return replace(
-        whole,
-        images=tuple(view[keep] for view in whole.images),
-        texts=tuple(view[keep] for view in whole.texts),
-        start=(whole.start[0][keep], whole.start[1][keep]),
-        labels=whole.labels[keep],
-        flags=whole.flags[keep],
-    )
-
-
-def asked(of: Features) -> list[torch.Tensor]:
-    return [*of.images, *of.texts, *of.learned.values()]
 
 
 def alone(of: ObjectiveSection, given: Features) -> Terms:
@@ -425,49 +350,3 @@ def test_gradients_are_those_of_finite_differences(fields: dict[str, Any]) -> No
         return objective(changed, Exchange(SINGLE_RANK))["loss"]
 
     assert torch.autograd.gradcheck(loss, tuple(asked(given)), atol=1e-5)
-
-
-def test_the_fastest_kernels_that_give_the_same_numbers_are_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A wrong, a failing and a slow rival of plain torch; then one that a clock says is faster."""
-    import time
-
-    from objectives import tiles
-
-    cpu = torch.device("cpu")
-
-    def fails(*_: Any) -> Any:
-        raise RuntimeError("no compiler")
-
-    def slowly(*given: Any) -> Any:
-        time.sleep(0.05)
-        return tiles.slope(*given)
-
-    wrong = tiles.Kernels(tiles.statistics, lambda *given: tiles.slope(*given) * 1.01)
-    rivals = {"wrong": wrong, "failing": tiles.Kernels(fails, fails), "slow": tiles.Kernels(tiles.statistics, slowly)}
-    assert tiles.fastest(cpu, rivals, side=64) == ("torch", tiles.PLAIN)
-    same = tiles.Kernels(tiles.statistics, tiles.slope)
-    ticks = iter([0.0, 9.0, 10.0, 11.0])
-    monkeypatch.setattr(tiles.time, "perf_counter", lambda: next(ticks))
-    choice = tiles.fastest(cpu, {"same": same}, side=64)
-    assert choice.name == "same"
-    assert choice.kernels is same
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_compiled_kernels_on_a_gpu_are_the_textbooks() -> None:
-    from objectives import tiles
-
-    device = torch.device("cuda")
-    compiled = tiles.Kernels(torch.compile(tiles.statistics), torch.compile(tiles.slope))
-    choice = tiles.fastest(device, {"torch.compile": compiled})
-    left, right = (F.normalize(torch.randn(3000, 64), dim=-1) for _ in range(2))
-    found = []
-    kinds = ((device, torch.float32, choice.kernels), (torch.device("cpu"), torch.float64, tiles.PLAIN))
-    for where, dtype, kernels in kinds:
-        given = [part.to(where, dtype).requires_grad_() for part in (left, right)]
-        forth, back = infonce(*given, torch.tensor(100.0, device=where, dtype=dtype), Exchange(SINGLE_RANK, kernels))
-        (forth + back).backward()
-        found.append([forth.item(), back.item(), *(part.grad.double().cpu() for part in given)])
-    assert found[0][:2] == pytest.approx(found[1][:2], rel=1e-4)
-    assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(found[0][2:], found[1][2:], strict=True))

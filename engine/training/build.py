@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from hashlib import sha256
 from pathlib import Path
 
@@ -22,8 +21,8 @@ from engine.training.head import Head
 from engine.training.init_weights import STEPS, load_start, moments_of, path_of, split
 from engine.training.inputs import RunInputs
 from engine.training.learner import Annotations, Learner, MicroBatches
+from engine.training.loss_core import LossCore, loss_core
 from engine.training.optimizer import Schedule
-from objectives import tiles
 from records.card import Card
 
 
@@ -37,7 +36,7 @@ class BuildFacts:
     transformed: str | None  # what the transform did, in words, where its section alone does not say it
     implementation: str
     cuts: bool
-    core: str
+    core: LossCore
 
 
 @dataclass(frozen=True)
@@ -71,11 +70,12 @@ def build(inputs: RunInputs, world: World) -> Built:
     if frozen is not None and precision == "bf16":
         frozen.compute_in(torch.bfloat16)
     try:
-        learner, core = _learner(inputs, world, tower_optimizer, scalars, moments, frozen)
+        core = loss_core(inputs.folder, world, precision, clip.model_config(run.spec.model.name)["embed_dim"])
+        learner = _learner(inputs, world, tower_optimizer, scalars, moments, (frozen, core))
     except BaseException:
         tower_optimizer.engine.destroy()
         raise
-    facts = BuildFacts(parameters, precision, norm_group, words, tower_optimizer.implementation, towers.cuts, core.name)
+    facts = BuildFacts(parameters, precision, norm_group, words, tower_optimizer.implementation, towers.cuts, core)
     return Built(learner, facts, start_weights)
 
 
@@ -85,9 +85,9 @@ def _learner(  # noqa: PLR0913  (what `build` has made)
     tower_optimizer: zero.TowerOptimizer,
     scalars: dict[str, torch.Tensor],
     moments: dict[str, torch.Tensor],
-    frozen: Towers | None,
-) -> tuple[Learner, tiles.KernelChoice]:
-    """(the learner before its first step, with the moments that it starts from; what computes blocks of similarities)."""
+    others: tuple[Towers | None, LossCore],
+) -> Learner:
+    """The learner before its first step, with the moments that it starts from; `others`: a frozen start and the core."""
     run, machine, stage = inputs.run, inputs.run.spec.machine, inputs.run.settings
     width = clip.model_config(run.spec.model.name)["embed_dim"]
     head = Head.build(stage, width, scalars, derive_seed(run.spec.seed, "head"), world.device)
@@ -95,8 +95,8 @@ def _learner(  # noqa: PLR0913  (what `build` has made)
         names = dict(tower_optimizer.towers.clip.named_parameters())
         named_state.set_moments(tower_optimizer, split(moments, names), float(moments[STEPS]))
         head.set_moments(moments)
-    core = fastest_core(world.device)
-    learner = Learner(
+    frozen, core = others
+    return Learner(
         tower_optimizer,
         head,
         stage,
@@ -106,9 +106,8 @@ def _learner(  # noqa: PLR0913  (what `build` has made)
         MicroBatches(machine.micro_batch, by_length=machine.zero < 3 and not machine.compile),
         Annotations(inputs.labels, inputs.flags),
         frozen,
-        core.kernels,
+        core.core,
     )
-    return learner, core
 
 
 def load_start_weights(inputs: RunInputs, towers: Towers) -> tuple[dict[str, torch.Tensor], Path | None]:
@@ -199,12 +198,3 @@ def _assert_equal_on_ranks(inputs: RunInputs, world: World, towers: Towers, furt
             "data digest": inputs.pairs.index.digest,
         }
     )
-
-
-@cache
-def fastest_core(device: torch.device) -> tiles.KernelChoice:
-    """What computes blocks of similarities on this device, measured once a process."""
-    if device.type != "cuda":
-        return tiles.KernelChoice("torch", tiles.PLAIN)
-    compiled = tiles.Kernels(torch.compile(tiles.statistics), torch.compile(tiles.slope))
-    return tiles.fastest(device, {"torch.compile": compiled})

@@ -20,9 +20,10 @@ from engine.models.towers import Piece, Towers, cut_of
 from engine.training.head import Head
 from engine.training.optimizer import Schedule
 from engine.training.zero import TowerOptimizer
+from objectives.blocks import TORCH
 from objectives.contract import Features, Terms
 from objectives.exchange import Exchange, Ranks
-from objectives.tiles import PLAIN, Kernels
+from objectives.tiles import Core
 
 
 @dataclass
@@ -78,7 +79,7 @@ class Learner:
     micro_batches: MicroBatches = MicroBatches()
     annotations: Annotations = field(default_factory=Annotations)
     start: Towers | None = None  # frozen
-    kernels: Kernels = PLAIN
+    core: Core = TORCH
     waits: bool = field(init=False)  # whether the host asks if the loss is finite; else it is told on the device
     memory: dict[str, torch.Tensor] = field(init=False)  # the objective's, from step to step
     ranks: Ranks = field(init=False)
@@ -118,7 +119,7 @@ class Learner:
         return Outcome(terms, taken, 0.0)
 
     def _exchange(self) -> Exchange:
-        return Exchange(self.ranks, self.kernels)
+        return Exchange(self.ranks, self.core)
 
     def _gradients(
         self, loss: torch.Tensor, leaves: Sequence[torch.Tensor]
