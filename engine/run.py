@@ -9,6 +9,7 @@ import shlex
 import sys
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,6 +37,10 @@ def arguments(args: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--stage", choices=("pretrain", "clean"), help="only this stage")
     parser.add_argument("--dry-run", action="store_true", help="print the plan of every run and touch nothing")
+    parser.add_argument("--processes", metavar="N", type=int, help="for --dry-run: how many; default: as the launcher says")
+    parser.add_argument(
+        "--gpu", metavar="NAME", help="for --dry-run: of each process, such as H100-80GB; default: the one here"
+    )
     parser.add_argument("--dollars", metavar="RATE", type=float, help="for --dry-run: the price of one GPU-hour")
     parser.add_argument("--schema", action="store_true", help="print the JSON schema of a spec")
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)
@@ -44,6 +49,11 @@ def arguments(args: list[str]) -> argparse.Namespace:
         parser.error("give --spec FILE, for example --spec specs/demo.yaml")
     if options.dollars is not None and not (options.dry_run and 0 < options.dollars < float("inf")):
         parser.error("--dollars is the price of one GPU-hour, above 0, and goes with --dry-run")
+    for name in ("processes", "gpu"):
+        if getattr(options, name) is not None and not options.dry_run:
+            parser.error(f"--{name} says what --dry-run assumes; a run takes what its launcher gives it")
+    if options.processes is not None and options.processes < 1:
+        parser.error("--processes is the number of processes, at least 1")
     return options
 
 
@@ -90,9 +100,11 @@ def print_folder_costs(options: argparse.Namespace) -> int:
     if not options.dry_run:
         raise UserError(f"--spec is the folder {options.spec}; a study is one file: give one of it, or add --dry-run")
     from engine.estimate.dry_run_folder import dry_run_folder
+    from engine.estimate.gpus import assumed
 
     load_notes: set[str] = set()
-    text, broken = dry_run_folder(Path(options.spec), options.set, options.stage, options.dollars, load_notes.add)
+    machine = assumed(options.processes, options.gpu, options.dollars)
+    text, broken = dry_run_folder(Path(options.spec), options.set, options.stage, machine, load_notes.add)
     print(text, end="", flush=True)
     for line in (*sorted(load_notes), *(f"error: {line}" for line in broken)):
         print(line, file=sys.stderr)
@@ -100,12 +112,22 @@ def print_folder_costs(options: argparse.Namespace) -> int:
 
 
 def print_plan(options: argparse.Namespace, loaded: "Loaded") -> int:
-    """Prints what the study would do and cost."""
+    """Prints what the study would do and cost; UserError for what it would refuse."""
     from engine.estimate.dry_run import dry_run
+    from engine.estimate.gpus import assumed
+    from engine.study.check import refusals, refuse_changed
     from engine.study.scheduler import Scheduler
+    from engine.training.check import at_hand, refuse
+    from engine.training.inputs import StudyInputs
 
-    folder = RUNS / loaded.spec.name
-    print(dry_run(loaded, Scheduler.of(loaded, folder, options.stage).runs, folder, options.dollars), end="")
+    machine = assumed(options.processes, options.gpu, options.dollars)
+    with TemporaryDirectory() as scratch:
+        scheduler = Scheduler.of(loaded, RUNS / loaded.spec.name, options.stage)
+        shared = StudyInputs(scheduler.folder, machine.world, Path(scratch))
+        refused, missing = at_hand(refusals(scheduler, shared))
+        refuse(refused)
+        refuse_changed(scheduler)
+        print(dry_run(loaded, scheduler.runs, shared, machine, missing), end="")
     return 0
 
 

@@ -11,7 +11,12 @@ from engine.estimate import cost
 from engine.estimate.cost import Cost, Flop, evaluation_seconds, training_seconds
 from engine.estimate.dry_run import dry_run
 from engine.estimate.dry_run_folder import dry_run_folder, total
+from engine.estimate.gpus import Assumed
 from engine.run import arguments
+from engine.training.inputs import StudyInputs
+from engine.training.pairs import StudyPairs
+
+ONE = Assumed(1, None).world
 
 HOST = 2 / 513 - 1 / 351  # seconds: MMCL's time less the difference that a second view makes
 SPEED = (12.222939136e9 + 5.549621248e9) / (1 / 351 - 1 / 513)
@@ -75,24 +80,30 @@ def test_measures_between_epochs_cost_more(spec: Path) -> None:
     assert more == pytest.approx(2 * seldom), "at the start and after the epoch, and after 5 and 10 steps"
 
 
+@pytest.fixture
+def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("scratch")
+
+
 def cells(text: str, name: str) -> list[str]:
     line = next(line for line in text.splitlines() if name in line and "│" in line)
     return [cell.strip() for cell in line.split("│")[2:-1]]
 
 
-def test_the_table_of_a_folder_sums_its_rows(world: Path, tmp_path: Path) -> None:
+def test_the_table_of_a_folder_sums_its_rows(world: Path, tmp_path: Path, scratch: Path) -> None:
     for number in (1, 2):
         text = SPEC.format(world=world).replace("epochs: 2", f"epochs: {number}")
         (tmp_path / f"{number}.yaml").write_text(text + "sweep: {clean.optimizer.rate: [1.0e-4, 1.0e-3]}\n")
-    text, broken = dry_run_folder(tmp_path, [], None, 1000.0, print)
+    text, broken = dry_run_folder(tmp_path, [], None, Assumed(1, None, 1000.0), print)
     assert broken == []
     assert cells(text, "1.yaml")[:4] == ["1", "2", "20", "320"], "12 steps of 16 pairs, and twice 4"
     assert cells(text, "2.yaml")[:4] == ["1", "2", "32", "512"]
     assert cells(text, "total")[:4] == ["2", "4", "52", "832"]
-    whole = sum((total(load(tmp_path / f"{n}.yaml"), None, set()) for n in (1, 2)), Cost())
+    pairs = StudyPairs(tmp_path, ONE, scratch)
+    whole = sum((total(load(tmp_path / f"{n}.yaml"), None, pairs, set()) for n in (1, 2)), Cost())
     assert cells(text, "total")[4:] == [f"{whole.hours:.1f}", f"{whole.hours * 1000:,.0f}"]
     assert "dollars at 1000 a GPU-hour" in text
-    without, _ = dry_run_folder(tmp_path, ["clean.epochs=0"], "clean", None, print)
+    without, _ = dry_run_folder(tmp_path, ["clean.epochs=0"], "clean", Assumed(1, None), print)
     assert cells(without, "total")[:4] == ["0", "4", "0", "0"]
     assert "dollars" not in without.replace("--dollars RATE", "")
     assert "A100-40GB" in without
@@ -127,9 +138,11 @@ def test_a_price_that_says_nothing_is_refused(words: list[str], capsys: pytest.C
     assert "the price of one GPU-hour, above 0, and goes with --dry-run" in capsys.readouterr().err
 
 
-def test_the_plan_of_one_spec_shows_its_price(spec: Path) -> None:
+def test_the_plan_of_one_spec_shows_its_price(spec: Path, tmp_path: Path) -> None:
     loaded = load(spec, ["data.test={tiny: x, imagenet: y}", "measure=[{kind: zero_shot, images: imagenet}]"])
-    text = dry_run(loaded, runs(loaded.points), spec.parent / "runs", 100.0)
+    machine = Assumed(1, None, 100.0)
+    shared = StudyInputs(spec.parent / "runs/tiny", machine.world, tmp_path)
+    text = dry_run(loaded, runs(loaded.points), shared, machine)
     line = next(line for line in text.splitlines() if line.startswith("in all"))
     hours, price = (float(word.replace(",", "")) for word in line.split() if word[0].isdigit())
     assert hours * 100 == pytest.approx(price, abs=6)

@@ -26,6 +26,7 @@ from data.refusal import UserError
 from data.sources import Data
 from engine.distributed.world import World
 from engine.estimate.dry_run import dry_run
+from engine.estimate.gpus import Assumed
 from engine.estimate.memory import model_size
 from engine.models.clip import imagenet
 from engine.models.tokenizer import Tokenizer
@@ -170,7 +171,9 @@ def test_what_does_not_go_together_is_refused(spec: Path, world: Path, stage: st
 def test_a_forecast_counts_the_pictures_or_believes_the_spec(spec: Path, world: Path) -> None:
     def shown(*sets: str) -> list[str]:
         loaded = load(spec, [TAUGHT, *sets])
-        text = dry_run(loaded, runs(loaded.points), spec.parent / "runs")
+        machine = Assumed(1, None)
+        shared = StudyInputs(spec.parent / "runs/tiny", machine.world, spec.parent)
+        text = dry_run(loaded, runs(loaded.points), shared, machine)
         cells = next(line for line in text.splitlines() if "supervised" in line).split("│")[3:5]
         return [cell.strip() for cell in cells] + [line for line in text.splitlines() if "counting on" in line]
 

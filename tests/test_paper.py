@@ -9,7 +9,9 @@ from conftest import ROOT
 from configs.plan import runs
 from configs.spec import load
 from engine.estimate.dry_run_folder import dry_run_folder, total
+from engine.estimate.gpus import Assumed
 from engine.models.clip import has_norms
+from engine.training.pairs import StudyPairs
 
 FILES = sorted((ROOT / "specs/paper").glob("*.yaml"))
 
@@ -23,11 +25,12 @@ def header(path: Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.stem))
-def test_a_header_says_how_many_runs_there_are_and_what_they_cost(path: Path) -> None:
+def test_a_header_says_how_many_runs_there_are_and_what_they_cost(path: Path, tmp_path: Path) -> None:
     said = header(path)
     assert {"Question", "Runs", "Published", "Differs", "Cost", "Data"} <= said.keys()
     loaded, notes = load(path), set[str]()
-    one, first = total(loaded, None, notes), total(loaded, "pretrain", notes)
+    pairs = StudyPairs(tmp_path, Assumed(1, None).world, tmp_path)
+    one, first = total(loaded, None, pairs, notes), total(loaded, "pretrain", pairs, notes)
     words = [f"{n} {what}{'s' * (n != 1)}" for n, what in ((one.pretrainings, "pre-training"), (one.cleanings, "cleaning"))]
     assert said["Runs"] == f"{', '.join(words)}."
     assert said["Cost"].startswith(f"about {one.hours:,.0f} GPU-hours of A100-40GB, {first.hours:,.0f} of them pre-training")
@@ -49,7 +52,7 @@ def test_processes_hold_whole_groups_of_batch_norm(path: Path) -> None:
 
 
 def test_the_folder_has_one_row_a_file() -> None:
-    text, broken = dry_run_folder(ROOT / "specs/paper", [], None, None, lambda words: None)
+    text, broken = dry_run_folder(ROOT / "specs/paper", [], None, Assumed(1, None), lambda words: None)
     assert not broken
     rows = [line.split("│")[1].strip() for line in text.splitlines() if ".yaml" in line]
     assert rows == [path.name for path in FILES]

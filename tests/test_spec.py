@@ -16,6 +16,8 @@ from configs.source import override, read_source
 from configs.spec import load, schema
 from data.refusal import UserError
 from engine.estimate.dry_run import dry_run
+from engine.estimate.gpus import Assumed
+from engine.training.inputs import StudyInputs
 
 
 def refusal(spec: Path, *sets: str) -> str:
@@ -157,7 +159,9 @@ def test_the_committed_schema_is_the_schema_of_a_spec() -> None:
 def test_a_dry_run_counts_clean_shards_that_are_there_when_the_others_are_not(world: Path, spec: Path) -> None:
     sets = ["data.pretrain.shards=none/*.tar", "data.pretrain.expect=1000", f"data.clean.shards={world}/train/*.tar"]
     loaded = load(spec, sets)
-    text = dry_run(loaded, runs(loaded.points), spec.parent / "runs")
+    machine = Assumed(1, None)
+    shared = StudyInputs(spec.parent / "runs/tiny", machine.world, spec.parent)
+    text = dry_run(loaded, runs(loaded.points), shared, machine)
     assert "counting on data.pretrain.expect = 1000" in text
     steps, pairs = next(line for line in text.splitlines() if "clean mmcl" in line).split("│")[3:5]
     assert (steps.strip(), pairs.strip()) == ("4", "64")

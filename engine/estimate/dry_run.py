@@ -2,21 +2,20 @@
 
 import io
 from collections.abc import Iterable
-from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from configs.plan import Run
 from configs.spec import Loaded
 from configs.sweep import Optuna
-from data.refusal import UserError
-from data.shards import read_index
-from data.sources import Data
-from engine.distributed.world import rank_from_env
+from data.refusal import Missing, UserError
+from data.store import NoShards
 from engine.estimate.cost import Cost, cost, cost_notes
+from engine.estimate.gpus import Assumed
 from engine.estimate.memory import model_size, rank_memory, rank_traffic
 from engine.training.checkpoint import committed
-from engine.training.labelled_inputs import check_labels, read
+from engine.training.inputs import StudyInputs
+from engine.training.labelled_inputs import read
+from engine.training.pairs import StudyPairs
 from records.folder import finished
 
 GIB = 1 << 30
@@ -24,24 +23,25 @@ COLUMNS = ("run", "what", "steps", "pairs", "poisoned", "parameters", "memory/ra
 TEXT_COLUMNS = ("run", "what", "state")
 
 
-def dry_run(loaded: Loaded, runs: Iterable[Run], folder: Path, dollars: float | None = None) -> str:
-    """The plan of every run as text: a table, then what it means for this number of processes; `dollars` is the price of one
-    GPU-hour."""
+def dry_run(
+    loaded: Loaded, runs: Iterable[Run], shared: StudyInputs, machine: Assumed, missing: Iterable[UserError] = ()
+) -> str:
+    """The plan of every run as text: a table, then notes: what is `missing` here, and what it means for the machine."""
     from rich.console import Console
     from rich.table import Table
 
-    _, world, _, _ = rank_from_env()
-    spec = loaded.spec
+    folder, world, spec = shared.study, machine.processes, loaded.spec
+    dollars = machine.dollars
+    notes = {f"{error.fault}: not looked at" for error in missing if not isinstance(error, NoShards)}
     table = Table(title=f"study {spec.name}: {folder}", title_justify="left")
     for column in COLUMNS:
         table.add_column(column, overflow="fold", justify="left" if column in TEXT_COLUMNS else "right")
-    notes: set[str] = set()
     total = Cost()
     for run in runs:
-        pairs = pairs_drawn(run, notes)
+        pairs = pairs_drawn(run, shared.pairs, notes)
         run_cost = None if pairs is None else cost(run, pairs, notes)
         total += run_cost or Cost()
-        table.add_row(*_row(run, folder, world, pairs, run_cost, notes))
+        table.add_row(*_row(run, shared, pairs, run_cost, notes))
     if isinstance(search := spec.sweep.search, Optuna):
         notes.add(
             f"the search proposes {search.trials:,} cleanings for each of {len(loaded.arms):,} combinations of what is not "
@@ -59,19 +59,18 @@ def dry_run(loaded: Loaded, runs: Iterable[Run], folder: Path, dollars: float | 
     return out.getvalue()
 
 
-def pairs_drawn(run: Run, notes: set[str]) -> int | None:
+def pairs_drawn(run: Run, pairs: StudyPairs, notes: set[str]) -> int | None:
     """The pairs of one epoch, less the last, partial batch: from the shards, or as the spec expects, or None."""
-    total, poisoned = _pairs(run, notes)
+    total, poisoned = _pairs(run, pairs, notes)
     if run.stage != "clean" or total is None:
         return total
     clean = run.spec.data.clean
     return min(clean.pairs or total, total - (0 if clean.shards else poisoned or 0))
 
 
-def _row(run: Run, folder: Path, world: int, pairs: int | None, run_cost: Cost | None, notes: set[str]) -> list[str]:
+def _row(run: Run, shared: StudyInputs, pairs: int | None, run_cost: Cost | None, notes: set[str]) -> list[str]:
     """The cells of a run."""
-    check_labels(run)
-    poisoned = _pairs(run, notes)[1]
+    poisoned, world = _pairs(run, shared.pairs, notes)[1], shared.world.size
     poisoned_cell = "" if run.stage == "clean" or poisoned is None else f"{0 if run.stage == 'twin' else poisoned:,}"
     return [
         run.folder,
@@ -83,52 +82,42 @@ def _row(run: Run, folder: Path, world: int, pairs: int | None, run_cost: Cost |
         f"{rank_memory(run, world) / GIB:.2f} GiB",
         f"{rank_traffic(run, world) / 1e6:,.1f} MB",
         "?" if run_cost is None else f"{run_cost.hours:,.1f}",
-        _state(folder / run.folder),
+        _state(shared.study / run.folder),
     ]
 
 
-def _pairs(run: Run, notes: set[str]) -> tuple[int | None, int | None]:
+def _pairs(run: Run, study: StudyPairs, notes: set[str]) -> tuple[int | None, int | None]:
     """(pairs that the run draws from, poisoned pairs); from the shards, or as the spec expects, or None."""
     data = run.spec.data
     if run.stage == "clean" and data.clean.labelled is not None:
         return _labelled(data.clean.labelled, data.clean.pairs, notes), None
     made_by = f"; make them with: {data.made_by}" if data.made_by else ""
     source = data.pretrain
-    pairs = _in_shards(source.patterns, data, source.expect, f"data.pretrain.expect = {source.expect}{made_by}", notes)
+    pairs = _in_shards(source.patterns, run, source.expect, f"data.pretrain.expect = {source.expect}{made_by}", study, notes)
     if pairs is not None and data.clean.held_out and not data.clean.shards and run.stage != "clean":
         pairs -= data.clean.pairs or 0
     poisoned = None if pairs is None else sum(aim.poison.number(pairs) for aim in run.spec.attack.aims)
-    if run.stage == "clean" and data.clean.shards:
-        pairs = _in_shards(data.clean.shards, data, data.clean.pairs, f"data.clean.pairs = {data.clean.pairs}", notes)
+    if run.stage == "clean" and (shards := data.clean.shards):
+        pairs = _in_shards(shards, run, data.clean.pairs, f"data.clean.pairs = {data.clean.pairs}", study, notes)
     return pairs, poisoned
 
 
-def _in_shards(shards: str | dict[str, str], data: Data, expected: int | None, said_by: str, notes: set[str]) -> int | None:
-    """The pairs in some shards; what the spec expects, with a note of where it says so, if they can't be read."""
-    patterns = tuple(shards.items()) if isinstance(shards, dict) else shards
-    count = _count(patterns, data.schemes, data.pretrain.caption)
-    if isinstance(count, UserError):
-        notes.add(f"{count.fault}: counting on {said_by}")
-        return expected
-    return count
-
-
-@cache
-def _count(shards: str | tuple[tuple[str, str], ...], schemes: tuple[str, ...], caption: str) -> int | UserError:
-    """The pairs in some shards, read once for all runs; or why they can't be read."""
-    patterns = shards if isinstance(shards, str) else dict(shards)
+def _in_shards(  # noqa: PLR0913
+    shards: str | dict[str, str], run: Run, expected: int | None, said_by: str, study: StudyPairs, notes: set[str]
+) -> int | None:
+    """The pairs in some shards; what the spec expects, with a note of where it says so, if they are not at hand."""
     try:
-        with TemporaryDirectory() as folder:
-            return len(read_index(patterns, Path(folder), schemes=schemes, caption=caption, beside=False))
-    except UserError as error:
-        return error
+        return len(study.index(shards, run.spec.data))
+    except Missing as error:
+        notes.add(f"{error.fault}: counting on {said_by}")
+        return expected
 
 
 def _labelled(folder: str, expected: int | None, notes: set[str]) -> int | None:
     """The labelled pictures in a folder; what the spec expects, with a note, where they can't be read."""
     try:
         return len(read(folder))
-    except UserError as error:
+    except Missing as error:
         notes.add(f"{error.fault}: counting on data.clean.pairs = {expected}")
         return expected
 

@@ -3,53 +3,72 @@
 import io
 from collections.abc import Callable, Container, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from configs.plan import runs
 from configs.spec import Loaded, load
 from configs.sweep import Optuna
 from data.refusal import UserError
+from data.store import NoShards
 from engine.estimate.cost import Cost, cost, cost_notes
 from engine.estimate.dry_run import pairs_drawn
+from engine.estimate.gpus import Assumed
+from engine.training.check import at_hand, refusals, refuse
+from engine.training.inputs import StudyInputs
+from engine.training.pairs import StudyPairs
+from records.folder import RUNS
 
 
-def total(loaded: Loaded, stage: str | None, notes: set[str], counted: Container[str] = ()) -> Cost:
+def total(loaded: Loaded, stage: str | None, pairs: StudyPairs, notes: set[str], counted: Container[str] = ()) -> Cost:
     """Of all runs of a spec, finished ones too, but for those whose fingerprints are in `counted`."""
     summed = Cost()
     for run in runs(loaded.points, stage):
         if run.fingerprint in counted:
             continue
-        pairs = pairs_drawn(run, notes)
-        if pairs is None:
+        drawn = pairs_drawn(run, pairs, notes)
+        if drawn is None:
             notes.add(f"{loaded.spec.name}: its pairs are unknown and not counted; give data.pretrain.expect")
             summed += Cost(int(run.stage != "clean"), int(run.stage == "clean"))
         else:
-            summed += cost(run, pairs, notes)
+            summed += cost(run, drawn, notes)
     if isinstance(loaded.spec.sweep.search, Optuna):
         notes.add(f"{loaded.spec.name}: of its search only the first trials are counted")
     return summed
 
 
 def dry_run_folder(
-    folder: Path, settings: list[str], stage: str | None, dollars: float | None, say: Callable[[str], None]
+    folder: Path, settings: list[str], stage: str | None, machine: Assumed, say: Callable[[str], None]
 ) -> tuple[str, list[str]]:
-    """(one table of all specs in a folder, a line for each that can't be loaded); UserError if it holds none."""
+    """(one table of all specs in a folder, a line for each that would be refused); UserError if it holds none."""
     paths = sorted(folder.glob("*.yaml"))
     if not paths:
         raise UserError(f"{folder} holds no .yaml file; give a spec, or a folder of specs")
     rows: list[tuple[str, Cost]] = []
-    shared, counted = Cost(), set[str]()
+    common, counted = Cost(), set[str]()
     broken: list[str] = []
     notes: set[str] = set()
-    for path in paths:
-        try:
-            loaded = load(path, settings, say)
-            rows.append((path.name, total(loaded, stage, notes)))
-            shared += total(loaded, stage, notes, counted)
-            counted |= {run.fingerprint for run in runs(loaded.points, stage)}
-        except UserError as error:
-            broken.append(f"{path.name}: {' '.join(str(error).split())}")
-    sums = [("total", sum((spec_cost for _, spec_cost in rows), Cost())), ("runs in common done once", shared)]
-    return _table(folder, rows, sums, sorted(notes), dollars), broken
+    with TemporaryDirectory() as scratch:
+        for path in paths:
+            try:
+                loaded = load(path, settings, say)
+                pairs = _checked(loaded, stage, StudyInputs(RUNS / loaded.spec.name, machine.world, Path(scratch)), notes)
+                rows.append((path.name, total(loaded, stage, pairs, notes)))
+                common += total(loaded, stage, pairs, notes, counted)
+                counted |= {run.fingerprint for run in runs(loaded.points, stage)}
+            except UserError as error:
+                broken.append(f"{path.name}: {' '.join(str(error).split())}")
+    sums = [("total", sum((spec_cost for _, spec_cost in rows), Cost())), ("runs in common done once", common)]
+    return _table(folder, rows, sums, sorted(notes), machine.dollars), broken
+
+
+def _checked(loaded: Loaded, stage: str | None, shared: StudyInputs, notes: set[str]) -> StudyPairs:
+    """The pairs of a spec's runs; UserError for what a run would refuse, notes of what is only missing here."""
+    sweep = loaded.spec.sweep
+    ranks = shared.world.size if sweep.executor == "here" else sweep.processes
+    refused, missing = at_hand(refusals([(run, ranks) for run in runs(loaded.points, stage)], shared))
+    refuse(refused)
+    notes |= {f"{error.fault}: not looked at" for error in missing if not isinstance(error, NoShards)}
+    return shared.pairs
 
 
 def _table(

@@ -1,6 +1,6 @@
 """Evaluation sets as a spec asks for them: this rank's rows, the attacks on them, and the measures that read them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -108,15 +108,26 @@ class EvalSet:
 def eval_sets(spec: Spec, world: World) -> list[EvalSet]:
     """One for each evaluation set that a measure of the spec names; UserError if the target is none of its classes, or a
     measure is fitted on a set of other classes."""
-    names = dict.fromkeys(name for measure in spec.measure for name in measure.sets)
-    sets = {name: _eval_set(spec, name, world) for name in names}
-    for measure in spec.measure:
-        if (name := measure.learns_from) is not None:
-            _check_fit(measure.kind, sets[name], sets[measure.images])
+    sets = {name: eval_set(spec, name, world) for name in set_names(spec)}
+    check_fits(spec, sets)
     return list(sets.values())
 
 
-def _eval_set(spec: Spec, name: str, world: World) -> EvalSet:
+def set_names(spec: Spec) -> list[str]:
+    """The evaluation sets that measures of the spec name, each once."""
+    return list(dict.fromkeys(name for measure in spec.measure for name in measure.sets))
+
+
+def check_fits(spec: Spec, sets: Mapping[str, EvalSet]) -> None:
+    """UserError if a measure can't be fitted on one of these sets and judged on another of them."""
+    for measure in spec.measure:
+        if (name := measure.learns_from) is not None and name in sets and measure.images in sets:
+            _check_fit(measure.kind, sets[name], sets[measure.images])
+
+
+def eval_set(spec: Spec, name: str, world: World, decode: bool = True) -> EvalSet:
+    """The set of that name, its pictures decoded if they are few and `decode` says so; UserError if it is not as it should
+    be."""
     sections = [measure for measure in spec.measure if measure.images == name]
     image_set, size = _image_set(spec, name, sections), image_size(spec.model.name)
     share = -(-len(image_set) // world.size)
@@ -129,17 +140,17 @@ def _eval_set(spec: Spec, name: str, world: World) -> EvalSet:
         )
         for kind in (False, True)
     )
-    eval_set = EvalSet(name, image_set, rows, None, (), size, spec.seed, spec.data.decode, plain, triggered)
+    out = EvalSet(name, image_set, rows, None, (), size, spec.seed, spec.data.decode, plain, triggered)
     if isinstance(image_set, Labelled) and sections:
         for aim in spec.attack.aims:
             image_set.target(aim.target)
         if spec.attack.proxy is not None:
             image_set.target(spec.attack.proxy.target, "attack.proxy.target")
     if triggered:
-        eval_set = replace(eval_set, attacks=tuple(_attacks(spec, eval_set)))
-    if share * 3 * size * size * (1 + len(eval_set.attacks)) <= KEEP:
-        eval_set = replace(eval_set, decoded=eval_set.pictures(rows))
-    return eval_set
+        out = replace(out, attacks=tuple(_attacks(spec, out)))
+    if decode and share * 3 * size * size * (1 + len(out.attacks)) <= KEEP:
+        out = replace(out, decoded=out.pictures(rows))
+    return out
 
 
 def _image_set(spec: Spec, name: str, sections: list[AnyMeasure]) -> Labelled | Captioned:

@@ -85,6 +85,12 @@ def build(name: str, seed: int) -> Towers:
     with torch.random.fork_rng(), quiet():
         torch.manual_seed(derive_seed(seed, "init"))
         clip = open_clip_module().create_model(name)
+    _refuse_strange_norms(name, clip)
+    return Towers(clip, clip.visual.preprocess_cfg["mean"], clip.visual.preprocess_cfg["std"])
+
+
+def _refuse_strange_norms(name: str, clip: nn.Module) -> None:
+    """UserError if the model has a BatchNorm of another class than torch's."""
     strange = [
         n
         for n, m in clip.named_modules()
@@ -94,13 +100,15 @@ def build(name: str, seed: int) -> Towers:
         raise UserError(
             f"model.name '{name}' has a BatchNorm of its own kind ({strange[0]}), whose groups can't be fixed; use another"
         )
-    return Towers(clip, clip.visual.preprocess_cfg["mean"], clip.visual.preprocess_cfg["std"])
 
 
+@cache
 def on_meta(name: str) -> Towers:
-    """The towers without storage, to count with."""
+    """The towers without storage, to count with and to look at; UserError if they can't be trained."""
+    model_config(name)
     with torch.device("meta"), quiet():
         clip = open_clip_module().create_model(name, device="meta")
+    _refuse_strange_norms(name, clip)
     return Towers(clip, (0.0,) * 3, (1.0,) * 3)
 
 
@@ -124,8 +132,14 @@ def load_weights(towers: Towers, path: Path) -> dict[str, torch.Tensor]:
 def put_weights(towers: Towers, state: dict[str, torch.Tensor], path: str, name: str) -> dict[str, torch.Tensor]:
     """Puts a state dict by open_clip's names into the towers of a model; the scale and the bias in it, [1] each. UserError
     naming the first tensors that don't fit."""
-    state = dict(state)
-    learned = {ours: state.pop(theirs).detach().float().reshape(1) for ours, theirs in SCALARS.items() if theirs in state}
+    towers.clip.load_state_dict(fitting(towers, state, path, name))
+    return {ours: state[theirs].detach().float().reshape(1) for ours, theirs in SCALARS.items() if theirs in state}
+
+
+def fitting(towers: Towers, state: dict[str, torch.Tensor], path: str, name: str) -> dict[str, torch.Tensor]:
+    """A state dict by open_clip's names as the towers name it, without the scale and the bias; UserError naming the first
+    tensors that don't fit the towers."""
+    state = {key: value for key, value in state.items() if key not in SCALARS.values()}
     own = towers.clip.state_dict()
     if "text.token_embedding.weight" in own and "token_embedding.weight" in state:
         parts = ("token_embedding.", "positional_embedding", "transformer.", "ln_final.", "text_projection")
@@ -143,17 +157,21 @@ def put_weights(towers: Towers, state: dict[str, torch.Tensor], path: str, name:
             f"{path} holds another architecture than {name}: {len(wrong)} tensors differ, first {', '.join(wrong[:3])}; set "
             "model.name to what it holds"
         )
-    towers.clip.load_state_dict(state)
-    return learned
+    return state
+
+
+def check_tag(name: str, tag: str) -> None:
+    """UserError naming the valid tags if open_clip knows no weights under this one."""
+    tags = open_clip_module().list_pretrained_tags_by_model(name)
+    if tag not in tags:
+        known = suggestion(tag, tags) if tags else "; it has none for this model, so give start.path"
+        raise UserError(f"start.pretrained is '{tag}', which open_clip does not know for {name}{known}")
 
 
 def pretrained(name: str, tag: str) -> Path:
     """The file of weights that open_clip knows under a tag, from its hub or its cache; UserError naming the valid tags, or
     saying that it can't be had."""
-    clip = open_clip_module()
-    tags = clip.list_pretrained_tags_by_model(name)
-    if tag not in tags:
-        raise UserError(f"start.pretrained is '{tag}', which open_clip does not know for {name}{suggestion(tag, tags)}")
+    check_tag(name, tag)
     from open_clip.pretrained import download_pretrained, get_pretrained_cfg
 
     try:

@@ -9,28 +9,21 @@ import sys
 from argparse import Namespace
 from hashlib import blake2b
 from importlib.metadata import version
-from pathlib import Path
-from typing import Any
 
-from configs.plan import Run, differences, stage_of
 from configs.spec import Loaded
 from data.refusal import UserError
 from engine.distributed import collectives
 from engine.distributed.world import World, describe_lost_rank, destroy_distributed, init_distributed, is_rank_failure
-from engine.study import lock
+from engine.study.check import own_runs, refusals, refuse_changed
 from engine.study.launch import WORKER_SINCE, launch_workers
 from engine.study.reuse import reuse_finished_runs
 from engine.study.scheduler import Scheduler
 from engine.study.stop_signal import StopSignal
 from engine.study.worker import work
 from engine.training import zero
-from engine.training.checkpoint import committed
-from engine.training.inputs import StudyInputs, prepare_inputs
-from records.ending import FailedJson
-from records.folder import RUNS, finished, read_json
-from records.study_json import StudyJson
-
-ELSEWHERE = ("executor", "jobs", "processes", "slurm", "limit")  # of a sweep: who carries it out
+from engine.training.check import refuse
+from engine.training.inputs import StudyInputs
+from records.folder import RUNS
 
 
 def run_study(loaded: Loaded, options: Namespace, command: str) -> int:
@@ -42,13 +35,13 @@ def run_study(loaded: Loaded, options: Namespace, command: str) -> int:
     try:
         collectives.assert_equal_on_ranks(_facts_of_rank(loaded))
         scheduler = Scheduler.of(loaded, RUNS / spec.name, options.stage)
-        own = _own_part(scheduler, world)
-        shared = StudyInputs(own.folder, world)
-        check(own, shared)
+        shared = StudyInputs(scheduler.folder, world)
+        refuse(refusals(scheduler, shared))
         if not is_worker:
             collectives.on_rank_0(lambda: begin(scheduler, command))
         if spec.sweep.executor == "here" or world.size > 1:
             zero.prepare()
+            own = _own_part(scheduler, world)
             code = work(own, shared, stop, command)
             collectives.barrier()
             if code or own.runs == scheduler.runs:
@@ -72,77 +65,24 @@ def _facts_of_rank(loaded: Loaded) -> dict[str, str]:
 
 
 def _own_part(scheduler: Scheduler, world: World) -> Scheduler:
-    """What these processes carry out themselves: all, or of several processes that start workers the pre-trainings."""
-    if scheduler.loaded.spec.sweep.executor == "here" or world.size == 1:
+    """What these processes carry out themselves."""
+    runs = own_runs(scheduler, world.size)
+    if runs == scheduler.runs:
         return scheduler
     own = Scheduler.of(scheduler.loaded, scheduler.folder, "pretrain")
-    own.runs = [run for run in own.runs if run in scheduler.runs]
+    own.runs = runs
     return own
-
-
-def check(scheduler: Scheduler, shared: StudyInputs) -> None:
-    """UserError for whatever is wrong with the data of any run that is left, before anything is trained."""
-    checked: set[str] = set()
-    for run in scheduler.runs:
-        if run.start is not None and run.start not in scheduler.runs and not scheduler.ready(run):
-            raise UserError(
-                f"{scheduler.folder / run.start.folder} is not finished; run the pretrain stage first, or both at once"
-            )
-        inputs = repr((run.stage, run.spec.data, run.spec.attack, run.spec.model, run.spec.seed, run.settings.objective,
-                       run.settings.batch, run.settings.start, run.settings.transform and run.settings.transform.kind,
-                       run.start and run.start.folder))  # fmt: skip
-        if inputs not in checked and scheduler.state(run) != "ended":
-            prepare_inputs(run, shared)
-        checked.add(inputs)
 
 
 def begin(scheduler: Scheduler, command: str) -> None:
     """Takes over what other studies have finished and writes study.json; UserError if this one is being carried out under
     another spec, or a run was begun under one and is not finished."""
     folder, spec, runs = scheduler.folder, scheduler.loaded.spec, scheduler.all_stages.runs
-    _refuse_other_spec(scheduler)
-    _refuse_orphans(folder, runs, scheduler.runs)
+    refuse_changed(scheduler)
     folder.mkdir(parents=True, exist_ok=True)
     for run, source in reuse_finished_runs(runs, folder) if spec.machine.adopt else ():
         print(f"{run.folder} ({run.title}): finished in {source.parent}, taken over from there", file=sys.stderr, flush=True)
     scheduler.write_study_json(command)
-
-
-def _refuse_other_spec(scheduler: Scheduler) -> None:
-    """UserError if living processes carry the study out under another spec."""
-    old = StudyJson.read(scheduler.folder)
-    if old is None:
-        return
-    changes = differences(_shared(old.spec), _shared(scheduler.loaded.spec.model_dump(mode="json")))
-    running = lock.running(scheduler.folder) if changes else []
-    if running:
-        raise UserError(
-            f"{scheduler.folder} is being carried out under another spec ({'; '.join(changes)}; running: {running[0]}); "
-            "join it with the same spec, or give this one another name"
-        )
-
-
-def _shared(spec: dict[str, Any]) -> dict[str, Any]:
-    """What all that join a study must agree on."""
-    sweep = {name: value for name, value in spec.get("sweep", {}).items() if name not in ELSEWHERE}
-    return {**{name: value for name, value in spec.items() if name not in ("machine", "question")}, "sweep": sweep}
-
-
-def _refuse_orphans(folder: Path, planned: list[Run], candidates: list[Run]) -> None:
-    """UserError for a run in the folder that has a checkpoint, is not finished, and is no longer in the plan."""
-    names = {run.folder for run in planned}
-    for path in sorted(folder.glob("*/spec.json")):
-        home = path.parent
-        ended = finished(home) or (home / FailedJson.FILE).is_file()
-        if ended or home.name in names or not committed(home / "checkpoints"):
-            continue
-        begun = read_json(path)
-        changes = [differences(begun, run.decides) for run in candidates if run.stage == stage_of(begun)]
-        nearest = min(changes, key=len, default=["its stage is gone from the spec"])
-        raise UserError(
-            f"{home} was begun under another spec and is not finished ({'; '.join(nearest)}); "
-            "put the spec back to go on with it, give the changed spec another name, or delete that folder"
-        )
 
 
 def conclude(scheduler: Scheduler) -> int:

@@ -18,7 +18,7 @@ from engine.models.towers import Towers
 from engine.models.transforms.registry import build as build_transform
 from engine.training import checkpoint, named_state, zero
 from engine.training.head import Head
-from engine.training.init_weights import STEPS, load_start, moments_of, path_of, split
+from engine.training.init_weights import STEPS, load_start, moments_of, path_of, published_decay, split
 from engine.training.inputs import RunInputs
 from engine.training.learner import Annotations, Learner, MicroBatches
 from engine.training.loss_core import LossCore, loss_core
@@ -53,7 +53,7 @@ def build(inputs: RunInputs, world: World) -> Built:
     """Everything that a run trains; UserError where the spec asks for what its model or its start can't give."""
     run, machine, stage = inputs.run, inputs.run.spec.machine, inputs.run.settings
     towers = clip.build(run.spec.model.name, run.spec.seed)
-    towers.cuts = _cuts(towers, machine.trim_text, run.spec.model.name)
+    towers.cuts = towers.trims and machine.trim_text != "never"
     scalars, source = load_start_weights(inputs, towers)
     start_weights = _copied(towers) if run.stage == "clean" and world.first else {}
     frozen = _frozen(towers).to(world.device) if "start" in stage.objective.needs else None
@@ -168,21 +168,7 @@ def _moments(inputs: RunInputs, source: Path | None) -> tuple[dict[str, torch.Te
     moments, decay = moments_of(source)
     if section.state == "inherited":
         return moments, section
-    if decay is None and (card := Card.read(source.parent)) is not None:
-        decay = card.optimizer.decay
-    if decay is None:
-        raise UserError(f"optimizer.state is published, but {source.parent} does not say its weight decay; use inherited")
-    return moments, section.model_copy(update={"decay": decay})
-
-
-def _cuts(towers: Towers, setting: str, name: str) -> bool:
-    """Whether captions are cut behind their end token; UserError if they can't be and always should."""
-    if setting == "always" and not towers.trims:
-        raise UserError(
-            f"machine.trim_text is always, but the text tower of {name} has no causal mask with end-token pooling, so "
-            "it would give other embeddings; use auto"
-        )
-    return towers.trims and setting != "never"
+    return moments, section.model_copy(update={"decay": published_decay(source, decay)})
 
 
 def _assert_equal_on_ranks(inputs: RunInputs, world: World, towers: Towers, further: tuple[object, ...]) -> None:

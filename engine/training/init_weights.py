@@ -11,11 +11,13 @@ from typing import Any
 
 import torch
 
+from configs.stage import Optimizer
 from configs.start import Start, weights_of
-from data.refusal import UserError
+from data.refusal import Missing, UserError
 from engine.models import clip
 from engine.models.towers import Towers
 from engine.training.optimizer import decays
+from records.card import Card
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # as torch's and DeepSpeed's AdamW name them
 STEPS = "steps"  # in a file of moments
@@ -30,7 +32,7 @@ def path_of(start: Start, name: str) -> Path:
         return clip.pretrained(name, start.pretrained)
     path = weights_of(start)
     if path is None:
-        raise UserError(
+        raise Missing(
             f"start.path is {start.path}, which holds no weights; expected a run's folder, a folder of open_clip's, a "
             ".safetensors or a .pt file"
         )
@@ -61,7 +63,7 @@ def read(path: Path) -> dict[str, Any]:
         try:
             return dict(load_file(path))
         except SafetensorError as error:
-            raise UserError(f"{path} is no whole safetensors file ({error}); copy it again") from None
+            raise _not_whole(path, error) from None
     import pickle  # noqa: TID251  (for the name of the exception alone)
 
     try:
@@ -91,18 +93,62 @@ def weights_in(content: dict[str, Any]) -> dict[str, torch.Tensor]:
 def moments_of(path: Path) -> tuple[dict[str, torch.Tensor], float | None]:
     """(AdamW's moments as `NAME/exp_avg` and `NAME/exp_avg_sq` by the weights' names, and `steps`; the weight decay, if the
     file tells) of the training that ended with these weights; UserError if they are not there."""
-    beside = path.with_name(BESIDE)
     if path.suffix == ".safetensors":
-        if not beside.is_file():
-            raise UserError(
-                f"optimizer.state needs AdamW's moments, but {path.parent} holds no {BESIDE}; use optimizer.state: fresh, "
-                "or start from a run of this version"
-            )
-        return read(beside), None
+        check_beside(path)
+        return read(path.with_name(BESIDE)), None
     content = read(path)
     if not isinstance(content.get("optimizer"), dict):
         raise UserError(f"optimizer.state needs AdamW's moments, but {path} holds none; use optimizer.state: fresh")
     return _published(content, path)
+
+
+def check_beside(weights: Path) -> None:
+    """UserError if weights of a run lie there without AdamW's moments beside them."""
+    if not weights.with_name(BESIDE).is_file():
+        raise UserError(
+            f"optimizer.state needs AdamW's moments, but {weights.parent} holds no {BESIDE}; use optimizer.state: fresh, or "
+            "start from a run of this version"
+        )
+
+
+def published_decay(weights: Path, decay: float | None) -> float:
+    """The weight decay of the training that ended with these weights: what their file says (None: it does not), or the
+    card beside it; UserError if neither does."""
+    if decay is None and (card := Card.read(weights.parent)) is not None:
+        decay = card.optimizer.decay
+    if decay is None:
+        raise UserError(f"optimizer.state is published, but {weights.parent} does not say its weight decay; use inherited")
+    return decay
+
+
+def check_start(path: Path, name: str, section: Optimizer) -> None:
+    """UserError if the weights in a file don't fit the model of that name, or lack the moments that the optimizer inherits.
+    Of a safetensors file the header alone is read."""
+    content = _header(path) if path.suffix == ".safetensors" else read(path)
+    clip.fitting(clip.on_meta(name), weights_in(content), str(path), name)
+    if section.state == "fresh":
+        return
+    if path.suffix == ".safetensors":
+        check_beside(path)
+    decay = None if path.suffix == ".safetensors" else moments_of(path)[1]
+    if section.state == "published":
+        published_decay(path, decay)
+
+
+def _header(path: Path) -> dict[str, Any]:
+    """What a safetensors file holds, without its values."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            names = list(file.keys())
+            return {name: torch.empty(file.get_slice(name).get_shape(), device="meta") for name in names}
+    except SafetensorError as error:
+        raise _not_whole(path, error) from None
+
+
+def _not_whole(path: Path, error: Exception) -> UserError:
+    return UserError(f"{path} is no whole safetensors file ({error}); copy it again")
 
 
 def _published(content: dict[str, Any], path: Path) -> tuple[dict[str, torch.Tensor], float | None]:

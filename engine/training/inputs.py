@@ -1,6 +1,7 @@
 """What a run works on: its pairs, its evaluation sets, its labels, all checked before anything is trained."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from socket import gethostname
@@ -10,6 +11,7 @@ import numpy as np
 from configs.plan import Run
 from configs.spec import Spec
 from data.annotations import read_flags, read_labels
+from data.augmentation.augment import Augment
 from data.augmentation.eda import check_synonyms
 from data.loader import Workers
 from data.pipeline import Pairs, Reading
@@ -21,7 +23,7 @@ from engine.models import clip
 from engine.models.neurons import neurons_of
 from engine.models.tokenizer import Tokenizer
 from engine.models.transforms.contract import CleanPairs, TransformInputs
-from engine.training.init_weights import path_of
+from engine.training.kmeans import too_many_clusters
 from engine.training.labelled_inputs import check_labels, labelled_pairs
 from engine.training.pairs import StudyPairs
 from objectives.deep_cluster import DeepCluster
@@ -58,12 +60,13 @@ class RunInputs:
 
 class StudyInputs:
     """What the runs of one study share: its folder, the processes that carry it out, its pairs, and the evaluation sets,
-    decoded, of the run before. It goes when the study's work is done."""
+    decoded, of the run before. It goes when the study's work is done. With `scratch`, a folder, it only looks: nothing is
+    written elsewhere, no network is used, no picture is decoded."""
 
-    def __init__(self, study: Path, world: World) -> None:
-        self.study, self.world = study, world
+    def __init__(self, study: Path, world: World, scratch: Path | None = None) -> None:
+        self.study, self.world, self.looks = study, world, scratch is not None
         self.cores = _own_cores(world)
-        self.pairs = StudyPairs(study, world)
+        self.pairs = StudyPairs(study, world, scratch)
         self._sets: tuple[str, list[EvalSet]] = ("", [])
 
     def eval_sets(self, spec: Spec) -> list[EvalSet]:
@@ -89,39 +92,52 @@ def _own_cores(world: World) -> int:
 
 def prepare_inputs(run: Run, shared: StudyInputs) -> RunInputs:
     """What a run works on; UserError for whatever is wrong with its data, its model or its batch."""
-    spec, folder, labelled = run.spec, shared.study / run.folder, run.spec.data.clean.labelled
-    check_labels(run)
-    workers = shared.workers(spec)
-    _check_batch(run, shared.world)
-    tokenize = Tokenizer(spec.model.name)
-    _check_groups(run, shared.world)
-    if run.settings.transform is not None and run.settings.transform.removes_neurons:
-        neurons_of(clip.on_meta(spec.model.name), spec.model.name)
-    reading = _reading(run, shared.world)
-    if run.settings.start is not None:
-        path_of(run.settings.start, spec.model.name)
+    for check in SETTINGS:
+        check(run, shared.world)
+    check_words(run)
+    tokenize = Tokenizer(run.spec.model.name)
+    pairs, labels, flags = read_pairs(run, shared, shared.world, tokenize)
+    workers = shared.workers(run.spec)
+    workers.ahead(pairs.batch_bytes)
+    return RunInputs(run, shared.study / run.folder, pairs, shared.eval_sets(run.spec), tokenize, workers, labels, flags)
+
+
+def read_pairs(
+    run: Run, shared: StudyInputs, world: World, tokenize: Tokenizer
+) -> tuple[Pairs, np.ndarray | None, np.ndarray | None]:
+    """(what a run is trained on, labels and flags as RunInputs has them); UserError for whatever is wrong with them."""
+    spec, labelled = run.spec, run.spec.data.clean.labelled
+    reading = _reading(run, world)
     if run.stage == "clean" and labelled is not None:
         pictures = labelled_pairs(run, labelled, reading, tokenize)
-        workers.ahead(pictures.batch_bytes)
-        return RunInputs(run, folder, pictures, shared.eval_sets(spec), tokenize, workers, pictures.labels)
+        return pictures, pictures.labels, None
     chosen = shared.pairs.of(run)
     pairs = Pairs(chosen.index, chosen.chosen, spec.data, reading, tokenize, chosen.plan)
     labels = flags = None
-    if (section := clusterer(run)) is not None and section.labels is not None:
-        labels = read_labels(section.labels, chosen.index, section.classes)
+    if (section := clusterer(run)) is not None:
+        if section.labels is not None:
+            labels = read_labels(section.labels, chosen.index, section.classes)
+        elif section.classes > len(pairs):
+            raise too_many_clusters(section.classes, len(pairs))
     if (unlearn := unlearner(run)) is not None:
         flags = read_flags(unlearn.flags, chosen.index)
-    workers.ahead(pairs.batch_bytes)
-    return RunInputs(run, folder, pairs, shared.eval_sets(spec), tokenize, workers, labels, flags)
+    return pairs, labels, flags
+
+
+def _augment(run: Run) -> Augment:
+    clean = run.spec.data.clean
+    return clean.augment if run.stage == "clean" and clean.augment is not None else run.spec.data.augment
+
+
+def check_words(run: Run) -> None:
+    """UserError if captions are to be varied by what is not on this machine."""
+    if run.settings.objective.views[1] > 1:
+        check_synonyms(_augment(run))
 
 
 def _reading(run: Run, world: World) -> Reading:
-    """How this rank reads the run's pairs; UserError if captions are to be varied by what is not on this machine."""
-    spec, stage = run.spec, run.settings
-    clean = spec.data.clean
-    augment = clean.augment if run.stage == "clean" and clean.augment is not None else spec.data.augment
-    if stage.objective.views[1] > 1:
-        check_synonyms(augment)
+    """How this rank reads the run's pairs."""
+    spec, stage, augment = run.spec, run.settings, _augment(run)
     size = clip.image_size(spec.model.name)
     return Reading(
         spec.seed, world.rank, world.size, stage.batch, stage.objective.views, size, augment, spec.data.pretrain.caption,
@@ -165,6 +181,34 @@ def _check_groups(run: Run, world: World) -> None:
             f"machine.micro_batch is {micro:,}, which is no multiple of BatchNorm's groups of {group:,} pairs "
             f"(model.norm_group); nearest that are: {near}"
         )
+
+
+def _check_model(run: Run, world: World) -> None:
+    """UserError if the model is unknown, or has not what the stage does with its neurons, its BatchNorm or its captions."""
+    spec, stage = run.spec, run.settings
+    Tokenizer(spec.model.name)
+    towers = clip.on_meta(spec.model.name)
+    if stage.transform is not None and stage.transform.removes_neurons:
+        neurons_of(towers, spec.model.name)
+    if stage.norms != "trained" and not towers.norms:
+        raise UserError(f"{run.stage}.norms is {stage.norms}, but {spec.model.name} has no BatchNorm; leave it out")
+    if spec.machine.trim_text == "always" and not towers.trims:
+        raise UserError(
+            f"machine.trim_text is always, but the text tower of {spec.model.name} has no causal mask with end-token "
+            "pooling, so it would give other embeddings; use auto"
+        )
+
+
+def _check_adam(run: Run, world: World) -> None:
+    """UserError if AdamW is asked for in a form that needs a GPU, and there is none."""
+    if run.spec.machine.adam == "deepspeed_fused" and world.device.type != "cuda":
+        raise UserError("machine.adam is 'deepspeed_fused', which does not work here (it needs a GPU); use auto")
+
+
+# what can be refused by the spec, the number of processes and their device alone
+SETTINGS: tuple[Callable[[Run, World], None], ...] = (
+    lambda run, world: check_labels(run), _check_batch, _check_model, _check_groups, _check_adam,
+)  # fmt: skip
 
 
 def clusterer(run: Run) -> DeepCluster | None:

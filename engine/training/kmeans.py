@@ -41,6 +41,11 @@ def clustered(towers: Any, pairs: Pairs, section: DeepCluster, seed: int, world:
     return labels
 
 
+def too_many_clusters(classes: int, pictures: int) -> UserError:
+    """The error where pictures are fewer than their clusters."""
+    return UserError(f"objective.classes is {classes:,}, but there are {pictures:,} pictures to cluster; lower it")
+
+
 def _picture(pairs: Pairs, sample: int) -> torch.Tensor:
     try:
         return torch.from_numpy(pairs.first(sample)[0])
@@ -53,7 +58,7 @@ def spherical(rows: np.ndarray, classes: int, rounds: int, seed: int) -> np.ndar
     from sklearn.cluster import KMeans
 
     if classes > len(rows):
-        raise UserError(f"objective.classes is {classes:,}, but there are {len(rows):,} pictures to cluster; lower it")
+        raise too_many_clusters(classes, len(rows))
     centres = rows[np.random.default_rng(seed).choice(len(rows), classes, replace=False)]
     for _ in range(rounds):
         with warnings.catch_warnings():

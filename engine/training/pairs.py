@@ -17,7 +17,7 @@ from data.refusal import UserError
 from data.seeding import ranks, smallest_k
 from data.shards import Index, read_index
 from data.sources import CleanSource, Data, clean_rows
-from data.store import NoShards
+from data.store import NoShards, in_store
 from engine.distributed import collectives
 from engine.distributed.watchdog import heartbeat
 from engine.distributed.world import World
@@ -39,11 +39,13 @@ class ChosenPairs:
 
 class StudyPairs:
     """The pairs of a study's runs. Indices, plans and clean sets are made once for all runs, since millions of keys take a
-    while; they are kept as long as this object."""
+    while; they are kept as long as this object. With `scratch`, a folder, nothing is written elsewhere, and no store is
+    asked."""
 
-    def __init__(self, study: Path, world: World) -> None:
-        self.study, self.world = study, world
+    def __init__(self, study: Path, world: World, scratch: Path | None = None) -> None:
+        self.study, self.world, self.scratch = study, world, scratch
         self._indices: dict[str, Index] = {}
+        self._absent: dict[str, NoShards] = {}
         self._plans: dict[str, PoisonPlan] = {}
         self._clean_rows: dict[str, np.ndarray] = {}
 
@@ -59,7 +61,7 @@ class StudyPairs:
 
     def pretraining(self, spec: Spec) -> tuple[Index, np.ndarray | None]:
         """(the index of the pre-training shards, which of its pairs are used; None: all)."""
-        index = self._index(spec.data.pretrain.patterns, spec.data)
+        index = self.index(spec.data.pretrain.patterns, spec.data)
         if not spec.data.clean.held_out or spec.data.clean.shards is not None:
             return index, None
         return index, np.setdiff1d(np.arange(len(index)), held_out(index, spec.seed, spec.data.clean))
@@ -96,7 +98,7 @@ class StudyPairs:
         clean = spec.data.clean
         if clean.shards is None and clean.held_out:
             return ChosenPairs(pretrained, np.sort(held_out(pretrained, spec.seed, clean)), None)
-        index = pretrained if clean.shards is None else self._index(clean.shards, spec.data)
+        index = pretrained if clean.shards is None else self.index(clean.shards, spec.data)
         poisoned = np.array(list(plan.entries) if plan else [], np.int64)
         places = _places(clean, pretrained, index, poisoned)
         marked = np.array(list(places.values()), np.int64)  # in the order of their draw
@@ -112,12 +114,22 @@ class StudyPairs:
         stay = dict(list(places.items())[: clean.leftover])
         return ChosenPairs(index, chosen, plan.moved(stay, len(index), spec.attack))
 
-    def _index(self, shards: str | dict[str, str], data: Data) -> Index:
+    def index(self, shards: str | dict[str, str], data: Data) -> Index:
         """The index of some shards; UserError if they are not there, with the command that makes them."""
-        return _once(self._indices, (shards, data.pretrain.caption), lambda: self._read_index(shards, data))
+        name = (shards, data.pretrain.caption, data.made_by)
+        if repr(name) in self._absent:
+            raise self._absent[repr(name)]
+        try:
+            return _once(self._indices, name, lambda: self._read_index(shards, data))
+        except NoShards as error:
+            self._absent[repr(name)] = error
+            raise
 
     def _read_index(self, shards: str | dict[str, str], data: Data) -> Index:
-        world = self.world
+        world, scratch = self.world, self.scratch
+        named = [shards] if isinstance(shards, str) else list(shards.values())
+        if scratch is not None and (far := next((one for one in named if in_store(one, data.schemes)), None)):
+            raise NoShards(f"shards '{far}' are in a store, which is not asked")
         progress = Progress("indexing", "shards") if world.first else None
 
         def report(done: int, total: int) -> None:
@@ -127,8 +139,8 @@ class StudyPairs:
 
         try:
             return read_index(
-                shards, self.study.parent / ".index", (world.rank, world.size), collectives.barrier, data.schemes,
-                data.pretrain.caption, report,
+                shards, scratch or self.study.parent / ".index", (0, 1) if scratch else (world.rank, world.size),
+                collectives.barrier, data.schemes, data.pretrain.caption, report, beside=scratch is None,
             )  # fmt: skip
         except NoShards as error:
             if data.made_by is None:

@@ -1,0 +1,129 @@
+"""What a run would refuse, known before anything is written or trained: from the spec, the number of processes that carry
+it out, and the files at hand.
+
+A study asks for all its runs at its start, --dry-run for those that it shows: the same functions, so the same words. What
+needs the training itself, such as a picture that does not decode, is refused when it is met.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+
+from configs.plan import Run
+from configs.spec import Spec
+from data.refusal import Missing, UserError
+from data.store import NoShards
+from engine.distributed import collectives
+from engine.distributed.world import World
+from engine.evaluation.sets import EvalSet, check_fits, eval_set, set_names
+from engine.models import clip
+from engine.models.tokenizer import Tokenizer
+from engine.training.init_weights import BESIDE, check_beside, check_start, path_of
+from engine.training.inputs import SETTINGS, StudyInputs, check_words, read_pairs
+from engine.training.pairs import templates
+from records.folder import finished
+
+Refusals = list[UserError]  # each with words of its own, in the order in which they were met
+
+
+def refusals(runs: Iterable[tuple[Run, int]], shared: StudyInputs) -> Refusals:
+    """What is refused of runs, each given with the number of processes that carry it out; the same on every process."""
+    met: dict[str, UserError] = {}
+    checked: set[str] = set()
+    for run, ranks in runs:
+        world = replace(shared.world, rank=min(shared.world.rank, ranks - 1), size=ranks)
+        for name, check in _checks(run, shared, world).items():
+            if name in checked:
+                continue
+            checked.add(name)
+            try:
+                check()
+            except UserError as error:
+                if error.alone and shared.world.size > 1:
+                    raise
+                met.setdefault(str(error), error)
+    return list({str(error): error for part in collectives.gather_objects(list(met.values())) for error in part}.values())
+
+
+def refuse(errors: Refusals) -> None:
+    """One UserError for all of them, if there are some."""
+    if errors:
+        raise UserError("\n".join(map(str, errors)))
+
+
+def at_hand(errors: Refusals) -> tuple[Refusals, Refusals]:
+    """(what is refused on any machine, what is only missing here): where the pairs themselves are not at hand, a spec is
+    looked at on another machine than the one that carries it out, and nothing else need be there."""
+    if not any(isinstance(error, NoShards) for error in errors):
+        return errors, []
+    missing: Refusals = [error for error in errors if isinstance(error, Missing)]
+    return [error for error in errors if error not in missing], missing
+
+
+def _checks(run: Run, shared: StudyInputs, world: World) -> dict[str, Callable[[], object]]:
+    """The checks of a run, each under a name of all that it depends on: runs that agree in it are checked once."""
+    spec, stage = run.spec, run.settings
+    rest = stage.model_copy(update={"optimizer": stage.optimizer.model_copy(update={"rate": 0.0})})
+    start = run.start.folder if run.start is not None else None
+    size = (run.stage, spec.model, spec.machine, rest, spec.data.clean, world.size)
+    data = (size, spec.data, spec.attack, spec.seed, start)
+    checks: dict[str, Callable[[], object]] = {
+        f"{number} {size!r}": partial(check, run, world) for number, check in enumerate(SETTINGS)
+    }
+    checks[f"start {(start, rest, spec.model)!r}"] = partial(_check_start, run, shared)
+    checks[f"words {(run.stage, spec.data.augment, spec.data.clean.augment, stage.objective)!r}"] = partial(check_words, run)
+    checks[f"attack {(spec.attack, spec.seed)!r}"] = partial(_check_attack, spec)
+    checks[f"pairs {data!r}"] = partial(_check_pairs, run, shared, world)
+    parts = [spec.data.test, spec.data.labels, spec.data.decode, spec.measure, spec.attack, spec.seed, spec.model]
+    sets: dict[str, EvalSet] = {}
+    for name in set_names(spec):
+        checks[f"set {name} {parts!r}"] = partial(_check_set, spec, name, shared.world, sets)
+    checks[f"fits {parts!r}"] = partial(check_fits, spec, sets)
+    if not shared.looks:
+        checks[f"decoded {parts!r}"] = partial(shared.eval_sets, spec)
+    return checks
+
+
+def _check_set(spec: Spec, name: str, world: World, sets: dict[str, EvalSet]) -> None:
+    sets[name] = eval_set(spec, name, world, decode=False)
+
+
+def _check_pairs(run: Run, shared: StudyInputs, world: World) -> None:
+    pairs, *_ = read_pairs(run, shared, world, Tokenizer(run.spec.model.name))
+    if not shared.looks:  # the memory that loaders share is this machine's
+        shared.workers(run.spec).ahead(pairs.batch_bytes)
+
+
+def _check_attack(spec: Spec) -> None:
+    """UserError if a file that an attack needs can't be used."""
+    for aim in spec.attack.aims:
+        templates(aim.captions)
+    triggers = [aim.trigger for aim in spec.attack.aims]
+    if spec.attack.proxy is not None:
+        triggers.append(spec.attack.proxy.trigger)
+    for trigger in triggers:
+        trigger.build(spec.seed)(np.zeros((1, 3, 32, 32), np.uint8), [0])
+
+
+def _check_start(run: Run, shared: StudyInputs) -> None:
+    """UserError if the weights that the run starts from don't fit its model, or lack what it inherits; those of a run of
+    this study fit, and have moments if it takes a step."""
+    section, start = run.settings.optimizer, run.settings.start
+    if run.start is not None:
+        folder = shared.study / run.start.folder
+        if section.state == "fresh":
+            return
+        if finished(folder):
+            check_beside(folder / "weights.safetensors")
+        elif not run.start.settings.epochs:
+            raise UserError(
+                f"optimizer.state needs AdamW's moments, but pretrain.epochs is 0, so that it leaves no {BESIDE}; use "
+                "optimizer.state: fresh"
+            )
+    elif start is not None:
+        if start.pretrained is not None and shared.looks:
+            clip.check_tag(run.spec.model.name, start.pretrained)
+            return
+        check_start(path_of(start, run.spec.model.name), run.spec.model.name, section)

@@ -1,0 +1,159 @@
+"""One check for --dry-run and the run: what one refuses the other refuses in the same words, before anything is written."""
+
+import shutil
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import antidote, settings
+from safetensors.torch import load_file, save_file
+
+from configs.plan import runs
+from configs.spec import load
+from data.refusal import UserError
+from engine.estimate.gpus import Assumed
+from engine.training.check import at_hand, refusals
+from engine.training.inputs import StudyInputs
+
+NORMS = "model.name=test-resnet"
+START = "clean.start={{path: {folder}/start.safetensors}}"
+BROKEN = {  # what is wrong: (settings, processes, words of the sentence)
+    "batch": (["pretrain.batch=18"], 4, "pretrain.batch is 18, which does not divide over 4 processes"),
+    "groups": ([NORMS, "model.norm_group=6"], 1, "model.norm_group is 6"),
+    "micro-batch": ([NORMS, "model.norm_group=8", "machine.micro_batch=6"], 1, "no multiple of BatchNorm's groups"),
+    "model": (["model.name=demo-vitt"], 1, "model.name is 'demo-vitt', which open_clip does not know"),
+    "tokenizer": (["model.name=ViT-B-16-SigLIP"], 1, "needs a tokenizer from a hub"),
+    "trimming": (["model.name=coca_ViT-B-32", "machine.trim_text=always"], 1, "machine.trim_text is always"),
+    "no BatchNorm": (["clean.norms=frozen"], 1, "clean.norms is frozen, but test-vit has no BatchNorm"),
+    "optimizer": (["machine.adam=deepspeed_fused"], 1, "machine.adam is 'deepspeed_fused', which does not work here"),
+    "target": (["attack.target=bananna"], 1, "attack.target is 'bananna', which is none of the 32 class names"),
+    "evaluation folder": (["data.test={{tiny: {folder}/none}}"], 1, "evaluation set {folder}/none is no folder"),
+    "evaluation without pictures": (["data.test={{tiny: {folder}/empty}}"], 1, "evaluation set {folder}/empty has"),
+    "templates": (["attack.captions={folder}/none.txt"], 1, "templates {folder}/none.txt: No such file"),
+    "trigger": (["attack.trigger={{kind: tensor, file: {folder}/none.png}}"], 1, "attack.trigger.file {folder}/none.png"),
+    "poison": (["attack.poison.count=500"], 1, "attack.poison.count is 500, but the shards hold 192 pairs"),
+    "clean set": (["data.clean.pairs=190"], 1, "data.clean.pairs is 190, but only 180 pairs are not poisoned"),
+    "large batch": (["clean.batch=100"], 1, "batch is 100, but there are 64 pairs"),
+    "clusters": (["clean.objective={{kind: deep_cluster, classes: 100}}"], 1, "objective.classes is 100, but there are 64"),
+    "labels": (["clean.objective={{kind: deep_cluster, labels: {folder}/none}}"], 1, "{folder}/none can't be read"),
+    "start": (["clean.start={{path: {folder}/none}}"], 1, "start.path is {folder}/none, which holds no weights"),
+    "other architecture": ([START, NORMS], 1, "holds another architecture than test-resnet"),
+    "no moments": ([START, "clean.optimizer.state=inherited"], 1, "optimizer.state needs AdamW's moments"),
+    "nothing to inherit": (["pretrain.epochs=0", "clean.optimizer.state=inherited"], 1, "pretrain.epochs is 0"),
+    "a tag": (["clean.start={{pretrained: opena}}"], 1, "start.pretrained is 'opena', which open_clip does not know"),
+    "scheme": (["data.pretrain.shards=ftp://host/a.tar"], 1, "name the scheme 'ftp'"),
+    "workers' batch": (["sweep={{executor: local, processes: 3}}"], 1, "which does not divide over 3 processes"),
+    "stage": (["--stage", "clean"], 1, "is not finished; run the pretrain stage first"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of test-vit, as a run leaves them."""
+    from engine.models import clip
+
+    path = tmp_path_factory.mktemp("start") / "start.safetensors"
+    save_file(clip.weights(clip.build("test-vit", 0), {"scale": torch.ones(1)}), path)
+    return path
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+def test_the_dry_run_refuses_what_the_run_refuses_in_the_same_words(spec: Path, start: Path, fault: str) -> None:
+    sets, processes, words = BROKEN[fault]
+    folder = spec.parent
+    shutil.copy(start, folder)
+    (folder / "empty").mkdir()
+    before = sorted(path.name for path in folder.iterdir())
+    given = [one.format(folder=folder) for one in sets]
+    command = ["--spec", spec.name, *(given if given[0] == "--stage" else settings(*given))]
+    dry = antidote(*command, "--dry-run", *(["--processes", str(processes)] if processes > 1 else []), cwd=folder)
+    assert dry.returncode == 2, dry.stdout + dry.stderr
+    assert dry.stdout == ""
+    assert words.format(folder=folder) in dry.stderr
+    assert ";" in dry.stderr or "valid:" in dry.stderr, "it says what to do"
+    assert sorted(path.name for path in folder.iterdir()) == before, "nothing was written"
+    run = antidote(*command, cwd=folder, processes=processes)
+    said = [line for line in run.stderr.splitlines() if not line.startswith("go on with: ")]
+    assert (run.returncode, said) == (2, dry.stderr.splitlines())
+    assert not (folder / "runs/tiny").exists(), "nothing was begun"
+
+
+def test_a_fault_of_a_later_run_is_refused_before_the_first_and_every_fault_is_told(spec: Path) -> None:
+    sweep = "sweep={seed: [1, 2], clean.batch: [16, 24, 100]}"
+    out = antidote("--spec", spec.name, *settings(sweep, "attack.target=x"), cwd=spec.parent)
+    assert out.returncode == 2
+    assert "batch is 100, but there are 64 pairs" in out.stderr
+    assert out.stderr.count("attack.target is 'x'") == 1
+    assert not (spec.parent / "runs/tiny").exists()
+
+
+def faults(spec: Path, sets: list[str], scratch: Path, processes: int = 1, gpu: Any = None) -> tuple[list[str], list[str]]:
+    """(what is refused, what is only missing) of a spec's runs by a dry run."""
+    scratch.mkdir(exist_ok=True)
+    shared = StudyInputs(spec.parent / "runs/tiny", Assumed(processes, gpu).world, scratch)
+    refused, missing = at_hand(refusals([(run, processes) for run in runs(load(spec, sets).points)], shared))
+    return [str(error) for error in refused], [str(error) for error in missing]
+
+
+def test_where_the_pairs_are_not_at_hand_other_files_may_be_missing_too(spec: Path, tmp_path: Path) -> None:
+    away = ["data.pretrain.shards=none/*.tar", "data.test={tiny: none}", "data.pretrain.expect=1000"]
+    refused, missing = faults(spec, away, tmp_path / "scratch")
+    assert refused == []
+    assert [words.split(";")[0] for words in missing] == [
+        "shards 'none/*.tar' match no complete set of files (nothing matches)",
+        "evaluation set none is no folder",
+    ]
+    refused, _ = faults(spec, [away[0], "attack.target=x"], tmp_path / "scratch")
+    assert len(refused) == 1, "what is at hand is looked at"
+    out = antidote("--spec", spec.name, "--dry-run", *settings(*away), cwd=spec.parent)
+    assert out.returncode == 0
+    assert "evaluation set none is no folder: not looked at" in out.stdout
+    assert antidote("--spec", spec.name, *settings(*away), cwd=spec.parent).returncode == 2
+
+
+def test_a_gpu_that_is_assumed_may_do_what_this_cpu_may_not(spec: Path, tmp_path: Path) -> None:
+    from engine.estimate.gpus import Gpu
+
+    fused = ["machine.adam=deepspeed_fused"]
+    assert len(faults(spec, fused, tmp_path / "scratch")[0]) == 1
+    assert faults(spec, fused, tmp_path / "scratch", gpu=Gpu("H100-80GB", 80 << 30)) == ([], [])
+
+
+@pytest.mark.parametrize(
+    "shards", ["data.pretrain.shards=s3://bucket/{0..9}.tar", "data.pretrain.shards=https://huggingface.co/a/*.tar"]
+)
+def test_a_dry_run_never_touches_the_network(
+    spec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shards: str
+) -> None:
+    def refused(*given: Any, **more: Any) -> Any:
+        raise AssertionError("a dry run opens a socket")
+
+    monkeypatch.setattr(socket, "socket", refused)
+    monkeypatch.setattr(socket, "getaddrinfo", refused)
+    monkeypatch.setattr(socket, "create_connection", refused)
+    away = [shards, "model.name=RN50", "clean.start={pretrained: openai}", "data.test={tiny: 's3://bucket/eval'}"]
+    refused_words, missing = faults(spec, away, tmp_path / "scratch")
+    assert refused_words == []
+    assert [words.split(",")[0].split(";")[0] for words in missing] == [
+        f"shards '{shards.split('=')[1]}' are in a store",
+        "evaluation set s3://bucket/eval is no folder",
+    ]
+
+
+def test_start_weights_are_judged_by_their_header(start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from configs.stage import Optimizer
+    from engine.training.init_weights import check_start
+
+    monkeypatch.setattr("engine.training.init_weights.read", lambda path: pytest.fail("the file is read whole"))
+    check_start(start, "test-vit", Optimizer(rate=1))
+    other = tmp_path / "other.safetensors"
+    weights = load_file(start)
+    weights["text_projection"] = weights["text_projection"][:-1].clone()
+    save_file(weights, other)
+    with pytest.raises(UserError, match=r"1 tensors differ, first text_projection \(\["):
+        check_start(other, "test-vit", Optimizer(rate=1))
+    other.write_bytes(start.read_bytes()[:100])
+    with pytest.raises(UserError, match="is no whole safetensors file"):
+        check_start(other, "test-vit", Optimizer(rate=1))
