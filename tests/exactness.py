@@ -22,7 +22,7 @@ from engine.distributed import collectives
 from engine.distributed.world import World, destroy_distributed, init_distributed
 from engine.models import clip
 from engine.models.towers import Towers
-from engine.training import optimizer, zero
+from engine.training import named_state, optimizer, zero
 from engine.training.head import Head
 from engine.training.learner import Annotations, Learner, MicroBatches
 from engine.training.optimizer import Schedule
@@ -141,8 +141,8 @@ def deepspeed(
     tower_optimizer = zero.wrap(towers, stage.optimizer, machine, world, PAIRS // world.size)
     learner = make_learner(tower_optimizer, stage, world, name, micro)
     outcome = learner.learn(batch(stage.objective.views, world), 0)
-    with zero.full_weights(tower_optimizer.engine, machine):
-        out = {key: value.detach().clone() for key, value in towers.named_parameters()}
+    whole = named_state.weights(tower_optimizer, named_state.on_first_rank(tower_optimizer, world), world)
+    out = {f"clip.{key}": whole[key].clone() for key, _ in towers.clip.named_parameters() if key in whole}
     out |= {key: value.detach().clone() for key, value in learner.head.parameters.items()} | statistics(towers)
     tower_optimizer.engine.destroy()
     return {"loss": outcome.terms["loss"], **out}

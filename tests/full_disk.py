@@ -3,23 +3,24 @@
 import errno
 import sys
 from pathlib import Path
-from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+import torch
+
 from engine import run
-from engine.training import named_state
+from engine.training import checkpoint
 
-write, left = named_state.save, int(sys.argv[1])
+write, left = checkpoint.write_file, int(sys.argv[1])
 
 
-def save(engine: Any, folder: Path, tag: str) -> None:
+def write_file(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     global left
-    left -= 1
+    left -= path.name.startswith("weights")
     if not left:
         raise OSError(errno.ENOSPC, "No space left on device")
-    write(engine, folder, tag)
+    write(path, tensors)
 
 
-named_state.save = save
+checkpoint.write_file = write_file
 sys.exit(run.main(sys.argv[2:]))

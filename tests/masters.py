@@ -22,7 +22,7 @@ from engine.distributed.world import World, destroy_distributed, init_distribute
 from engine.models import clip
 from engine.models.towers import Towers
 from engine.training import named_state, zero
-from engine.training.init_weights import distance, split
+from engine.training.init_weights import distance
 from engine.training.learner import Learner
 
 MODELS = ("test-vit", "test-resnet")
@@ -59,34 +59,36 @@ def gradients(name: str, world: World) -> dict[str, torch.Tensor]:
     return {"loss": loss, **{key: p.grad for key, p in towers.clip.named_parameters() if p.grad is not None}}
 
 
-def copies(of: Learner, machine: Machine) -> dict[str, torch.Tensor]:
-    with zero.full_weights(of.tower_optimizer.engine, machine):
-        exported = clip.weights(of.tower_optimizer.towers, of.head.parameters)
-        masters = dict(of.tower_optimizer.towers.clip.named_parameters())
-        assert all(exported[name].dtype == p.dtype == torch.float32 for name, p in masters.items())
-        return {name: p.detach().clone() for name, p in masters.items()}
+def copies(of: Learner, world: World) -> dict[str, torch.Tensor]:
+    """The masters, as a run exports them; on the first rank."""
+    towers = of.tower_optimizer
+    exported = named_state.weights(towers, named_state.on_first_rank(towers, world), world)
+    masters = {name: exported[name].clone() for name, _ in towers.towers.clip.named_parameters() if name in exported}
+    assert {value.dtype for value in masters.values()} <= {torch.float32}
+    return masters
 
 
 def first_update(name: str, machine: Machine, world: World) -> dict[str, torch.Tensor]:
     """The masters after a step, how far they were from the start before it, and the moments."""
     before = {key: p.detach().clone() for key, p in build(name, 1).clip.named_parameters()}
     of, _ = learner(name, PLAIN, machine, world)
-    moved = torch.tensor(distance(copies(of, machine), before))
+    exported = copies(of, world)
+    moved = torch.tensor(distance(exported, before) if world.first else 0.0)
     loss = of.learn(batch((1, 1), world), 0).terms["loss"]
-    after = copies(of, machine)
-    out = {"loss": loss, "distance": moved, **after, **named_state.moments(of.tower_optimizer)}
+    after = copies(of, world)
+    out = {"loss": loss, "distance": moved, **after, **named_state.inheritable(of.tower_optimizer, world)}
     of.tower_optimizer.engine.destroy()
     return out
 
 
 def inherited_and_clipped(name: str, machine: Machine, world: World) -> dict[str, torch.Tensor]:
     """The masters after a step with moments from before and a gradient whose norm stands out."""
-    of, towers = learner(name, ZCLIP, machine, world)
-    named_state.set_moments(of.tower_optimizer, split(moments(name), dict(towers.clip.named_parameters())), float(STEPS))
+    of, _ = learner(name, ZCLIP, machine, world)
+    named_state.inherit(of.tower_optimizer, {**moments(name), "steps": torch.tensor(float(STEPS))}, world)
     assert of.tower_optimizer.zclip is not None
     of.tower_optimizer.zclip.state.copy_(torch.tensor(SEEN))
     of.learn(batch((1, 1), world), 0)
-    out = {"zclip": of.tower_optimizer.zclip.state.clone(), **copies(of, machine)}
+    out = {"zclip": of.tower_optimizer.zclip.state.clone(), **copies(of, world)}
     of.tower_optimizer.engine.destroy()
     return out
 

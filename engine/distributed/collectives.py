@@ -133,6 +133,12 @@ def all_reduce_sum_(tensors: list[torch.Tensor]) -> None:
         work.wait()
 
 
+def reduce_sum_(tensor: torch.Tensor, rank: int) -> None:
+    """Replaces the tensor on one rank by its sum over ranks; what the others have in theirs afterwards is undefined."""
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.reduce(tensor, rank)
+
+
 def all_reduce_sum(numbers: list[int]) -> list[int]:
     """Each number summed over ranks."""
     if not dist.is_initialized() or dist.get_world_size() == 1:

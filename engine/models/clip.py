@@ -7,7 +7,7 @@ expects it.
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from hashlib import sha256
@@ -114,11 +114,12 @@ def on_meta(name: str) -> Towers:
 
 def weights(towers: Towers, learned: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """open_clip's state dict: the towers, and the scale and the bias (if one is learned) as float32 scalars."""
-    state = {key: value.detach().cpu().contiguous() for key, value in towers.clip.state_dict().items()}
-    for ours, theirs in SCALARS.items():
-        if ours in learned:
-            state[theirs] = learned[ours].detach().float().cpu().reshape(())
-    return state
+    return {key: value.detach().cpu().contiguous() for key, value in towers.clip.state_dict().items()} | scalars(learned)
+
+
+def scalars(learned: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The scale and the bias by open_clip's names, those that are learned, as float32 scalars."""
+    return {theirs: learned[ours].detach().float().cpu().reshape(()) for ours, theirs in SCALARS.items() if ours in learned}
 
 
 def load_weights(towers: Towers, path: Path) -> dict[str, torch.Tensor]:

@@ -18,7 +18,7 @@ from engine.models.towers import Towers
 from engine.models.transforms.registry import build as build_transform
 from engine.training import checkpoint, named_state, zero
 from engine.training.head import Head
-from engine.training.init_weights import STEPS, load_start, moments_of, path_of, published_decay, split
+from engine.training.init_weights import load_start, moments_of, path_of, published_decay
 from engine.training.inputs import RunInputs
 from engine.training.learner import Annotations, Learner, MicroBatches
 from engine.training.loss_core import LossCore, loss_core
@@ -92,8 +92,7 @@ def _learner(  # noqa: PLR0913  (what `build` has made)
     width = clip.model_config(run.spec.model.name)["embed_dim"]
     head = Head.build(stage, width, scalars, derive_seed(run.spec.seed, "head"), world.device)
     if moments:
-        names = dict(tower_optimizer.towers.clip.named_parameters())
-        named_state.set_moments(tower_optimizer, split(moments, names), float(moments[STEPS]))
+        named_state.inherit(tower_optimizer, moments, world)
         head.set_moments(moments)
     frozen, core = others
     return Learner(

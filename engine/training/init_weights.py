@@ -5,7 +5,7 @@ refused, whatever it is.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from engine.training.optimizer import decays
 from records.card import Card
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # as torch's and DeepSpeed's AdamW name them
+STEP = "step"  # the same of one parameter's steps
 STEPS = "steps"  # in a file of moments
 BESIDE = "optimizer.safetensors"  # beside a run's weights: its moments
 FACTS = ("input_resolution", "context_length", "vocab_size")  # numbers that OpenAI's files keep among the weights
@@ -170,8 +171,3 @@ def _published(content: dict[str, Any], path: Path) -> tuple[dict[str, torch.Ten
     if not fits:
         raise UserError(f"the moments in {path} don't fit its weights in the published order; use optimizer.state: fresh")
     return out, max(float(group["weight_decay"]) for group in groups)
-
-
-def split(moments: dict[str, torch.Tensor], names: Iterable[str]) -> dict[str, dict[str, torch.Tensor]]:
-    """The moments by weight, for those of the names that have any."""
-    return {name: {key: moments[f"{name}/{key}"] for key in MOMENTS} for name in names if f"{name}/{MOMENTS[0]}" in moments}

@@ -62,6 +62,7 @@ def train(
         if step % epoch_steps == 0:
             run.begin_epoch(step // epoch_steps + 1)
         heartbeat()
+        run.seed(step)
         window.steps.append(Step(step, run.learner.learn(batch, step), batch.keys, int(batch.poisoned.sum())))
         window.skipped.extend(batch.skipped)
         del batch

@@ -19,7 +19,7 @@ from data.sheet import pairs_grid, small_grid
 from engine.distributed import collectives
 from engine.distributed.world import World
 from engine.models import clip
-from engine.training import checkpoint, named_state, zero
+from engine.training import checkpoint, named_state
 from engine.training.build import BuildFacts
 from engine.training.init_weights import BESIDE
 from engine.training.inputs import RunInputs
@@ -133,10 +133,11 @@ def finish(run: RunState) -> None:
     """Writes the weights, then finished.json, then removes the checkpoints."""
     inputs, learner = run.inputs, run.learner
     average_running_stats(run.engine)
-    with zero.full_weights(run.engine, inputs.run.spec.machine):
-        state = clip.weights(run.engine.module, learner.head.parameters) if run.world.first else {}
+    towers, world = learner.tower_optimizer, run.world
+    state = named_state.weights(towers, named_state.on_first_rank(towers, world), world)
+    state |= clip.scalars(learner.head.parameters)
     # whoever cleans this model may want to inherit them
-    moments = named_state.moments(learner.tower_optimizer) if inputs.run.stage == "pretrain" else {}
+    moments = named_state.inheritable(towers, world) if inputs.run.stage == "pretrain" else {}
     if moments:
         moments |= learner.head.moments()
     usage = run.usage.total()
@@ -152,14 +153,12 @@ def _write_weights(
     journal: Journal,
     usage: dict[str, float],
 ) -> None:
-    from safetensors.torch import save_file
-
     fresh, final = inputs.folder / ".weights.safetensors", inputs.folder / "weights.safetensors"
     with checkpoint.disk(inputs.folder):
         if moments:
-            save_file(moments, fresh)
+            checkpoint.write_file(fresh, moments)
             fresh.rename(inputs.folder / BESIDE)
-        save_file({name: value.float() if value.is_floating_point() else value for name, value in state.items()}, fresh)
+        checkpoint.write_file(fresh, state)
         fresh.rename(final)
     measures = [row for row in read_rows(inputs.folder / FILE) if isinstance(row, MeasureRow)]
     numbers = measures[-1].numbers() if measures else {}

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from engine.distributed import collectives
 from engine.distributed.world import World
 from engine.evaluation.encode import SCALE, Encoder
 from engine.evaluation.evaluate import EvalCosts, evaluate
-from engine.training import checkpoint, named_state, zero
+from engine.training import checkpoint, learner_state, named_state
 from engine.training.bad_samples import BadSamples
 from engine.training.init_weights import distance
 from engine.training.inputs import RunInputs, clusterer
@@ -22,6 +21,7 @@ from engine.training.journal import Journal
 from engine.training.kmeans import clustered
 from engine.training.learner import Learner
 from engine.training.usage import UsageMeter
+from records.manifest import Manifest
 
 
 @dataclass(frozen=True)
@@ -36,19 +36,17 @@ class Position:
 def restore(inputs: RunInputs, learner: Learner, world: World) -> Position:
     """Loads the newest checkpoint, if there is one, into the learner; where the run goes on. UserError if it can't go on
     from there."""
-    folder = inputs.folder / "checkpoints"
-    newest = checkpoint.newest(folder, world, inputs.run.spec.machine.zero)
+    newest = checkpoint.newest(inputs.folder / "checkpoints")
     if newest is None:
         return Position(0, 0, {})
-    path, saved = newest
-    if saved["data"] != inputs.pairs.index.digest:
+    path, manifest = newest
+    if manifest.data != inputs.pairs.index.digest:
         raise UserError(
             f"{path} was trained on other pairs than the shards hold now; "
             f"put the shards back, or delete {path.parent.parent}"
         )
-    named_state.load(learner.tower_optimizer.engine, path.parent, path.name)
-    learner.restore(checkpoint.own_state(path, world.rank))
-    return Position(saved["step"], saved["journal"], saved.get("spent", {}))
+    learner_state.restore(learner, path, world)
+    return Position(manifest.step, manifest.journal, manifest.spent)
 
 
 @dataclass
@@ -68,6 +66,11 @@ class RunState:
     def engine(self) -> Any:
         """DeepSpeed's, around the towers."""
         return self.learner.tower_optimizer.engine
+
+    def seed(self, step: int) -> None:
+        """Seeds torch's generators by the step and the rank. What a model draws by itself, as dropout does, then does not
+        depend on what was drawn before, and no checkpoint need keep a random state."""
+        torch.manual_seed(derive_seed(self.inputs.run.spec.seed, "step", step, self.world.rank))
 
     def begin_epoch(self, epoch: int) -> None:
         """What an epoch (from 1) needs before its first step: new clusters and a fresh head, for deep clustering without a
@@ -97,25 +100,25 @@ class RunState:
         parameters; on the first rank, whose journal it is for."""
         if self.inputs.run.stage != "clean":
             return {}
-        with zero.full_weights(self.engine, self.inputs.run.spec.machine):
-            if not self.world.first:
-                return {}
-            return {"distance": distance(dict(self.engine.module.clip.named_parameters()), self.start_weights)}
+        towers = self.learner.tower_optimizer
+        weights = named_state.weights(towers, named_state.on_first_rank(towers, self.world), self.world)
+        return {"distance": distance(weights, self.start_weights)} if self.world.first else {}
 
     def save(self, step: int) -> None:
         """Commits a checkpoint."""
-        folder = self.inputs.folder / "checkpoints"
         average_running_stats(self.engine)
-        facts = {
-            "journal": self.journal.committed_bytes(),
-            "data": self.inputs.pairs.index.digest,
-            "zero": self.inputs.run.spec.machine.zero,
-            "spec": self.inputs.run.decides,
-            "versions": self.versions,
-            "spent": self.usage.total(),
-        }
-        write = partial(named_state.save, self.engine, folder)
-        checkpoint.save(folder, step, facts, self.learner.state(), self.world, write)
+        manifest = Manifest(
+            step=step,
+            journal=self.journal.committed_bytes(),
+            data=self.inputs.pairs.index.digest,
+            zero=self.inputs.run.spec.machine.zero,
+            world=self.world.size,
+            spec=self.inputs.run.decides,
+            versions=dict(self.versions),
+            spent=dict(self.usage.total()),
+        )
+        files = learner_state.share(self.learner, self.world)
+        checkpoint.save(self.inputs.folder / "checkpoints", manifest, files)
 
 
 def average_running_stats(engine: Any) -> None:

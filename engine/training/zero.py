@@ -18,28 +18,21 @@ from engine.distributed.world import World
 from engine.models.towers import Towers
 from engine.training import optimizer
 
-ALLOWED = ("LossScaler", "ZeroStageEnum", "fragment_address")  # the classes that a checkpoint of DeepSpeed holds
-
 
 def prepare() -> None:
-    """Imports DeepSpeed so that it loads no pickled code, compiles nothing at the first start and keeps quiet."""
-    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    """Imports DeepSpeed so that it compiles nothing at the first start and keeps quiet."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of its own use of deprecated names
         import deepspeed
         import deepspeed.ops
-        from deepspeed.runtime.fp16.loss_scaler import LossScaler
-        from deepspeed.runtime.zero.config import ZeroStageEnum
-        from deepspeed.utils.tensor_fragment import fragment_address
     if not torch.cuda.is_available():
         # it would build a shared-memory op for minutes, and a process killed meanwhile leaves a lock for ever; on a GPU it
         # builds none, and this table would probe every op for a compiler
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     for name in ("DeepSpeed", "deepspeed"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    torch.serialization.add_safe_globals([LossScaler, ZeroStageEnum, fragment_address])
 
 
 def precision(machine: Machine, device: torch.device) -> str:
@@ -147,10 +140,3 @@ def _clip(engine: Any, clip: optimizer.ZClip) -> None:
     grads = [p.grad for p in engine.module.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(grads)
     torch.nn.utils.clip_grads_with_norm_(engine.module.parameters(), clip.limit(float(norm)) + 1e-6, norm)
-
-
-def full_weights(engine: Any, machine: Machine) -> Any:
-    """A context in which the towers' parameters are whole on every rank, also at stage 3."""
-    import deepspeed
-
-    return deepspeed.zero.GatheredParameters(list(engine.module.parameters()), enabled=machine.zero == 3)

@@ -1,0 +1,31 @@
+"""manifest.json: what a checkpoint holds, and what it must match before a run goes on from it."""
+
+from typing import Annotated, Any, ClassVar, Final, Literal
+
+from pydantic import ConfigDict, Field
+
+from records.folder import RecordFile
+
+FORMAT: Final = 2  # 1: DeepSpeed's own files, which only as many processes as wrote them could load
+
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+Bytes = Annotated[int, Field(ge=0)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Manifest(RecordFile):
+    """Written last, when every file is on disk: a folder without it is no checkpoint. `zero` and `world` tell who wrote it;
+    any other number of processes may load it at any other ZeRO stage."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+    FILE: ClassVar[str] = "manifest.json"
+    format: Literal[2] = FORMAT
+    step: int = Field(ge=0)
+    journal: int = Field(ge=0)  # bytes of metrics.jsonl that belong to it
+    data: str  # the digest of the pairs
+    zero: int = Field(ge=0, le=3)
+    world: int = Field(ge=1)  # processes
+    spec: dict[str, Any]
+    versions: dict[str, str]
+    spent: dict[str, float]  # seconds and joules
+    files: dict[FileName, tuple[Bytes, Sha256]] = Field(default_factory=dict)
