@@ -1,14 +1,22 @@
-"""Memory and CPU time of a loss and its gradient: python benchmarks/loss.py.
+"""Memory and time of a loss and its gradient: python benchmarks/loss.py [--device cuda | cpu] [--rows 16384,32768,65536].
 
-Against open_clip's ClipLoss (its release), its chunked SigLipLoss and SLIP's SimCLR loss (their repositories), and CyCLIP's
-formula as printed. The same unit rows, float32, two threads.
+Without words: against open_clip's ClipLoss (its release), its chunked SigLipLoss and SLIP's SimCLR loss (their
+repositories), and CyCLIP's formula as printed. The same unit rows, float32, two threads, CPU seconds.
+
+On a device: MMCL by each core that works there beside open_clip's ClipLoss, of bfloat16 and of float32 rows, in this
+process: milliseconds between two events, the median after a warm-up, and the device's peak beyond what was there before. On
+cuda the results are kept; --device cpu tries the same lines with plain torch, prints, and keeps nothing.
 """
 
+import argparse
 import json
 import sys
 import time
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
@@ -34,7 +42,7 @@ def measure(kind: str, side: str, rows: int) -> dict[str, float]:
     left = F.normalize(torch.randn(rows, D), dim=-1).requires_grad_()
     right = F.normalize(torch.randn(rows, D) + 6 * left.detach(), dim=-1).detach().requires_grad_()
     scale, bias = torch.tensor(14.3, requires_grad=True), torch.tensor(-10.0, requires_grad=True)
-    exchange, ids = Exchange(SINGLE_RANK), torch.arange(rows)
+    exchange = Exchange(SINGLE_RANK)
     loss = None
     if side == "theirs" and kind == "clip":
         from open_clip.loss import ClipLoss
@@ -56,7 +64,9 @@ def measure(kind: str, side: str, rows: int) -> dict[str, float]:
     if side == "ours":
         value = {
             "clip": lambda: sum(infonce(left, right, scale, exchange)) / 2,
-            "siglip": lambda: sigmoid_sum(left, right, scale, bias, ids, ids) / rows,
+            "siglip": lambda: (
+                sigmoid_sum(left, right, scale, bias, exchange.core, exchange.places(rows, left.device)) / rows
+            ),
             "slip": lambda: simclr(left, right, torch.tensor(10.0), exchange),
             "cyclip": lambda: sum(cyclic(left, right, exchange)),
         }[kind]()
@@ -82,6 +92,99 @@ CASES = {  # name: (kind, rows, peer, commit, target of memory)
 }
 
 
+def device_steps(left: Any, right: Any, scale: Any) -> dict[str, Callable[[], Any]]:
+    """MMCL of these rows by ClipLoss and by each of our cores that works here; on a CPU plain torch alone."""
+    from open_clip.loss import ClipLoss
+
+    from objectives import choice
+    from objectives.exchange import SINGLE_RANK, Exchange
+    from objectives.infonce import infonce
+
+    def ours(name: str) -> Callable[[], Any]:
+        return lambda: sum(infonce(left, right, scale, Exchange(SINGLE_RANK, choice.core_of(name)))) / 2
+
+    names = choice.NAMES if left.is_cuda else ("torch",)
+    faults = {name: choice.fault(name, left.device, left.dtype, left.shape[1]) for name in names}
+    for name, fault in faults.items():
+        if fault:
+            print(f"{name} does not work here: {fault}", flush=True)
+    return {"theirs": lambda: ClipLoss()(left, right, scale)} | {n: ours(n) for n, fault in faults.items() if fault is None}
+
+
+def device_cost(step: Callable[[], Any], leaves: list[Any], rounds: int) -> dict[str, float] | None:
+    """Milliseconds and MB of a loss and its gradient, and its value; None if the device's memory is too small."""
+    import torch
+
+    cuda, times, value = leaves[0].is_cuda, [], 0.0
+    try:
+        for number in range(rounds + 2):
+            for leaf in leaves:
+                leaf.grad = None
+            if number == 2 and cuda:
+                torch.cuda.synchronize()
+                torch.cuda.reset_peak_memory_stats()
+                before = torch.cuda.memory_allocated()
+            peak = None if cuda else Peak()
+            began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2)) if cuda else (None, None)
+            clock = time.perf_counter()
+            if cuda:
+                began.record()
+            loss = step()
+            loss.backward()
+            if cuda:
+                ended.record()
+                torch.cuda.synchronize()
+            times.append(began.elapsed_time(ended) if cuda else 1e3 * (time.perf_counter() - clock))
+            value = loss.item()
+            del loss
+    except torch.OutOfMemoryError:
+        return None
+    finally:
+        for leaf in leaves:
+            leaf.grad = None
+        if cuda:
+            torch.cuda.empty_cache()
+    mb = (torch.cuda.max_memory_allocated() - before) / 2**20 if cuda else peak.rise()
+    return {"ms": median(times[2:]), "mb": mb, "value": value}
+
+
+def device_main(device: str, rows: list[int], rounds: int) -> None:
+    """Every number of rows, both types; on cuda one result for time and one for memory, ours by the fastest core."""
+    import torch
+    import torch.nn.functional as F
+
+    for count in rows:
+        for dtype in (torch.bfloat16, torch.float32):
+            draw = torch.Generator().manual_seed(0)
+            left, right = (F.normalize(torch.randn(count, D, generator=draw), dim=-1) for _ in range(2))
+            right = F.normalize(right + left, dim=-1)
+            leaves = [part.to(device, dtype).requires_grad_() for part in (left, right)]
+            leaves.append(torch.tensor(14.3, device=device, requires_grad=True))
+            costs = {name: device_cost(step, leaves, rounds) for name, step in device_steps(*leaves).items()}
+            kind = f"{count // 1024}k_{str(dtype)[6:]}" if count >= 1024 else f"{count}_{str(dtype)[6:]}"
+            print(f"loss_{kind}", json.dumps(costs), flush=True)
+            theirs, mine = costs.pop("theirs"), {name: cost for name, cost in costs.items() if cost}
+            close = 2e-2 if dtype == torch.bfloat16 else 2e-4  # ClipLoss rounds its logits
+            for name, cost in mine.items():
+                assert theirs is None or abs(cost["value"] - theirs["value"]) <= close * max(1.0, theirs["value"]), (
+                    kind,
+                    name,
+                    costs,
+                )
+            if device == "cpu" or not mine:
+                continue
+            best = min(mine, key=lambda name: mine[name]["ms"])
+            more: dict[str, Any] = {"rows": count, "width": D, "dtype": str(dtype), "core": best, "cores": mine}
+            for what, unit, target in (("ms", "ms", 2.0), ("mb", "MB", 100.0)):
+                name = f"gpu_loss_{kind}_{'time' if what == 'ms' else 'memory'}"
+                if theirs is None:  # nothing to divide by: what it would have needed is more than the device has
+                    print(f"{name}: ours {mine[best][what]:.1f} {unit}, ClipLoss: out of memory", flush=True)
+                    continue
+                aim = target if count == 65536 else 1.0
+                release = f"release {version('open_clip_torch')}"
+                write(name, "open_clip ClipLoss", release, [(mine[best][what], theirs[what])], aim, unit, **more)
+
+
 def main() -> None:
     """Measures all of them, each side in a fresh process in turn."""
     for name, (kind, rows, peer, commit, target) in CASES.items():
@@ -94,7 +197,14 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
+    if sys.argv[1:2] and sys.argv[1].startswith("-"):
+        parser = argparse.ArgumentParser(description=__doc__)
+        parser.add_argument("--device", choices=("cpu", "cuda"), required=True)
+        parser.add_argument("--rows", default="16384,32768,65536", help="numbers of rows, with commas between")
+        parser.add_argument("--rounds", type=int, default=10)
+        words = parser.parse_args()
+        device_main(words.device, [int(count) for count in words.rows.split(",")], words.rounds)
+    elif len(sys.argv) > 1:
         print(json.dumps(measure(sys.argv[1], sys.argv[2], int(sys.argv[3]))))
     else:
         main()

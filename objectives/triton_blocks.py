@@ -37,10 +37,26 @@ class Shape(NamedTuple):
     stages: int
 
 
-# 64 float32 sums a thread beside as many exponentials, two programs an SM (96 KB of operands each) on an H100
-NARROW = Shape(128, 128, 64, 8, 3)  # bfloat16 rows
-WIDE = Shape(128, 128, 32, 8, 3)  # float32 rows by TF32
-EXACT = Shape(64, 64, 32, 4, 3)  # float32 rows without tensor cores
+class Shapes(NamedTuple):
+    """How each kernel is launched."""
+
+    statistics: Shape
+    slope: Shape
+    sigmoid: Shape
+
+
+# On an H100 no register is spilled (tests/test_tiles.py compiles them for one), and two or three programs share a processor
+# where 8 steps through D = 512 in bfloat16 take no longer than the exponentials after them, so that one's hide the other's.
+NARROW = Shapes(Shape(128, 128, 64, 8, 3), Shape(64, 128, 64, 4, 3), Shape(64, 64, 64, 4, 3))  # bfloat16 rows
+TF32 = Shapes(Shape(128, 128, 32, 8, 3), Shape(128, 128, 32, 8, 3), Shape(64, 64, 32, 4, 3))
+EXACT = Shapes(*[Shape(64, 64, 32, 4, 3)] * 3)  # float32 rows without tensor cores
+
+
+class How(NamedTuple):
+    """Of float32 products: `ieee` or `tf32x3`; the kernels' shapes, by default what suits the rows."""
+
+    precision: str
+    shapes: Shapes | None
 
 
 @triton.jit
@@ -158,18 +174,19 @@ def _sigmoid_kernel(  # noqa: PLR0913  (a kernel takes everything one by one)
 
 
 def _launch(  # noqa: PLR0913  (what all kernels take, and what one does)
-    kernel: Any, block: Block, precision: str, given: Shape | None, inputs: tuple[Any, ...], outputs: Callable[[int, int], T]
+    kernel: Any, which: int, block: Block, how: How, inputs: tuple[Any, ...], outputs: Callable[[int, int], T]
 ) -> T:
     """What `outputs(block rows, block columns)` made, filled by the kernel."""
     left, right = (rows if rows.stride(1) == 1 else rows.contiguous() for rows in block[:2])
     (m, width), n, narrow = left.shape, len(right), left.dtype == torch.bfloat16
-    shape = given or (NARROW if narrow else EXACT if precision == "ieee" else WIDE)
+    precision, shapes = how
+    shape = (shapes or (NARROW if narrow else EXACT if precision == "ieee" else TF32))[which]
     down, across = triton.cdiv(m, shape.rows), triton.cdiv(n, shape.columns)
     made = outputs(down, across)
     kernel[(down * across,)](
         left, right, *inputs, *made, m, n, left.stride(0), right.stride(0), D=width, ROWS=shape.rows,
         COLUMNS=shape.columns, STEP=shape.step, PRECISION="ieee" if narrow else precision, WIDEN=INTERPRETED,
-        num_warps=shape.warps, num_stages=shape.stages,
+        num_warps=shape.warps, num_stages=shape.stages, enable_fp_fusion=True,
     )  # fmt: skip
     return made
 
@@ -178,7 +195,7 @@ def _bytes(counts: torch.Tensor | None) -> torch.Tensor | None:
     return None if counts is None else counts.view(torch.uint8)
 
 
-def _statistics(precision: str, shape: Shape | None, block: Block, columns_too: bool) -> tuple[torch.Tensor, torch.Tensor]:
+def _statistics(how: How, block: Block, columns_too: bool) -> tuple[torch.Tensor, torch.Tensor]:
     (m, _), n = block.left.shape, len(block.right)
 
     def outputs(down: int, across: int) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -187,28 +204,26 @@ def _statistics(precision: str, shape: Shape | None, block: Block, columns_too: 
 
     counts = (_bytes(block.left_counts), _bytes(block.right_counts))
     inputs = (block.scale, block.left_ids, block.right_ids, *counts)
-    rows, columns = _launch(_statistics_kernel, block, precision, shape, inputs, outputs)
+    rows, columns = _launch(_statistics_kernel, 0, block, how, inputs, outputs)
     row = rows.logsumexp(0)
     return row, row if columns is None else columns.logsumexp(0)
 
 
-def _slope(precision: str, shape: Shape | None, block: Block, sums: Sums) -> torch.Tensor:
+def _slope(how: How, block: Block, sums: Sums) -> torch.Tensor:
     dense = [None if values is None else values.contiguous() for values in sums[:5]]
     counts = (_bytes(block.left_counts), _bytes(block.right_counts))
     inputs = (block.scale, block.left_ids, block.right_ids, *counts, *dense, sums.shift)
     slope: torch.Tensor
-    (slope,) = _launch(_slope_kernel, block, precision, shape, inputs, lambda *_: (_slopes(block),))
+    (slope,) = _launch(_slope_kernel, 1, block, how, inputs, lambda *_: (_slopes(block),))
     return slope
 
 
-def _sigmoid(
-    precision: str, shape: Shape | None, block: Block, bias: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _sigmoid(how: How, block: Block, bias: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     def outputs(down: int, across: int) -> tuple[torch.Tensor, torch.Tensor]:
         return block.left.new_empty(down * across, 2, dtype=torch.float32), _slopes(block)
 
     inputs = (block.scale, bias, block.left_ids, block.right_ids)
-    sums, slope = _launch(_sigmoid_kernel, block, precision, shape, inputs, outputs)
+    sums, slope = _launch(_sigmoid_kernel, 2, block, how, inputs, outputs)
     loss, on_bias = sums.sum(0).unbind()
     return loss, on_bias, slope
 
@@ -217,8 +232,7 @@ def _slopes(block: Block) -> torch.Tensor:
     return block.left.new_empty(len(block.left), len(block.right))
 
 
-def core(precision: str = "ieee", shape: Shape | None = None) -> Core:
-    """The core `triton`, or `triton.tf32x3` by that precision of float32 products; `shape` for all kernels alike."""
-    name = "triton" if precision == "ieee" else f"triton.{precision}"
-    how = (precision, shape)
-    return Core(name, partial(_statistics, *how), partial(_slope, *how), partial(_sigmoid, *how))
+def core(precision: str = "ieee", shapes: Shapes | None = None) -> Core:
+    """The core `triton`, or `triton.tf32x3` by that precision of float32 products."""
+    name, how = "triton" if precision == "ieee" else f"triton.{precision}", How(precision, shapes)
+    return Core(name, partial(_statistics, how), partial(_slope, how), partial(_sigmoid, how))

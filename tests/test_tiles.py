@@ -38,6 +38,21 @@ def test_triton_gives_the_float64_formula_for_every_objective() -> None:
     assert {case: worst for case, worst in differences.items() if worst > (7e-3 if "bfloat16" in case else 2e-5)} == {}
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs triton, which is a part of torch on Linux")
+def test_kernels_compile_for_an_h100_and_spill_no_register() -> None:
+    """By Triton's own compiler and assembler, which need no GPU; bfloat16 rows on its tensor cores."""
+    done = forked.run([sys.executable, str(forked.ROOT / "tests" / "triton_registers.py")], 200)
+    assert done.returncode == 0, done.stderr[-2000:]
+    kernels = json.loads(done.stdout)
+    assert len(kernels) == 15
+    assert {name: kernel["spilled"] for name, kernel in kernels.items() if kernel["spilled"]} == {}
+    assert all(kernel["tensor_cores"] for name, kernel in kernels.items() if "ieee" not in name)
+    assert all(kernel["shared"] * kernel["programs"] <= 227 << 10 for kernel in kernels.values())
+    wanted = {"_statistics_kernel bf16 plain": 2, "_slope_kernel bf16 plain": 3}
+    assert {name: kernels[name]["programs"] for name in wanted} == wanted
+
+
 def gradients(core: Core, dtype: torch.dtype, layout: Layout, *rows: torch.Tensor) -> list[torch.Tensor]:
     given = [part.detach().to(dtype).requires_grad_() for part in rows]
     row, column, own = log_sum_exps(given[0], given[1], torch.tensor(100.0), core, layout)

@@ -28,7 +28,8 @@ from objectives.contract import Features, ObjectiveSection
 from objectives.exchange import SINGLE_RANK, Exchange
 from objectives.tiles import WHOLE, Core, Layout, Own, log_sum_exps, sigmoid_sum
 
-TRITON = triton_blocks.core(shape=triton_blocks.Shape(rows=16, columns=32, step=16, warps=1, stages=1))
+SMALL = triton_blocks.Shape(rows=16, columns=32, step=16, warps=1, stages=1)
+TRITON = triton_blocks.core(shapes=triton_blocks.Shapes(SMALL, SMALL, SMALL))
 
 
 def difference(ours: list[torch.Tensor], plain: list[torch.Tensor]) -> float:
