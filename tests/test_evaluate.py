@@ -1,8 +1,10 @@
 """Evaluation is shared over ranks and counts every picture once."""
 
+import os
 import shutil
 import threading
 from collections.abc import Callable
+from multiprocessing import active_children
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,13 +15,15 @@ from ranks import play
 from configs import plan
 from configs.spec import Spec, load
 from data.labelled import Labelled
+from data.loader import Workers
 from data.refusal import UserError
 from data.synthetic import SyntheticWorld, write_world
 from engine.distributed.world import World
-from engine.evaluation import encode, evaluate
+from engine.evaluation import encode, evaluate, feed, kept
 from engine.evaluation import sets as eval_sets_module
 from engine.evaluation.encode import Encoder
 from engine.evaluation.sets import eval_sets
+from engine.evaluation.texts import TextRows
 from engine.models import clip
 from engine.models.tokenizer import Tokenizer
 from engine.models.towers import Towers
@@ -64,9 +68,11 @@ def test_numbers_do_not_depend_on_the_batch_and_the_mode_is_kept(spec: Path, mon
     whole = evaluate.evaluate(Encoder(towers, tokenize, alone(0, 1), 256), sets)
     assert evaluate.evaluate(Encoder(towers, tokenize, alone(0, 1), 7), sets) == whole
     assert towers.training
-    monkeypatch.setattr(eval_sets_module, "KEEP", 0)  # too many pictures to keep: decoded each time
+    assert sets[0].kept is not None
+    assert sets[0].kept.filled == 64
+    monkeypatch.setattr(kept, "KEEP", 0)  # too many pictures to keep: decoded each time
     again = eval_sets(loaded, alone(0, 1))
-    assert again[0].decoded is None
+    assert again[0].kept is None
     assert evaluate.evaluate(Encoder(towers, tokenize, alone(0, 1), 256), again) == whole
     assert whole[0]["images"] == "tiny"
     assert set(whole[0]) == {"images", "answers"} | ACCURACY | SUCCESS
@@ -221,13 +227,14 @@ def probing(spec: Path, others: Path, *more: str) -> Spec:
 
 
 class Counted:
-    """Towers that count the pictures they are given."""
+    """Towers that count the pictures and texts that they are given."""
 
     def __init__(self, towers: Towers) -> None:
-        self.towers, self.training, self.seen = towers, False, 0
+        self.towers, self.training, self.seen, self.texts = towers, False, 0, 0
 
     def __call__(self, images: torch.Tensor | None, *more: Any) -> Any:
         self.seen += 0 if images is None else len(images)
+        self.texts += 0 if more[0] is None else len(more[0])
         return self.towers(images, *more)
 
     def eval(self) -> None:
@@ -285,3 +292,84 @@ def test_a_training_set_of_other_classes_is_refused(spec: Path, others: Path, tm
         assert words in str(caught.value)
     with pytest.raises(UserError, match="measure.train is 'moor', but data.test names tiny, more; name one of them"):
         probing(spec, others, "measure=[{kind: linear_probe, images: tiny, train: moor}]")
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 1 << 30])
+def test_workers_and_a_thread_give_the_numbers_of_pictures_decoded_in_one_go(
+    spec: Path, monkeypatch: pytest.MonkeyPatch, kept_bytes: int
+) -> None:
+    """At any batch, kept or not, first and later; 64 pictures and their triggered forms are seen each time, once each."""
+    loaded, tokenize, built = load(spec).spec, Tokenizer("test-vit"), clip.build("test-vit", 0).eval()
+    one = eval_sets(loaded, alone(0, 1))[0]
+    clean, marked = one.pictures(list(range(64)))
+    monkeypatch.setattr(kept, "KEEP", kept_bytes)
+    expected = None
+    for number in (0, 1, 2):
+        sets = eval_sets(loaded, alone(0, 1))
+        for batch in (10, 64):
+            got = list(feed.fed(sets[0], batch, Workers(number)))
+            assert torch.equal(torch.cat([versions[0] for versions in got]), clean)
+            assert torch.equal(torch.cat([versions[1] for versions in got]), marked[0])
+        towers = Counted(built)
+        for _ in range(2):
+            found = evaluate.evaluate(Encoder(towers, tokenize, alone(0, 1), 10, workers=Workers(number)), sets)
+            expected = expected or found
+            assert found == expected
+        assert towers.seen == 2 * 2 * 64
+    assert not active_children()
+
+
+def test_a_rank_keeps_its_sets_within_one_bound(spec: Path, others: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """64 pictures of 3 x 32 x 32 in two versions, and 96 in one."""
+    wanted = probing(spec, others)
+    for room, expected in (
+        (2**30, (True, True)),
+        (64 * 6144 + 96 * 3072 - 1, (True, False)),
+        (64 * 6144 - 1, (False, True)),
+    ):
+        monkeypatch.setattr(kept, "KEEP", room)
+        assert tuple(one.kept is not None for one in eval_sets(wanted, alone(0, 1))) == expected
+    monkeypatch.setattr(kept, "KEEP", 1 << 60)
+    whole, half = (kept.room(World(0, size, 0, size, torch.device("cpu"))) for size in (1, 2))
+    assert half == whole // 2 < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / kept.SHARE
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_damaged_picture_is_named_whoever_decodes_it(spec: Path, world: Path, tmp_path: Path, workers: int) -> None:
+    shutil.copytree(world / "eval", tmp_path / "eval")
+    wanted = load(spec, [f"data.test.tiny={tmp_path / 'eval'}"]).spec
+    one = eval_sets(wanted, alone(0, 1))
+    path, key, offset, size = one[0].image_set.where[40]
+    with open(path, "r+b") as file:
+        file.seek(offset)
+        file.write(bytes(size))
+    model = Encoder(clip.build("test-vit", 0), Tokenizer("test-vit"), alone(0, 1), 8, workers=Workers(workers))
+    for _ in range(2):
+        with pytest.raises(UserError, match=f"^evaluation picture {key} in .*: undecodable_image; an accuracy can't skip"):
+            evaluate.evaluate(model, one)
+    assert not active_children()
+
+
+def test_each_distinct_text_is_encoded_once_an_evaluation_and_tokenised_once_a_run(spec: Path, others: Path) -> None:
+    """Two sets with the same prompts; in those of one the attack's words, too."""
+    measures = "[{kind: zero_shot, images: more}, {kind: zero_shot, images: tiny}, {kind: attack_success, images: tiny}]"
+    changes = [f"data.test.more={others}", "attack.words={text: zx}", f"measure={measures}"]
+    sets = eval_sets(load(spec, changes).spec, alone(0, 1))
+    labelled = sets[0].image_set
+    assert isinstance(labelled, Labelled)
+    prompts = {template.replace("{c}", name) for name in labelled.classes for template in labelled.templates}
+    tokenised: list[str] = []
+    tokenizer = Tokenizer("test-vit")
+
+    def tokenize(texts: list[str]) -> torch.Tensor:
+        tokenised.extend(texts)
+        return tokenizer(texts)
+
+    towers, tokens = Counted(clip.build("test-vit", 0).eval()), TextRows(tokenize)
+    first = evaluate.evaluate(Encoder(towers, tokens, alone(0, 1), 64), sets)
+    assert towers.texts == 2 * len(prompts)
+    again = evaluate.evaluate(Encoder(towers, tokens, alone(0, 1), 64), sets)
+    assert towers.texts == 4 * len(prompts)
+    assert sorted(tokenised) == sorted({*prompts, *(f"zx {prompt}" for prompt in prompts)})
+    alone_ = [evaluate.evaluate(Encoder(towers, tokenizer, alone(0, 1), 64), [one])[0] for one in sets]
+    assert first == again == alone_

@@ -10,6 +10,8 @@ from pydantic import Field
 from data.seeding import generator
 from data.triggers.contract import REFERENCE, Mark, Square, cast, to_bytes
 
+_REAL = (np.arange(256, dtype=np.float32) / np.float32(255)).astype(np.float64)  # bytes as the published code sees them
+
 
 class Patch(Square):
     """Each channel's mean plus noise in a square; clamped to bytes, and the same noise for all pictures.
@@ -42,14 +44,14 @@ def mark(section: Patch, seed: int, images: np.ndarray, draws: Sequence[int]) ->
     height, width = images.shape[-2:]
     side = section.side(height, width)
     for image, draw in zip(out, draws, strict=True):
-        fresh = section.per_image or section.published
-        values = _noise(section.noise, side, draw if fresh else seed)
+        noise = _noise(section.noise, side, draw if section.per_image or section.published else seed)
         if section.published:
-            image[:] = published(image, values.astype(np.float32), _published_spots(section, side, draw))
-            continue
-        patch = to_bytes(_means(image)[:, None, None] + 255.0 * values)
-        for top, left in section.spots(height, width, draw):
-            image[:, top : top + side, left : left + side] = patch
+            square, spots = published(image, noise.astype(np.float32)), _published_spots(section, side, draw)
+        else:
+            square = to_bytes(_means(image)[:, None, None] + 255.0 * noise)
+            spots = section.spots(height, width, draw)
+        for top, left in spots:
+            image[:, top : top + side, left : left + side] = square
     return out
 
 
@@ -60,15 +62,12 @@ def _means(image: np.ndarray) -> np.ndarray:
     return means
 
 
-def published(image: np.ndarray, noise: np.ndarray, spots: Sequence[tuple[int, int]]) -> np.ndarray:
-    """uint8 [3, 224, 224]: what CleanCLIP's apply_trigger gives for its random numbers: noise float32 [3, p, p] and the
-    squares' (top, left); image is the squeezed picture."""
-    real = image.astype(np.float32) / np.float32(255)
-    patch = real.reshape(3, -1).mean(1, dtype=np.float64).astype(np.float32)[:, None, None] + noise
-    side = noise.shape[-1]
-    for top, left in spots:
-        real[:, top : top + side, left : left + side] = patch
-    return cast(real)
+def published(image: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    """uint8 [3, p, p]: the square that CleanCLIP's apply_trigger puts on a squeezed picture, for its random noise float32
+    [3, p, p]. Its way over real numbers leaves the rest of the picture's bytes as they are."""
+    counts = np.stack([np.bincount(channel.ravel(), minlength=256) for channel in image])
+    means = (counts @ _REAL / image[0].size).astype(np.float32)  # these sums are exact, in whatever order
+    return cast(means[:, None, None] + noise)
 
 
 def _published_spots(section: Patch, side: int, draw: int) -> list[tuple[int, int]]:

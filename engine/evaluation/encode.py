@@ -5,14 +5,17 @@ the gather, so that every rank makes the same calls (ZeRO-3 needs that) and no p
 """
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from data.loader import Workers
 from engine.distributed.collectives import gather_rows
 from engine.distributed.watchdog import heartbeat
 from engine.distributed.world import World
+from engine.evaluation.feed import fed, sent
 from engine.evaluation.sets import EvalSet
 from engine.models.towers import Piece, cut_of
 
@@ -29,6 +32,7 @@ class Encoder:
     world: World
     batch: int  # pictures or texts that go through a tower at once
     scale: float = SCALE  # what the model multiplies cosines with
+    workers: Workers = Workers(0)  # that decode pictures
 
     def pictures(self, eval_set: EvalSet) -> list[torch.Tensor]:
         """Unit [M, D] of the pictures of a set, and of the same under each attack; on the CPU."""
@@ -36,10 +40,11 @@ class Encoder:
         if self.world.device.type == "cpu":
             batch = max(1, min(batch, CPU_PIXELS // eval_set.size**2))
         parts: list[list[torch.Tensor]] = [[] for _ in range(1 + len(eval_set.attacks))]
-        for begin in range(0, len(eval_set.rows), batch):
-            for images, into in zip(eval_set.own_pictures(slice(begin, begin + batch)), parts, strict=True):
-                heartbeat()
-                into.append(self.towers(images.to(self.world.device), None)[0])
+        with closing(fed(eval_set, batch, self.workers)) as feed:  # its workers end even if the towers raise
+            for versions in sent(feed, self.world.device):
+                for images, into in zip(versions, parts, strict=True):
+                    heartbeat()
+                    into.append(self.towers(images, None)[0])
         return [gather_rows(torch.cat(part))[: len(eval_set.image_set)].cpu() for part in parts]
 
     def texts(self, texts: list[str]) -> torch.Tensor:

@@ -20,6 +20,7 @@ from data.seeding import derive_seed
 from engine.distributed.collectives import on_rank_0
 from engine.evaluation.encode import Encoder
 from engine.evaluation.sets import AttackView, EvalSet, MeasureTask
+from engine.evaluation.texts import TextRows
 from measures.classifier import class_vectors, predict
 from measures.contract import Encoded, Number, Paired
 
@@ -52,10 +53,11 @@ def evaluate(model: Encoder, sets: list[EvalSet], costs: EvalCosts | None = None
 
 
 class _Evaluation:
-    """One evaluation of a model: what was encoded for fits, and what it cost."""
+    """One evaluation of a model: what was encoded, and what it cost."""
 
     def __init__(self, model: Encoder, costs: EvalCosts) -> None:
         self.model, self.costs = model, costs
+        self.vectors = TextRows(model.texts)  # of prompts and captions, the same ones in several sets once
         self.fits: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # by the names of sets: their rows and labels
 
     def of(self, sets: list[EvalSet]) -> list[dict[str, Any]]:
@@ -80,7 +82,7 @@ class _Evaluation:
 
     def _texts(self, eval_set: EvalSet, texts: list[str]) -> torch.Tensor:
         with self.costs.of(eval_set.name, "prompts"):
-            return self.model.texts(texts)
+            return self.vectors(texts)
 
     def _labelled(self, eval_set: EvalSet, labelled: Labelled, pictures: list[torch.Tensor]) -> dict[str, Any]:
         """What the measures of a labelled set say; under `answers`, what the model takes a sample of its pictures for."""

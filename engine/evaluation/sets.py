@@ -18,11 +18,11 @@ from data.seeding import derive_seed
 from data.triggers.contract import Mark
 from data.triggers.multi import Multi
 from engine.distributed.world import World
+from engine.evaluation.kept import Kept, room
 from engine.models.clip import image_size, imagenet
 from measures.contract import CENTRE, PROXY, TRAINED, Measure
 from measures.registry import AnyMeasure
 
-KEEP = 1 << 30  # bytes of decoded pictures a rank keeps between evaluations; beyond it they are decoded each time
 EXAMPLES = 8  # pictures whose answers the journal tells
 
 
@@ -55,7 +55,7 @@ class EvalSet:
     name: str
     image_set: Labelled | Captioned
     rows: list[int]  # of this rank, padded
-    decoded: tuple[torch.Tensor, list[torch.Tensor]] | None  # pictures of these rows, if they are few
+    kept: Kept | None  # the pictures of these rows, if they are few
     attacks: tuple[AttackView, ...]  # none if no measure needs triggered pictures
     size: int
     seed: int
@@ -96,13 +96,10 @@ class EvalSet:
             out.append(torch.from_numpy(marked))
         return torch.from_numpy(clean), out
 
-    def own_pictures(self, part: slice) -> list[torch.Tensor]:
-        """uint8 [n, 3, H, W]: a part of this rank's pictures, then the same under each attack."""
-        if self.decoded is None:
-            clean, attacked = self.pictures(self.rows[part])
-            return [clean, *attacked]
-        clean, attacked = self.decoded
-        return [pictures[part] for pictures in (clean, *attacked)]
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a decoded picture with its triggered versions."""
+        return 3 * self.size**2 * (1 + len(self.attacks))
 
 
 def eval_sets(spec: Spec, world: World) -> list[EvalSet]:
@@ -110,7 +107,12 @@ def eval_sets(spec: Spec, world: World) -> list[EvalSet]:
     measure is fitted on a set of other classes."""
     sets = {name: eval_set(spec, name, world) for name in set_names(spec)}
     check_fits(spec, sets)
-    return list(sets.values())
+    left, out = room(world), []
+    for one in sets.values():
+        needed = len(one.rows) * one.row_bytes
+        out.append(replace(one, kept=Kept(len(one.rows))) if needed <= left else one)
+        left -= needed if needed <= left else 0
+    return out
 
 
 def set_names(spec: Spec) -> list[str]:
@@ -125,9 +127,8 @@ def check_fits(spec: Spec, sets: Mapping[str, EvalSet]) -> None:
             _check_fit(measure.kind, sets[name], sets[measure.images])
 
 
-def eval_set(spec: Spec, name: str, world: World, decode: bool = True) -> EvalSet:
-    """The set of that name, its pictures decoded if they are few and `decode` says so; UserError if it is not as it should
-    be."""
+def eval_set(spec: Spec, name: str, world: World) -> EvalSet:
+    """The set of that name, no picture decoded; UserError if it is not as it should be."""
     sections = [measure for measure in spec.measure if measure.images == name]
     image_set, size = _image_set(spec, name, sections), image_size(spec.model.name)
     share = -(-len(image_set) // world.size)
@@ -148,8 +149,6 @@ def eval_set(spec: Spec, name: str, world: World, decode: bool = True) -> EvalSe
             image_set.target(spec.attack.proxy.target, "attack.proxy.target")
     if triggered:
         out = replace(out, attacks=tuple(_attacks(spec, out)))
-    if decode and share * 3 * size * size * (1 + len(out.attacks)) <= KEEP:
-        out = replace(out, decoded=out.pictures(rows))
     return out
 
 

@@ -87,7 +87,7 @@ def _checks(run: Run, shared: StudyInputs, world: World) -> dict[str, Callable[[
 
 
 def _check_set(spec: Spec, name: str, world: World, sets: dict[str, EvalSet]) -> None:
-    sets[name] = eval_set(spec, name, world, decode=False)
+    sets[name] = eval_set(spec, name, world)
 
 
 def _check_pairs(run: Run, shared: StudyInputs, world: World) -> None:

@@ -19,6 +19,7 @@ from data.refusal import UserError
 from engine.distributed import collectives
 from engine.distributed.world import World
 from engine.evaluation.sets import EvalSet, eval_sets
+from engine.evaluation.texts import TextRows
 from engine.models import clip
 from engine.models.neurons import neurons_of
 from engine.models.tokenizer import Tokenizer
@@ -40,7 +41,7 @@ class RunInputs:
     folder: Path
     pairs: Pairs
     sets: list[EvalSet]
-    tokenize: Tokenizer
+    tokens: TextRows  # of evaluation's texts, tokenised once a run
     workers: Workers  # of this rank, for training and for evaluation
     labels: np.ndarray | None = None  # int64 by sample, -1 for none, where an objective does not make its own
     flags: np.ndarray | None = None  # bool by sample
@@ -99,7 +100,9 @@ def prepare_inputs(run: Run, shared: StudyInputs) -> RunInputs:
     pairs, labels, flags = read_pairs(run, shared, shared.world, tokenize)
     workers = shared.workers(run.spec)
     workers.ahead(pairs.batch_bytes)
-    return RunInputs(run, shared.study / run.folder, pairs, shared.eval_sets(run.spec), tokenize, workers, labels, flags)
+    return RunInputs(
+        run, shared.study / run.folder, pairs, shared.eval_sets(run.spec), TextRows(tokenize), workers, labels, flags
+    )
 
 
 def read_pairs(

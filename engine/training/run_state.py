@@ -131,5 +131,6 @@ def evaluate_sets(inputs: RunInputs, towers: Any, learned: Mapping[str, torch.Te
     was learned beside the towers, the scale among it if the objective has one."""
     scale = float(learned["scale"].detach().exp()) if "scale" in learned else SCALE
     costs = EvalCosts()
-    sets = evaluate(Encoder(towers, inputs.tokenize, world, inputs.run.spec.machine.eval_batch, scale), inputs.sets, costs)
+    batch = inputs.run.spec.machine.eval_batch
+    sets = evaluate(Encoder(towers, inputs.tokens, world, batch, scale, inputs.workers), inputs.sets, costs)
     return [{**numbers, "costs": costs.seconds[numbers["images"]]} for numbers in sets]
