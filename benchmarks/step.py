@@ -26,8 +26,9 @@ from engine.distributed.world import World, destroy_distributed, init_distribute
 from engine.models import clip  # noqa: E402
 from engine.training import zero  # noqa: E402
 from engine.training.head import Head  # noqa: E402
-from engine.training.learner import Learner, MicroBatches  # noqa: E402
+from engine.training.learner import Learner  # noqa: E402
 from engine.training.optimizer import Schedule  # noqa: E402
+from engine.training.step_inputs import MicroBatches  # noqa: E402
 from objectives.mmcl import Mmcl  # noqa: E402
 
 RATE = 1e-4

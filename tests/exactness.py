@@ -24,8 +24,9 @@ from engine.models import clip
 from engine.models.towers import Towers
 from engine.training import named_state, optimizer, zero
 from engine.training.head import Head
-from engine.training.learner import Annotations, Learner, MicroBatches
+from engine.training.learner import Learner
 from engine.training.optimizer import Schedule
+from engine.training.step_inputs import Annotations, MicroBatches
 from objectives import AnyObjective
 
 PAIRS, GROUP, MICRO = 48, 4, 8
@@ -60,9 +61,6 @@ class Plain:
 
     def step(self) -> None:
         pass
-
-    def was_step_applied(self) -> bool:
-        return True
 
 
 def batch(views: tuple[int, int], world: World) -> Batch:

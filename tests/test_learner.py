@@ -13,8 +13,9 @@ from engine.models import clip
 from engine.models.towers import Towers
 from engine.training.head import Head
 from engine.training.kmeans import spherical
-from engine.training.learner import Annotations, Learner
+from engine.training.learner import Learner
 from engine.training.optimizer import Schedule, ZClip, decays, rate_at
+from engine.training.step_inputs import Annotations
 from engine.training.zero import TowerOptimizer
 
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))

@@ -31,10 +31,11 @@ LENGTHS = (8, 16, 24, 32, 48, 64)  # captions are cut to one of few lengths, so 
 
 
 class Cut(NamedTuple):
-    """Captions by length: an order of the rows, and how many of them in turn are cut to which length."""
+    """Captions by length: how many of them in turn are cut to which length, and in which order they come."""
 
-    order: torch.Tensor  # int64 [m]
     parts: tuple[tuple[int, int], ...]  # (rows, length)
+    order: torch.Tensor | None = None  # int64 [m], on the towers' device; None: as they are
+    back: torch.Tensor | None = None  # its inverse
 
 
 class Piece(NamedTuple):
@@ -144,12 +145,9 @@ class Towers(nn.Module):
             return out
         if cut is None or not self.cuts:
             return self._causal(tokens)
-        if len(cut.parts) == 1:
-            return self._causal(tokens[:, : cut.parts[0][1]])
-        order = cut.order.to(tokens.device)
-        parts = torch.split(tokens[order], [rows for rows, _ in cut.parts])
-        rows = torch.cat([self._causal(part[:, :length]) for part, (_, length) in zip(parts, cut.parts, strict=True)])
-        return rows[order.argsort()]
+        parts = torch.split(tokens if cut.order is None else tokens[cut.order], [rows for rows, _ in cut.parts])
+        rows = [self._causal(part[:, :length]) for part, (_, length) in zip(parts, cut.parts, strict=True)]
+        return rows[0] if cut.back is None else torch.cat(rows)[cut.back]
 
     def _dtype(self) -> torch.dtype:
         """What the towers compute in."""
@@ -246,7 +244,7 @@ def cut_of(tokens: torch.Tensor, several: bool = False) -> Cut:
     bounds = torch.tensor([*(length for length in LENGTHS if length < context), context])
     bins = torch.bucketize(ends, bounds)
     if not several:
-        return Cut(torch.arange(len(tokens)), ((len(tokens), int(bounds[int(bins.max())])),))
+        return Cut(((len(tokens), int(bounds[int(bins.max())])),))
     parts: list[tuple[int, int]] = []
     waiting = 0
     for count, length in zip(torch.bincount(bins, minlength=len(bounds)).tolist(), bounds.tolist(), strict=True):
@@ -256,7 +254,10 @@ def cut_of(tokens: torch.Tensor, several: bool = False) -> Cut:
             waiting = 0
     if waiting:  # few long ones: by themselves
         parts.append((waiting, int(bounds[int(bins.max())])))
-    return Cut(bins.argsort(stable=True), tuple(parts))
+    if len(parts) == 1:
+        return Cut(tuple(parts))
+    order = bins.argsort(stable=True)
+    return Cut(tuple(parts), order, order.argsort())
 
 
 def _last(tower: Any) -> Any:

@@ -20,9 +20,10 @@ from engine.training import checkpoint, named_state, zero
 from engine.training.head import Head
 from engine.training.init_weights import load_start, moments_of, path_of, published_decay
 from engine.training.inputs import RunInputs
-from engine.training.learner import Annotations, Learner, MicroBatches
+from engine.training.learner import Learner
 from engine.training.loss_core import LossCore, loss_core
 from engine.training.optimizer import Schedule
+from engine.training.step_inputs import Annotations, MicroBatches
 from records.card import Card
 
 

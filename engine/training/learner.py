@@ -9,16 +9,16 @@ rank.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
 
 from configs.stage import Stage
 from data.pipeline import Batch
 from engine.distributed import collectives
 from engine.distributed.world import World
-from engine.models.towers import Piece, Towers, cut_of
+from engine.models.towers import Towers
 from engine.training.head import Head
 from engine.training.optimizer import Schedule
+from engine.training.step_inputs import Annotations, MicroBatches, StepInputs, send
 from engine.training.zero import TowerOptimizer
 from objectives.blocks import TORCH
 from objectives.contract import Features, Terms
@@ -33,38 +33,6 @@ class Outcome:
     terms: Terms
     taken: torch.Tensor
     rate: float
-
-
-@dataclass(frozen=True)
-class MicroBatches:
-    """How a batch is divided on its way through the towers."""
-
-    pairs: int | None = None  # of a micro-batch; None: all at once
-    by_length: bool = True  # whether captions run in groups of similar length
-
-    def pieces(self, batch: Batch) -> list[Piece]:
-        """The batch's micro-batches, a pair's views one after the other."""
-        pairs, captions = self.pairs or len(batch.keys), batch.tokens.shape[1]
-        pieces = []
-        for part in torch.split(batch.tokens, pairs):
-            cut = cut_of(part.flatten(0, 1), self.by_length) if captions else None
-            pieces.append(Piece(len(part) * batch.views, len(part) * captions, cut))
-        return pieces
-
-
-@dataclass
-class Annotations:
-    """What is known of pairs beyond picture and caption, by sample; None where the objective asks for none."""
-
-    labels: np.ndarray | None = None  # int64, -1 for none
-    flags: np.ndarray | None = None  # bool
-
-    def of(self, samples: torch.Tensor, device: torch.device) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """(labels [B], flags [B]) of some samples."""
-        rows = samples.numpy()
-        labels = None if self.labels is None else torch.from_numpy(self.labels[rows]).to(device)
-        flags = None if self.flags is None else torch.from_numpy(self.flags[rows]).to(device)
-        return labels, flags
 
 
 @dataclass
@@ -98,8 +66,9 @@ class Learner:
         self.head.set_rate(rate)
         if self.stage.norms == "estimated":
             return self._estimate(batch, step)
-        rows = self.forward(batch)
-        features, leaves = self.features(batch, rows, step)
+        inputs = self._send(batch)
+        rows = self._forward(batch, inputs)
+        features, leaves = self._features(inputs, rows, step)
         terms = self.objective(features, self._exchange())
         on_towers, on_head = self._gradients(terms["loss"], leaves)
         terms, taken = _means_and_whether_finite(terms, on_towers, on_head)
@@ -112,7 +81,8 @@ class Learner:
     def _estimate(self, batch: Batch, step: int) -> Outcome:
         """A step in which BatchNorm's running statistics move and nothing else does."""
         with torch.no_grad():
-            features, _ = self.features(batch, self.forward(batch), step)
+            inputs = self._send(batch)
+            features, _ = self._features(inputs, self._forward(batch, inputs), step)
             terms = self.objective(features, self._exchange())
         terms, taken = _means_and_whether_finite(terms, [], [])
         self.tower_optimizer.towers.update_running_stats(taken)
@@ -152,38 +122,29 @@ class Learner:
             fresh = self.stage.objective.remember(features, self._exchange())
             self.memory = {name: torch.where(taken, fresh[name], old) for name, old in self.memory.items()}
 
-    def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    def _send(self, batch: Batch) -> StepInputs:
+        return send(batch, self.micro_batches, self.annotations, self.start is not None, self.world.device)
+
+    def _forward(self, batch: Batch, inputs: StepInputs) -> tuple[torch.Tensor, torch.Tensor]:
         """(pictures [B, V, D], captions [B, U, D], U maybe 0) as unit rows; a pair's views go through a tower together."""
-        rows, texts = self.tower_optimizer.engine(*self.inputs(batch))
+        rows, texts = self.tower_optimizer.engine(*inputs.towers)
         texts = rows.new_empty(0, rows.shape[-1]) if texts is None else texts
         return rows.unflatten(0, (len(batch.keys), batch.views)), texts.view(*batch.tokens.shape[:2], rows.shape[-1])
 
-    def inputs(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor | None, list[Piece]]:
-        """What the towers take: pictures and tokens, a pair's views one after the other, and their micro-batches; None for
-        the tokens of no captions."""
-        device = self.world.device
-        tokens = batch.tokens.flatten(0, 1).to(device, non_blocking=True) if batch.tokens.shape[1] else None
-        return batch.pictures(device).flatten(0, 1), tokens, self.micro_batches.pieces(batch)
-
-    def features(
-        self, batch: Batch, rows: tuple[torch.Tensor, torch.Tensor], step: int
+    def _features(
+        self, inputs: StepInputs, rows: tuple[torch.Tensor, torch.Tensor], step: int
     ) -> tuple[Features, list[torch.Tensor]]:
         """(what the objective sees, its leaves: the pictures' views, then the captions')."""
         images, texts = ([view.detach().contiguous().requires_grad_() for view in part.unbind(1)] for part in rows)
-        labels, flags = self.annotations.of(batch.samples, self.world.device)
-        start = None if self.start is None else self._start_rows(batch)
-        epoch = self.schedule.epoch(step)
+        start = None
+        if self.start is not None and inputs.start is not None:
+            with torch.no_grad():
+                start = self.start(*inputs.start)
         features = Features(
-            tuple(images), tuple(texts), self.head.parameters, start, labels, flags, self.memory, epoch
+            tuple(images), tuple(texts), self.head.parameters, start, inputs.labels, inputs.flags, self.memory,
+            self.schedule.epoch(step),
         )  # fmt: skip
         return features, [*images, *texts]
-
-    def _start_rows(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """The frozen start's rows of the first view."""
-        assert self.start is not None
-        with torch.no_grad():
-            rows, texts = self.start(*self.inputs(batch.first()))
-        return rows, texts
 
     def state(self) -> dict[str, torch.Tensor]:
         """What a checkpoint keeps beside the towers: the head, the memory, the clipping's averages, the labels."""
