@@ -213,3 +213,20 @@ def test_a_foreign_batch_norm_is_refused(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(clip, "model_config", lambda name: {})
     with pytest.raises(UserError, match="BatchNorm of its own kind"):
         clip.build("test-resnet", 0)
+
+
+def test_building_leaves_every_generator_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of eight GPUs none is asked for its generator's state, nor seeded."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise AssertionError("a GPU's generator is touched")
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", refuse)
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", refuse)
+    before = torch.get_rng_state()
+    first, again, other = (clip.build("test-vit", seed) for seed in (3, 3, 4))
+    assert torch.equal(before, torch.get_rng_state())
+    weights = [towers.clip.visual.conv1.weight for towers in (first, again, other)]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])

@@ -82,8 +82,8 @@ def has_norms(name: str) -> bool:
 def build(name: str, seed: int) -> Towers:
     """Freshly initialised towers, the same for the same seed; global generators are left as they were."""
     model_config(name)
-    with torch.random.fork_rng(), quiet():
-        torch.manual_seed(derive_seed(seed, "init"))
+    with torch.random.fork_rng(devices=[]), quiet():  # on the CPU, so that no GPU's generator takes part
+        torch.default_generator.manual_seed(derive_seed(seed, "init"))
         clip = open_clip_module().create_model(name)
     _refuse_strange_norms(name, clip)
     return Towers(clip, clip.visual.preprocess_cfg["mean"], clip.visual.preprocess_cfg["std"])
