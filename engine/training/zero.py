@@ -99,7 +99,12 @@ def wrap(towers: Towers, section: Optimizer, machine: Machine, world: World, row
         engine, *_ = deepspeed.initialize(model=towers, optimizer=adamw, config=config)
     engine.enable_backward_allreduce = machine.zero > 0
     backward = engine.backward if machine.zero else partial(_backward_and_sum, engine, world)
-    return TowerOptimizer(engine, adamw, backward, name, _adaptive(engine, machine) if section.spikes == "zclip" else None)
+    zclip = optimizer.ZClip() if section.spikes == "zclip" else None
+    if machine.zero == 0:  # all tensors in a few kernels, which DeepSpeed clips one by one
+        engine.clip_fp32_gradients = partial(_clip, engine, section.clip, zclip)
+    elif zclip is not None:
+        _adapt(engine, machine, zclip)
+    return TowerOptimizer(engine, adamw, backward, name, zclip)
 
 
 def _backward_and_sum(engine: Any, world: World, loss: torch.Tensor) -> None:
@@ -112,15 +117,20 @@ def _backward_and_sum(engine: Any, world: World, loss: torch.Tensor) -> None:
     collectives.all_reduce_sum_([p.grad for p in engine.module.parameters() if p.grad is not None])
 
 
-def _adaptive(engine: Any, machine: Machine) -> optimizer.ZClip:
-    """Makes the engine clip by ZClip: DeepSpeed asks for the norm of the gradient in its step, and clips to a limit that it
-    looks up after that."""
+def _clip(engine: Any, limit: float | None, zclip: optimizer.ZClip | None) -> None:
+    """Clips the gradients of stage 0 to a norm, or by ZClip."""
+    grads = [p.grad for p in engine.module.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(grads)
+    most = limit if zclip is None else zclip.limit(float(norm)) + 1e-6
+    assert most is not None
+    torch.nn.utils.clip_grads_with_norm_(engine.module.parameters(), most, norm)
+
+
+def _adapt(engine: Any, machine: Machine, zclip: optimizer.ZClip) -> None:
+    """Makes stages 1 to 3 clip by ZClip: DeepSpeed asks for the norm of the gradient in its step, and clips to a limit that
+    it looks up after that."""
     from deepspeed.runtime.utils import combine_grad_norm_groups
 
-    clip = optimizer.ZClip()
-    if machine.zero == 0:
-        engine.clip_fp32_gradients = partial(_clip, engine, clip)
-        return clip
     inner = engine.optimizer
     asked = "_get_norm_groups" if machine.zero == 3 else "scaled_global_norm"  # stage 3 joins the norms of its groups itself
     norm_of = getattr(inner, asked)
@@ -128,15 +138,7 @@ def _adaptive(engine: Any, machine: Machine) -> optimizer.ZClip:
     def measured(*args: Any, **kwargs: Any) -> Any:
         norm = norm_of(*args, **kwargs)
         whole = combine_grad_norm_groups(norm) if machine.zero == 3 else norm
-        inner.clip_grad = clip.limit(float(whole)) + 1e-6
+        inner.clip_grad = zclip.limit(float(whole)) + 1e-6
         return norm
 
     setattr(inner, asked, measured)
-    return clip
-
-
-def _clip(engine: Any, clip: optimizer.ZClip) -> None:
-    """Clips the gradients of stage 0."""
-    grads = [p.grad for p in engine.module.parameters() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(grads)
-    torch.nn.utils.clip_grads_with_norm_(engine.module.parameters(), clip.limit(float(norm)) + 1e-6, norm)
