@@ -1,7 +1,7 @@
 """What a step in bf16 asks of its device, for tests/test_step_cost.py: operations, and moments at which the host waits.
 
 Counted on a CPU, on models with the layers of RN50 and ViT-B-32, but narrow. What a GPU is sent before the forward pass is
-prepared outside the count. The loss's tiles read the host on CPUs only; here they take the GPU's way. Prints JSON.
+prepared outside the count. The loss's tiles read the host on CPUs alone; here they take the GPU's way. Prints JSON.
 """
 
 import json
@@ -30,7 +30,7 @@ from engine.training import zero
 from engine.training.head import Head
 from engine.training.learner import Learner
 from engine.training.optimizer import Schedule
-from objectives import tiles
+from objectives import blocks
 
 READS = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "_unique2", "bincount")
 TO_HOST = ("cpu", "numpy", "tolist", "item", "__bool__", "__float__", "__int__", "__array__")
@@ -98,19 +98,13 @@ def pairs() -> Batch:
     return Batch(images, tokens, torch.arange(ROWS), [""] * ROWS, torch.zeros(ROWS).bool(), [])
 
 
-def slope(x: Any, row: Any, column: Any, above: Any, beside: Any) -> torch.Tensor:
-    """As a GPU computes it (objectives/tiles.py), where nothing is asked."""
-    out: torch.Tensor = (x - row[:, None]).exp() * above
-    return out if beside is None else out + (x - column).exp() * beside
-
-
 def learner(section: Optimizer, world: World) -> Learner:
     stage = stage_of({"kind": "cleanclip"}).model_copy(update={"optimizer": section})
     towers = clip.build("narrow", 1).train()
     tower_optimizer = zero.wrap(towers, section, Machine(precision="bf16"), world, ROWS)
     head = Head.build(stage, 16, {}, 3, world.device)
     out = Learner(tower_optimizer, head, stage, Schedule(section, 10, 5), world)
-    out.kernels = tiles.Kernels(lambda *a: tiles.statistics(*a[:-1], False), slope)
+    out.core = blocks.TORCH._replace(dtype=torch.bfloat16)
     out.waits = False  # as on a GPU
     return out
 
@@ -134,6 +128,9 @@ def counted(of: Learner) -> dict[str, Any]:
 def main() -> None:
     world, out = init_distributed(), {}
     zero.prepare()
+    # what only a CPU may ask of a block
+    blocks._near_statistics = lambda x: None
+    blocks._near_slope = lambda x, block, sums: None
     for name in ("RN50", "ViT-B-32"):
         with tempfile.TemporaryDirectory() as folder:
             narrow(name, Path(folder))

@@ -11,6 +11,9 @@ import pytest
 import torch
 from conftest import ROOT, environment
 
+from configs.machine import Machine
+from engine.models.precision import allow_tf32
+from engine.training import zero
 from engine.training.optimizer import decays
 
 Results = dict[str, dict[str, torch.Tensor]]
@@ -94,3 +97,29 @@ def test_moments_are_inherited_and_zclip_clips_at_every_stage(results: Callable[
         got = results(ranks)[f"clipped test-vit {stage}"]
         assert got["zclip"][1].item() == pytest.approx(0.97 * mean + 0.03 * limit, rel=1e-5)
         assert worst("test-vit", got, want) < (1e-4, ""), stage
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_tf32_is_set_for_products_and_convolutions(allowed: bool) -> None:
+    """By torch's newer names and by its older ones, which some of torch itself still reads."""
+    try:
+        allow_tf32(allowed)
+        expected = "tf32" if allowed else "ieee"
+        assert torch.backends.cuda.matmul.fp32_precision == expected
+        assert torch.backends.cudnn.conv.fp32_precision == expected  # type: ignore[attr-defined]
+        assert torch.backends.mkldnn.matmul.fp32_precision == "ieee"  # type: ignore[attr-defined]
+        assert torch.backends.cuda.matmul.allow_tf32 == torch.backends.cudnn.allow_tf32 == allowed
+        assert torch.get_float32_matmul_precision() == ("high" if allowed else "highest")
+    finally:
+        allow_tf32(False)
+
+
+@pytest.mark.parametrize(("precision", "kind"), [("auto", "bf16"), ("bf16", "bf16"), ("fp32", "fp32")])
+def test_a_gpu_may_use_tf32_under_bf16_alone(precision: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    said: list[bool] = []
+    monkeypatch.setattr(zero, "allow_tf32", said.append)
+    assert zero.precision(Machine(precision=precision), torch.device("cuda")) == kind  # type: ignore[arg-type]
+    assert said == [kind == "bf16"]
+    assert zero.precision(Machine(), torch.device("cpu")) == "fp32"
+    assert len(said) == 1

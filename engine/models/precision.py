@@ -10,6 +10,7 @@ The casts stand in the modules' own __dict__, which Python reads before nn.Modul
 weights sees the casts.
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -140,3 +141,18 @@ def _copies(values: Sequence[torch.Tensor], dtype: torch.dtype) -> list[torch.Te
 
 def _dense(value: torch.Tensor) -> bool:
     return value.is_contiguous() or value.ndim == 4 and value.is_contiguous(memory_format=torch.channels_last)
+
+
+def allow_tf32(allowed: bool) -> None:
+    """Whether a GPU may round the factors of float32 products and convolutions to TF32's 10 bits: off where fp32 is asked
+    for, on under bf16, where what the loss multiplies has been rounded to 7 bits before.
+
+    torch leaves it on for convolutions. Its older and newer settings are set alike, as reading one alone is an error.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # some releases warn of the older ones
+        torch.set_float32_matmul_precision("high" if allowed else "highest")
+        torch.backends.cudnn.allow_tf32 = allowed
+    newer: Any = torch.backends
+    newer.cudnn.conv.fp32_precision = newer.cudnn.rnn.fp32_precision = "tf32" if allowed else "ieee"
+    newer.mkldnn.matmul.fp32_precision = "ieee"  # on a CPU never

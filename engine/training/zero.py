@@ -15,6 +15,7 @@ from configs.machine import Machine
 from configs.stage import Optimizer
 from engine.distributed import collectives
 from engine.distributed.world import World
+from engine.models.precision import allow_tf32
 from engine.models.towers import Towers
 from engine.training import optimizer
 
@@ -36,10 +37,14 @@ def prepare() -> None:
 
 
 def precision(machine: Machine, device: torch.device) -> str:
-    """fp32 or bf16: what the towers compute in; `auto` resolved for this device."""
-    if machine.precision != "auto":
-        return machine.precision
-    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    """fp32 or bf16: what the towers compute in; `auto` resolved for this device. Lets a GPU use TF32 under bf16 alone."""
+    gpu = device.type == "cuda"
+    kind = machine.precision
+    if kind == "auto":
+        kind = "bf16" if gpu and torch.cuda.is_bf16_supported() else "fp32"
+    if gpu:
+        allow_tf32(kind == "bf16")
+    return kind
 
 
 @dataclass
