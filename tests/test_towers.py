@@ -15,7 +15,6 @@ from engine.models import clip
 from engine.models.layers import GroupedNorm
 from engine.models.tokenizer import Tokenizer
 from engine.models.towers import Cut, Piece, Towers, cut_of
-from engine.training.build import _cuts
 
 MODELS = ("test-vit", "test-resnet")
 
@@ -113,14 +112,11 @@ def test_a_caption_cut_at_the_context_length_keeps_its_end_token() -> None:
     assert cut_of(tokens[:1]).parts == ((1, 16),)
 
 
-def test_cutting_is_refused_where_it_is_not_exact() -> None:
+def test_nothing_is_cut_where_that_is_not_exact() -> None:
     towers = clip.build("test-vit", 0)
-    assert _cuts(towers, "auto", "test-vit")
-    assert not _cuts(towers, "never", "test-vit")
+    assert towers.trims
     towers.clip.text_pool_type = "last"
-    assert not _cuts(towers, "auto", "test-vit")
-    with pytest.raises(UserError, match="has no causal mask with end-token pooling"):
-        _cuts(towers, "always", "test-vit")
+    assert not towers.trims
     images, tokens = inputs()
     whole, short = (towers.eval()(images, tokens, [Piece(8, 8, Cut(((8, length),)))])[1] for length in (16, 8))
     assert torch.equal(whole, short)  # the length is not heeded
