@@ -57,8 +57,8 @@ class ImageSet:
     ) -> tuple[np.ndarray, list[np.ndarray | None]]:
         """(uint8 [n, 3, size, size], and for each number in `squashes` uint8 [n, 3, side, side], squeezed to that side),
         decoded once; an evaluation picture that does not decode is a UserError naming it."""
-        out = np.empty((len(rows), size, size, 3), np.uint8).transpose(0, 3, 1, 2)
-        further = [None if side is None else np.empty((len(rows), 3, side, side), np.uint8) for side in squashes]
+        out = _empty(len(rows), size)
+        further = [None if side is None else _empty(len(rows), side) for side in squashes]
         reader = Reader()
         for i, row in enumerate(rows):
             path, key, offset, length = self.where[row]
@@ -73,6 +73,11 @@ class ImageSet:
                     part[i] = squeezed(rgb, side)
         reader.close()
         return out, further
+
+
+def _empty(number: int, side: int) -> np.ndarray:
+    """uint8 [n, 3, side, side]; in memory pixel by pixel, as decoders give pictures and filters want them."""
+    return np.empty((number, side, side, 3), np.uint8).transpose(0, 3, 1, 2)
 
 
 @dataclass(frozen=True)

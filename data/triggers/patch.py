@@ -5,6 +5,7 @@ from functools import lru_cache, partial
 from typing import Literal
 
 import numpy as np
+from PIL import Image
 from pydantic import Field
 
 from data.seeding import generator
@@ -40,7 +41,7 @@ def mark(section: Patch, seed: int, images: np.ndarray, draws: Sequence[int]) ->
     value = clamp(channel mean of the image + noise) in bytes; the noise is one fixed draw of `seed`, or of each
     image's own draw. Gaussian noise has standard deviation 1 (255 bytes), uniform noise lies in [-1, 1].
     """
-    out = images.copy()
+    out = images.copy("K")
     height, width = images.shape[-2:]
     side = section.side(height, width)
     for image, draw in zip(out, draws, strict=True):
@@ -65,7 +66,7 @@ def _means(image: np.ndarray) -> np.ndarray:
 def published(image: np.ndarray, noise: np.ndarray) -> np.ndarray:
     """uint8 [3, p, p]: the square that CleanCLIP's apply_trigger puts on a squeezed picture, for its random noise float32
     [3, p, p]. Its way over real numbers leaves the rest of the picture's bytes as they are."""
-    counts = np.stack([np.bincount(channel.ravel(), minlength=256) for channel in image])
+    counts = np.reshape(Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0))).histogram(), (3, 256))
     means = (counts @ _REAL / image[0].size).astype(np.float32)  # these sums are exact, in whatever order
     return cast(means[:, None, None] + noise)
 
