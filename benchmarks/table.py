@@ -43,9 +43,9 @@ WHAT = {
     "trigger_sine_224": "the same, on 224 x 224",
     "trigger_warp": "trigger warp on 640 x 480 (target 3 since November 27, 10 before)",
     "trigger_warp_224": "the same, on 224 x 224",
-    "evaluation_demo": "accuracy and ASR, the demo's model and set, each further evaluation",
+    "evaluation_demo": "accuracy and ASR, the demo's model and set, each further evaluation: what is added to the towers",
     "evaluation_demo_first": "the same, the first one, decoding included",
-    "evaluation_RN50": "accuracy and ASR, RN50, 500 x 375 JPEG, prompts to pictures as ImageNet, each further evaluation",
+    "evaluation_RN50": "accuracy and ASR, RN50, 500 x 375 JPEG, prompts to pictures as ImageNet: added to the towers",
     "evaluation_RN50_first": "the same, the first one, decoding included",
     "evaluation_feed": "the same, 200 pictures, without the towers: what a GPU leaves to the CPU, each further evaluation",
     "evaluation_feed_first": "the same, the first one, decoding included",
@@ -80,6 +80,9 @@ def main() -> None:
         machines.add(f"{one['machine']}, {one['date']}")
         low, high = one["spread"]
         peer = f"{one['peer']}, {one['peer_commit'][:12] if len(one['peer_commit']) == 40 else one['peer_commit']}"
+        if "towers" in one:
+            shares = [inside / whole for inside, whole in zip(one["towers"], one["whole"], strict=True)]
+            what = f"{what}, which take {shares[0]:.0%} of our time, {shares[1]:.0%} of theirs"  # noqa: PLW2901
         verdict = "reached" if one["ratio"] >= one["target"] else "**missed**"
         target = f"{one['target']:g}" if one["target"] != 1 else "none"
         lines.append(

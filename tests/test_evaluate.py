@@ -307,7 +307,11 @@ def test_workers_and_a_thread_give_the_numbers_of_pictures_decoded_in_one_go(
     for number in (0, 1, 2):
         sets = eval_sets(loaded, alone(0, 1))
         for batch in (10, 64):
-            got = list(feed.fed(sets[0], batch, Workers(number)))
+            coming = feed.fed(sets[0], batch, Workers(number))
+            got = [next(coming)]
+            done = sets[0].kept is not None and sets[0].kept.filled == 64
+            assert len(active_children()) == (0 if done else number), "not this process decodes"
+            got += coming
             assert torch.equal(torch.cat([versions[0] for versions in got]), clean)
             assert torch.equal(torch.cat([versions[1] for versions in got]), marked[0])
         towers = Counted(built)
@@ -373,3 +377,35 @@ def test_each_distinct_text_is_encoded_once_an_evaluation_and_tokenised_once_a_r
     assert sorted(tokenised) == sorted({*prompts, *(f"zx {prompt}" for prompt in prompts)})
     alone_ = [evaluate.evaluate(Encoder(towers, tokenizer, alone(0, 1), 64), [one])[0] for one in sets]
     assert first == again == alone_
+
+
+def test_each_batch_is_on_its_way_to_the_device_before_the_one_in_front_of_it_is_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A GPU played by the device without storage; what is pinned already is not pinned again."""
+    did: list[str] = []
+    parts = [[torch.full((n,), float(n)), torch.zeros(n)] for n in (1, 2, 3)]
+    pinned = {id(parts[1][0])}
+
+    def pin(images: torch.Tensor) -> torch.Tensor:
+        did.append(f"pin {len(images)}")
+        return images
+
+    def to(images: torch.Tensor, device: torch.device, non_blocking: bool) -> torch.Tensor:
+        assert non_blocking
+        did.append(f"send {len(images)}")
+        return whole_to(images, device)
+
+    whole_to = torch.Tensor.to
+    monkeypatch.setattr(torch.Tensor, "is_pinned", lambda images: id(images) in pinned)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    for clean, marked in feed.sent(iter(parts), torch.device("meta")):
+        assert clean.device.type == marked.device.type == "meta"
+        did.append(f"use {len(clean)}")
+    first, second, third = (
+        ["pin 1", "pin 1", "send 1", "send 1"],
+        ["pin 2", "send 2", "send 2"],
+        ["pin 3", "pin 3", "send 3", "send 3"],
+    )
+    assert did == [*first, *second, "use 1", *third, "use 2", "use 3"]

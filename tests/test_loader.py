@@ -14,6 +14,7 @@ import pytest
 import torch
 from test_pipeline import index, pairs_of
 
+from configs.plan import runs
 from configs.spec import load
 from data import loader
 from data.augmentation.augment import Augment
@@ -22,9 +23,10 @@ from data.refusal import UserError
 from data.shards import Index
 from engine.distributed.world import World
 from engine.training import inputs
-from engine.training.inputs import StudyInputs
+from engine.training.inputs import StudyInputs, prepare_inputs
 
 MIB = 1 << 20
+ONE = World(0, 1, 0, 1, torch.device("cpu"))
 __all__ = ["index"]
 
 
@@ -97,6 +99,18 @@ def test_workers_take_the_rank_s_share_of_the_cores_but_two(
         assert shared.workers(loaded_) == Workers(expected, 4)
         assert shared.workers(load(spec, ["machine.workers=5"]).spec) == Workers(5, 4)
         assert StudyInputs(tmp_path, World(0, 1, 0, 1, torch.device("cpu"))).workers(loaded_) == Workers(0, 1)
+
+
+def test_shared_memory_is_asked_for_before_a_run_trains(spec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For batches of 64 KiB, and for evaluation's 64 pictures in two versions, 384 KiB."""
+    run = runs(load(spec, ["machine.workers=2"]).points)[0]
+    memory(monkeypatch, MIB, MIB)
+    with pytest.raises(
+        UserError, match=r"^/dev/shm has 1 MiB for this process, .* --shm-size=1g, or set machine.workers to 0"
+    ):
+        prepare_inputs(run, StudyInputs(tmp_path / "runs/tiny", ONE))
+    memory(monkeypatch, 2 * MIB, 2 * MIB)
+    assert prepare_inputs(run, StudyInputs(tmp_path / "runs/tiny", ONE)).workers == Workers(2)
 
 
 class Numbers:

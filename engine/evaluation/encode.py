@@ -15,11 +15,10 @@ from data.loader import Workers
 from engine.distributed.collectives import gather_rows
 from engine.distributed.watchdog import heartbeat
 from engine.distributed.world import World
-from engine.evaluation.feed import fed, sent
+from engine.evaluation.feed import fed, rows_at_once, sent
 from engine.evaluation.sets import EvalSet
 from engine.models.towers import Piece, cut_of
 
-CPU_PIXELS = 1 << 18  # of pictures that a CPU encodes at once: 64 of 64 x 64; what it holds of more leaves its caches
 SCALE = 100.0  # what cosines are multiplied with where the objective learns no scale: CLIP's upper bound
 
 
@@ -36,9 +35,7 @@ class Encoder:
 
     def pictures(self, eval_set: EvalSet) -> list[torch.Tensor]:
         """Unit [M, D] of the pictures of a set, and of the same under each attack; on the CPU."""
-        batch = self.batch
-        if self.world.device.type == "cpu":
-            batch = max(1, min(batch, CPU_PIXELS // eval_set.size**2))
+        batch = rows_at_once(eval_set, self.batch, self.world.device)
         parts: list[list[torch.Tensor]] = [[] for _ in range(1 + len(eval_set.attacks))]
         with closing(fed(eval_set, batch, self.workers)) as feed:  # its workers end even if the towers raise
             for versions in sent(feed, self.world.device):

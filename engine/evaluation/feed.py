@@ -14,6 +14,15 @@ from engine.evaluation.sets import EvalSet
 Versions = list[torch.Tensor]  # uint8 [n, 3, H, W]: pictures, then the same under each attack
 
 
+CPU_PIXELS = 1 << 18  # of pictures that a CPU encodes at once: 64 of 64 x 64; what it holds of more leaves its caches
+
+
+def rows_at_once(eval_set: EvalSet, batch: int, device: torch.device) -> int:
+    """How many of this rank's rows go through a tower at once, at most `batch`."""
+    most = CPU_PIXELS // eval_set.size**2 if device.type == "cpu" else batch
+    return max(1, min(batch, most, len(eval_set.rows)))
+
+
 class Parts:
     """Item (begin, end) is these of a rank's rows, decoded; UserError for one that can't be."""
 

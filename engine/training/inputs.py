@@ -18,6 +18,7 @@ from data.pipeline import Pairs, Reading
 from data.refusal import UserError
 from engine.distributed import collectives
 from engine.distributed.world import World
+from engine.evaluation.feed import rows_at_once
 from engine.evaluation.sets import EvalSet, eval_sets
 from engine.evaluation.texts import TextRows
 from engine.models import clip
@@ -98,11 +99,11 @@ def prepare_inputs(run: Run, shared: StudyInputs) -> RunInputs:
     check_words(run)
     tokenize = Tokenizer(run.spec.model.name)
     pairs, labels, flags = read_pairs(run, shared, shared.world, tokenize)
-    workers = shared.workers(run.spec)
-    workers.ahead(pairs.batch_bytes)
-    return RunInputs(
-        run, shared.study / run.folder, pairs, shared.eval_sets(run.spec), TextRows(tokenize), workers, labels, flags
-    )
+    workers, sets = shared.workers(run.spec), shared.eval_sets(run.spec)
+    rows = [rows_at_once(one, run.spec.machine.eval_batch, shared.world.device) for one in sets]
+    for size in (pairs.batch_bytes, *(n * one.row_bytes for n, one in zip(rows, sets, strict=True))):
+        workers.ahead(size)
+    return RunInputs(run, shared.study / run.folder, pairs, sets, TextRows(tokenize), workers, labels, flags)
 
 
 def read_pairs(
