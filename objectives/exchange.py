@@ -4,6 +4,11 @@ W ranks stand in a grid of R rows and C columns. A rank holds B pairs. Its tile 
 row of the grid, and the right features of those in its column: 2 (sqrt(W) - 1) blocks instead of 2 (W - 1). The gradient
 of a gathered block is summed over the ranks that used it and goes back to its holder, so every function here is the exact
 derivative of the sum of all ranks' losses.
+
+A rank keeps the R + C blocks that it received until the backward pass. Fewer at the same traffic is impossible: of W^2
+products of two blocks each rank owes W, and with h blocks at hand it can form no more than h^2/4, so it receives about 4 W/h
+or more: with two at a time W - 1, as without a grid, where the grid's R + C = 2 sqrt(W) receive as many. At a fixed global
+batch a rank's share of memory falls as 1/sqrt(W).
 """
 
 from __future__ import annotations

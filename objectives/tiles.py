@@ -124,7 +124,7 @@ class _Tile(NamedTuple):
 def _add_product(into: torch.Tensor, slope: torch.Tensor, rows: torch.Tensor) -> None:
     """into += slope rows, summed in the type of `into`."""
     if rows.dtype == torch.bfloat16 and rows.is_cuda:
-        torch.addmm(into, slope.to(rows.dtype), rows, out_dtype=into.dtype, out=into)
+        into += torch.mm(slope.to(rows.dtype), rows, out_dtype=into.dtype)  # on the tensor cores
     else:
         into.addmm_(slope.to(into.dtype), rows.to(into.dtype))
 

@@ -13,12 +13,13 @@ import pytest
 import samples
 import torch
 import torch.nn.functional as F
+from ranks import play
 
 from engine.distributed.world import World
 from engine.training import loss_core
 from objectives import blocks, choice
 from objectives.blocks import TORCH
-from objectives.exchange import SINGLE_RANK, Exchange
+from objectives.exchange import SINGLE_RANK, Exchange, Ranks
 from objectives.infonce import infonce
 from objectives.tiles import Core, Layout, Own, log_sum_exps
 from records.card import Card
@@ -95,6 +96,26 @@ def test_under_bf16_rows_are_rounded_before_they_are_multiplied() -> None:
     plain, _ = infonce(left.bfloat16().double(), right.bfloat16().double(), scale.double(), Exchange(SINGLE_RANK))
     assert forth.item() == pytest.approx(plain.item(), abs=1e-5)
     assert torch.autograd.grad(forth, left)[0].dtype == torch.float32
+
+
+@pytest.mark.parametrize("ranks", [2, 6])
+def test_under_bf16_ranks_exchange_rounded_rows(ranks: int) -> None:
+    """The loss of one rank, as every product is of the same rounded rows; gradients to bfloat16's precision."""
+    draw = torch.Generator().manual_seed(0)
+    whole = [F.normalize(torch.randn(24, 16, generator=draw), dim=1) for _ in range(2)]
+
+    def act(rank: int, places: Ranks) -> tuple[float, torch.Tensor]:
+        share = 24 // places.everyone.size
+        mine = [rows[rank * share : (rank + 1) * share].clone().requires_grad_() for rows in whole]
+        forth, back = infonce(mine[0], mine[1], torch.tensor(30.0), Exchange(places, TORCH._replace(dtype=torch.bfloat16)))
+        grads = torch.autograd.grad((forth + back) / places.everyone.size, mine)
+        assert all(grad.dtype == torch.float32 for grad in grads)
+        return (forth + back).item(), torch.cat(grads, 1)
+
+    (want, grad), played = act(0, SINGLE_RANK), play(ranks, act)
+    assert [loss for loss, _ in played] == pytest.approx([want] * ranks, rel=1e-6)
+    got = torch.cat([part for _, part in played])
+    assert 0 < float((got - grad).norm() / grad.norm()) < 2**-7
 
 
 def test_the_fastest_core_that_gives_the_same_numbers_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
