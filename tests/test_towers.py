@@ -1,5 +1,6 @@
 """The towers against open_clip's own forward; captions cut, micro-batches replayed, BatchNorm in groups."""
 
+from pathlib import Path
 from typing import Any
 
 import open_clip
@@ -8,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from step_cost import narrow
 from torch import nn
 
 from data.refusal import UserError
@@ -226,3 +228,32 @@ def test_building_leaves_every_generator_as_it_was(monkeypatch: pytest.MonkeyPat
     weights = [towers.clip.visual.conv1.weight for towers in (first, again, other)]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # dynamo looks at it
+@pytest.mark.parametrize("dtype", [pytest.param(None, marks=pytest.mark.slow), torch.bfloat16])
+def test_a_compiled_resnet_trains_in_graphs_after_an_evaluation(dtype: torch.dtype | None, tmp_path: Path) -> None:
+    """RN50's 16 blocks, narrow: 8 graphs in evaluation, 8 in training, and each block's call runs one."""
+    graphs: list[Any] = []
+    ran: list[int] = []
+
+    def backend(graph: Any, _: Any) -> Any:
+        number = len(graphs)
+        graphs.append(graph)
+        return lambda *inputs: (ran.append(number), graph(*inputs))[1]
+
+    narrow("RN50", tmp_path)
+    towers, plain = clip.build("narrow", 1), clip.build("narrow", 1)
+    towers.compile_blocks(backend)
+    for of in (towers, plain):
+        if dtype is not None:
+            of.compute_in(dtype)
+    images, _ = inputs()
+    for training, new in ((False, 8), (True, 8), (True, 0), (False, 0)):
+        before = len(graphs), len(ran)
+        with torch.set_grad_enabled(training):
+            rows, expected = towers.train(training)(images, None)[0], plain.train(training)(images, None)[0]
+        assert (len(graphs) - before[0], len(ran) - before[1]) == (new, 16)
+        assert torch.allclose(rows, expected, atol=1e-2 if dtype else 1e-5)
+        for of in (towers, plain):
+            of.update_running_stats()

@@ -27,6 +27,7 @@ from engine.models.layers import Attention, GroupedNorm, LastBlock, is_plain
 from engine.models.precision import Casts
 
 FEW = 4  # captions of a length that are not run by themselves, but with those of the next
+GRAPHS = 64  # of one block's code
 LENGTHS = (8, 16, 24, 32, 48, 64)  # captions are cut to one of few lengths, so that compiled code sees few shapes
 
 
@@ -207,11 +208,18 @@ class Towers(nn.Module):
                 for block in module:
                     block.forward = _Recomputed(block.forward, self._contexts)
 
-    def compile_blocks(self) -> None:
-        """torch.compile on each block of both towers: few graphs, compiled once for all equal blocks."""
+    def compile_blocks(self, backend: Any = "inductor") -> None:
+        """torch.compile on each block of both towers: few graphs, compiled once for all equal blocks.
+
+        All of a ResNet's blocks count as one function, with a graph for each of its 8 kinds, in evaluation, in training and
+        in a replay: more than torch keeps by default, after which it would run the rest as it is.
+        """
+        import torch._dynamo
+
+        torch._dynamo.config.recompile_limit = max(GRAPHS, torch._dynamo.config.recompile_limit)
         for module in self.clip.modules():
             if type(module).__name__ in ("ResidualAttentionBlock", "Bottleneck"):
-                module.compile()
+                module.forward = torch.compile(module.forward, backend=backend)
 
     def update_running_stats(self, taken: torch.Tensor | None = None) -> None:
         """Moves BatchNorm's running statistics on by one step, if it was `taken` (0-d bool; default: yes)."""
