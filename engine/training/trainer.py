@@ -6,10 +6,13 @@ runs/NAME/STAGE-FINGERPRINT/
 
 from collections.abc import Callable
 
+import torch
+
 from data.pipeline import batches
 from engine.distributed import collectives
 from engine.distributed.world import World
 from engine.models import clip
+from engine.training import zero
 from engine.training.bad_samples import BadSamples
 from engine.training.build import Built, build
 from engine.training.inputs import RunInputs
@@ -81,6 +84,8 @@ def re_evaluate(inputs: RunInputs, world: World) -> None:
     end = FinishedJson.model_validate_json((inputs.folder / FinishedJson.FILE).read_bytes())
     towers = clip.build(inputs.run.spec.model.name, inputs.run.spec.seed)
     learned = clip.load_weights(towers, inputs.folder / "weights.safetensors")
+    if zero.precision(inputs.run.spec.machine, world.device) == "bf16":
+        towers.compute_in(torch.bfloat16)
     length = (inputs.folder / "metrics.jsonl").stat().st_size
     journal = Journal(inputs.folder, inputs.run.title, end.steps, end.steps, length, world.first)
     for numbers in evaluate_sets(inputs, towers.to(world.device), learned, world):
