@@ -116,6 +116,8 @@ def device_cost(step: Callable[[], Any], leaves: list[Any], rounds: int) -> dict
     import torch
 
     cuda, times, value = leaves[0].is_cuda, [], 0.0
+    if cuda:
+        torch.cuda.empty_cache()  # of what ran out of memory before
     try:
         for number in range(rounds + 2):
             for leaf in leaves:
@@ -139,11 +141,6 @@ def device_cost(step: Callable[[], Any], leaves: list[Any], rounds: int) -> dict
             del loss
     except torch.OutOfMemoryError:
         return None
-    finally:
-        for leaf in leaves:
-            leaf.grad = None
-        if cuda:
-            torch.cuda.empty_cache()
     mb = (torch.cuda.max_memory_allocated() - before) / 2**20 if cuda else peak.rise()
     return {"ms": median(times[2:]), "mb": mb, "value": value}
 
@@ -175,6 +172,7 @@ def device_main(device: str, rows: list[int], rounds: int) -> None:
                 continue
             best = min(mine, key=lambda name: mine[name]["ms"])
             more: dict[str, Any] = {"rows": count, "width": D, "dtype": str(dtype), "core": best, "cores": mine}
+            more["device"] = torch.cuda.get_device_name()
             for what, unit, target in (("ms", "ms", 2.0), ("mb", "MB", 100.0)):
                 name = f"gpu_loss_{kind}_{'time' if what == 'ms' else 'memory'}"
                 if theirs is None:  # nothing to divide by: what it would have needed is more than the device has
@@ -201,7 +199,7 @@ if __name__ == "__main__":
         parser = argparse.ArgumentParser(description=__doc__)
         parser.add_argument("--device", choices=("cpu", "cuda"), required=True)
         parser.add_argument("--rows", default="16384,32768,65536", help="numbers of rows, with commas between")
-        parser.add_argument("--rounds", type=int, default=10)
+        parser.add_argument("--rounds", type=int, default=5)
         words = parser.parse_args()
         device_main(words.device, [int(count) for count in words.rows.split(",")], words.rounds)
     elif len(sys.argv) > 1:

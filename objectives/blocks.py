@@ -107,9 +107,8 @@ def _near_slope(x: torch.Tensor, block: Block, sums: Sums) -> torch.Tensor | Non
     if block.left_counts is not None:
         beside = beside * block.left_counts[:, None]
     x.sub_(middle).exp_()
-    parts = (
-        torch.split(values, 128) for values in (x, above, beside.expand_as(x))
-    )  # so that weights take an eighth of x's memory
+    # some rows at a time, so that their weights take an eighth of x's memory
+    parts = (torch.split(values, 128) for values in (x, above, beside.expand_as(x)))
     for some, of_rows, of_columns in zip(*parts, strict=True):
         some.mul_(of_rows + of_columns)
     return x

@@ -125,7 +125,7 @@ def _statistics_kernel(  # noqa: PLR0913  (a kernel takes everything one by one)
         tl.store(columns_out + i * n + c, _log_sum_exp(tl.where(counts[:, None], x, float("-inf")), 0), mask=c < n)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["shift"])  # compiled once, wherever the own pairs stand
 def _slope_kernel(  # noqa: PLR0913  (a kernel takes everything one by one)
     left, right, scale, left_ids, right_ids, left_counts, right_counts, row, column, on_row, on_column, on_own, shift, slope,
     m, n, left_stride, right_stride, D: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,

@@ -141,6 +141,10 @@ def test_the_fastest_core_that_gives_the_same_numbers_is_chosen(monkeypatch: pyt
         "failing": "RuntimeError: no compiler",
     }  # fmt: skip
     assert choice.fastest(CPU, torch.float32, 16, ("wrong", "slow", "torch", "failing"), side=64) == "torch"
+    rivals["triton"] = rivals["slow"]
+    assert (
+        choice.fastest(CPU, torch.float32, 16, ("torch", "triton", "torch.compile"), side=64) == "torch"
+    )  # asks for no third
     ticks = iter([0.0, 9.0, 10.0, 11.0])
     monkeypatch.setattr(choice.time, "perf_counter", lambda: next(ticks))
     assert choice.fastest(CPU, torch.float32, 16, ("torch", "same"), side=64) == "same"

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from sections import SECTIONS, asked, features, section
 
-from objectives import triton_blocks
+from objectives import choice, triton_blocks
 from objectives.blocks import TORCH
 from objectives.contract import Features, ObjectiveSection
 from objectives.exchange import SINGLE_RANK, Exchange
@@ -143,7 +143,15 @@ def sigmoids(left: torch.Tensor, right: torch.Tensor, core: Core) -> list[torch.
     return [loss.detach(), *torch.autograd.grad(3 * loss, given)]
 
 
+def accepted() -> Iterator[tuple[str, float]]:
+    """Whether the choice takes the core for what it is: right. 0 if it does."""
+    for dtype in (torch.float32, torch.bfloat16):
+        tile = choice._tile(torch.device("cpu"), dtype, 64, 100)
+        pairs = zip(choice._results(triton_blocks.core(), tile), choice._results(TORCH, tile), strict=True)
+        yield f"accepted, {dtype}", float(not all(choice._near(a, b, dtype) for a, b in pairs))
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     with np.errstate(all="ignore"):  # of what a mask leaves out
-        print(json.dumps(dict([*objectives(), *tiles()])))
+        print(json.dumps(dict([*objectives(), *tiles(), *accepted()])))
