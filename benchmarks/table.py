@@ -85,6 +85,8 @@ def main() -> None:
         if "towers" in one:
             shares = [inside / whole for inside, whole in zip(one["towers"], one["whole"], strict=True)]
             what = f"{what}, which take {shares[0]:.0%} of our time, {shares[1]:.0%} of theirs"  # noqa: PLW2901
+        if "first_by_default" in one:
+            what += f"; {one['theirs'] / one['first_by_default']:.1f} x with our default trigger"  # noqa: PLW2901
         verdict = "reached" if one["ratio"] >= one["target"] else "**missed**"
         target = f"{one['target']:g}" if one["target"] != 1 else "none"
         lines.append(

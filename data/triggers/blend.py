@@ -62,7 +62,7 @@ def published(image: np.ndarray, noise: np.ndarray, alpha: float = 0.2) -> np.nd
 @lru_cache(maxsize=8)
 def _addend(alpha: float, picture: str | None, seed: int, height: int, width: int) -> np.ndarray:
     """float32 [3, H, W]: alpha times the pattern."""
-    return np.float32(alpha) * _pattern(picture, seed, height, width)
+    return np.ascontiguousarray(np.float32(alpha) * _pattern(picture, seed, height, width))
 
 
 def _pattern(picture: str | None, seed: int, height: int, width: int) -> np.ndarray:

@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 
 from data.seeding import generator
-from data.triggers.contract import REFERENCE, Mark, TriggerSection
+from data.triggers.contract import AT_ONCE, REFERENCE, Mark, TriggerSection
 
 
 class Warp(TriggerSection):
@@ -50,8 +50,7 @@ def mark(section: Warp, seed: int, images: np.ndarray, draws: Sequence[int]) -> 
     out = np.empty(images.shape, np.uint8)
     for image, into, draw in zip(images, out, draws, strict=True):
         shift = _jitter(section.noise, draw, height, width) if section.noise else None
-        values = _sampled(image, places if shift is None else places + shift)
-        into[:] = np.rint(values, out=values)
+        _sample(image, places if shift is None else places + shift, into)
     return out
 
 
@@ -72,12 +71,16 @@ def published(image: np.ndarray, field: np.ndarray, strength: float = 1.0) -> np
     return bytes_
 
 
-def _sampled(image: np.ndarray, places: torch.Tensor) -> np.ndarray:
-    """float32 [3, H, W]: the picture at these places; beyond its edge what is on it."""
+def _sample(image: np.ndarray, places: torch.Tensor, into: np.ndarray) -> None:
+    """Puts the picture at these places into uint8 [3, H, W]; beyond its edge what is on it. In stripes of rows, since fresh
+    memory costs as much as the work."""
     real = torch.from_numpy(image.astype(np.float32))[None]
-    out = torch.nn.functional.grid_sample(real, places, mode="bilinear", padding_mode="border", align_corners=True)
-    values: np.ndarray = out[0].numpy()
-    return values
+    rows = max(1, AT_ONCE // (3 * image.shape[2]))
+    for top in range(0, image.shape[1], rows):
+        part = places[:, top : top + rows]
+        sampled = torch.nn.functional.grid_sample(real, part, mode="bilinear", padding_mode="border", align_corners=True)
+        values = sampled[0].numpy()
+        into[:, top : top + rows] = np.rint(values, out=values)
 
 
 @lru_cache(maxsize=8)
