@@ -15,7 +15,7 @@ from configs.plan import differences, runs, stage_of
 from configs.source import override, read_source
 from configs.spec import load, schema
 from data.refusal import UserError
-from engine.estimate.dry_run import dry_run
+from engine.estimate.dry_run import alike, dry_run
 from engine.estimate.gpus import Assumed
 from engine.training.inputs import StudyInputs
 
@@ -180,5 +180,5 @@ def test_every_spec_loads_and_dry_runs(name: str, tmp_path: Path) -> None:
     assert out.returncode == 0, out.stderr
     assert "nothing was written" in out.stdout
     assert not os.listdir(tmp_path)
-    for run in runs(load(ROOT / "specs" / name).points):
-        assert run.folder[:18] in out.stdout
+    for row in alike(runs(load(ROOT / "specs" / name).points)):
+        assert row[0].folder in out.stdout

@@ -1,6 +1,8 @@
 """What a study would do, before it does it: --dry-run touches nothing and needs no data."""
 
 import io
+import json
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,8 +12,9 @@ from configs.sweep import Optuna
 from data.refusal import Missing, UserError
 from data.store import NoShards
 from engine.estimate.cost import Cost, cost, cost_notes
+from engine.estimate.fit import fit_notes
 from engine.estimate.gpus import Assumed
-from engine.estimate.memory import model_size, rank_memory, rank_traffic
+from engine.estimate.memory import compute_type, model_size, rank_memory, rank_traffic
 from engine.training.checkpoint import committed
 from engine.training.inputs import StudyInputs
 from engine.training.labelled_inputs import read
@@ -26,22 +29,26 @@ TEXT_COLUMNS = ("run", "what", "state")
 def dry_run(
     loaded: Loaded, runs: Iterable[Run], shared: StudyInputs, machine: Assumed, missing: Iterable[UserError] = ()
 ) -> str:
-    """The plan of every run as text: a table, then notes: what is `missing` here, and what it means for the machine."""
+    """The plan of every run as text: a table, runs that differ by their rate alone in one row; then notes, also of what is
+    `missing` here, and what it means for this machine."""
     from rich.console import Console
     from rich.table import Table
 
-    folder, world, spec = shared.study, machine.processes, loaded.spec
-    dollars = machine.dollars
-    notes = {f"{error.fault}: not looked at" for error in missing if not isinstance(error, NoShards)}
-    table = Table(title=f"study {spec.name}: {folder}", title_justify="left")
+    spec, dollars = loaded.spec, machine.dollars
+    table = Table(title=f"study {spec.name}: {shared.study}", title_justify="left")
     for column in COLUMNS:
-        table.add_column(column, overflow="fold", justify="left" if column in TEXT_COLUMNS else "right")
-    total = Cost()
-    for run in runs:
-        pairs = pairs_drawn(run, shared.pairs, notes)
-        run_cost = None if pairs is None else cost(run, pairs, notes)
-        total += run_cost or Cost()
-        table.add_row(*_row(run, shared, pairs, run_cost, notes))
+        table.add_column(
+            column, overflow="fold", justify="left" if column in TEXT_COLUMNS else "right", no_wrap=column == "run"
+        )
+    notes = {f"{error.fault}: not looked at" for error in missing if not isinstance(error, NoShards)}
+    total, count, rows = Cost(), 0, alike(runs)
+    for row in rows:
+        pairs = pairs_drawn(row[0], shared.pairs, notes)
+        run_cost = None if pairs is None else cost(row[0], pairs, notes)
+        for _ in row:
+            total, count = total + (run_cost or Cost()), count + 1
+        table.add_row(*_cells(row, shared, pairs, run_cost, machine, notes))
+        notes |= set(fit_notes(row[0], machine))
     if isinstance(search := spec.sweep.search, Optuna):
         notes.add(
             f"the search proposes {search.trials:,} cleanings for each of {len(loaded.arms):,} combinations of what is not "
@@ -51,12 +58,26 @@ def dry_run(
     console = Console(file=out, width=150)
     console.print(table)
     price = "" if dollars is None else f", {total.hours * dollars:,.0f} dollars"
-    for note in (*sorted(notes), f"in all {total.hours:,.1f} GPU-hours{price}", *cost_notes(dollars)):
+    together = f" for {count:,} runs, those of a row together" if len(rows) < count else ""
+    for note in (*sorted(notes), f"in all {total.hours:,.1f} GPU-hours{price}{together}", *cost_notes(dollars)):
         console.print(note, markup=False, highlight=False)
+    where = f" with {machine.gpu.name} each" if machine.gpu is not None else ""
+    world = machine.processes
     console.print(
-        f"{world} process{'es' * (world > 1)}, ZeRO stage {spec.machine.zero}; nothing was written", highlight=False
+        f"{world} process{'es' * (world > 1)}{where}, ZeRO stage {spec.machine.zero}; nothing was written", highlight=False
     )
     return out.getvalue()
+
+
+def alike(runs: Iterable[Run]) -> list[list[Run]]:
+    """The runs in their order, those together that differ by their own learning rate alone."""
+    rows: dict[str, list[Run]] = {}
+    for run in runs:
+        section = "clean" if run.stage == "clean" else "pretrain"
+        decides = run.decides
+        decides[section] = {**decides[section], "optimizer": {**decides[section]["optimizer"], "rate": None}}
+        rows.setdefault(json.dumps([run.stage, decides]), []).append(run)
+    return list(rows.values())
 
 
 def pairs_drawn(run: Run, pairs: StudyPairs, notes: set[str]) -> int | None:
@@ -68,22 +89,46 @@ def pairs_drawn(run: Run, pairs: StudyPairs, notes: set[str]) -> int | None:
     return min(clean.pairs or total, total - (0 if clean.shards else poisoned or 0))
 
 
-def _row(run: Run, shared: StudyInputs, pairs: int | None, run_cost: Cost | None, notes: set[str]) -> list[str]:
-    """The cells of a run."""
-    poisoned, world = _pairs(run, shared.pairs, notes)[1], shared.world.size
+def _cells(  # noqa: PLR0913
+    row: list[Run], shared: StudyInputs, pairs: int | None, run_cost: Cost | None, machine: Assumed, notes: set[str]
+) -> list[str]:
+    """The cells of a row; numbers are each run's."""
+    run, more = row[0], len(row) > 1
+    poisoned = _pairs(run, shared.pairs, notes)[1]
     poisoned_cell = "" if run.stage == "clean" or poisoned is None else f"{0 if run.stage == 'twin' else poisoned:,}"
+    memory = rank_memory(run, machine.processes, machine.gpu)
+    size = model_size(run.spec.model.name, run.settings.objective.views, compute_type(run, machine.gpu))
+    too_large = machine.gpu is not None and memory > machine.gpu.usable
+    times = f"{len(row)} x " if more else ""
     return [
-        run.folder,
-        run.title,
+        f"{run.folder} +{len(row) - 1}" if more else run.folder,
+        title(row),
         "?" if run_cost is None else f"{run_cost.steps:,}",
         "?" if pairs is None else f"{pairs:,}",
         poisoned_cell,
-        f"{model_size(run.spec.model.name, run.settings.objective.views).parameters:,}",
-        f"{rank_memory(run, world) / GIB:.2f} GiB",
-        f"{rank_traffic(run, world) / 1e6:,.1f} MB",
-        "?" if run_cost is None else f"{run_cost.hours:,.1f}",
-        _state(shared.study / run.folder),
+        f"{size.parameters:,}",
+        f"{memory / GIB:.2f} GiB{' too large' * too_large}",
+        f"{rank_traffic(run, machine.processes, machine.gpu) / 1e6:,.1f} MB",
+        "?" if run_cost is None else f"{times}{run_cost.hours:,.1f}",
+        _states([_state(shared.study / one.folder) for one in row]),
     ]
+
+
+def title(row: list[Run]) -> str:
+    """The runs in words; of several the range of their rates."""
+    if len(row) == 1:
+        return row[0].title
+    rates = [run.settings.optimizer.rate for run in row]
+    words = row[0].title.replace(f" rate={rates[0]}", "")
+    return f"{words} {len(row)} rates, {min(rates):g} to {max(rates):g}"
+
+
+def _states(states: list[str]) -> str:
+    """How far runs are: of several how many are in which state."""
+    counts = Counter(states)
+    if len(states) == 1:
+        return states[0]
+    return ", ".join(f"{number} of {len(states)} {state}" for state, number in counts.items())
 
 
 def _pairs(run: Run, study: StudyPairs, notes: set[str]) -> tuple[int | None, int | None]:

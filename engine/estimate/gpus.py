@@ -8,6 +8,8 @@ from data.refusal import UserError
 from engine.distributed.world import World, rank_from_env
 
 MIB = 1 << 20
+RESERVED = 1536 * MIB
+WITHOUT_BF16 = ("T4", "V100")
 GPUS = {  # bytes of memory as their drivers tell them
     "A10-24GB": 23_028 * MIB,
     "A100-40GB": 40_536 * MIB,
@@ -30,6 +32,12 @@ class Gpu(NamedTuple):
 
     name: str
     memory: int  # bytes
+    bf16: bool = True  # whether `precision: auto` computes in it
+
+    @property
+    def usable(self) -> int:
+        """Bytes for a run: less what CUDA, NCCL and cuDNN take, and what fragments."""
+        return int(0.95 * self.memory) - RESERVED
 
 
 class Assumed(NamedTuple):
@@ -52,8 +60,8 @@ def assumed(processes: int | None, gpu: str | None, dollars: float | None) -> As
         raise UserError(f"--gpu is '{gpu}', whose memory is not known; known: {', '.join(GPUS)}")
     here = None
     if gpu is not None:
-        here = Gpu(gpu, GPUS[gpu])
+        here = Gpu(gpu, GPUS[gpu], not gpu.startswith(WITHOUT_BF16))
     elif torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
-        here = Gpu(properties.name, properties.total_memory)
+        here = Gpu(properties.name, properties.total_memory, torch.cuda.is_bf16_supported())
     return Assumed(processes or rank_from_env()[1], here, dollars)

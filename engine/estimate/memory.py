@@ -1,21 +1,41 @@
 """What a run needs of each rank: bytes of memory, and bytes that it sends in one step.
 
-Memory of a rank = weights, gradients and AdamW's states as ZeRO splits them + what the towers keep for backward of one
-micro-batch (counted on the meta device, so exact for eager mode) + features, their gradients and blocks of similarities.
+Memory of a rank = weights, gradients and AdamW's moments in float32 as ZeRO divides them, and the largest gradient twice
+while it is made + what the towers keep for the backward pass of one micro-batch, in the type that they compute in (counted
+on the meta device, so exact for eager mode) + pictures, features, their gradients and blocks of similarities. With
+recompute the towers keep their blocks' inputs and, while a block is computed again, what that one keeps.
 
-Bytes of a step, per rank and ring: gradients 2 P (W-1)/W, at stage 3 also the weights, plus the features of the other ranks
-in a row and a column of the grid (objectives/exchange.py), forward and backward.
+Bytes of a step, per rank and ring: float32 gradients 2 P (W-1)/W, at stage 3 also the weights, plus the features of the
+other ranks in a row and a column of the grid (objectives/exchange.py), forward and backward.
 """
 
+import copy
+from collections import defaultdict
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from configs.plan import Run
+from engine.estimate.gpus import Gpu
 from engine.models import clip
+from engine.models.towers import Towers
 from objectives.exchange import grid
-from objectives.tiles import BLOCK
+from objectives.tiles import BLOCK, WIDE
+
+BUCKETS = 4 * 4 * 25_000_000  # bytes of DeepSpeed's buckets for gradients, from stage 1 on: four of them
+BLOCKS = ("Bottleneck", "ResidualAttentionBlock")  # what recompute keeps the inputs of
+
+
+class Kept(NamedTuple):
+    """Bytes that the towers keep for the backward pass of n pairs: `fixed` + n `pair`."""
+
+    fixed: int  # casts of the weights, above all
+    pair: int
+
+    def of(self, pairs: int) -> int:
+        """For so many pairs."""
+        return self.fixed + pairs * self.pair
 
 
 class ModelSize(NamedTuple):
@@ -23,66 +43,144 @@ class ModelSize(NamedTuple):
 
     parameters: int
     learning: int  # parameters that learn
-    kept: int  # bytes kept for backward, a pair
+    largest: int  # parameters of the largest tensor of these
+    kept: Kept
+    recomputed: Kept  # with recompute
     width: int  # of the embedding
+    pixels: int  # of a picture
 
 
-def rank_memory(run: Run, ranks: int) -> int:
+def compute_type(run: Run, gpu: Gpu | None) -> torch.dtype:
+    """What the towers compute in on such a GPU, or on CPU."""
+    asked = run.spec.machine.precision
+    half = asked == "bf16" or asked == "auto" and gpu is not None and gpu.bf16
+    return torch.bfloat16 if half else torch.float32
+
+
+def rank_memory(run: Run, ranks: int, gpu: Gpu | None) -> int:
     """Bytes that one of so many ranks needs."""
-    spec, stage = run.spec, run.settings
-    size = model_size(spec.model.name, stage.objective.views)
+    spec, stage, machine = run.spec, run.settings, run.spec.machine
+    pictures, captions = stage.objective.views
+    size = model_size(spec.model.name, stage.objective.views, compute_type(run, gpu))
     rows = stage.batch // ranks
+    kept = size.recomputed if machine.recompute else size.kept
     features = rows * size.width * 4
     gathered = max(grid(ranks)) * features
-    activations = min(rows, spec.machine.micro_batch or rows) * size.kept
-    # features, their gradients and gathered blocks of both; a few blocks of similarities
-    exchanged = 2 * sum(stage.objective.views) * (features + gathered) + 16 * BLOCK**2
-    return state_bytes(size, spec.machine.zero, spec.machine.precision, ranks) + activations + exchanged
+    side = min(BLOCK if gpu is None else WIDE, max(grid(ranks)) * rows)
+    # pictures; features, their gradients and gathered blocks of both; a few blocks of similarities
+    exchanged = rows * pictures * 3 * size.pixels + 2 * (pictures + captions) * (features + gathered) + 4 * 4 * side**2
+    return state_bytes(size, machine.zero, ranks) + kept.of(min(rows, machine.micro_batch or rows)) + exchanged
 
 
-def rank_traffic(run: Run, ranks: int) -> float:
-    """Bytes that one rank sends in one step, at two bytes a gradient element on GPUs and four on CPU."""
+def rank_traffic(run: Run, ranks: int, gpu: Gpu | None) -> float:
+    """Bytes that one rank sends in one step."""
     stage = run.settings
-    size = model_size(run.spec.model.name, stage.objective.views)
-    each = 2 if torch.cuda.is_available() else 4
+    size = model_size(run.spec.model.name, stage.objective.views, compute_type(run, gpu))
     weights = size.parameters if run.spec.machine.zero == 3 else 0
     rows, columns = grid(ranks)
     features = stage.batch // ranks * size.width * 4
     # each view of one side crosses a row or a column of the grid, forward and backward
     exchanged = sum(stage.objective.views) / 2 * 2 * (rows + columns - 2) * features
-    return (2 * size.learning + weights) * each * (ranks - 1) / ranks + exchanged
+    return (2 * size.learning + weights) * 4 * (ranks - 1) / ranks + exchanged
+
+
+def state_bytes(size: ModelSize, zero: int, ranks: int) -> int:
+    """Bytes of weights and, for those that learn, of gradients and moments on one rank, all float32 (Rajbhandari et al.
+    2020); from stage 1 on DeepSpeed steps a copy of the rank's weights."""
+    gradients = 4 / (ranks if zero >= 2 else 1)
+    moments = 12 / ranks if zero else 8
+    weights = size.parameters * 4 / (ranks if zero >= 3 else 1)
+    return int(weights + size.learning * (gradients + moments)) + 8 * size.largest + (BUCKETS if zero else 0)
 
 
 @cache
-def model_size(name: str, views: tuple[int, int]) -> ModelSize:
+def model_size(name: str, views: tuple[int, int], dtype: torch.dtype) -> ModelSize:
     """Counted without allocating the model; without views of the caption the text tower does not learn."""
     towers = clip.on_meta(name)
+    learning = towers if views[1] else towers.clip.visual
+    parameters, learns = (sum(p.numel() for p in part.parameters()) for part in (towers, learning))
+    largest = max(p.numel() for p in learning.parameters())
+    few, more = (_count(name, (pairs * views[0], pairs * views[1]), dtype) for pairs in (2, 4))  # BatchNorm refuses one
+    kept = [_line(at_two, at_four) for at_two, at_four in zip(few, more, strict=True)]
+    side = clip.image_size(name)
+    return ModelSize(parameters, learns, largest, kept[0], kept[1], clip.model_config(name)["embed_dim"], side * side)
+
+
+def _line(at_two: int, at_four: int) -> Kept:
+    pair = (at_four - at_two) // 2
+    return Kept(at_two - 2 * pair, pair)
+
+
+@cache
+def _computing(name: str, dtype: torch.dtype) -> Towers:
+    """The towers on the meta device as they compute in a type."""
+    towers = copy.deepcopy(clip.on_meta(name))
+    if dtype != torch.float32:
+        towers.compute_in(dtype)
+    return towers
+
+
+def _count(name: str, views: tuple[int, int], dtype: torch.dtype) -> tuple[int, int]:
+    """Bytes that the towers keep of so many pictures and captions for the backward pass: (as they are, with recompute)."""
+    towers, (images, captions) = _computing(name, dtype), views
     side, length = clip.image_size(name), clip.model_config(name)["text_cfg"].get("context_length", 77)
-    images, captions = (2 * count for count in views)  # two pairs: BatchNorm refuses one
-    weights = {parameter.untyped_storage()._cdata for parameter in towers.parameters()}
-    kept: dict[int, torch.UntypedStorage] = {}  # by storage: two views of one are kept once
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in weights:
-            kept[storage._cdata] = storage
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        features, _ = towers(
+    count = Count({parameter.untyped_storage()._cdata for parameter in towers.parameters()})
+    hooks = [
+        hook
+        for module in towers.modules()
+        if type(module).__name__ in BLOCKS
+        for hook in (module.register_forward_pre_hook(count.enter), module.register_forward_hook(count.leave))
+    ]
+    with torch.autograd.graph.saved_tensors_hooks(count.keep, lambda tensor: tensor):
+        towers(
             torch.empty(images, 3, side, side, dtype=torch.uint8, device="meta"),
             torch.empty(captions, length, dtype=torch.int32, device="meta") if captions else None,
         )
-    learning = towers if captions else towers.clip.visual
-    parameters, learns = (sum(p.numel() for p in part.parameters()) for part in (towers, learning))
-    return ModelSize(parameters, learns, sum(storage.nbytes() for storage in kept.values()) // 2, features.shape[-1])
+    for hook in hooks:
+        hook.remove()
+    return count.plain, count.recomputed
 
 
-def state_bytes(size: ModelSize, zero: int, precision: str, ranks: int) -> int:
-    """Bytes of weights, and for those that learn of gradients, float32 master weights and moments, on one rank (Rajbhandari
-    et al. 2020)."""
-    half = precision in ("bf16", "fp16") or (precision == "auto" and torch.cuda.is_available())
-    weights, gradients = (2, 2) if half else (4, 4)
-    optimizer = 12 if half or zero else 8
-    each = gradients / (ranks if zero >= 2 else 1) + optimizer / (ranks if zero else 1)
-    return int(size.parameters * weights / (ranks if zero >= 3 else 1) + size.learning * each)
+class Count:
+    """Storages that are kept for the backward pass, each once, by the block that keeps it first; not the weights'."""
+
+    def __init__(self, weights: set[int]) -> None:
+        self.weights = weights
+        self.outside: dict[int, torch.UntypedStorage] = {}  # kept outside blocks, or going into one
+        self.inside: dict[int, dict[int, torch.UntypedStorage]] = defaultdict(dict)  # by the number of the block
+        self.block = 0  # the one at work; 0: none
+        self.blocks = 0
+
+    def keep(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Counts a tensor."""
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self.weights:
+            (self.inside[self.block] if self.block else self.outside)[storage._cdata] = storage
+        return tensor
+
+    def enter(self, block: Any, inputs: tuple[Any, ...]) -> None:
+        """Called before a block's forward pass."""
+        self.blocks += 1
+        self.block = self.blocks
+        for tensor in inputs:
+            if isinstance(tensor, torch.Tensor):
+                self.outside[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
+
+    def leave(self, block: Any, inputs: Any, output: Any) -> None:
+        """Called after it."""
+        self.block = 0
+
+    @property
+    def plain(self) -> int:
+        """Bytes of all that is kept."""
+        return _bytes({**self.outside, **{key: one for inside in self.inside.values() for key, one in inside.items()}})
+
+    @property
+    def recomputed(self) -> int:
+        """Bytes of what is kept outside blocks, of their inputs, and of what the block that keeps most keeps."""
+        largest = max(map(_bytes, self.inside.values()), default=0)
+        return _bytes(self.outside) + largest
+
+
+def _bytes(storages: dict[int, torch.UntypedStorage]) -> int:
+    return sum(storage.nbytes() for storage in storages.values())
