@@ -182,9 +182,9 @@ def test_a_forecast_counts_the_pictures_or_believes_the_spec(spec: Path, world: 
     absent = "data.clean.labelled none is no folder: counting on data.clean.pairs = "
     assert shown("data.clean.labelled=none", "data.clean.pairs=32") == ["2", "32", f"{absent}32"]
     assert shown("data.clean.labelled=none", "data.clean.pairs=null") == ["?", "?", f"{absent}None"]
-    parameters, learning, kept, _ = model_size("test-vit", (1, 0))
-    assert learning < parameters == model_size("test-vit", (1, 1))[1]
-    assert kept < model_size("test-vit", (1, 1))[2]
+    pictures, both = (model_size("test-vit", views, torch.float32) for views in ((1, 0), (1, 1)))
+    assert pictures.learning < pictures.parameters == both.learning
+    assert pictures.kept.pair < both.kept.pair
 
 
 def test_a_study_cleans_on_labelled_pictures_and_leaves_the_text_tower(spec: Path, world: Path) -> None:
