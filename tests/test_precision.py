@@ -11,10 +11,13 @@ import masters
 import pytest
 import torch
 from conftest import ROOT, SPEC, antidote, environment, journals, settings
+from torch import nn
 
 from configs.machine import Machine
 from data.synthetic import SyntheticWorld, write_world
-from engine.models.precision import allow_tf32
+from engine.models import clip
+from engine.models.precision import allow_tf32, units
+from engine.models.towers import Piece
 from engine.training import zero
 from engine.training.optimizer import decays
 
@@ -39,7 +42,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Results
 
 @cache
 def start(name: str) -> dict[str, torch.Tensor]:
-    return {key: p.detach().double() for key, p in masters.clip.build(name, 1).clip.named_parameters()}
+    return {key: p.detach().double() for key, p in clip.build(name, 1).clip.named_parameters()}
 
 
 def by_hand(
@@ -125,6 +128,64 @@ def test_a_gpu_may_use_tf32_under_bf16_alone(precision: str, kind: str, monkeypa
     assert said == [kind == "bf16"]
     assert zero.precision(Machine(), torch.device("cpu")) == "fp32"
     assert len(said) == 1
+
+
+@pytest.mark.parametrize("name", ["RN50", "EVA02-B-16", "ViT-B-16-SigLIP", "coca_ViT-B-32", "swin_base_patch4_window7_224"])
+def test_any_tower_computes_in_bf16(name: str) -> None:
+    """Without storage: types fit, also where a block reads its children's weights, and each parameter is in one unit, but
+    for BatchNorm's and embeddings of tokens."""
+    towers = clip.on_meta(name)
+    seen = [id(p) for _, modules in units(towers.clip) for m in modules for p in m._parameters.values()]
+    norms = {id(p) for norm in towers.norms for p in norm.parameters()}
+    own = {key for key, p in towers.clip.named_parameters() if seen.count(id(p)) != 1 and id(p) not in norms}
+    assert own == {"text.token_embedding.weight" if hasattr(towers.clip, "text") else "token_embedding.weight"}
+    towers.compute_in(torch.bfloat16)
+    size, length = clip.image_size(name), clip.model_config(name)["text_cfg"].get("context_length", 77)
+    images = torch.empty(2, 3, size, size, dtype=torch.uint8, device="meta")
+    found: list[torch.dtype] = []
+    blocks = [m for m in towers.clip.visual.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    hooks = [m.register_forward_hook(lambda module, inputs, out: found.append(out.dtype)) for m in blocks]
+    rows, texts = towers(images, torch.empty(2, length, dtype=torch.int64, device="meta"))
+    for hook in hooks:
+        hook.remove()
+    assert set(found) == {torch.bfloat16}
+    assert rows.dtype == texts.dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", masters.MODELS)
+def test_casts_are_gone_after_a_pass_and_recomputing_changes_no_gradient(name: str) -> None:
+    pairs, found = masters.batch((1, 1), masters.World(0, 1, 0, 1, torch.device("cpu"))), {}
+    images, tokens = pairs.images[:8, 0], pairs.tokens[:8, 0]
+    for way, pieces in {"plain": 1, "recomputed": 1, "evaluated": 1, "in micro-batches": 2}.items():
+        towers = masters.build(name, 1)
+        towers.compute_in(torch.bfloat16)
+        if way == "recomputed":
+            towers.recompute()
+        with torch.set_grad_enabled(way != "evaluated"):
+            rows, texts = towers(images, tokens, [Piece(8 // pieces, 8 // pieces)] * pieces)
+        assert not any(isinstance(value, torch.Tensor) for m in towers.clip.modules() for value in m.__dict__.values())
+        if way == "evaluated":
+            assert torch.equal(rows, found["plain"]["rows"])
+            continue
+        (rows * torch.linspace(-1, 1, rows.numel()).view_as(rows) + texts.cumsum(1)).sum().backward()
+        assert not any(isinstance(value, torch.Tensor) for m in towers.clip.modules() for value in m.__dict__.values())
+        found[way] = {"rows": rows.detach(), **{key: p.grad for key, p in towers.clip.named_parameters()}}
+    for key, value in found["plain"].items():
+        assert value.dtype == torch.float32
+        assert torch.equal(found["recomputed"][key], value), key
+    whole, parts = (
+        torch.cat([found[way][key].flatten() for key in found["plain"]]) for way in ("plain", "in micro-batches")
+    )
+    assert (parts - whole).norm() < 0.03 * whole.norm()
+
+
+def test_casts_are_gone_after_a_failure() -> None:
+    towers = masters.build("test-vit", 1)
+    towers.compute_in(torch.bfloat16)
+    with pytest.raises((RuntimeError, AssertionError)):
+        towers(torch.zeros(2, 3, 16, 16, dtype=torch.uint8), None)
+    assert not any(isinstance(value, torch.Tensor) for m in towers.clip.modules() for value in m.__dict__.values())
+    assert towers(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), None)[0].shape == (2, 32)
 
 
 @pytest.fixture(scope="module")
