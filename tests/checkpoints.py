@@ -48,6 +48,8 @@ def turn(folder: Path, words: str, world: World) -> None:
         newest = checkpoint.newest(folder / source)
         assert newest is not None
         path, manifest = newest
+        if stage == "3":  # after a step small parameters stay gathered: nothing of them may be left
+            learner.learn(batch((1, 1), world), 0)
         learner_state.restore(learner, path, world)
         done = manifest.step
     for steps, target in zip(rest[::2], rest[1::2], strict=True):

@@ -11,6 +11,7 @@ from collections import namedtuple
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import forked
@@ -20,8 +21,10 @@ from conftest import ROOT, environment
 from safetensors.torch import load_file, save_file
 
 from data.refusal import UserError
+from engine.distributed import collectives
 from engine.distributed.world import World
 from engine.training import checkpoint, learner_state, named_state, tensor_files
+from engine.training.run_state import RunState
 from engine.training.tensor_files import Kind, TensorFiles
 from records.manifest import Manifest
 
@@ -388,6 +391,28 @@ def test_steps_are_kept_by_name_and_set_in_the_form_of_the_kind_of_adam() -> Non
         assert {float(state["step"]) for state in towers.adamw.state.values()} == {3.0}
         again = named_state.moments(towers, everyone, ALONE)
         assert differing(again, moments) == []
+
+
+def test_ranks_that_learned_different_things_beside_the_towers_save_no_checkpoint(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from test_learner import make_learner
+
+    learner = make_learner({"kind": "mmcl"})
+    monkeypatch.setattr(collectives, "gather_objects", lambda value: [(value[0], {key: "0" for key in value[1]}), value])
+    with pytest.raises(UserError, match="ranks disagree: rank 1 on .* has state beside the towers"):
+        learner_state.share(learner, ALONE)
+
+
+def test_what_a_model_draws_depends_on_seed_step_and_rank_alone() -> None:
+    def drawn(seed: int, step: int, rank: int) -> float:
+        inputs = SimpleNamespace(run=SimpleNamespace(spec=SimpleNamespace(seed=seed)))
+        RunState.seed(SimpleNamespace(inputs=inputs, world=SimpleNamespace(rank=rank)), step)  # type: ignore[arg-type]
+        return torch.rand(1).item()
+
+    with torch.random.fork_rng():
+        assert drawn(1, 2, 3) == drawn(1, 2, 3)
+        assert len({drawn(1, 2, 3), drawn(2, 2, 3), drawn(1, 3, 3), drawn(1, 2, 4)}) == 4
 
 
 def test_shares_are_balanced_by_bytes() -> None:

@@ -153,6 +153,82 @@ def test_killed_three_times_ends_with_the_same_bits(whole: Path, spec: Path) -> 
         assert (study / name / "weights.safetensors").read_bytes() == (whole / name / "weights.safetensors").read_bytes()
 
 
+def kill_after(rows: int, spec: Path, sets: list[str], processes: int = 1, script: list[str] | None = None) -> None:
+    """Starts a study on so many processes, and kills them all when its journals hold so many rows."""
+    words = [sys.executable, *(script or [str(ROOT / "engine/run.py")]), "--spec", str(spec), *sets]
+    started = forked.ranks(words, processes, cwd=spec.parent, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 100
+    while sum(len(rows) for rows in journals(spec.parent / "runs/tiny").values()) < rows:
+        assert {process.poll() for process in started} == {None}
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    for process in started:
+        process.kill()
+    for process in started:
+        process.wait()
+
+
+@pytest.mark.parametrize(
+    "launches",
+    [
+        [(1, 3), (2, 1), (1, 0)],
+        pytest.param([(2, 2), (4, 3), (1, 1)], marks=pytest.mark.slow),
+        pytest.param([(4, 1), (2, 0), (1, 3), (2, 2)], marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_goes_on_on_any_number_of_processes_and_at_any_stage(
+    whole: Path, spec: Path, launches: list[tuple[int, int]]
+) -> None:
+    """(processes, ZeRO stage) of each launch; all but the last are killed. The journal and the weights are those of one
+    undisturbed process at stage 0."""
+    for number, (processes, zero) in enumerate(launches, 1):
+        sets = settings("clean=null", f"machine.zero={zero}")
+        if number < len(launches):
+            kill_after(7 * number, spec, sets, processes)
+    out = antidote("--spec", str(spec), *sets, cwd=spec.parent, processes=processes)
+    assert out.returncode == 0, out.stderr
+    assert "goes on at step" in out.stderr
+    ((name, rows),) = journals(spec.parent / "runs/tiny").items()
+    mine, theirs = (load_file(study / name / "weights.safetensors") for study in (spec.parent / "runs/tiny", whole))
+    for key, value in theirs.items():
+        assert key.endswith("in_proj_bias") or torch.allclose(mine[key], value, atol=1e-4), key
+    assert len(rows) == len(journals(whole)[name])
+    for a, b in zip(rows, journals(whole)[name], strict=True):
+        wrong = {k: (a[k], value) for k, value in b.items() if k in a and not close(a[k], value)}
+        assert not wrong, (a["step"], wrong)
+
+
+DROPS = """
+import sys
+from pathlib import Path
+from engine import run
+from engine.models import clip
+clip.add_models(Path(sys.argv[1]))
+sys.exit(run.main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.slow
+def test_a_model_that_draws_goes_on_as_if_never_stopped(spec: Path) -> None:
+    """A vision transformer that drops half of its patches, killed: the same bits as undisturbed."""
+    model = json.loads((ROOT / "configs/models/test-vit.json").read_text())
+    model["vision_cfg"]["patch_dropout"] = 0.5
+    (spec.parent / "dropping-vit.json").write_text(json.dumps(model))
+    script, sets = ["-c", DROPS, str(spec.parent)], settings("clean=null", "model.name=dropping-vit", "pretrain.epochs=1")
+    folders = [spec.parent / name for name in ("undisturbed", "killed")]
+    for folder in folders:
+        folder.mkdir()
+        shutil.copy(spec, folder)
+    kill_after(6, folders[1] / spec.name, sets, script=script)
+    for folder in folders:
+        words = [sys.executable, *script, "--spec", spec.name, *sets]
+        out = forked.run(words, 120, cwd=folder, env=environment(PYTHONPATH=str(ROOT)))
+        assert out.returncode == 0, out.stderr
+        assert ("goes on at step" in out.stderr) == (folder.name == "killed")
+    undisturbed, killed = (next((folder / "runs/tiny").glob("pretrain-*/weights.safetensors")) for folder in folders)
+    assert undisturbed.read_bytes() == killed.read_bytes()
+
+
 def test_sigterm_saves_exits_143_and_names_the_command(whole: Path, spec: Path) -> None:
     words = [
         sys.executable,
