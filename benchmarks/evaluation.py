@@ -7,7 +7,7 @@ with everything before it but loading code and weights, the other each further o
 epoch, and theirs does all of it again.
 
 On a CPU the towers take most of the time on either side, so what is compared is what each adds to them: CPU seconds less
-those inside encode_image and encode_text, ours of a further evaluation. `whole` and `towers` say what both took in all and
+those inside the two towers, ours of a further evaluation. `whole` and `towers` say what both took in all and
 inside the towers. Threads that have nothing to do wait without spinning. On a GPU it is the whole,
 in seconds of the clock, our pictures decoded by as many workers as a run would take there.
 
@@ -230,7 +230,9 @@ def ours(where: str, which: str, device: str) -> dict[str, Any]:
         towers = Means(towers.mean, towers.std)
     towers.to(world.device)
     tokenize(["warm"])
-    inner = timed(towers, "forward") if which == "feed" else timed(towers.clip, "encode_image", "encode_text")
+    inner = timed(towers, "forward" if which == "feed" else "_encode_text")
+    if which != "feed":
+        inner += timed(towers.clip, "encode_image")
     began = used(device)
     workers = Workers(0 if device == "cpu" else max(1, cores() - 2))
     encoder = Encoder(towers, TextRows(tokenize), world, spec.machine.eval_batch, workers=workers)

@@ -295,7 +295,7 @@ def test_a_training_set_of_other_classes_is_refused(spec: Path, others: Path, tm
 
 
 @pytest.mark.parametrize("kept_bytes", [0, 1 << 30])
-def test_workers_and_a_thread_give_the_numbers_of_pictures_decoded_in_one_go(
+def test_workers_give_the_numbers_of_pictures_decoded_in_one_go(
     spec: Path, monkeypatch: pytest.MonkeyPatch, kept_bytes: int
 ) -> None:
     """At any batch, kept or not, first and later; 64 pictures and their triggered forms are seen each time, once each."""

@@ -1,10 +1,10 @@
-"""The pictures of an evaluation set, batch after batch, decoded while the towers work.
+"""The pictures of an evaluation set, batch after batch, decoded while a GPU's towers work.
 
-By loader workers where a rank has them, else by a thread that is one batch ahead. What is kept is not decoded again.
+By loader workers where a rank has them, else between two batches: on a CPU a thread that decodes ahead took longer, as the
+towers want all cores. What is kept is not decoded again.
 """
 
 from collections.abc import Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
@@ -42,22 +42,11 @@ def fed(eval_set: EvalSet, batch: int, workers: Workers) -> Generator[Versions, 
         assert kept is not None
         yield [version[begin : min(begin + batch, done)] for version in kept.versions]
     places = [(begin, min(begin + batch, rows)) for begin in range(done, rows, batch)]
-    parts = Parts(eval_set)
     if places:
-        ahead = loaded(parts, places, workers, batch * eval_set.row_bytes) if workers.number else _by_thread(parts, places)
-        for part in ahead:
+        for part in loaded(Parts(eval_set), places, workers, batch * eval_set.row_bytes):
             if kept is not None:
                 kept.add(part)
             yield part
-
-
-def _by_thread(parts: Parts, places: list[tuple[int, int]]) -> Iterator[Versions]:
-    with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(parts.__getitem__, places[0])
-        for place in places[1:]:
-            part, coming = coming.result(), pool.submit(parts.__getitem__, place)
-            yield part
-        yield coming.result()
 
 
 def sent(feed: Iterator[Versions], device: torch.device) -> Iterator[Versions]:
