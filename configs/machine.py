@@ -47,6 +47,6 @@ class Machine(Section):
     def _no_fp16(cls, value: Any) -> Any:
         if value == "fp16":
             raise ValueError(
-                "fp16 is not trained in: its gradients would need scaling; use bf16, or fp32 on a GPU without it"
+                "fp16 is not supported, as its gradients would need scaling; use bf16, or fp32 on a GPU without it"
             )
         return value

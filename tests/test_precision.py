@@ -14,6 +14,8 @@ from conftest import ROOT, SPEC, antidote, environment, journals, settings
 from torch import nn
 
 from configs.machine import Machine
+from configs.spec import load
+from data.refusal import UserError
 from data.synthetic import SyntheticWorld, write_world
 from engine.models import clip
 from engine.models.precision import allow_tf32, units
@@ -186,6 +188,11 @@ def test_casts_are_gone_after_a_failure() -> None:
         towers(torch.zeros(2, 3, 16, 16, dtype=torch.uint8), None)
     assert not any(isinstance(value, torch.Tensor) for m in towers.clip.modules() for value in m.__dict__.values())
     assert towers(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), None)[0].shape == (2, 32)
+
+
+def test_fp16_is_refused_in_one_sentence_that_names_bf16(spec: Path) -> None:
+    with pytest.raises(UserError, match=r"precision: fp16 is not supported, .*; use bf16, or fp32 on a GPU without it$"):
+        load(spec, ["machine.precision=fp16"])
 
 
 @pytest.fixture(scope="module")
