@@ -225,3 +225,18 @@ def test_200_steps_in_bf16_lose_what_those_in_fp32_do(large_world: Path, tmp_pat
     for stage in map(str, STAGES):
         assert torch.allclose(losses[stage], losses["fp32"], rtol=0.02), (losses[stage], losses["fp32"])
         assert not torch.equal(losses[stage], losses["fp32"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 3])
+def test_a_cleaning_in_bf16_inherits_moments_and_begins_at_its_start(spec: Path, stage: int) -> None:
+    """A ResNet, and an objective that looks at the frozen start: the distance from it is exactly 0 before the first step."""
+    fields = ["clean.objective={kind: par}", "clean.optimizer.state=inherited", "model.name=test-resnet"]
+    words = settings(*fields, "machine.precision=bf16", f"machine.zero={stage}")
+    done = antidote("--spec", str(spec), *words, cwd=spec.parent)
+    assert done.returncode == 0, done.stderr[-3000:]
+    runs = journals(spec.parent / "runs/tiny")
+    (cleaned,) = (rows for name, rows in runs.items() if name.startswith("clean"))
+    before, *_, after = (row["distance"] for row in cleaned if row["kind"] == "measure")
+    assert before == 0.0
+    assert 1e-5 < float(after) < 0.01
