@@ -5,6 +5,7 @@ beside functions of torch.
 """
 
 import sys
+from importlib import import_module
 from importlib.util import find_spec, module_from_spec
 from types import ModuleType
 from typing import Any
@@ -36,3 +37,30 @@ def load(name: str) -> None:
         module.__class__ = ModuleType  # type: ignore[assignment]
         module.__path__ = spec.submodule_search_locations
         spec.loader.exec_module(module)
+
+
+class StandIn(ModuleType):
+    """A module of torch's compiler as far as one needs it that compiles nothing; asked for more, the real one is loaded."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        for each in COMPILER:
+            sys.modules.pop(each, None)
+        return getattr(import_module(self.__name__), name)
+
+
+COMPILER = ("torch._dynamo", "torch._dynamo.utils")
+
+
+def without_compiler() -> None:
+    """For a process that compiles nothing: torch's compiler, a second and a thousand modules, is not loaded by those who
+    only ask it to leave a function alone (torch for kernels of the meta device, timm), or only name it (torchvision)."""
+    if COMPILER[0] not in sys.modules:
+        parts = [sys.modules.setdefault(name, StandIn(name)) for name in COMPILER]
+        vars(parts[0])["disable"] = _as_it_is
+        vars(parts[1])["is_compile_supported"] = lambda device: False
+
+
+def _as_it_is(function: Any = None, recursive: bool = True, **more: Any) -> Any:
+    return _as_it_is if function is None else function

@@ -99,6 +99,7 @@ def print_folder_costs(options: argparse.Namespace) -> int:
     """Prints what the specs in a folder would cost; 2 if some can't be loaded, which it lists."""
     if not options.dry_run:
         raise UserError(f"--spec is the folder {options.spec}; a study is one file: give one of it, or add --dry-run")
+    deferred.without_compiler()
     from engine.estimate.dry_run_folder import dry_run_folder
     from engine.estimate.gpus import assumed
 
@@ -113,6 +114,7 @@ def print_folder_costs(options: argparse.Namespace) -> int:
 
 def print_plan(options: argparse.Namespace, loaded: "Loaded") -> int:
     """Prints what the study would do and cost; UserError for what it would refuse."""
+    deferred.without_compiler()
     from engine.estimate.dry_run import dry_run
     from engine.estimate.gpus import assumed
     from engine.study.check import refusals, refuse_changed

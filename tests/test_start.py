@@ -33,6 +33,33 @@ def test_a_spec_with_an_error_is_refused_without_torch(spec: Path) -> None:
     assert not modules & {"torch._C", "scipy", "sklearn", "open_clip", "deepspeed", "rich", "matplotlib", "nltk"}
 
 
+def test_a_dry_run_loads_no_trainer_and_no_compiler(spec: Path) -> None:
+    code, modules, errors = imported("--spec", spec.name, "--dry-run", cwd=spec.parent)
+    assert code == 0, errors
+    unwanted = (
+        "deepspeed",
+        "tensorboard",
+        "webdataset",
+        "nltk",
+        "matplotlib",
+        "submitit",
+        "optuna",
+        "sklearn",
+        "scipy.stats",
+    )
+    assert not modules & {*unwanted, "torch._inductor", "torch._dynamo.symbolic_convert", "torch.utils.tensorboard"}
+    assert "torch._C" in modules
+
+
+def test_a_compiler_that_stood_aside_is_there_when_it_is_asked_for() -> None:
+    words = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from engine import deferred; deferred.without_compiler(); "
+    words += "import torch; f = torch.compiler.disable(abs); assert f is abs; from torch._dynamo.utils import "
+    words += "is_compile_supported; assert not is_compile_supported('cpu'); import torch._dynamo; torch._dynamo.reset(); "
+    words += "print(type(sys.modules['torch._dynamo']).__name__, torch._dynamo.config.recompile_limit > 0)"
+    out = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=False)
+    assert out.stdout == "module True\n", out.stderr
+
+
 def test_a_deferred_package_is_loaded_once_and_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "slow").mkdir()
     (tmp_path / "slow/__init__.py").write_text("from slow.part import VALUE\nload = 'its own'\n")

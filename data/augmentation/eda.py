@@ -3,6 +3,7 @@ random swap, random deletion, each touching `rate` of the words."""
 
 import io
 import os
+import sys
 import warnings
 from functools import cache
 from typing import Any
@@ -68,9 +69,19 @@ def _synonyms(word: str, folder: str | None) -> tuple[str, ...]:
     return tuple(sorted(name for name in names if name != word and name.replace(" ", "").isalpha()))
 
 
+def _nltk_folders() -> list[str]:
+    """Where NLTK looks for its data."""
+    homes = [*os.environ.get("NLTK_DATA", "").split(os.pathsep), "~/nltk_data"]
+    roots = [f"{sys.prefix}{part}" for part in ("", "/share", "/lib")]
+    roots += [f"/usr{part}" for part in ("/share", "/local/share", "/lib", "/local/lib")]
+    return [os.path.expanduser(home) for home in homes if home] + [f"{root}/nltk_data" for root in roots]
+
+
 @cache
 def _wordnet(folder: str | None) -> Any:
     """NLTK's reader of WordNet; LookupError if its files are nowhere."""
+    if folder is None and "nltk" not in sys.modules and not any(map(os.path.isdir, (*_nltk_folders(), *FOLDERS))):
+        raise LookupError("no folder of NLTK's or Debian's")  # NLTK takes a second to say so
     import nltk
     from nltk.corpus import wordnet
     from nltk.corpus.reader.wordnet import WordNetCorpusReader

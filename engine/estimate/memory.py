@@ -45,7 +45,7 @@ class ModelSize(NamedTuple):
     learning: int  # parameters that learn
     largest: int  # parameters of the largest tensor of these
     kept: Kept
-    recomputed: Kept  # with recompute
+    recomputed: Kept  # with recompute: outside blocks, their inputs, the block that keeps most
     width: int  # of the embedding
     pixels: int  # of a picture
 
@@ -100,15 +100,31 @@ def model_size(name: str, views: tuple[int, int], dtype: torch.dtype) -> ModelSi
     learning = towers if views[1] else towers.clip.visual
     parameters, learns = (sum(p.numel() for p in part.parameters()) for part in (towers, learning))
     largest = max(p.numel() for p in learning.parameters())
-    few, more = (_count(name, (pairs * views[0], pairs * views[1]), dtype) for pairs in (2, 4))  # BatchNorm refuses one
-    kept = [_line(at_two, at_four) for at_two, at_four in zip(few, more, strict=True)]
-    side = clip.image_size(name)
-    return ModelSize(parameters, learns, largest, kept[0], kept[1], clip.model_config(name)["embed_dim"], side * side)
+    parts = [(count, kept_by(name, text, dtype)) for text, count in enumerate(views) if count]
+    plain = Kept(sum(kept.plain.fixed for _, kept in parts), sum(count * kept.plain.pair for count, kept in parts))
+    blocks = [(kept.block.fixed, count * kept.block.pair) for count, kept in parts]
+    largest_block = max(blocks, key=lambda block: block[1])
+    outside = Kept(
+        sum(kept.outside.fixed for _, kept in parts) + largest_block[0],
+        sum(count * kept.outside.pair for count, kept in parts) + largest_block[1],
+    )
+    width, side = clip.model_config(name)["embed_dim"], clip.image_size(name)
+    return ModelSize(parameters, learns, largest, plain, outside, width, side * side)
 
 
-def _line(at_two: int, at_four: int) -> Kept:
-    pair = (at_four - at_two) // 2
-    return Kept(at_two - 2 * pair, pair)
+class TowerKept(NamedTuple):
+    """What one tower keeps for the backward pass, by its pictures or captions."""
+
+    plain: Kept
+    outside: Kept  # outside its blocks, and their inputs
+    block: Kept  # of the block that keeps most
+
+
+@cache
+def kept_by(name: str, text: bool, dtype: torch.dtype) -> TowerKept:
+    """Of the picture tower, or the text tower."""
+    few, more = (_count(name, text, rows, dtype) for rows in (2, 4))  # BatchNorm refuses one
+    return TowerKept(*(Kept(2 * two - four, (four - two) // 2) for two, four in zip(few, more, strict=True)))
 
 
 @cache
@@ -120,10 +136,10 @@ def _computing(name: str, dtype: torch.dtype) -> Towers:
     return towers
 
 
-def _count(name: str, views: tuple[int, int], dtype: torch.dtype) -> tuple[int, int]:
-    """Bytes that the towers keep of so many pictures and captions for the backward pass: (as they are, with recompute)."""
-    towers, (images, captions) = _computing(name, dtype), views
-    side, length = clip.image_size(name), clip.model_config(name)["text_cfg"].get("context_length", 77)
+def _count(name: str, text: bool, rows: int, dtype: torch.dtype) -> tuple[int, int, int]:
+    """Bytes that a tower keeps of so many pictures or captions: all; outside blocks, with their inputs; in the largest."""
+    towers, side = _computing(name, dtype), clip.image_size(name)
+    length = clip.model_config(name)["text_cfg"].get("context_length", 77)
     count = Count({parameter.untyped_storage()._cdata for parameter in towers.parameters()})
     hooks = [
         hook
@@ -132,13 +148,14 @@ def _count(name: str, views: tuple[int, int], dtype: torch.dtype) -> tuple[int, 
         for hook in (module.register_forward_pre_hook(count.enter), module.register_forward_hook(count.leave))
     ]
     with torch.autograd.graph.saved_tensors_hooks(count.keep, lambda tensor: tensor):
-        towers(
-            torch.empty(images, 3, side, side, dtype=torch.uint8, device="meta"),
-            torch.empty(captions, length, dtype=torch.int32, device="meta") if captions else None,
-        )
+        if text:
+            towers(None, torch.empty(rows, length, dtype=torch.int32, device="meta"))
+        else:
+            towers(torch.empty(rows, 3, side, side, dtype=torch.uint8, device="meta"), None)
     for hook in hooks:
         hook.remove()
-    return count.plain, count.recomputed
+    blocks = [_bytes(inside) for inside in count.inside.values()]
+    return _bytes(count.all), _bytes(count.outside), max(blocks, default=0)
 
 
 class Count:
@@ -171,15 +188,9 @@ class Count:
         self.block = 0
 
     @property
-    def plain(self) -> int:
-        """Bytes of all that is kept."""
-        return _bytes({**self.outside, **{key: one for inside in self.inside.values() for key, one in inside.items()}})
-
-    @property
-    def recomputed(self) -> int:
-        """Bytes of what is kept outside blocks, of their inputs, and of what the block that keeps most keeps."""
-        largest = max(map(_bytes, self.inside.values()), default=0)
-        return _bytes(self.outside) + largest
+    def all(self) -> dict[int, torch.UntypedStorage]:
+        """All that is kept, or goes into a block."""
+        return {**self.outside, **{key: one for inside in self.inside.values() for key, one in inside.items()}}
 
 
 def _bytes(storages: dict[int, torch.UntypedStorage]) -> int:
