@@ -84,9 +84,9 @@ def main() -> None:
         peer = f"{one['peer']}, {one['peer_commit'][:12] if len(one['peer_commit']) == 40 else one['peer_commit']}"
         if "towers" in one:
             shares = [inside / whole for inside, whole in zip(one["towers"], one["whole"], strict=True)]
-            what = f"{what}, which take {shares[0]:.0%} of our time, {shares[1]:.0%} of theirs"  # noqa: PLW2901
+            what += f" (towers: {shares[0]:.0%} of our time, {shares[1]:.0%} of theirs)"  # noqa: PLW2901
         if "first_by_default" in one:
-            what += f"; {one['theirs'] / one['first_by_default']:.1f} x with our default trigger"  # noqa: PLW2901
+            what += f"; with our default trigger {one['theirs'] / one['first_by_default']:.1f} x"  # noqa: PLW2901
         verdict = "reached" if one["ratio"] >= one["target"] else "**missed**"
         target = f"{one['target']:g}" if one["target"] != 1 else "none"
         lines.append(
