@@ -35,6 +35,7 @@ def run_of(
         engine=SimpleNamespace(get_global_grad_norm=lambda: None),
         journal=SimpleNamespace(row=lambda kind, **numbers: rows.append((kind, numbers))),
         begin_epoch=lambda epoch: None,
+        seed=lambda step: None,
         measure=measure,
     ), rows
 
