@@ -17,7 +17,7 @@ from exactness import PAIRS, Plain, batch, build, make_learner, stage_of
 from torch import nn
 
 from configs.machine import Machine
-from configs.stage import Optimizer
+from configs.stage import Optimizer, Stage
 from engine.distributed.world import World, destroy_distributed, init_distributed
 from engine.models import clip
 from engine.models.towers import Towers
@@ -44,17 +44,29 @@ class Rounded(Plain):
 
 def learner(name: str, section: Optimizer, machine: Machine, world: World) -> tuple[Learner, Towers]:
     stage = stage_of({"kind": "mmcl"}).model_copy(update={"optimizer": section})
+    towers = grouped(name)
+    return bare(zero.wrap(towers, section, machine, world, PAIRS // world.size), stage, world, name), towers
+
+
+def grouped(name: str) -> Towers:
     towers = build(name, 1)
-    wrapped = zero.wrap(towers, section, machine, world, PAIRS // world.size)
-    return make_learner(wrapped, stage, world, name, None), towers
+    for norm in towers.norms:
+        norm.rows = PAIRS // 2  # few groups, as a CPU is slow at each
+    return towers
+
+
+def bare(wrapped: zero.TowerOptimizer, stage: Stage, world: World, name: str) -> Learner:
+    """A learner without a frozen start, which mmcl does not look at."""
+    of = make_learner(wrapped, stage, world, name, None)
+    of.start = None
+    return of
 
 
 def gradients(name: str, world: World) -> dict[str, torch.Tensor]:
     """Of the plain formula, and the loss."""
-    towers = build(name, 1)
+    towers = grouped(name)
     engine = Rounded(towers)
-    stage = stage_of({"kind": "mmcl"})
-    plain = make_learner(zero.TowerOptimizer(engine, engine.optimizer, engine.backward), stage, world, name, None)
+    plain = bare(zero.TowerOptimizer(engine, engine.optimizer, engine.backward), stage_of({"kind": "mmcl"}), world, name)
     loss = plain.learn(batch((1, 1), world), 0).terms["loss"]
     return {"loss": loss, **{key: p.grad for key, p in towers.clip.named_parameters() if p.grad is not None}}
 
