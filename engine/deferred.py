@@ -7,7 +7,7 @@ beside functions of torch.
 import sys
 from importlib import import_module
 from importlib.util import find_spec, module_from_spec
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 
@@ -58,7 +58,9 @@ def without_compiler() -> None:
     only ask it to leave a function alone (torch for kernels of the meta device, timm), or only name it (torchvision)."""
     if COMPILER[0] not in sys.modules:
         parts = [sys.modules.setdefault(name, StandIn(name)) for name in COMPILER]
-        vars(parts[0])["disable"] = _as_it_is
+        rules = SimpleNamespace(clear_lru_cache=lambda: None)  # what torch.distributed asks for at its start
+        # and torch's optimizers at each step: outside of compiled code it does nothing
+        vars(parts[0]).update(disable=_as_it_is, trace_rules=rules, graph_break=lambda msg="": None)
         vars(parts[1])["is_compile_supported"] = lambda device: False
 
 
