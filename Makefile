@@ -54,7 +54,7 @@ mini: $(READY)
 	$(BIN)/python -m report $(MINI:%=runs/mini-%) --markdown docs/mini-results.md
 
 bench: $(READY)
-	for part in loss step ranks start data evaluation sweep report table; do $(BIN)/python benchmarks/$$part.py || exit 1; done
+	for part in loss step ranks start data evaluation checkpoint sweep report table; do $(BIN)/python benchmarks/$$part.py || exit 1; done
 
 clean:
 	rm -rf $(VENV) shards/demo .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage *.egg-info

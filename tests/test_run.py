@@ -198,6 +198,24 @@ def test_a_run_goes_on_on_any_number_of_processes_and_at_any_stage(
         assert not wrong, (a["step"], wrong)
 
 
+@pytest.mark.parametrize("words", [[], ["--dry-run"]])
+def test_a_checkpoint_of_the_version_before_is_refused_and_kept(whole: Path, spec: Path, words: list[str]) -> None:
+    run = Path("runs/tiny") / next(path.name for path in whole.glob("pretrain-*"))
+    checkpoint = spec.parent / run / "checkpoints/step-000000004"
+    checkpoint.mkdir(parents=True)
+    before = {"zero": 0, "world": 1, "step": 4, "versions": {"torch": "2.15.0", "deepspeed": "0.19.8"}, "files": {}}
+    (checkpoint / "manifest.json").write_text(json.dumps(before))
+    out = antidote("--spec", str(spec), *words, cwd=spec.parent)
+    assert out.returncode == 2
+    assert (
+        f"{run}/checkpoints/step-000000004 was written by an earlier version of Antidote (checkpoint format 1, with torch "
+        "2.15.0, deepspeed 0.19.8; this version reads 2); finish the run with that version, or delete "
+        f"{run} to begin it anew" in out.stderr
+    )
+    assert "Traceback" not in out.stderr
+    assert json.loads((checkpoint / "manifest.json").read_text()) == before
+
+
 DROPS = """
 import sys
 from pathlib import Path

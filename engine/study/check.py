@@ -9,7 +9,7 @@ from engine.distributed import collectives
 from engine.study import lock
 from engine.study.scheduler import Scheduler
 from engine.training import check
-from engine.training.checkpoint import committed
+from engine.training.checkpoint import assert_readable, committed
 from engine.training.inputs import StudyInputs
 from records.ending import FailedJson
 from records.folder import finished, read_json
@@ -36,6 +36,12 @@ def refusals(scheduler: Scheduler, shared: StudyInputs) -> check.Refusals:
         if run.start is not None and run.start not in scheduler.runs and not scheduler.ready(run):
             words = f"{scheduler.folder / run.start.folder} is not finished; run the pretrain stage first, or both at once"
             met[words] = Missing(words)
+        checkpoints = committed(scheduler.folder / run.folder / "checkpoints")
+        try:
+            for path in checkpoints[-1:]:
+                assert_readable(path)
+        except UserError as error:
+            met[str(error)] = error
     ranks = [shared.world.size if run in own else workers for run in left]
     return [*met.values(), *check.refusals(zip(left, ranks, strict=True), shared)]
 

@@ -45,7 +45,7 @@ def save(folder: Path, manifest: Manifest, files: Mapping[str, dict[str, torch.T
             for name, content in files.items():
                 write_file(staging / name, content)
             with ThreadPoolExecutor() as pool:
-                digests = dict(zip(files, pool.map(lambda name: _flushed_digest(staging / name), files), strict=True))
+                digests = dict(zip(files, pool.map(lambda name: flushed_digest(staging / name), files), strict=True))
     except DiskFull as full:
         trouble = str(full)
     outcomes = collectives.gather_objects((trouble, digests))
@@ -93,7 +93,8 @@ def disk(folder: Path) -> Iterator[None]:
         raise
 
 
-def _flushed_digest(path: Path) -> tuple[int, str]:
+def flushed_digest(path: Path) -> tuple[int, str]:
+    """(bytes, SHA-256) of a file, when it is on the disk."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
         return path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()

@@ -74,8 +74,8 @@ class TensorFiles:
         """A part of the flattened tensor; only the rows that hold it are read."""
         rows = self._files[name].get_slice(name)
         shape = rows.get_shape()
-        if not shape:
-            return self.whole(name).flatten()[own]
+        if not shape or own.start >= own.stop or own == slice(0, math.prod(shape)):
+            return self.whole(name).flatten()[own]  # mapped, where a slice is copied
         width = max(1, math.prod(shape[1:]))
         first = own.start // width
         part = torch.as_tensor(rows[first : -(-own.stop // width)]).flatten()
