@@ -60,6 +60,7 @@ class Card(RecordFile):
     batch: Count  # over all processes
     process_batch: Count
     micro_batch: Count | None = None
+    whole_pictures: bool = False  # whether it divides captions alone, as BatchNorm's groups are larger
     optimizer: AdamW
     norm_group: Count | None = None  # of BatchNorm
     norms: str | None = None  # what becomes of BatchNorm, where that is not the usual
@@ -94,7 +95,7 @@ class Card(RecordFile):
             "epochs": self.epochs,
             "steps": f"{self.steps:,} ({self.epoch_steps:,} an epoch)",
             "batch": f"{self.batch:,} pairs ({self.process_batch:,} a process)",
-            "micro-batch": None if self.micro_batch is None else f"{self.micro_batch:,} pairs",
+            "micro-batch": None if self.micro_batch is None else self._micro_batch(),
             "optimizer": f"{optimizer.implementation} AdamW, rate {optimizer.rate:g}, warm-up {optimizer.warmup} steps, "
             f"decay {optimizer.decay:g}",
             "moments": optimizer.moments if optimizer.moments != "fresh" else None,
@@ -113,6 +114,11 @@ class Card(RecordFile):
         if self.loss_core_before is None:
             return None
         return f"{self.loss_core_before}, which does not work here: {self.loss_core_fault}"
+
+    def _micro_batch(self) -> str:
+        if self.whole_pictures:
+            return f"{self.micro_batch:,} captions; pictures whole, recomputed in the backward pass, for BatchNorm's groups"
+        return f"{self.micro_batch:,} pairs"
 
     def machine_facts(self) -> list[Fact]:
         """The machine and the versions as lines for people."""

@@ -14,7 +14,7 @@ from torch import nn
 
 from data.refusal import UserError
 from engine.models import clip
-from engine.models.layers import GroupedNorm
+from engine.models.norms import GroupedNorm, update_running_stats
 from engine.models.tokenizer import Tokenizer
 from engine.models.towers import Cut, Piece, Towers, cut_of
 
@@ -137,7 +137,7 @@ def test_grouped_norm_is_batch_norm_on_each_group() -> None:
         means.append(part.mean((0, 2, 3)))
         spreads.append(part.var((0, 2, 3)))  # unbiased, as torch's running variance
     assert grouped.running_mean.abs().max() == 0  # not before the step is settled
-    grouped.update_running_stats()  # type: ignore[operator]
+    update_running_stats([grouped])  # type: ignore[list-item]
     assert torch.allclose(grouped.running_mean, 0.1 * torch.stack(means).mean(0), atol=1e-12)
     assert torch.allclose(grouped.running_var, 0.9 + 0.1 * torch.stack(spreads).mean(0), atol=1e-12)
     plain.running_mean.copy_(grouped.running_mean)

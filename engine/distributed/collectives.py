@@ -85,9 +85,23 @@ def _own_group(parts: list[list[int]], rank: int) -> Group:
     return ProcessGroup(parts[own].index(rank), len(parts[own]), groups[own])
 
 
+def consecutive_ranks(size: int) -> Group:
+    """This rank's group of so many consecutive ranks, one of those that divide all. Every rank calls it at the same
+    moment."""
+    if size == 1:
+        return SingleRank()
+    return _make_consecutive(dist.get_rank(), dist.get_world_size(), size)
+
+
+@cache
+def _make_consecutive(rank: int, ranks: int, size: int) -> Group:
+    return _own_group([list(range(first, first + size)) for first in range(0, ranks, size)], rank)
+
+
 def forget_process_groups() -> None:
     """Before the process group that they belong to is destroyed."""
     _make_groups.cache_clear()
+    _make_consecutive.cache_clear()
 
 
 def gather_rows(rows: torch.Tensor) -> torch.Tensor:

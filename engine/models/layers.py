@@ -1,4 +1,4 @@
-"""Layers that take the place of torch's and open_clip's in the towers: the same results, less work, fixed groups."""
+"""Attention and blocks that take the place of torch's and open_clip's in the towers: the same results, less work."""
 
 from typing import Any
 
@@ -65,51 +65,3 @@ def is_plain(attention: nn.MultiheadAttention) -> bool:
     """Whether torch's attention is of the kind that Attention takes the place of."""
     own = attention._qkv_same_embed_dim and attention.batch_first and attention.bias_k is None
     return own and not attention.dropout and not attention.add_zero_attn
-
-
-class GroupedNorm(nn.BatchNorm2d):
-    """BatchNorm over groups of `rows` consecutive rows; its running statistics move once a step, by the mean over groups."""
-
-    rows: int | None  # None: all there are
-    counts: bool
-    frozen: bool  # whether running statistics normalise in training too, and stay
-
-    def prepare(self) -> None:
-        """Makes a BatchNorm2d one of these."""
-        self.rows, self.counts, self.frozen = None, True, False
-        self.pending: tuple[torch.Tensor, torch.Tensor] | None = None
-        self.groups = 0
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[n, C, H, W]; n a multiple of `rows`."""
-        assert self.running_mean is not None
-        assert self.running_var is not None
-        if not self.training or self.frozen:
-            mean, var = self.running_mean.to(self.weight.dtype), self.running_var.to(self.weight.dtype)
-            return F.batch_norm(x, mean, var, self.weight, self.bias, False, 0.0, self.eps)
-        out = []
-        # no split for one group: its gradient would be copied together again
-        parts = [x] if self.rows is None or len(x) <= self.rows else torch.split(x, self.rows)
-        for part in parts:
-            mean, var = torch.zeros_like(self.weight), torch.zeros_like(self.weight)
-            # with momentum 1 the "running" statistics are this group's own
-            out.append(F.batch_norm(part, mean, var, self.weight, self.bias, True, 1.0, self.eps))
-            if self.counts:
-                self._note(mean.detach().to(self.running_mean.dtype), var.detach().to(self.running_mean.dtype))
-        return out[0] if len(out) == 1 else torch.cat(out)
-
-    def _note(self, mean: torch.Tensor, var: torch.Tensor) -> None:
-        if self.pending is not None:
-            mean, var = mean + self.pending[0], var + self.pending[1]
-        self.pending, self.groups = (mean, var), self.groups + 1
-
-    def update_running_stats(self, taken: torch.Tensor | None = None) -> None:
-        """Moves the running statistics by what has been noted since, or forgets it if the step was not `taken`."""
-        if self.pending is None:
-            return
-        assert self.momentum is not None
-        for running, noted in zip((self.running_mean, self.running_var), self.pending, strict=True):
-            assert running is not None
-            moved = torch.lerp(running, noted / self.groups, self.momentum)
-            running.copy_(moved if taken is None else torch.where(taken, moved, running))
-        self.pending, self.groups = None, 0

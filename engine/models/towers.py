@@ -9,13 +9,14 @@ What differs from open_clip's own forward, none of which changes a result beyond
   behind it is read.
 - A transformer's last block is computed at the one token that is read from it.
 - Attention is torch's fused kernel with `is_causal`, not a mask of floats.
-- BatchNorm takes its statistics over groups of a fixed number of pairs, whatever the process or micro-batch holds.
+- BatchNorm takes its statistics over groups of a fixed number of pairs, whatever the process or micro-batch holds. Where a
+  group is larger than a micro-batch, pictures go through whole, with their blocks recomputed, and captions in micro-batches.
 
 Under bf16 the parameters stay float32 (engine/models/precision.py).
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -23,7 +24,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from engine.models.layers import Attention, GroupedNorm, LastBlock, is_plain
+from engine.models.layers import Attention, LastBlock, is_plain
+from engine.models.norms import GroupedNorm, update_running_stats
 from engine.models.precision import Casts
 
 FEW = 4  # captions of a length that are not run by themselves, but with those of the next
@@ -58,6 +60,7 @@ class Towers(nn.Module):
         self.clip: Any = clip
         self.cuts = True  # whether captions are cut where that is exact
         self.casts: Casts | None = None  # None: computes in the parameters' own type
+        self.whole_pictures = False  # whether micro-batches divide captions alone
         self.mean, self.std = (torch.tensor(values).view(1, 3, 1, 1) for values in (mean, std))
         for module in clip.modules():
             if type(module) is nn.BatchNorm2d:
@@ -95,6 +98,14 @@ class Towers(nn.Module):
         """
         if pieces is None or len(pieces) == 1:
             return self._encode(images, tokens, pieces[0].cut if pieces else None)
+        if self.whole_pictures and images is not None:
+            rows, _ = self._encode(images, None, None)
+            return rows, None if tokens is None else self._encode_pieces(None, tokens, pieces)[1]
+        return self._encode_pieces(images, tokens, pieces)
+
+    def _encode_pieces(
+        self, images: torch.Tensor | None, tokens: torch.Tensor | None, pieces: Sequence[Piece]
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         parts = zip(
             _split(images, [piece.images for piece in pieces]),
             _split(tokens, [piece.texts for piece in pieces]),
@@ -166,20 +177,22 @@ class Towers(nn.Module):
         return torch.as_tensor(projection(x) if isinstance(projection, nn.Module) else x @ projection)
 
     def _contexts(self) -> tuple[Any, Any]:
-        """Of a micro-batch's first run and of its replay, which must not count in BatchNorm's running statistics."""
-        return nullcontext(), self._replay()
+        """Of a pass that is run twice: its first run, and its replay, which must not count in BatchNorm's running statistics
+        and takes statistics over ranks from the first."""
+        replayed: dict[GroupedNorm, torch.Tensor] = {}
+        return self._run(replayed, counts=True), self._run(replayed, counts=False)
 
     @contextmanager
-    def _replay(self) -> Iterator[None]:
+    def _run(self, replayed: dict[GroupedNorm, torch.Tensor], counts: bool) -> Iterator[None]:
         norms = self.norms
-        before = [norm.counts for norm in norms]
+        before = [(norm.counts, norm.replayed) for norm in norms]
         for norm in norms:
-            norm.counts = False
+            norm.counts, norm.replayed = norm.counts and counts, replayed
         try:
             yield
         finally:
-            for norm, counts in zip(norms, before, strict=True):
-                norm.counts = counts
+            for norm, (counted, outer) in zip(norms, before, strict=True):
+                norm.counts, norm.replayed = counted, outer
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
@@ -203,10 +216,17 @@ class Towers(nn.Module):
     def recompute(self) -> None:
         """Keeps only the inputs of each block; what they hold inside is computed again in the backward pass."""
         self.clip.set_grad_checkpointing(True)
-        for name, module in self.clip.visual.named_children():
-            if name.startswith("layer") and isinstance(module, nn.Sequential):
-                for block in module:
-                    block.forward = _Recomputed(block.forward, self._contexts)
+        self.recompute_resnet()
+
+    def recompute_resnet(self) -> None:
+        """The same for the stem and the blocks of a ResNet alone, of which open_clip recomputes none."""
+        visual = self.clip.visual
+        layers = [module for name, module in visual.named_children() if name.startswith("layer")]
+        blocks = [block for layer in layers if isinstance(layer, nn.Sequential) for block in layer]
+        if blocks:
+            visual.stem = _Recomputed(visual.stem, self._contexts)
+        for block in blocks:
+            block.forward = _Recomputed(block.forward, self._contexts)
 
     def compile_blocks(self, backend: Any = "inductor") -> None:
         """torch.compile on each block of both towers: few graphs, compiled once for all equal blocks.
@@ -223,8 +243,7 @@ class Towers(nn.Module):
 
     def update_running_stats(self, taken: torch.Tensor | None = None) -> None:
         """Moves BatchNorm's running statistics on by one step, if it was `taken` (0-d bool; default: yes)."""
-        for norm in self.norms:
-            norm.update_running_stats(taken)
+        update_running_stats(self.norms, taken)
 
 
 class _Recomputed:

@@ -22,6 +22,7 @@ from engine.training.init_weights import load_start, moments_of, path_of, publis
 from engine.training.inputs import RunInputs
 from engine.training.learner import Learner
 from engine.training.loss_core import LossCore, loss_core
+from engine.training.norm_groups import NormGroups, norm_groups
 from engine.training.optimizer import Schedule
 from engine.training.step_inputs import Annotations, MicroBatches
 from records.card import Card
@@ -33,7 +34,7 @@ class BuildFacts:
 
     parameters: int
     precision: str
-    norm_group: int | None  # pairs; None without BatchNorm
+    norms: NormGroups | None  # None without BatchNorm
     transformed: str | None  # what the transform did, in words, where its section alone does not say it
     implementation: str
     cuts: bool
@@ -59,14 +60,14 @@ def build(inputs: RunInputs, world: World) -> Built:
     start_weights = _copied(towers) if run.stage == "clean" and world.first else {}
     frozen = _frozen(towers).to(world.device) if "start" in stage.objective.needs else None
     moments, section = _moments(inputs, source)
-    norm_group = _set_norms(inputs, towers)
+    norms = _set_norms(inputs, towers, world)
     towers.to(world.device)
     scalars, words = _transform(inputs, towers, scalars, world)
     if not stage.objective.moves_texts:
         towers.freeze_texts()
     parameters = sum(p.numel() for p in towers.parameters())
     precision = zero.precision(machine, world.device)
-    _assert_equal_on_ranks(inputs, world, towers, (precision, norm_group, words))
+    _assert_equal_on_ranks(inputs, world, towers, (precision, norms, words))
     tower_optimizer = zero.wrap(towers, section, machine, world, stage.batch // world.size)
     if frozen is not None and precision == "bf16":
         frozen.compute_in(torch.bfloat16)
@@ -76,7 +77,7 @@ def build(inputs: RunInputs, world: World) -> Built:
     except BaseException:
         tower_optimizer.engine.destroy()
         raise
-    facts = BuildFacts(parameters, precision, norm_group, words, tower_optimizer.implementation, towers.cuts, core)
+    facts = BuildFacts(parameters, precision, norms, words, tower_optimizer.implementation, towers.cuts, core)
     return Built(learner, facts, start_weights)
 
 
@@ -130,17 +131,20 @@ def _frozen(towers: Towers) -> Towers:
     return copy.deepcopy(towers).requires_grad_(False).eval()
 
 
-def _set_norms(inputs: RunInputs, towers: Towers) -> int | None:
-    """Sets how BatchNorm takes its statistics; the pairs of its groups, None if there is no BatchNorm."""
+def _set_norms(inputs: RunInputs, towers: Towers, world: World) -> NormGroups | None:
+    """Sets how BatchNorm takes its statistics; how its groups lie, None if there is no BatchNorm."""
     run, stage = inputs.run, inputs.run.settings
-    if not towers.norms:
+    groups = norm_groups(run, world.size)
+    if groups is None:
         if stage.norms != "trained":
             raise UserError(f"{run.stage}.norms is {stage.norms}, but {run.spec.model.name} has no BatchNorm; leave it out")
         return None
-    group = min(run.spec.model.norm_group, stage.batch)
+    ranks = collectives.consecutive_ranks(groups.processes)
     for norm in towers.norms:
-        norm.rows, norm.frozen = group * stage.objective.views[0], stage.norms == "frozen"
-    return group
+        norm.rows = groups.pairs // groups.processes * stage.objective.views[0]
+        norm.ranks, norm.frozen = ranks, stage.norms == "frozen"
+    towers.whole_pictures = groups.whole_pictures
+    return groups
 
 
 def _transform(

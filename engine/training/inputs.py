@@ -27,6 +27,7 @@ from engine.models.tokenizer import Tokenizer
 from engine.models.transforms.contract import CleanPairs, TransformInputs
 from engine.training.kmeans import too_many_clusters
 from engine.training.labelled_inputs import check_labels, labelled_pairs
+from engine.training.norm_groups import norm_groups
 from engine.training.pairs import StudyPairs
 from objectives.deep_cluster import DeepCluster
 from objectives.learned import initial
@@ -160,31 +161,9 @@ def _check_batch(run: Run, world: World) -> None:
 
 
 def _check_groups(run: Run, world: World) -> None:
-    """UserError if a process's pairs, or a micro-batch, are no whole number of BatchNorm's groups."""
-    if not clip.has_norms(run.spec.model.name):
-        return
-    batch, micro = run.settings.batch, run.spec.machine.micro_batch
-    group = min(run.spec.model.norm_group, batch)
-    field = "clean.batch" if run.stage == "clean" else "pretrain.batch"
-    rows = batch // world.size
-    if rows % group:
-        step = group * world.size
-        near = " and ".join(f"{n:,}" for n in (batch // step * step, batch // step * step + step) if n)
-        parts = [n for n in range(1, rows + 1) if rows % n == 0 and n <= group][-2:]
-        fits = max(n for n in range(1, world.size + 1) if batch % (n * group) == 0 or n == 1)
-        alone = "--stage clean" if run.stage == "clean" else "--stage pretrain"
-        raise UserError(
-            f"model.norm_group is {run.spec.model.norm_group:,}, but with {field} {batch:,} each of {world.size} processes "
-            f"holds {rows:,} pairs, which is no multiple of {group:,}; nearest {field} that is: {near}; or nearest "
-            f"model.norm_group: {' and '.join(f'{n:,}' for n in parts)}; or run this stage on {fits} process"
-            f"{'es' * (fits > 1)} ({alone})"
-        )
-    if micro is not None and micro < rows and micro % group:
-        near = " and ".join(f"{n:,}" for n in (micro // group * group, micro // group * group + group) if n)
-        raise UserError(
-            f"machine.micro_batch is {micro:,}, which is no multiple of BatchNorm's groups of {group:,} pairs "
-            f"(model.norm_group); nearest that are: {near}"
-        )
+    """UserError if a process's pairs, or a micro-batch, don't go with BatchNorm's groups."""
+    if run.settings.batch % world.size == 0:
+        norm_groups(run, world.size)
 
 
 def _check_model(run: Run, world: World) -> None:

@@ -67,7 +67,8 @@ def card_of(inputs: RunInputs, world: World, facts: BuildFacts) -> Card:
         optimizer=AdamW(
             implementation=facts.implementation, rate=adamw.rate, warmup=adamw.warmup, decay=adamw.decay, moments=adamw.state
         ),
-        norm_group=facts.norm_group,
+        norm_group=facts.norms.pairs if facts.norms else None,
+        whole_pictures=facts.norms is not None and facts.norms.whole_pictures,
         norms=stage.norms if stage.norms != "trained" else None,
         trims_captions=facts.cuts,
         precision=facts.precision,

@@ -82,6 +82,8 @@ def wrap(towers: Towers, section: Optimizer, machine: Machine, world: World, row
         towers.compute_in(torch.bfloat16)
     if machine.recompute:  # also the casts
         towers.recompute()
+    elif towers.whole_pictures:
+        towers.recompute_resnet()
     adamw, name = optimizer.adamw(machine.adam, optimizer.groups(towers, section), section, world.device)
     config = {
         "train_micro_batch_size_per_gpu": rows,
