@@ -25,11 +25,14 @@ from engine.models.towers import Towers
 from engine.training import named_state, optimizer, zero
 from engine.training.head import Head
 from engine.training.learner import Learner
+from engine.training.norm_groups import NormGroups, set_norm_groups
 from engine.training.optimizer import Schedule
 from engine.training.step_inputs import Annotations, MicroBatches
 from objectives import AnyObjective
 
 PAIRS, GROUP, MICRO = 48, 4, 8
+LARGE_GROUPS = (24, 48)  # the shares of one to four ranks, and larger than a micro-batch
+CLEANCLIP = {"kind": "cleanclip"}
 OBJECTIVES: list[dict[str, Any]] = [
     {"kind": "mmcl"},
     {"kind": "ssl", "direction": "symmetric", "temperature": "own"},
@@ -92,12 +95,13 @@ def make_learner(tower_optimizer: zero.TowerOptimizer, stage: Stage, world: Worl
     )  # fmt: skip
 
 
-def build(name: str, views: int, texts: bool = True) -> Towers:
+def build(name: str, stage: Stage, world: World, group: int, micro: int | None) -> Towers:
     towers = clip.build(name, 1).train()
-    if not texts:
+    if not stage.objective.moves_texts:
         towers.freeze_texts()
-    for norm in towers.norms:
-        norm.rows = GROUP * views
+    share = PAIRS // world.size
+    groups = NormGroups(group, max(1, group // share), micro is not None and micro < min(group, share))
+    set_norm_groups(towers, groups, stage)
     return towers
 
 
@@ -111,10 +115,14 @@ def stage_of(fields: dict[str, Any], gather: str = "exact") -> Stage:
     return Stage(objective=objective, epochs=1, batch=PAIRS, optimizer=Optimizer(rate=1.0, decay=0.0), gather=gather)  # type: ignore[arg-type]
 
 
-def plain(fields: dict[str, Any], name: str, micro: int | None, world: World, gather: str = "exact") -> dict[str, Any]:
+def plain(
+    fields: dict[str, Any], name: str, micro: int | None, world: World, gather: str = "exact", group: int = GROUP
+) -> dict[str, Any]:
     """Loss and every gradient in float64."""
     stage = stage_of(fields, gather)
-    towers = build(name, stage.objective.views[0], stage.objective.moves_texts).double()
+    towers = build(name, stage, world, group, micro).double()
+    if towers.whole_pictures:
+        towers.recompute_resnet()
     engine = Plain(towers)
     learner = make_learner(zero.TowerOptimizer(engine, engine.optimizer, engine.backward), stage, world, name, micro)
     learner.head.parameters = {
@@ -130,11 +138,12 @@ def plain(fields: dict[str, Any], name: str, micro: int | None, world: World, ga
 
 
 def deepspeed(
-    fields: dict[str, Any], name: str, stage_number: int, micro: int | None, world: World, recompute: bool = False
-) -> dict[str, Any]:
+    name: str, stage_number: int, micro: int | None, world: World, fields: dict[str, Any] = CLEANCLIP, group: int = GROUP,
+    recompute: bool = False,
+) -> dict[str, Any]:  # fmt: skip
     """Loss, and every parameter after one step of gradient descent at rate 1, under DeepSpeed."""
     stage = stage_of(fields)
-    towers = build(name, stage.objective.views[0], stage.objective.moves_texts)
+    towers = build(name, stage, world, group, micro)
     machine = Machine(zero=stage_number, precision="fp32", recompute=recompute)  # type: ignore[arg-type]
     tower_optimizer = zero.wrap(towers, stage.optimizer, machine, world, PAIRS // world.size)
     learner = make_learner(tower_optimizer, stage, world, name, micro)
@@ -154,6 +163,9 @@ def main(out: str) -> None:
         for name in ("test-vit", "test-resnet"):
             for micro in (None, MICRO) if world.size == 1 or fields["kind"] == "cleanclip" else (MICRO,):
                 results[f"float64 {fields['kind']} {name} micro {micro}"] = plain(fields, name, micro, world)
+    for group in (size for size in LARGE_GROUPS if not max(size, PAIRS // world.size) % min(size, PAIRS // world.size)):
+        for micro in (None, MICRO):
+            results[f"groups of {group} micro {micro}"] = plain(CLEANCLIP, "test-resnet", micro, world, group=group)
     results["published"] = plain({"kind": "mmcl"}, "test-vit", None, world, gather="published")
     step = optimizer.adamw
     optimizer.adamw = lambda kind, groups, section, device: (torch.optim.SGD(groups, lr=1.0), "descent")  # type: ignore[assignment]
@@ -161,12 +173,16 @@ def main(out: str) -> None:
         for name in ("test-vit", "test-resnet"):
             for micro in (None, MICRO):
                 case = f"zero {stage} cleanclip {name} micro {micro}"
-                results[case] = deepspeed({"kind": "cleanclip"}, name, stage, micro, world)
+                results[case] = deepspeed(name, stage, micro, world)
         results[f"zero {stage} cleanclip test-resnet recompute"] = deepspeed(
-            {"kind": "cleanclip"}, "test-resnet", stage, MICRO, world, recompute=True
+            "test-resnet", stage, MICRO, world, recompute=True
         )
+        for micro in (None, MICRO) if world.size > 2 or stage in (0, 3) else (MICRO,):
+            results[f"zero {stage} groups of {PAIRS} micro {micro}"] = deepspeed(
+                "test-resnet", stage, micro, world, {"kind": "mmcl"}, group=PAIRS
+            )
     for fields in OBJECTIVES:
-        results[f"zero 1 {fields['kind']} test-vit"] = deepspeed(fields, "test-vit", 1, None, world)
+        results[f"zero 1 {fields['kind']} test-vit"] = deepspeed("test-vit", 1, None, world, fields)
     optimizer.adamw = step
     if world.first:
         torch.save(results, out)

@@ -57,6 +57,22 @@ def test_float64_is_equal_to_1e_10_on_any_number_of_ranks_in_any_micro_batch(
 
 
 @pytest.mark.parametrize("ranks", RANKS)
+def test_batch_norm_groups_that_ranks_hold_together_are_those_of_one_process(
+    results: Callable[[int], Results], ranks: int
+) -> None:
+    """Groups of half the batch and of all of it, in one pass and in micro-batches smaller than they are."""
+    single, several = results(1), results(ranks)
+    cases = [case for case in several if case.startswith("groups of")]
+    assert len(cases) == (2 if ranks == 3 else 4)
+    for case in cases:
+        want = single[f"{case.split(' micro')[0]} micro None"]
+        assert any(value.abs().max() > 1e-3 for name, value in want.items() if name.startswith("clip.visual."))
+        assert worst(several[case], want) < (1e-10, ""), case
+    for case in (case for case in several if "groups of" in case and case.startswith("zero")):
+        assert worst(several[case], single["zero 0 groups of 48 micro None"]) < (1e-5, ""), case
+
+
+@pytest.mark.parametrize("ranks", RANKS)
 def test_deepspeed_is_equal_to_1e_5_at_every_stage(results: Callable[[int], Results], ranks: int) -> None:
     single, several = results(1), results(ranks)
     for model in ("test-vit", "test-resnet"):

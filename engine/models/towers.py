@@ -16,7 +16,7 @@ Under bf16 the parameters stay float32 (engine/models/precision.py).
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch

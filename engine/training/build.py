@@ -22,7 +22,7 @@ from engine.training.init_weights import load_start, moments_of, path_of, publis
 from engine.training.inputs import RunInputs
 from engine.training.learner import Learner
 from engine.training.loss_core import LossCore, loss_core
-from engine.training.norm_groups import NormGroups, norm_groups
+from engine.training.norm_groups import NormGroups, norm_groups, set_norm_groups
 from engine.training.optimizer import Schedule
 from engine.training.step_inputs import Annotations, MicroBatches
 from records.card import Card
@@ -139,11 +139,7 @@ def _set_norms(inputs: RunInputs, towers: Towers, world: World) -> NormGroups | 
         if stage.norms != "trained":
             raise UserError(f"{run.stage}.norms is {stage.norms}, but {run.spec.model.name} has no BatchNorm; leave it out")
         return None
-    ranks = collectives.consecutive_ranks(groups.processes)
-    for norm in towers.norms:
-        norm.rows = groups.pairs // groups.processes * stage.objective.views[0]
-        norm.ranks, norm.frozen = ranks, stage.norms == "frozen"
-    towers.whole_pictures = groups.whole_pictures
+    set_norm_groups(towers, groups, stage)
     return groups
 
 

@@ -1,11 +1,14 @@
-"""How BatchNorm's groups lie over the processes: what a run needs to know of it, and what a dry run can say."""
+"""How BatchNorm's groups lie over the processes and micro-batches of a run."""
 
 from itertools import count
 from typing import NamedTuple
 
 from configs.plan import Run
+from configs.stage import Stage
 from data.refusal import UserError
+from engine.distributed import collectives
 from engine.models import clip
+from engine.models.towers import Towers
 
 
 class NormGroups(NamedTuple):
@@ -38,6 +41,15 @@ def norm_groups(run: Run, processes: int) -> NormGroups | None:
             f"(model.norm_group); nearest that are: {near}"
         )
     return NormGroups(group, max(1, group // share), group > micro)
+
+
+def set_norm_groups(towers: Towers, groups: NormGroups, stage: Stage) -> None:
+    """Makes the towers take BatchNorm's statistics so. Every rank calls it at the same moment."""
+    ranks = collectives.consecutive_ranks(groups.processes)
+    for norm in towers.norms:
+        norm.rows = groups.pairs // groups.processes * stage.objective.views[0]
+        norm.ranks, norm.frozen = ranks, stage.norms == "frozen"
+    towers.whole_pictures = groups.whole_pictures
 
 
 def _fits(batch: int, group: int, processes: int) -> bool:
