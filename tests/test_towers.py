@@ -233,7 +233,8 @@ def test_building_leaves_every_generator_as_it_was(monkeypatch: pytest.MonkeyPat
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # dynamo looks at it
 @pytest.mark.parametrize("dtype", [pytest.param(None, marks=pytest.mark.slow), torch.bfloat16])
 def test_a_compiled_resnet_trains_in_graphs_after_an_evaluation(dtype: torch.dtype | None, tmp_path: Path) -> None:
-    """RN50's 16 blocks, narrow: 8 graphs in evaluation, 8 in training, and each block's call runs one."""
+    """RN50's 16 blocks, narrow: 8 graphs in evaluation, 8 in training, 8 in replays of micro-batches however many there are,
+    and each block's call runs one."""
     graphs: list[Any] = []
     ran: list[int] = []
 
@@ -249,11 +250,14 @@ def test_a_compiled_resnet_trains_in_graphs_after_an_evaluation(dtype: torch.dty
         if dtype is not None:
             of.compute_in(dtype)
     images, _ = inputs()
-    for training, new in ((False, 8), (True, 8), (True, 0), (False, 0)):
-        before = len(graphs), len(ran)
+    for training, parts, new in ((False, 1, 8), (True, 1, 8), (True, 1, 0), (True, 2, 8), (True, 4, 0), (False, 1, 0)):
+        before, several = (len(graphs), len(ran)), images.repeat(parts, 1, 1, 1)
         with torch.set_grad_enabled(training):
-            rows, expected = towers.train(training)(images, None)[0], plain.train(training)(images, None)[0]
-        assert (len(graphs) - before[0], len(ran) - before[1]) == (new, 16)
+            pieces = [Piece(8, 0)] * parts
+            rows, expected = (of.train(training)(several, None, pieces)[0] for of in (towers, plain))
+            if parts > 1:
+                rows.sum().backward()
+        assert (len(graphs) - before[0], len(ran) - before[1]) == (new, 16 * (2 * parts - 1))
         assert torch.allclose(rows, expected, atol=1e-2 if dtype else 1e-5)
         for of in (towers, plain):
             of.update_running_stats()

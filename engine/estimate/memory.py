@@ -3,7 +3,8 @@
 Memory of a rank = weights, gradients and AdamW's moments in float32 as ZeRO divides them, and the largest gradient twice
 while it is made + what the towers keep for the backward pass of one micro-batch, in the type that they compute in (counted
 on the meta device, so exact for eager mode) + pictures, features, their gradients and blocks of similarities. With
-recompute the towers keep their blocks' inputs and, while a block is computed again, what that one keeps.
+recompute the towers keep their blocks' inputs and, while a block is computed again, what that one keeps; so does a ResNet
+whose BatchNorm groups are larger than a micro-batch, for all pictures of the rank.
 
 Bytes of a step, per rank and ring: float32 gradients 2 P (W-1)/W, at stage 3 also the weights, plus the features of the
 other ranks in a row and a column of the grid (objectives/exchange.py), forward and backward.
@@ -20,6 +21,7 @@ from configs.plan import Run
 from engine.estimate.gpus import Gpu
 from engine.models import clip
 from engine.models.towers import Towers
+from engine.training.norm_groups import norm_groups
 from objectives.exchange import grid
 from objectives.tiles import BLOCK, WIDE
 
@@ -63,13 +65,28 @@ def rank_memory(run: Run, ranks: int, gpu: Gpu | None) -> int:
     pictures, captions = stage.objective.views
     size = model_size(spec.model.name, stage.objective.views, compute_type(run, gpu))
     rows = stage.batch // ranks
-    kept = size.recomputed if machine.recompute else size.kept
     features = rows * size.width * 4
     gathered = max(grid(ranks)) * features
     side = min(BLOCK if gpu is None else WIDE, max(grid(ranks)) * rows)
     # pictures; features, their gradients and gathered blocks of both; a few blocks of similarities
     exchanged = rows * pictures * 3 * size.pixels + 2 * (pictures + captions) * (features + gathered) + 4 * 4 * side**2
-    return state_bytes(size, machine.zero, ranks) + kept.of(min(rows, machine.micro_batch or rows)) + exchanged
+    return state_bytes(size, machine.zero, ranks) + _kept(run, ranks, compute_type(run, gpu)) + exchanged
+
+
+def _kept(run: Run, ranks: int, dtype: torch.dtype) -> int:
+    """Bytes that the towers of a rank keep for the backward pass of one micro-batch."""
+    name, (pictures, captions), machine = run.spec.model.name, run.settings.objective.views, run.spec.machine
+    rows = run.settings.batch // ranks
+    micro = min(rows, machine.micro_batch or rows)
+    groups = norm_groups(run, ranks)
+    if groups is None or not groups.whole_pictures:
+        size = model_size(name, (pictures, captions), dtype)
+        return (size.recomputed if machine.recompute else size.kept).of(micro)
+    of_captions = model_size(name, (0, captions), dtype) if captions else None
+    kept = model_size(name, (pictures, 0), dtype).recomputed.of(rows)
+    if of_captions is not None:
+        kept += (of_captions.recomputed if machine.recompute else of_captions.kept).of(micro)
+    return kept
 
 
 def rank_traffic(run: Run, ranks: int, gpu: Gpu | None) -> float:

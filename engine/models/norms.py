@@ -98,7 +98,7 @@ def _fused(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, groups: int, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What _Several gives, by the formula, which torch.compile makes few kernels of."""
-    wide = x.to(weight.dtype).unflatten(0, (groups, -1))
+    wide = x.to(weight.dtype).view(groups, -1, *x.shape[1:])
     var, mean = torch.var_mean(wide, (1, 3, 4), correction=0, keepdim=True)
     scale = (var + eps).rsqrt() * weight[:, None, None]
     out = (wide - mean) * scale + bias[:, None, None]

@@ -239,11 +239,30 @@ class Towers(nn.Module):
         torch._dynamo.config.recompile_limit = max(GRAPHS, torch._dynamo.config.recompile_limit)
         for module in self.clip.modules():
             if type(module).__name__ in ("ResidualAttentionBlock", "Bottleneck"):
-                module.forward = torch.compile(module.forward, backend=backend)
+                module.forward = _Compiled(module, backend)
 
     def update_running_stats(self, taken: torch.Tensor | None = None) -> None:
         """Moves BatchNorm's running statistics on by one step, if it was `taken` (0-d bool; default: yes)."""
         update_running_stats(self.norms, taken)
+
+
+class _Compiled:
+    """The compiled forward pass of a block. Its norms note statistics as if for the first time in a step: torch would keep a
+    graph for each number of notes before."""
+
+    def __init__(self, block: nn.Module, backend: Any) -> None:
+        self.forward = torch.compile(block.forward, backend=backend)
+        self.norms = [module for module in block.modules() if isinstance(module, GroupedNorm)]
+
+    def __call__(self, *inputs: Any, **named: Any) -> Any:
+        before = [norm.noted for norm in self.norms]
+        for norm in self.norms:
+            norm.noted = []
+        try:
+            return self.forward(*inputs, **named)
+        finally:
+            for norm, noted in zip(self.norms, before, strict=True):
+                norm.noted = noted + norm.noted
 
 
 class _Recomputed:
