@@ -12,5 +12,6 @@ class Model(Section):
     norm_group: int = Field(
         256,
         ge=1,
-        description="pairs, all their views included, that BatchNorm's statistics are over; at most the batch",
+        description="pairs, all their views included, that BatchNorm's statistics are over, on however many processes; at "
+        "most the batch",
     )

@@ -83,7 +83,9 @@ def batch(views: tuple[int, int], world: World) -> Batch:
     )
 
 
-def make_learner(tower_optimizer: zero.TowerOptimizer, stage: Stage, world: World, name: str, micro: int | None) -> Learner:
+def make_learner(
+    tower_optimizer: zero.TowerOptimizer, stage: Stage, world: World, name: str, micro_batches: MicroBatches
+) -> Learner:
     """A learner with everything that any objective asks for."""
     towers = clip.build(name, 7).eval()
     width = clip.model_config(name)["embed_dim"]
@@ -91,7 +93,7 @@ def make_learner(tower_optimizer: zero.TowerOptimizer, stage: Stage, world: Worl
     kept = {"scale": torch.tensor([2.0]), "supervised.weight": head}
     return Learner(
         tower_optimizer, Head.build(stage, width, kept, 3, world.device), stage, Schedule(stage.optimizer, 10, 5), world,
-        MicroBatches(micro), Annotations(np.arange(PAIRS) % 4 - 1, np.arange(PAIRS) % 5 == 0), towers,
+        micro_batches, Annotations(np.arange(PAIRS) % 4 - 1, np.arange(PAIRS) % 5 == 0), towers,
     )  # fmt: skip
 
 
@@ -124,7 +126,8 @@ def plain(
     if towers.whole_pictures:
         towers.recompute_resnet()
     engine = Plain(towers)
-    learner = make_learner(zero.TowerOptimizer(engine, engine.optimizer, engine.backward), stage, world, name, micro)
+    tower_optimizer = zero.TowerOptimizer(engine, engine.optimizer, engine.backward)
+    learner = make_learner(tower_optimizer, stage, world, name, MicroBatches(micro))
     learner.head.parameters = {
         key: value.detach().double().requires_grad_() for key, value in learner.head.parameters.items()
     }
@@ -146,7 +149,9 @@ def deepspeed(
     towers = build(name, stage, world, group, micro)
     machine = Machine(zero=stage_number, precision="fp32", recompute=recompute)  # type: ignore[arg-type]
     tower_optimizer = zero.wrap(towers, stage.optimizer, machine, world, PAIRS // world.size)
-    learner = make_learner(tower_optimizer, stage, world, name, micro)
+    # as engine/training/build.py: stage 3 needs equal calls on all ranks, which captions by length are not
+    micro_batches = MicroBatches(micro, by_length=stage_number < 3)
+    learner = make_learner(tower_optimizer, stage, world, name, micro_batches)
     outcome = learner.learn(batch(stage.objective.views, world), 0)
     whole = named_state.weights(tower_optimizer, named_state.on_first_rank(tower_optimizer, world), world)
     out = {f"clip.{key}": whole[key].clone() for key, _ in towers.clip.named_parameters() if key in whole}

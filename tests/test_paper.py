@@ -11,6 +11,7 @@ from configs.spec import load
 from engine.estimate.dry_run_folder import dry_run_folder, total
 from engine.estimate.gpus import Assumed
 from engine.models.clip import has_norms
+from engine.training.norm_groups import norm_groups
 from engine.training.pairs import StudyPairs
 
 FILES = sorted((ROOT / "specs/paper").glob("*.yaml"))
@@ -42,13 +43,17 @@ def test_a_header_says_how_many_runs_there_are_and_what_they_cost(path: Path, tm
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.stem))
-def test_processes_hold_whole_groups_of_batch_norm(path: Path) -> None:
-    """As the header says: pre-training on 8 GPUs or one, cleaning on one."""
+def test_processes_hold_groups_of_batch_norm_whole_or_together(path: Path) -> None:
+    """As the header says: pre-training on 8 GPUs or one, cleaning on one; pre-training on 64 too, with 8 groups."""
     said = header(path)["Processes"]
     for run in runs(load(path).points):
         if has_norms(run.spec.model.name):
-            gpus = 8 if run.stage == "pretrain" and said.startswith("deepspeed") else 1
-            assert run.settings.batch // gpus % min(run.spec.model.norm_group, run.settings.batch) == 0
+            several = run.stage == "pretrain" and said.startswith("deepspeed")
+            for gpus in (8, 16, 32, 64) if several else (1,):
+                groups = norm_groups(run, gpus)
+                assert groups is not None
+                assert groups.pairs == min(run.spec.model.norm_group, run.settings.batch)
+                assert groups.processes == max(1, groups.pairs * gpus // run.settings.batch)
 
 
 def test_the_folder_has_one_row_a_file() -> None:

@@ -22,7 +22,7 @@ START = "clean.start={{path: {folder}/start.safetensors}}"
 BROKEN = {  # what is wrong: (settings, processes, words of the sentence)
     "batch": (["pretrain.batch=18"], 4, "pretrain.batch is 18, which does not divide over 4 processes"),
     "groups": ([NORMS, "model.norm_group=6"], 1, "model.norm_group is 6"),
-    "micro-batch": ([NORMS, "model.norm_group=8", "machine.micro_batch=6"], 1, "no multiple of BatchNorm's groups"),
+    "micro-batch": ([NORMS, "model.norm_group=4", "machine.micro_batch=6"], 1, "no multiple of BatchNorm's groups"),
     "model": (["model.name=demo-vitt"], 1, "model.name is 'demo-vitt', which open_clip does not know"),
     "tokenizer": (["model.name=ViT-B-16-SigLIP"], 1, "needs a tokenizer from a hub"),
     "trimming": (["model.name=coca_ViT-B-32", "machine.trim_text=always"], 1, "machine.trim_text is always"),

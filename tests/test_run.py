@@ -376,17 +376,20 @@ def test_steps_without_a_finite_loss_are_listed_and_stop_the_run_before_harm(spe
 
 
 MICRO = settings(
-    "model={name: test-resnet, norm_group: 4}", "pretrain.objective={kind: mmcl_ssl}", "pretrain.epochs=1", "clean=null",
+    "model.name=test-resnet", "pretrain.objective={kind: mmcl_ssl}", "pretrain.epochs=1", "clean=null",
     "pretrain.optimizer.rate=1e-4",  # statistics of four pairs magnify rounding: at 1e-3 by 200 in a single step
 )  # fmt: skip
 
 
-def test_a_resnet_in_micro_batches_on_two_processes_writes_the_journal_of_one(spec: Path, world: Path) -> None:
-    """BatchNorm's groups are part of the spec; processes, micro-batches and recomputing are not."""
+@pytest.mark.parametrize("group", [pytest.param(4, marks=pytest.mark.slow), 16])
+def test_a_resnet_in_micro_batches_on_two_processes_writes_the_journal_of_one(spec: Path, world: Path, group: int) -> None:
+    """BatchNorm's groups are part of the spec; processes, micro-batches and recomputing are not. Groups of 16 are held by
+    both processes, and are larger than a micro-batch."""
     found = []
     for number, (processes, sets) in enumerate([(0, []), (2, ["machine.micro_batch=4", "machine.recompute=true"])]):
         folder = spec.parent / str(number)
         folder.mkdir()
+        sets = [f"model.norm_group={group}", *sets]
         out = antidote("--spec", str(spec), *MICRO, *settings(*sets), cwd=folder, processes=processes)
         assert out.returncode == 0, out.stderr
         found.append(next(iter(journals(folder / "runs/tiny").values())))
@@ -400,13 +403,13 @@ def test_a_resnet_in_micro_batches_on_two_processes_writes_the_journal_of_one(sp
     ("sets", "words"),
     [
         (["machine.micro_batch=6"], "machine.micro_batch is 6, which is no multiple of BatchNorm's groups of 4 pairs"),
-        (["model.norm_group=5"], "nearest pretrain.batch that is: 15 and 20; or nearest model.norm_group: 2 and 4"),
+        (["model.norm_group=5"], "what fits: pretrain.batch 15 or 20; model.norm_group 4 or 8"),
         (["pretrain.objective={kind: par}"], "compares with the model that it starts from"),
         (["pretrain.objective={kind: unlearn, flags: none}"], "none can't be read"),
     ],
 )
 def test_what_does_not_fit_the_groups_or_the_objective_is_refused(spec: Path, sets: list[str], words: str) -> None:
-    out = antidote("--spec", str(spec), *MICRO, *settings(*sets), cwd=spec.parent)
+    out = antidote("--spec", str(spec), *MICRO, *settings("model.norm_group=4", *sets), cwd=spec.parent)
     assert out.returncode == 2
     assert words in out.stderr
     assert "Traceback" not in out.stderr
