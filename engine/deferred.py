@@ -54,8 +54,9 @@ COMPILER = ("torch._dynamo", "torch._dynamo.utils")
 
 
 def without_compiler() -> None:
-    """For a process that compiles nothing: torch's compiler, a second and a thousand modules, is not loaded by those who
-    only ask it to leave a function alone (torch for kernels of the meta device, timm), or only name it (torchvision)."""
+    """For a dry run: torch's compiler, a second and a thousand modules, is not loaded by those who only ask it to leave a
+    function alone (torch for kernels of the meta device, timm), or only name it (torchvision). Not for training: DeepSpeed
+    does without parts of itself that it can't import, and fails later."""
     if COMPILER[0] not in sys.modules:
         parts = [sys.modules.setdefault(name, StandIn(name)) for name in COMPILER]
         rules = SimpleNamespace(clear_lru_cache=lambda: None)  # what torch.distributed asks for at its start

@@ -135,10 +135,6 @@ def print_plan(options: argparse.Namespace, loaded: "Loaded") -> int:
 
 def study(options: argparse.Namespace, loaded: "Loaded", again: str, is_first: bool) -> int:
     """Carries out the study; where it is not done, says how to go on with it, whatever ended it."""
-    import torch
-
-    if not (torch.cuda.is_available() or loaded.spec.machine.compile):
-        deferred.without_compiler()
     from engine.study.study import run_study
 
     code = 1

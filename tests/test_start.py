@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, antidote, environment, journals, settings
+from conftest import ROOT, environment
 
 from engine import deferred
 
@@ -49,18 +49,6 @@ def test_a_dry_run_loads_no_trainer_and_no_compiler(spec: Path) -> None:
     )
     assert not modules & {*unwanted, "torch._inductor", "torch._dynamo.symbolic_convert", "torch.utils.tensorboard"}
     assert "torch._C" in modules
-
-
-@pytest.mark.slow
-def test_a_run_on_cpu_trains_without_torchs_compiler_as_with_it(spec: Path) -> None:
-    sets = settings("pretrain.epochs=1", "clean.epochs=0")
-    code, modules, errors = imported("--spec", spec.name, *sets, cwd=spec.parent)
-    assert code == 0, errors
-    assert "torch._dynamo.symbolic_convert" not in modules
-    alone = journals(spec.parent / "runs/tiny")
-    (spec.parent / "runs").rename(spec.parent / "before")
-    assert antidote("--spec", spec.name, *sets, cwd=spec.parent).returncode == 0, "forked, with the compiler in memory"
-    assert journals(spec.parent / "runs/tiny") == alone
 
 
 def test_a_compiler_that_stood_aside_is_there_when_it_is_asked_for() -> None:
