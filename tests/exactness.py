@@ -97,7 +97,16 @@ def make_learner(
     )  # fmt: skip
 
 
-def build(name: str, stage: Stage, world: World, group: int, micro: int | None) -> Towers:
+def build(name: str, views: int) -> Towers:
+    """In BatchNorm groups of GROUP pairs, which every process holds whole."""
+    towers = clip.build(name, 1).train()
+    for norm in towers.norms:
+        norm.rows = GROUP * views
+    return towers
+
+
+def build_in_groups(name: str, stage: Stage, world: World, group: int, micro: int | None) -> Towers:
+    """In groups of any size, as a run sets them."""
     towers = clip.build(name, 1).train()
     if not stage.objective.moves_texts:
         towers.freeze_texts()
@@ -122,7 +131,7 @@ def plain(
 ) -> dict[str, Any]:
     """Loss and every gradient in float64."""
     stage = stage_of(fields, gather)
-    towers = build(name, stage, world, group, micro).double()
+    towers = build_in_groups(name, stage, world, group, micro).double()
     if towers.whole_pictures:
         towers.recompute_resnet()
     engine = Plain(towers)
@@ -146,7 +155,7 @@ def deepspeed(
 ) -> dict[str, Any]:  # fmt: skip
     """Loss, and every parameter after one step of gradient descent at rate 1, under DeepSpeed."""
     stage = stage_of(fields)
-    towers = build(name, stage, world, group, micro)
+    towers = build_in_groups(name, stage, world, group, micro)
     machine = Machine(zero=stage_number, precision="fp32", recompute=recompute)  # type: ignore[arg-type]
     tower_optimizer = zero.wrap(towers, stage.optimizer, machine, world, PAIRS // world.size)
     # as engine/training/build.py: stage 3 needs equal calls on all ranks, which captions by length are not

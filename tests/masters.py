@@ -24,6 +24,7 @@ from engine.models.towers import Towers
 from engine.training import named_state, zero
 from engine.training.init_weights import distance
 from engine.training.learner import Learner
+from engine.training.step_inputs import MicroBatches
 
 MODELS = ("test-vit", "test-resnet")
 # with so large an epsilon an update is no mere sign of the gradient
@@ -57,7 +58,7 @@ def grouped(name: str) -> Towers:
 
 def bare(wrapped: zero.TowerOptimizer, stage: Stage, world: World, name: str) -> Learner:
     """A learner without a frozen start, which mmcl does not look at."""
-    of = make_learner(wrapped, stage, world, name, None)
+    of = make_learner(wrapped, stage, world, name, MicroBatches())
     of.start = None
     return of
 

@@ -106,7 +106,9 @@ def test_what_does_not_fit_is_told_with_the_largest_micro_batch_that_a_run_accep
         changed = pretraining(spec, "pretrain.batch=1024", "model.norm_group=64", f"machine.micro_batch={pairs}")
         assert (rank_memory(changed, 1, small.gpu) <= small.gpu.usable) == fits  # type: ignore[union-attr]
     whole = pretraining(spec, "pretrain.batch=1024", "model.norm_group=1024")
-    assert "set machine.recompute=true (" in next(fit_notes(whole, large)), "a group is never divided"
+    (note,) = fit_notes(whole, large)
+    assert "set machine.micro_batch=256 (" in note, "captions alone are divided: pictures are recomputed, whole"
+    assert "or machine.recompute=true (" in note
     assert "no micro-batch helps" in next(fit_notes(whole, small))
 
 
