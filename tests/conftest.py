@@ -20,10 +20,20 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--shuffle", type=int, metavar="SEED", help="run the tests in an order drawn by this seed")
+    parser.addoption("--gpu-tests-on", choices=("cuda", "cpu"), default="cuda", help="cpu tries the lines of gpu tests")
+
+
+def sees_gpus(marks: str) -> bool:
+    """Whether a session selected by -m MARKS sees the machine's GPUs: only one of gpu tests alone. Other tests' worlds are on
+    the CPU, while DeepSpeed would take a GPU wherever it sees one."""
+    return " or " not in marks and "gpu" in marks.split(" and ")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Measures forked children too, where this process is measured; the same examples each day, others each night."""
+    """Hides the GPUs, from children and the fork server too, before anything asks for them. Measures forked children too,
+    where this process is measured; the same examples each day, others each night."""
+    if not sees_gpus(config.getoption("markexpr")) or config.getoption("gpu_tests_on") == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     # a busy machine is no failure; pytest-timeout ends what hangs
     night = "slow or" in config.getoption("markexpr")
     hypothesis.settings.register_profile("suite", deadline=None, derandomize=not night)
@@ -33,7 +43,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With --shuffle the files in another order, and the tests in each: a file's fixtures are made once."""
+    """Skips gpu tests where there is none to see. With --shuffle the files in another order, and the tests in each: a file's
+    fixtures are made once."""
+    if config.getoption("gpu_tests_on") == "cuda" and (of_gpus := [item for item in items if item.get_closest_marker("gpu")]):
+        import torch
+
+        if not torch.cuda.is_available():
+            skip = pytest.mark.skip(reason="needs a CUDA device, and a session of its own: pytest -m gpu")
+            for item in of_gpus:
+                item.add_marker(skip)
     if (seed := config.getoption("shuffle")) is None:
         return
     draw, files = random.Random(seed), dict.fromkeys(item.path for item in items)
@@ -69,6 +87,14 @@ measure:
   - {{kind: attack_success, images: tiny}}
 machine: {{log_steps: 1, save_minutes: 0, workers: 0, threads: 1}}
 """
+
+
+@pytest.fixture
+def device(request: pytest.FixtureRequest) -> Any:
+    """Where a gpu test computes."""
+    import torch
+
+    return torch.device(request.config.getoption("gpu_tests_on"))
 
 
 @pytest.fixture(scope="session")

@@ -65,7 +65,7 @@ def bare(wrapped: zero.TowerOptimizer, stage: Stage, world: World, name: str) ->
 
 def gradients(name: str, world: World) -> dict[str, torch.Tensor]:
     """Of the plain formula, and the loss."""
-    towers = grouped(name)
+    towers = grouped(name).to(world.device)
     engine = Rounded(towers)
     plain = bare(zero.TowerOptimizer(engine, engine.optimizer, engine.backward), stage_of({"kind": "mmcl"}), world, name)
     loss = plain.learn(batch((1, 1), world), 0).terms["loss"]

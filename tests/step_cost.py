@@ -2,11 +2,14 @@
 
 Counted on a CPU, on models with the layers of RN50 and ViT-B-32, but narrow. What a GPU is sent before the forward pass is
 prepared outside the count. The loss's tiles read the host on CPUs alone; here they take the GPU's way. Prints JSON.
+
+With the word `warned` the waits of a whole step alone, with what precedes the forward pass, as a GPU's driver tells them.
 """
 
 import json
 import sys
 import tempfile
+import warnings
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -125,9 +128,33 @@ def counted(of: Learner) -> dict[str, Any]:
     return {"operations": asked.count, "waits": asked.reads + moved.count}
 
 
+def warned(of: Learner) -> list[str]:
+    """Where the host waits in a step, after two that have compiled and made what is kept; on a GPU."""
+    batch, cuda = pairs(), of.world.device.type == "cuda"
+    for step in range(2 if cuda else 0):
+        of.learn(batch, step)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        if cuda:
+            torch.cuda.synchronize()
+            torch.cuda.set_sync_debug_mode("warn")
+        of.learn(batch, 2)
+        if cuda:
+            torch.cuda.set_sync_debug_mode("default")
+    return [f"{one.filename}:{one.lineno}" for one in seen if "synchronizing CUDA" in str(one.message)]
+
+
 def main() -> None:
-    world, out = init_distributed(), {}
+    world, out = init_distributed(), dict[str, Any]()
     zero.prepare()
+    if sys.argv[1:] == ["warned"]:
+        for name in ("RN50", "ViT-B-32"):
+            with tempfile.TemporaryDirectory() as folder:
+                narrow(name, Path(folder))
+            out[name] = warned(learner(Optimizer(rate=1e-3), world))
+        print(json.dumps(out))
+        destroy_distributed()
+        return
     # what only a CPU may ask of a block
     blocks._near_statistics = lambda x: None
     blocks._near_slope = lambda x, block, sums: None

@@ -654,10 +654,10 @@ def test_a_cut_shard_is_used_as_far_as_it_goes_and_its_loss_is_counted(spec: Pat
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("zero", [0, 1, 2, 3])
 def test_the_tiny_study_runs_on_a_gpu_in_bf16_as_on_a_cpu_in_fp32(whole: Path, spec: Path, zero: int) -> None:
-    words = [sys.executable, str(ROOT / "engine/run.py"), "--spec", str(spec), *settings(f"machine.zero={zero}")]
+    words = [sys.executable, str(ROOT / "engine/run.py"), "--spec", str(spec)]
+    words += settings(f"machine.zero={zero}", "machine.precision=bf16")
     out = subprocess.run(words, cwd=spec.parent, capture_output=True, text=True, timeout=300, check=False)
     assert out.returncode == 0, out.stderr
     card = json.loads(next((spec.parent / "runs/tiny").glob("pretrain-*/card.json")).read_text())

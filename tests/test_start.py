@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, environment
+from conftest import ROOT, environment, settings
 
 from engine import deferred
 
@@ -49,6 +49,15 @@ def test_a_dry_run_loads_no_trainer_and_no_compiler(spec: Path) -> None:
     )
     assert not modules & {*unwanted, "torch._inductor", "torch._dynamo.symbolic_convert", "torch.utils.tensorboard"}
     assert "torch._C" in modules
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("zero", [1, 3])
+def test_a_fresh_process_trains_at_deepspeeds_stages(spec: Path, zero: int) -> None:
+    """Forks have more in memory than it: torch's compiler, which these stages ask for."""
+    sets = settings("pretrain.epochs=1", "clean.epochs=0", f"machine.zero={zero}")
+    code, _, errors = imported("--spec", spec.name, *sets, cwd=spec.parent)
+    assert code == 0, errors
 
 
 def test_a_compiler_that_stood_aside_is_there_when_it_is_asked_for() -> None:
