@@ -4,6 +4,8 @@
 # make nightly the slow tests too, about a quarter of an hour; other examples each time
 # make mini    the paper's experiments in miniature, hours on two CPU cores; goes on where it was stopped
 # make bench   side by side with peers, about 40 minutes on an otherwise idle machine
+# make gpu     on a machine with a GPU and no network: its tests and figures in nine minutes; docs/clusters.md
+# make wheels  what such a machine may lack, into wheels/ (also WHEELS=folder), on a machine with a network
 # make clean   removes what the above made, but not runs/
 # Each makes or reuses one virtual environment, .venv, with the versions of constraints.txt.
 
@@ -16,7 +18,7 @@ READY := $(VENV)/ready
 TESTS := -q -n 2 --dist loadfile --durations=25 --cov --cov-report=term --cov-fail-under=92 $(if $(SHUFFLE),--shuffle $(SHUFFLE))
 MINI := main $(filter-out main,$(basename $(notdir $(wildcard specs/mini/*.yaml))))
 
-.PHONY: demo test check nightly lint clean schema mini bench
+.PHONY: demo test check nightly lint clean schema mini bench gpu wheels
 .DEFAULT_GOAL := demo
 
 $(READY): pyproject.toml constraints.txt
@@ -55,6 +57,23 @@ mini: $(READY)
 
 bench: $(READY)
 	for part in loss step ranks start data evaluation checkpoint sweep report table; do $(BIN)/python benchmarks/$$part.py || exit 1; done
+
+# the Python that has torch for this GPU: PYTHON=python3, or .venv where it is made
+GPU_PYTHON = $(if $(filter command%,$(origin PYTHON)),$(PYTHON),$(if $(wildcard $(READY)),$(BIN)/python,python3))
+
+gpu:
+	$(GPU_PYTHON) benchmarks/gpu/run.py $(if $(SIZES),--sizes $(SIZES)) $(if $(OUT),--out $(OUT)) $(if $(WHEELS),--wheels $(WHEELS)) $(if $(MINUTES),--minutes $(MINUTES))
+
+WHEELS_FOR ?= 3.12
+wheels:
+	mkdir -p $(or $(WHEELS),wheels)
+	grep -ixE '($(subst $() ,|,$(strip $(shell grep -v '^#' benchmarks/gpu/wheels.txt))))==.*' constraints.txt > $(or $(WHEELS),wheels)/versions.txt
+	$(BIN)/python -m pip download --quiet --no-deps --only-binary=:all: --python-version $(WHEELS_FOR) --implementation cp \
+		--platform manylinux_2_28_x86_64 --platform manylinux_2_27_x86_64 --platform manylinux_2_24_x86_64 \
+		--platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 --platform manylinux1_x86_64 \
+		--dest $(or $(WHEELS),wheels) --requirement $(or $(WHEELS),wheels)/versions.txt
+	DS_BUILD_OPS=0 $(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation \
+		--wheel-dir $(or $(WHEELS),wheels) $$(grep '^deepspeed==' constraints.txt)
 
 clean:
 	rm -rf $(VENV) shards/demo .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage *.egg-info

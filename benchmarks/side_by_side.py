@@ -18,17 +18,36 @@ from statistics import median
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-RESULTS = HERE / "results"
+RESULTS = Path(os.environ.get("ANTIDOTE_RESULTS") or HERE / "results")
 
 
 def machine() -> str:
-    """This machine in words, and what decides its speed."""
+    """This machine in words, and what decides its speed: its GPU, where a process has asked for one."""
     name = platform.processor() or platform.machine()
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
             name = line.split(":")[1].strip()
             break
-    return f"{len(os.sched_getaffinity(0))} cores of {name}, Python {platform.python_version()}, torch {version('torch')}"
+    words = f"{len(os.sched_getaffinity(0))} cores of {name}, Python {platform.python_version()}, torch {version('torch')}"
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return words
+    import pynvml
+
+    pynvml.nvmlInit()
+    return f"{torch.cuda.get_device_name()}, driver {pynvml.nvmlSystemGetDriverVersion()}, {words}"
+
+
+def commit() -> str:
+    """Of this checkout: ANTIDOTE_COMMIT where it was copied without git, else as git describes it."""
+    words = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    told = os.environ.get("ANTIDOTE_COMMIT")
+    if told:
+        return told
+    try:
+        return subprocess.run(words, cwd=HERE, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
 
 
 def write(
@@ -47,17 +66,22 @@ def write(
         "spread": [round(ratios[0], 3), round(ratios[-1], 3)],
         "target": target,
         "rounds": len(turns),
-        "machine": machine(),
-        "date": str(date.today()),
         **more,
     }
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    result = keep(result)
     print(
         f"{name}: ours {result['ours']} {unit}, {peer} {result['theirs']}, ratio {result['ratio']} {result['spread']}",
         flush=True,
     )
     return result
+
+
+def keep(result: dict[str, Any]) -> dict[str, Any]:
+    """Writes results/NAME.json of what a benchmark found, with where and when."""
+    whole = {**result, "machine": machine(), "commit": commit(), "date": str(date.today())}
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / f"{whole['name']}.json").write_text(json.dumps(whole, indent=1) + "\n")
+    return whole
 
 
 def in_turn(ours: Callable[[], float], theirs: Callable[[], float], rounds: int) -> list[tuple[float, float]]:

@@ -1,8 +1,10 @@
-"""Whole training steps: python benchmarks/step.py [step|cached|overhead].
+"""Whole training steps: python benchmarks/step.py [step|cached|overhead], or --device cuda MODEL:PAIRS ....
 
 `step`: ours (learner and DeepSpeed at the default stage) and open_clip's own train_one_epoch, on the same pictures and
 captions of natural length. `cached`: gradient caching against --accum-freq. `overhead`: the engine against plain DDP around
 300 small tensors. CPU seconds, in turn in one process.
+
+On a device (auto: a GPU where there is one): ours and open_clip's in bf16, eager and compiled; benchmarks/gpu/steps.py.
 """
 
 import argparse
@@ -134,14 +136,40 @@ def overhead(world: World) -> None:
     write("engine_overhead", peer, release, turns, 0.909, "CPU ms a step", note="target: at most 1.1 times DDP's CPU time")
 
 
+def on_device(asked: argparse.Namespace, world: World) -> None:
+    """Each MODEL:PAIRS on the device."""
+    from benchmarks.gpu import steps
+
+    if asked.device != "auto" and asked.device != world.device.type:
+        raise SystemExit(f"--device is {asked.device}, but this process is on {world.device.type}")
+    until = time.monotonic() + 0.7 * asked.seconds
+    for model in asked.which:
+        name, _, rows = model.partition(":")
+        if asked.ahead:
+            steps.compile_ahead(name, int(rows), asked.objective, world)
+        else:
+            steps.compare(name, int(rows), asked.objective, world, until, asked.rounds, asked.product)
+
+
 def main() -> None:
     """The asked benchmarks."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("which", nargs="*", default=["step", "cached", "overhead"])
-    which = parser.parse_args().which
+    parser.add_argument("--device", choices=("auto", "cuda", "cpu"))
+    parser.add_argument("--objective", choices=("mmcl", "mmcl_ssl"), default="mmcl")
+    parser.add_argument("--ahead", action="store_true", help="only compile, so that the compiler's files are there later")
+    parser.add_argument("--seconds", type=float, default=600.0, help="nothing further is begun after 0.7 of them")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--product", type=int, default=8192, help="side of the measured product")
+    asked = parser.parse_args()
+    which = asked.which
     clip.add_models(Path(__file__).parent / "models")
     zero.prepare()
     world = init_distributed()
+    if asked.device is not None:
+        on_device(asked, world)
+        destroy_distributed()
+        return
     torch.set_num_threads(2)
     release = f"release {version('open_clip_torch')}"
     if "step" in which:

@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
@@ -70,12 +71,56 @@ Peers come from the package registry or, at the commit named, from their reposit
 `ANTIDOTE_PEERS/OWNER+NAME/repo`); none of their code is part of Antidote.
 
 """
+GPU = """
+## On a GPU
+
+`make gpu` measures these in nine minutes on one machine with a GPU (docs/clusters.md), into `results/gpu-NAME`. Where a
+result says mfu, ours is a step and theirs what its operations would take at the rate of a measured product: the ratio is the
+share of that rate.
+
+"""
+COLUMNS = ["| what | peer | ours | theirs | ratio (spread) | target | |", "|---|---|---|---|---|---|---|"]
+
+
+def row(what: str, one: dict[str, Any]) -> str:
+    """A result's line of the table."""
+    low, high = one["spread"]
+    peer = f"{one['peer']}, {one['peer_commit'][:12] if len(one['peer_commit']) == 40 else one['peer_commit']}"
+    verdict = "reached" if one["ratio"] >= one["target"] else "**missed**"
+    target = f"{one['target']:g}" if one["target"] != 1 else "none"
+    return (
+        f"| {what} | {peer} | {one['ours']:g} {one['unit']} | {one['theirs']:g} | {one['ratio']:g} ({low:g}-{high:g}) "
+        f"| {target} | {verdict if target != 'none' else ''} |"
+    )
+
+
+def gpu_section(results: Path) -> str:
+    """Every GPU that was measured, a table each; '' without one."""
+    out = []
+    for folder in sorted(results.glob("gpu-*/")):
+        every = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+        rows = [one for one in every if "ratio" in one and one["name"].startswith("gpu_")]
+        if not rows:
+            continue
+        parts = {one["part"]: one["status"] for one in every if "part" in one}
+        out += [*COLUMNS, *(row(one["name"].removeprefix("gpu_").replace("_", " "), one) for one in rows), ""]
+        for one in every:
+            if one["name"] == "gpu_curves":
+                far = ", ".join(f"{stage}: {share:.2%}" for stage, share in one["largest_difference"].items())
+                out += [f"Losses in bf16 from those of a CPU in fp32, the most by ZeRO stage: {far}.", ""]
+            if one["name"] == "gpu_miniature":
+                runs = f"{one['runs']} runs, {one['at_once']} at once, in {one['seconds']:.0f} s"
+                out += [f"The miniature: {one['seeds']} seeds, {runs}; gpu_miniature.json has its verdict.", ""]
+        unfinished = ", ".join(f"{name} {status}" for name, status in parts.items() if status not in ("passed", "cut off"))
+        out += [f"Measured on: {rows[0]['machine']}, {rows[0]['date']}, commit {rows[0]['commit']}."]
+        out += [f"Parts that did not pass: {unfinished}." if unfinished else "Every part passed.", ""]
+    return GPU + "\n".join(out) if out else ""
 
 
 def main() -> None:
     """Writes the table."""
     found = {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
-    lines = ["| what | peer | ours | theirs | ratio (spread) | target | |", "|---|---|---|---|---|---|---|"]
+    lines = list(COLUMNS)
     machines = set()
     for name, what in WHAT.items():
         if name not in found:
@@ -83,20 +128,15 @@ def main() -> None:
             continue
         one = found[name]
         machines.add(f"{one['machine']}, {one['date']}")
-        low, high = one["spread"]
-        peer = f"{one['peer']}, {one['peer_commit'][:12] if len(one['peer_commit']) == 40 else one['peer_commit']}"
         if "towers" in one:
             shares = [inside / whole for inside, whole in zip(one["towers"], one["whole"], strict=True)]
             what += f" (towers: {shares[0]:.0%} of our time, {shares[1]:.0%} of theirs)"  # noqa: PLW2901
         if "first_by_default" in one:
             what += f"; with our default trigger {one['theirs'] / one['first_by_default']:.1f} x"  # noqa: PLW2901
-        verdict = "reached" if one["ratio"] >= one["target"] else "**missed**"
-        target = f"{one['target']:g}" if one["target"] != 1 else "none"
-        lines.append(
-            f"| {what} | {peer} | {one['ours']:g} {one['unit']} | {one['theirs']:g} | {one['ratio']:g} ({low:g}-{high:g}) "
-            f"| {target} | {verdict if target != 'none' else ''} |"
-        )
-    tail = "\n\nMeasured on: " + "; ".join(sorted(machines)) + ". No GPU has been measured yet.\n"
+        lines.append(row(what, one))
+    gpus = gpu_section(RESULTS)
+    tail = "\n\nMeasured on: " + "; ".join(sorted(machines)) + "."
+    tail += f"\n{gpus}" if gpus else " No GPU has been measured yet: `make gpu` (docs/clusters.md).\n"
     (HERE / "README.md").write_text(HEAD + "\n".join(lines) + tail)
 
 

@@ -20,12 +20,12 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--shuffle", type=int, metavar="SEED", help="run the tests in an order drawn by this seed")
-    parser.addoption("--gpu-tests-on", choices=("cuda", "cpu"), default="cuda", help="cpu tries the lines of gpu tests")
+    parser.addoption("--gpu-tests-on", choices=("cuda", "cpu"), default="cuda", help="cpu: try the lines of gpu tests")
 
 
 def sees_gpus(marks: str) -> bool:
-    """Whether a session selected by -m MARKS sees the machine's GPUs: only one of gpu tests alone. Other tests' worlds are on
-    the CPU, while DeepSpeed would take a GPU wherever it sees one."""
+    """Whether a session selected by -m MARKS sees the machine's GPUs: only one of gpu tests alone. Other tests' worlds are
+    on the CPU, while DeepSpeed would take a GPU wherever it sees one."""
     return " or " not in marks and "gpu" in marks.split(" and ")
 
 
@@ -45,7 +45,9 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skips gpu tests where there is none to see. With --shuffle the files in another order, and the tests in each: a file's
     fixtures are made once."""
-    if config.getoption("gpu_tests_on") == "cuda" and (of_gpus := [item for item in items if item.get_closest_marker("gpu")]):
+    if config.getoption("gpu_tests_on") == "cuda" and (
+        of_gpus := [item for item in items if item.get_closest_marker("gpu")]
+    ):
         import torch
 
         if not torch.cuda.is_available():

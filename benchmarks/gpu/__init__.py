@@ -1,0 +1,1 @@
+"""What one GPU makes of Antidote: `make gpu` (run.py), a file a part."""
