@@ -177,11 +177,14 @@ def main() -> int:
     asked = parser.parse_args()
     began, out = time.monotonic(), (asked.out or ROOT / "benchmarks/results" / f"gpu-{gpu_name()}").resolve()
     out.mkdir(parents=True, exist_ok=True)
-    for old in out.glob("*.json"):  # of a run before: not to be read as this one's
-        old.unlink()
+    if any(out.glob("*.json")) and not any(out.glob("part_*.json")):
+        print(f"error: {out} holds JSON files that are not of a run of this script; give --out a folder of its own")
+        return 2
     records: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="antidote-gpu-") as scratch:
         env = prepared(asked.wheels, Path(scratch) / "site")
+        for old in out.glob("*.json"):  # of a run before: not to be read as this one's
+            old.unlink()
         env |= {"ANTIDOTE_RESULTS": str(out), "ANTIDOTE_WORK": scratch, "ANTIDOTE_COMMIT": commit()}
         env |= {"TORCHINDUCTOR_CACHE_DIR": f"{scratch}/inductor", "TRITON_CACHE_DIR": f"{scratch}/triton"}
         if asked.sizes == "tiny":
