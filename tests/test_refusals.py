@@ -157,3 +157,31 @@ def test_start_weights_are_judged_by_their_header(start: Path, tmp_path: Path, m
     other.write_bytes(start.read_bytes()[:100])
     with pytest.raises(UserError, match="is no whole safetensors file"):
         check_start(other, "test-vit", Optimizer(rate=1))
+
+
+@pytest.mark.parametrize(("executor", "refused"), [("here", ["pretrain", "clean"]), ("local", ["pretrain"])])
+def test_a_folder_of_specs_is_checked_for_the_processes_that_carry_each_stage_out(
+    spec: Path, executor: str, refused: list[str]
+) -> None:
+    """Three processes pre-train together; where they start workers, each of those cleans by itself."""
+    words = ["--spec", str(spec.parent), "--dry-run", "--processes", "3", *settings(f"sweep={{executor: {executor}}}")]
+    out = antidote(*words, cwd=spec.parent)
+    assert out.returncode == 2
+    for stage in ("pretrain", "clean"):
+        assert (f"{stage}.batch is " in out.stderr) == (stage in refused), out.stderr
+
+
+def test_a_set_that_was_checked_is_not_read_again_for_the_run(
+    spec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from engine.evaluation import sets
+
+    read, read_labelled = list[str](), sets.read_labelled
+    monkeypatch.setattr(sets, "read_labelled", lambda folder, *rest: (read.append(folder), read_labelled(folder, *rest))[1])
+    shared = StudyInputs(spec.parent / "runs/tiny", Assumed(1, None).world)
+    every = [run for run in runs(load(spec, []).points)]
+    assert refusals([(run, 1) for run in every], shared) == []
+    first, again = (shared.eval_sets(run.spec) for run in every[:2])
+    assert first is again
+    assert len(read) == len(first) == 1
+    assert shared.eval_sets(load(spec, ["seed=5"]).spec) is not first, "pictures are drawn by the seed"

@@ -13,7 +13,7 @@ from data.store import NoShards
 from engine.estimate.cost import Cost, cost, cost_notes
 from engine.estimate.dry_run import pairs_drawn
 from engine.estimate.gpus import Assumed
-from engine.training.check import at_hand, refusals, refuse
+from engine.training.check import at_hand, carries_out, refusals, refuse
 from engine.training.inputs import StudyInputs
 from engine.training.pairs import StudyPairs
 from records.folder import RUNS
@@ -63,9 +63,10 @@ def dry_run_folder(
 
 def _checked(loaded: Loaded, stage: str | None, shared: StudyInputs, notes: set[str]) -> StudyPairs:
     """The pairs of a spec's runs; UserError for what a run would refuse, notes of what is only missing here."""
-    sweep = loaded.spec.sweep
-    ranks = shared.world.size if sweep.executor == "here" else sweep.processes
-    refused, missing = at_hand(refusals([(run, ranks) for run in runs(loaded.points, stage)], shared))
+    sweep, size = loaded.spec.sweep, shared.world.size
+    every = runs(loaded.points, stage)
+    ranks = [size if carries_out(sweep, run, size) else sweep.processes for run in every]
+    refused, missing = at_hand(refusals(zip(every, ranks, strict=True), shared))
     refuse(refused)
     notes |= {f"{error.fault}: not looked at" for error in missing if not isinstance(error, NoShards)}
     return shared.pairs

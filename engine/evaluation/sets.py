@@ -1,6 +1,6 @@
 """Evaluation sets as a spec asks for them: this rank's rows, the attacks on them, and the measures that read them."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -107,8 +107,13 @@ def eval_sets(spec: Spec, world: World) -> list[EvalSet]:
     measure is fitted on a set of other classes."""
     sets = {name: eval_set(spec, name, world) for name in set_names(spec)}
     check_fits(spec, sets)
+    return keeping(sets.values(), world)
+
+
+def keeping(sets: Iterable[EvalSet], world: World) -> list[EvalSet]:
+    """The sets, of which those that this rank has room for keep their pictures once they are decoded."""
     left, out = room(world), []
-    for one in sets.values():
+    for one in sets:
         needed = len(one.rows) * one.row_bytes
         out.append(replace(one, kept=Kept(len(one.rows))) if needed <= left else one)
         left -= needed if needed <= left else 0

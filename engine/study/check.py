@@ -20,14 +20,13 @@ ELSEWHERE = ("executor", "jobs", "processes", "slurm", "limit")  # of a sweep: w
 
 def own_runs(scheduler: Scheduler, processes: int) -> list[Run]:
     """What so many processes carry out themselves: all; of several that start workers the pre-trainings; of one none."""
-    if scheduler.loaded.spec.sweep.executor == "here":
-        return scheduler.runs
-    return [run for run in scheduler.runs if processes > 1 and run.stage != "clean"]
+    sweep = scheduler.loaded.spec.sweep
+    return [run for run in scheduler.runs if check.carries_out(sweep, run, processes)]
 
 
 def refusals(scheduler: Scheduler, shared: StudyInputs) -> check.Refusals:
     """What is refused of the runs that are left."""
-    own, workers = own_runs(scheduler, shared.world.size), scheduler.loaded.spec.sweep.processes
+    sweep, size = scheduler.loaded.spec.sweep, shared.world.size
     # told by the first process: another study's process may end one of them at this moment
     names = collectives.on_rank_0(lambda: [run.folder for run in scheduler.runs if scheduler.state(run) != "ended"])
     left = [run for run in scheduler.runs if run.folder in names]
@@ -42,7 +41,7 @@ def refusals(scheduler: Scheduler, shared: StudyInputs) -> check.Refusals:
                 assert_readable(path)
         except UserError as error:
             met[str(error)] = error
-    ranks = [shared.world.size if run in own else workers for run in left]
+    ranks = [size if check.carries_out(sweep, run, size) else sweep.processes for run in left]
     return [*met.values(), *check.refusals(zip(left, ranks, strict=True), shared)]
 
 

@@ -13,17 +13,25 @@ import numpy as np
 
 from configs.plan import Run
 from configs.spec import Spec
+from configs.sweep import Sweep
 from data.refusal import Missing, UserError
 from data.store import NoShards
 from engine.distributed import collectives
 from engine.distributed.world import World
-from engine.evaluation.sets import EvalSet, check_fits, eval_set, set_names
+from engine.evaluation.sets import EvalSet, check_fits, set_names
 from engine.models import clip
 from engine.models.tokenizer import Tokenizer
 from engine.training.init_weights import BESIDE, check_beside, check_start, path_of
 from engine.training.inputs import SETTINGS, StudyInputs, check_words, read_pairs
 from engine.training.pairs import templates
 from records.folder import finished
+
+
+def carries_out(sweep: Sweep, run: Run, processes: int) -> bool:
+    """Whether so many processes carry the run out themselves: any run, but where they start workers, which several do when
+    they have pre-trained together, and one at once."""
+    return sweep.executor == "here" or processes > 1 and run.stage != "clean"
+
 
 Refusals = list[UserError]  # each with words of its own, in the order in which they were met
 
@@ -79,15 +87,15 @@ def _checks(run: Run, shared: StudyInputs, world: World) -> dict[str, Callable[[
     parts = [spec.data.test, spec.data.labels, spec.data.decode, spec.measure, spec.attack, spec.seed, spec.model]
     sets: dict[str, EvalSet] = {}
     for name in set_names(spec):
-        checks[f"set {name} {parts!r}"] = partial(_check_set, spec, name, shared.world, sets)
+        checks[f"set {name} {parts!r}"] = partial(_check_set, spec, name, shared, sets)
     checks[f"fits {parts!r}"] = partial(check_fits, spec, sets)
     if not shared.looks:
         checks[f"decoded {parts!r}"] = partial(shared.eval_sets, spec)
     return checks
 
 
-def _check_set(spec: Spec, name: str, world: World, sets: dict[str, EvalSet]) -> None:
-    sets[name] = eval_set(spec, name, world)
+def _check_set(spec: Spec, name: str, shared: StudyInputs, sets: dict[str, EvalSet]) -> None:
+    sets[name] = shared.eval_set(spec, name)
 
 
 def _check_pairs(run: Run, shared: StudyInputs, world: World) -> None:

@@ -19,7 +19,7 @@ from data.refusal import UserError
 from engine.distributed import collectives
 from engine.distributed.world import World
 from engine.evaluation.feed import rows_at_once
-from engine.evaluation.sets import EvalSet, eval_sets
+from engine.evaluation.sets import EvalSet, check_fits, eval_set, keeping, set_names
 from engine.evaluation.texts import TextRows
 from engine.models import clip
 from engine.models.neurons import neurons_of
@@ -70,15 +70,31 @@ class StudyInputs:
         self.study, self.world, self.looks = study, world, scratch is not None
         self.cores = _own_cores(world)
         self.pairs = StudyPairs(study, world, scratch)
-        self._sets: tuple[str, list[EvalSet]] = ("", [])
+        self._measured = ""  # what the sets here are of
+        self._read: dict[str, EvalSet] = {}
+        self._sets: list[EvalSet] = []
+
+    def eval_set(self, spec: Spec, name: str) -> EvalSet:
+        """One evaluation set, no picture decoded; read once for all runs that measure the same in turn."""
+        self._forget_others(spec)
+        if name not in self._read:
+            self._read[name] = eval_set(spec, name, self.world)
+        return self._read[name]
 
     def eval_sets(self, spec: Spec) -> list[EvalSet]:
         """The evaluation sets, decoded once for all runs that measure the same in turn."""
+        self._forget_others(spec)
+        if not self._sets:
+            sets = {name: self.eval_set(spec, name) for name in set_names(spec)}
+            check_fits(spec, sets)
+            self._sets = keeping(sets.values(), self.world)
+        return self._sets
+
+    def _forget_others(self, spec: Spec) -> None:
+        """Lets the sets of a run that measured something else go, before new ones are made: both are never held."""
         parts = [spec.data.test, spec.data.labels, spec.data.decode, spec.measure, spec.attack, spec.seed, spec.model.name]
-        if self._sets[0] != repr(parts):
-            self._sets = ("", [])  # before the new ones are made, so that both are never held
-            self._sets = (repr(parts), eval_sets(spec, self.world))
-        return self._sets[1]
+        if self._measured != repr(parts):
+            self._measured, self._read, self._sets = repr(parts), {}, []
 
     def workers(self, spec: Spec) -> Workers:
         """Loader processes of this rank: on GPUs all cores of its share but two, one at least."""
