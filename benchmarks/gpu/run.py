@@ -1,9 +1,9 @@
 """Figures of one GPU in nine minutes: make gpu, or python benchmarks/gpu/run.py [--sizes tiny] [--out FOLDER].
 
 Each part is a process of its own with a time-out, ended with all its children; what it finds is in FOLDER when it ends, and
-part_NAME.json says: passed, failed, timed out, no time. The parts of a group run at once, as only what is not timed
-shares the GPU; groups run in turn. A table is printed after each group. Exit code 1 if a part did not pass, 2 if a package
-is missing.
+part_NAME.json says: passed, failed, timed out, no time, or, of one that only spares others time, cut off. The parts of a
+group run at once, as only what is not timed shares the GPU; groups run in turn. A table is printed after each group. Exit
+code 1 if a part did not pass, 2 if a package is missing.
 
 No network: what the machine lacks comes from --wheels FOLDER (make wheels). `--sizes tiny` tries every part on whatever
 machine, a CPU too, in a minute and a half; its figures mean nothing.
@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[0] = str(ROOT)
 
 from benchmarks.gpu.parts import Part, groups
-from benchmarks.side_by_side import commit
+from benchmarks.side_by_side import commit, machine
 
 NEEDED = (
     "torch", "torchvision", "deepspeed", "open_clip_torch", "webdataset", "tensorboard", "pydantic", "ruamel.yaml",
@@ -104,6 +104,7 @@ def run_group(parts: list[Part], sizes: str, out: Path, env: dict[str, str], dea
 def write(out: Path, part: Part, record: dict[str, Any]) -> dict[str, Any]:
     """The record as kept in part_NAME.json."""
     whole = {"name": f"part_{part.name}", "part": part.name, **record, "commit": commit()}
+    whole["machine"] = f"{gpu_name()}, {machine()}"
     (out / f"part_{part.name}.json").write_text(json.dumps(whole, indent=1) + "\n")
     return whole
 
@@ -178,7 +179,10 @@ def main() -> int:
     began, out = time.monotonic(), (asked.out or ROOT / "benchmarks/results" / f"gpu-{gpu_name()}").resolve()
     out.mkdir(parents=True, exist_ok=True)
     if any(out.glob("*.json")) and not any(out.glob("part_*.json")):
-        print(f"error: {out} holds JSON files that are not of a run of this script; give --out a folder of its own")
+        print(
+            f"error: {out} holds JSON files that are not of a run of this script; give --out a folder of its own",
+            file=sys.stderr,
+        )
         return 2
     records: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="antidote-gpu-") as scratch:

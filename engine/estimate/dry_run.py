@@ -13,7 +13,7 @@ from data.refusal import Missing, UserError
 from data.store import NoShards
 from engine.estimate.cost import Cost, cost, cost_notes
 from engine.estimate.fit import fit_notes
-from engine.estimate.gpus import Assumed
+from engine.estimate.gpus import GIB, Assumed
 from engine.estimate.memory import compute_type, model_size, rank_memory, rank_traffic
 from engine.training.checkpoint import committed
 from engine.training.inputs import StudyInputs
@@ -21,7 +21,6 @@ from engine.training.labelled_inputs import read
 from engine.training.pairs import StudyPairs
 from records.folder import finished
 
-GIB = 1 << 30
 COLUMNS = ("run", "what", "steps", "pairs", "poisoned", "parameters", "memory/rank", "bytes/rank/step", "GPU-h", "state")
 TEXT_COLUMNS = ("run", "what", "state")
 
@@ -89,7 +88,7 @@ def pairs_drawn(run: Run, pairs: StudyPairs, notes: set[str]) -> int | None:
     return min(clean.pairs or total, total - (0 if clean.shards else poisoned or 0))
 
 
-def _cells(  # noqa: PLR0913
+def _cells(  # noqa: PLR0913  (what a row is made of)
     row: list[Run], shared: StudyInputs, pairs: int | None, run_cost: Cost | None, machine: Assumed, notes: set[str]
 ) -> list[str]:
     """The cells of a row; numbers are each run's."""
@@ -147,7 +146,7 @@ def _pairs(run: Run, study: StudyPairs, notes: set[str]) -> tuple[int | None, in
     return pairs, poisoned
 
 
-def _in_shards(  # noqa: PLR0913
+def _in_shards(  # noqa: PLR0913  (two of them are words for the note)
     shards: str | dict[str, str], run: Run, expected: int | None, said_by: str, study: StudyPairs, notes: set[str]
 ) -> int | None:
     """The pairs in some shards; what the spec expects, with a note of where it says so, if they are not at hand."""

@@ -4,11 +4,9 @@ from collections.abc import Iterator
 
 from configs.plan import Run
 from data.refusal import UserError
-from engine.estimate.gpus import Assumed
+from engine.estimate.gpus import GIB, Assumed
 from engine.estimate.memory import rank_memory
 from engine.training.inputs import SETTINGS
-
-GIB = 1 << 30
 
 
 def fit_notes(run: Run, machine: Assumed) -> Iterator[str]:

@@ -7,7 +7,7 @@ import torch
 from data.refusal import UserError
 from engine.distributed.world import World, rank_from_env
 
-MIB = 1 << 20
+MIB, GIB = 1 << 20, 1 << 30
 RESERVED = 1536 * MIB
 WITHOUT_BF16 = ("T4", "V100")
 GPUS = {  # bytes of memory as their drivers tell them

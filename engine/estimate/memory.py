@@ -20,13 +20,12 @@ import torch
 from configs.plan import Run
 from engine.estimate.gpus import Gpu
 from engine.models import clip
-from engine.models.towers import Towers
+from engine.models.towers import BLOCKS, Towers
 from engine.training.norm_groups import norm_groups
 from objectives.exchange import grid
 from objectives.tiles import BLOCK, WIDE
 
 BUCKETS = 4 * 4 * 25_000_000  # bytes of DeepSpeed's buckets for gradients, from stage 1 on: four of them
-BLOCKS = ("Bottleneck", "ResidualAttentionBlock")  # what recompute keeps the inputs of
 
 
 class Kept(NamedTuple):
@@ -75,18 +74,18 @@ def rank_memory(run: Run, ranks: int, gpu: Gpu | None) -> int:
 
 def _kept(run: Run, ranks: int, dtype: torch.dtype) -> int:
     """Bytes that the towers of a rank keep for the backward pass of one micro-batch."""
-    name, (pictures, captions), machine = run.spec.model.name, run.settings.objective.views, run.spec.machine
-    rows = run.settings.batch // ranks
+    (pictures, captions), machine, rows = run.settings.objective.views, run.spec.machine, run.settings.batch // ranks
     micro = min(rows, machine.micro_batch or rows)
+
+    def kept(views: tuple[int, int], recompute: bool) -> Kept:
+        size = model_size(run.spec.model.name, views, dtype)
+        return size.recomputed if recompute else size.kept
+
     groups = norm_groups(run, ranks)
     if groups is None or not groups.whole_pictures:
-        size = model_size(name, (pictures, captions), dtype)
-        return (size.recomputed if machine.recompute else size.kept).of(micro)
-    of_captions = model_size(name, (0, captions), dtype) if captions else None
-    kept = model_size(name, (pictures, 0), dtype).recomputed.of(rows)
-    if of_captions is not None:
-        kept += (of_captions.recomputed if machine.recompute else of_captions.kept).of(micro)
-    return kept
+        return kept((pictures, captions), machine.recompute).of(micro)
+    of_captions = kept((0, captions), machine.recompute).of(micro) if captions else 0
+    return kept((pictures, 0), True).of(rows) + of_captions
 
 
 def rank_traffic(run: Run, ranks: int, gpu: Gpu | None) -> float:

@@ -49,6 +49,7 @@ class GroupedNorm(nn.BatchNorm2d):
             normalised: torch.Tensor = self._over_ranks(x, weight, bias)
             return normalised
         groups = 1 if self.rows is None or len(x) <= self.rows else len(x) // self.rows
+        assert groups == 1 or groups * self.rows == len(x), "a batch that ends inside a group"  # type: ignore[operator]
         if groups == 1:
             own = mean.new_zeros(2, 1, len(mean))
             # with momentum 1 the "running" statistics are this group's own

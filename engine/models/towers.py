@@ -17,6 +17,7 @@ Under bf16 the parameters stay float32 (engine/models/precision.py).
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -29,6 +30,7 @@ from engine.models.norms import GroupedNorm, update_running_stats
 from engine.models.precision import Casts
 
 FEW = 4  # captions of a length that are not run by themselves, but with those of the next
+BLOCKS = ("Bottleneck", "ResidualAttentionBlock")  # classes that are compiled, and recomputed, each by itself
 GRAPHS = 64  # of one block's code
 LENGTHS = (8, 16, 24, 32, 48, 64)  # captions are cut to one of few lengths, so that compiled code sees few shapes
 
@@ -77,7 +79,7 @@ class Towers(nn.Module):
         """Makes the towers compute in a lower precision than their parameters have, from now on."""
         self.casts = Casts(self.clip, dtype)
 
-    @property
+    @cached_property
     def norms(self) -> list[GroupedNorm]:
         """Every BatchNorm."""
         return [module for module in self.modules() if isinstance(module, GroupedNorm)]
@@ -238,7 +240,7 @@ class Towers(nn.Module):
 
         torch._dynamo.config.recompile_limit = max(GRAPHS, torch._dynamo.config.recompile_limit)
         for module in self.clip.modules():
-            if type(module).__name__ in ("ResidualAttentionBlock", "Bottleneck"):
+            if type(module).__name__ in BLOCKS:
                 module.forward = _Compiled(module, backend)
 
     def update_running_stats(self, taken: torch.Tensor | None = None) -> None:

@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 
 from configs.stage import Optimizer
-from data.refusal import UserError
 from data.seeding import derive_seed
 from engine.distributed import collectives
 from engine.distributed.world import World
@@ -133,13 +132,9 @@ def _frozen(towers: Towers) -> Towers:
 
 def _set_norms(inputs: RunInputs, towers: Towers, world: World) -> NormGroups | None:
     """Sets how BatchNorm takes its statistics; how its groups lie, None if there is no BatchNorm."""
-    run, stage = inputs.run, inputs.run.settings
-    groups = norm_groups(run, world.size)
-    if groups is None:
-        if stage.norms != "trained":
-            raise UserError(f"{run.stage}.norms is {stage.norms}, but {run.spec.model.name} has no BatchNorm; leave it out")
-        return None
-    set_norm_groups(towers, groups, stage)
+    groups = norm_groups(inputs.run, world.size)
+    if groups is not None:
+        set_norm_groups(towers, groups, inputs.run.settings)
     return groups
 
 

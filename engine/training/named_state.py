@@ -104,7 +104,8 @@ def owners(tower_optimizer: TowerOptimizer, world: World) -> dict[str, int]:
 
 def on_first_rank(tower_optimizer: TowerOptimizer, world: World) -> dict[str, int]:
     """All to the first rank, as `owners` says it."""
-    return dict.fromkeys(owners(tower_optimizer, world), 0)
+    of_weights, of_moments = kinds(tower_optimizer, world.rank)
+    return dict.fromkeys(of_weights | of_moments, 0)
 
 
 def weights(tower_optimizer: TowerOptimizer, owner: Mapping[str, int], world: World) -> dict[str, torch.Tensor]:
