@@ -261,3 +261,14 @@ def test_a_compiled_resnet_trains_in_graphs_after_an_evaluation(dtype: torch.dty
         assert torch.allclose(rows, expected, atol=1e-2 if dtype else 1e-5)
         for of in (towers, plain):
             of.update_running_stats()
+
+
+def test_a_model_to_look_at_is_the_callers_own() -> None:
+    clip.on_meta("demo-resnet").compute_in(torch.bfloat16)
+    towers, size = clip.on_meta("demo-resnet"), clip.image_size("demo-resnet")
+    kept: list[torch.dtype] = []
+    for block in towers.modules():
+        if isinstance(block, nn.Conv2d):
+            block.register_forward_hook(lambda module, inputs, out: kept.append(out.dtype))
+    towers(torch.empty(2, 3, size, size, dtype=torch.uint8, device="meta"), None)
+    assert set(kept) == {torch.float32}

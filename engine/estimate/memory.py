@@ -10,7 +10,6 @@ Bytes of a step, per rank and ring: float32 gradients 2 P (W-1)/W, at stage 3 al
 other ranks in a row and a column of the grid (objectives/exchange.py), forward and backward.
 """
 
-import copy
 from collections import defaultdict
 from functools import cache
 from typing import Any, NamedTuple
@@ -146,7 +145,7 @@ def kept_by(name: str, text: bool, dtype: torch.dtype) -> TowerKept:
 @cache
 def _computing(name: str, dtype: torch.dtype) -> Towers:
     """The towers on the meta device as they compute in a type."""
-    towers = copy.deepcopy(clip.on_meta(name))
+    towers = clip.on_meta(name)
     if dtype != torch.float32:
         towers.compute_in(dtype)
     return towers

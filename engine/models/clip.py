@@ -5,6 +5,7 @@ clamped after every step is better kept whole on each rank (engine/training/head
 expects it.
 """
 
+import copy
 import json
 import logging
 from collections.abc import Iterator, Mapping
@@ -102,9 +103,13 @@ def _refuse_strange_norms(name: str, clip: nn.Module) -> None:
         )
 
 
-@cache
 def on_meta(name: str) -> Towers:
-    """The towers without storage, to count with and to look at; UserError if they can't be trained."""
+    """The towers without storage, to count with and to look at, the caller's own; UserError if they can't be trained."""
+    return copy.deepcopy(_built_on_meta(name))
+
+
+@cache
+def _built_on_meta(name: str) -> Towers:
     model_config(name)
     with torch.device("meta"), quiet():
         clip = open_clip_module().create_model(name, device="meta")
