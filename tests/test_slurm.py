@@ -70,7 +70,8 @@ def test_what_is_asked_of_slurm() -> None:
 
 
 def test_slurm_where_there_is_none_is_refused(spec: Path) -> None:
-    out = antidote("--spec", str(spec), *settings("sweep.executor=slurm"), cwd=spec.parent)
+    path = str(Path(sys.executable).parent)  # a login node, where these tests run too, has one
+    out = antidote("--spec", str(spec), *settings("sweep.executor=slurm"), cwd=spec.parent, PATH=path)
     assert out.returncode == 2
     assert "run this on a machine that has Slurm's sbatch and srun" in out.stderr
     assert "Traceback" not in out.stderr
