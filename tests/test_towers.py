@@ -1,5 +1,7 @@
 """The towers against open_clip's own forward; captions cut, micro-batches replayed, BatchNorm in groups."""
 
+import copy
+import json
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +77,44 @@ def test_embeddings_and_gradients_are_open_clips(name: str, training: bool) -> N
     for key, value in reference.named_parameters():
         if key != "logit_scale":
             assert torch.allclose(named[key].grad, value.grad, atol=1e-9), key
+
+
+TEXT_TOWERS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "a class token that padding is hidden from, as CoCa's": {"embed_cls": True, "pad_id": 0},
+    "no causal mask": {"no_causal_mask": True, "pool_type": "last"},
+    "read at an end token by its number": {"pool_type": "eos", "eos_id": 49407},
+    "read at its first token": {"pool_type": "first"},
+    "normed queries and keys": {"qk_norm": True},
+    "custom blocks": {"block_type": "custom"},
+    "custom blocks, each with all scales": {"scale_heads": True, "scale_attn": True, "scale_fc": True},
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*:UserWarning")
+@pytest.mark.parametrize(("kind", "custom"), [(k, c) for k in TEXT_TOWERS for c in (False, True) if c or "class" not in k])
+def test_every_kind_of_text_tower_gives_open_clips_rows_and_gradients(kind: str, custom: bool, tmp_path: Path) -> None:
+    config = copy.deepcopy(clip.model_config("test-vit"))
+    config["text_cfg"] |= TEXT_TOWERS[kind]
+    (tmp_path / "text-kind.json").write_text(json.dumps(config | {"custom_text": custom}))
+    clip.add_models(tmp_path)
+    torch.manual_seed(0)
+    reference = open_clip.create_model("text-kind").double()
+    ours = Towers(open_clip.create_model("text-kind"), (0.0,) * 3, (1.0,) * 3).double()
+    for parameter in reference.parameters():
+        nn.init.normal_(parameter, std=0.2)  # a class token begins as a zero in some
+    ours.clip.load_state_dict({k: v for k, v in reference.state_dict().items() if k not in ("logit_scale", "logit_bias")})
+    tokens = torch.cat([inputs()[1], long_ones()])
+    got = ours(None, tokens, [Piece(0, 13, cut_of(tokens, several=True))])[1]
+    want = reference.encode_text(tokens.long(), normalize=True)
+    assert torch.allclose(got, want, atol=1e-10)
+    weight = torch.linspace(-1, 1, got.numel(), dtype=torch.float64).view_as(got)
+    for rows in (got, want):
+        (rows * weight).sum().backward()
+    theirs = dict(reference.named_parameters())
+    for key, value in ours.clip.named_parameters():
+        if value.grad is not None:
+            assert torch.allclose(value.grad, theirs[key].grad, atol=1e-9), key
 
 
 def test_lengths_are_few_and_never_cut_an_end_token() -> None:

@@ -26,7 +26,7 @@ class LastBlock:
 
 
 class Attention(nn.MultiheadAttention):
-    """Self-attention by torch's fused kernel. open_clip masks in its text tower only, and there causally."""
+    """Self-attention by torch's fused kernel, under whatever mask open_clip's text towers give."""
 
     def forward(  # type: ignore[override]
         self,
@@ -38,15 +38,25 @@ class Attention(nn.MultiheadAttention):
         first: bool = False,
         **_: Any,
     ) -> tuple[torch.Tensor, None]:
-        """([n, L, W], None), causal if there is a mask; [n, 1, W] at the `first` token, or causally at `at` (int64 [n])."""
+        """([n, L, W], None) under the mask: added to products ([L, L], or one a head [n H, L, L]), True where a bool mask
+        hides, or the places that a caption is read at ([n]), which stand for a causal one; [n, 1, W] at the `first`
+        token, or causally at `at` (int64 [n])."""
         if first or at is not None:
             return self._at_one(query, at), None
         n, length, width = query.shape
         assert self.in_proj_weight is not None
         qkv = F.linear(query, self.in_proj_weight, self.in_proj_bias)
         q, k, v = qkv.view(n, length, 3, self.num_heads, width // self.num_heads).permute(2, 0, 3, 1, 4)
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=attn_mask is not None)
+        causal = attn_mask is not None and attn_mask.ndim == 1
+        mask = None if attn_mask is None or causal else self._added(attn_mask, n)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
         return self.out_proj(out.transpose(1, 2).reshape(n, length, width)), None
+
+    def _added(self, mask: torch.Tensor, n: int) -> torch.Tensor:
+        """A mask as the kernel adds it."""
+        if mask.dtype == torch.bool:
+            mask = torch.zeros_like(mask, dtype=self.out_proj.weight.dtype).masked_fill_(mask, -torch.inf)
+        return mask if mask.ndim == 2 else mask.view(n, self.num_heads, *mask.shape[1:])
 
     def _at_one(self, x: torch.Tensor, at: torch.Tensor | None) -> torch.Tensor:
         n, length, width = x.shape

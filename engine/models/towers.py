@@ -86,10 +86,11 @@ class Towers(nn.Module):
 
     @property
     def trims(self) -> bool:
-        """Whether captions may be cut behind their end token: a causal mask, and the end token's row is the caption's."""
+        """Whether captions may be cut behind their end token: a causal mask, the end token's row is the caption's, and all
+        blocks are plain."""
         clip = self.clip
-        pooled = getattr(clip, "text_pool_type", None) == "argmax"
-        return pooled and hasattr(clip, "transformer") and getattr(clip, "attn_mask", None) is not None
+        pooled = getattr(clip, "text_pool_type", None) == "argmax" and getattr(clip, "attn_mask", None) is not None
+        return pooled and _last(clip) is not None
 
     def forward(
         self, images: torch.Tensor | None, tokens: torch.Tensor | None, pieces: Sequence[Piece] | None = None
@@ -171,7 +172,7 @@ class Towers(nn.Module):
         """[m, D] of the causal transformer at the end tokens (Radford et al. 2021)."""
         clip, length = self.clip, tokens.shape[1]
         x = clip.token_embedding(tokens).to(self._dtype()) + clip.positional_embedding[:length]
-        # the blocks take any mask as causal, the last one this as the places that are asked for
+        # stands for a causal mask, and the last block answers at these places alone
         x = clip.ln_final(clip.transformer(x, attn_mask=tokens.argmax(-1))[:, 0])
         if clip.text_projection is None:
             return torch.as_tensor(x)
