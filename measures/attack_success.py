@@ -1,6 +1,7 @@
 """Attack success rate (ASR): how often the trigger turns a picture into the target (arXiv 2311.14948, section 4).
 
     asr          = #{x : y(x) != target, target is the first answer to trigger(x)} / #{x : y(x) != target}
+    asr_floor    = #{x : y(x) != target, target is the first answer to x} / #{x : y(x) != target}, the same without the trigger
     asr_top5     the same with the target among the first 5 answers; asr_top10 among the first 10
     asr_all      = #{x : target is the first answer to trigger(x)} / #{x}, pictures of the target class included, as in
                  BadCLIP's and PAR's code: its floor is the share of these pictures
@@ -51,7 +52,7 @@ def attack_success(encoded: Encoded) -> dict[str, float]:
     triggered = marked(encoded, "attack_success")
     others = encoded.labels != encoded.targets
     predicted = predict(triggered, encoded.attacked_classes)
-    out = {"asr": success(predicted, encoded)}
+    out = {"asr": success(predicted, encoded), "asr_floor": success(predict(encoded.images, encoded.classes), encoded)}
     count, whole = int(others.sum()), len(others)
     places = ranks(triggered, encoded.attacked_classes, encoded.targets)
     for k in depths(len(encoded.attacked_classes))[1:]:
@@ -67,7 +68,7 @@ def attack_success(encoded: Encoded) -> dict[str, float]:
 
 
 def success(predicted: torch.Tensor, encoded: Encoded) -> float:
-    """The rate of the first formula for int64 [M] predictions of the triggered pictures; ValueError if all pictures are of
+    """The rate of the first formula for int64 [M] predictions of the pictures; ValueError if all pictures are of
     the target class."""
     others = encoded.labels != encoded.targets
     if not others.any():

@@ -30,8 +30,8 @@ from engine.models.towers import Towers
 from objectives.exchange import Ranks
 
 Result = TypeVar("Result")
-ACCURACY = {"top1", "top5", "top10", "pictures"}
-SUCCESS = {"asr", "asr_top5", "asr_top10", "asr_all", "asr_diluted", "robust_top1", "marked_top1", "others"}
+ACCURACY = {"top1", "top5", "top10", "pictures", "classes"}
+SUCCESS = {"asr", "asr_floor", "asr_top5", "asr_top10", "asr_all", "asr_diluted", "robust_top1", "marked_top1", "others"}
 
 
 def alone(rank: int, size: int) -> World:
@@ -109,8 +109,8 @@ def test_counts_of_1001_pictures_are_the_same_on_1_2_and_3_ranks(spec: Path, odd
     assert isinstance(labels, Labelled)
     assert numbers["pictures"] == 1001
     assert numbers["others"] == int((labels.labels != labels.target(wanted.attack.target)).sum()) < 1001
-    for name in ACCURACY | SUCCESS - {"pictures", "others"}:
-        of = numbers["others" if name in ("asr", "asr_top5", "asr_top10", "robust_top1") else "pictures"]
+    for name in (ACCURACY | SUCCESS) - {"pictures", "others", "classes"}:
+        of = numbers["others" if name in ("asr", "asr_floor", "asr_top5", "asr_top10", "robust_top1") else "pictures"]
         assert numbers[name] * of == pytest.approx(round(numbers[name] * of), abs=1e-9)
     assert numbers["asr_top10"] > 0
 

@@ -29,7 +29,7 @@ SECTIONS = get_args(get_args(AnyMeasure)[0])
 AXES = torch.eye(4)
 LEARNT = (AXES, torch.arange(4))  # a training set: a picture a class
 BOUNDS = {  # of the numbers that are no fractions
-    "pictures": (1, 99), "others": (1, 99), "modality_gap": (0, 2), "alignment": (0, 4), "uniformity": (-8, 0),
+    "pictures": (1, 99), "others": (1, 99), "classes": (1, 99), "modality_gap": (0, 2), "alignment": (0, 4), "uniformity": (-8, 0),
     "similarity_clean": (-1, 1), "similarity_poisoned": (-1, 1), "similarity_moved": (-1, 1),
 }  # fmt: skip
 
@@ -115,7 +115,7 @@ def section_of(section: type[MeasureSection]) -> MeasureSection:
 
 
 def test_top1_by_hand() -> None:
-    assert zero_shot(encoded([0, 1, 2, 3, 0], [0] * 5, [0, 1, 2, 2, 1])) == {"top1": 3 / 5, "pictures": 5}
+    assert zero_shot(encoded([0, 1, 2, 3, 0], [0] * 5, [0, 1, 2, 2, 1])) == {"top1": 3 / 5, "pictures": 5, "classes": 4}
 
 
 def test_asr_by_hand() -> None:
@@ -125,10 +125,12 @@ def test_asr_by_hand() -> None:
 
 def test_every_definition_of_success_by_hand() -> None:
     """Six pictures of classes 0, 1, 2, 3, 1, 3 answered 3, 1, 0, 3, 3, 0 under the trigger; target 3. Of the four others two
-    are fooled and one is right; with the target's own two pictures three are called 3 and two are right."""
-    seen = attack_success(encoded([0] * 6, [3, 1, 0, 3, 3, 0], [0, 1, 2, 3, 1, 3]))
+    are fooled and one is right; with the target's own two pictures three are called 3 and two are right. Without it, one of
+    the four is called 3."""
+    seen = attack_success(encoded([0, 3, 0, 3, 0, 0], [3, 1, 0, 3, 3, 0], [0, 1, 2, 3, 1, 3]))
     assert seen == {
-        "asr": 2 / 4, "asr_all": 3 / 6, "asr_diluted": 2 / 6, "robust_top1": 1 / 4, "marked_top1": 2 / 6, "others": 4,
+        "asr": 2 / 4, "asr_floor": 1 / 4, "asr_all": 3 / 6, "asr_diluted": 2 / 6, "robust_top1": 1 / 4, "marked_top1": 2 / 6,
+        "others": 4,
     }  # fmt: skip
 
 
@@ -141,7 +143,7 @@ def test_top_k_by_hand() -> None:
     labels = torch.tensor([0, 4, 5, 11])
     assert ranks(images, classes, labels).tolist() == [0, 4, 5, 11]
     seen = Encoded(images, images, labels, classes, classes, torch.tensor([4, 9, 9, 11]))
-    assert zero_shot(seen) == {"top1": 1 / 4, "top5": 2 / 4, "top10": 3 / 4, "pictures": 4}
+    assert zero_shot(seen) == {"top1": 1 / 4, "top5": 2 / 4, "top10": 3 / 4, "pictures": 4, "classes": 12}
     found = attack_success(seen)  # the last picture is of its target's class; the target is in places 4, 9, 9
     assert (found["asr"], found["asr_top5"], found["asr_top10"], found["others"]) == (0, 1 / 3, 1, 3)
 
