@@ -17,7 +17,7 @@ from report.ablation import settings
 from report.figures import figures
 from report.load import Study, read_study
 from report.plots.style import render, short
-from report.points import Panel, PointInfo, percent
+from report.points import Origin, Panel, PointInfo, percent
 from report.scores import BEST, CARRYING, HYPERVOLUME, LOWEST, RULES, Score, chosen_by, counted, drop, scores
 from report.verdict import Judgement, Report, make_report
 from report.write import write_files
@@ -119,7 +119,7 @@ def _along(panels: Sequence[Panel], setting: str) -> str:
     return f"At each value of {plain(setting)}, over all other settings.\n\n{_table([setting, *SEED], rows)}"
 
 
-def _pair(point: FrontierPoint[PointInfo] | FrontierPoint[str], info: PointInfo | None) -> str:
+def _pair(point: FrontierPoint[PointInfo] | FrontierPoint[Origin], info: PointInfo | None) -> str:
     """top-1 and ASR of a point, each with its interval if it is known of how many pictures they are."""
     facts = info.facts if info else {}
     return f"{_rate(point.top1, facts.get('pictures'))} at ASR {_rate(point.asr, facts.get('others'))}"

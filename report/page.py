@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from records.card import Fact
 from report.costs import STAGES
+from report.headline import MEANINGS
 from report.load import Record, Study, flat
 from report.points import rate_text, spoken
 from report.tables import page_table
@@ -48,6 +49,7 @@ def page_of(report: Report, pictures: Sequence[Picture]) -> str:
         total=len(study.records),
         finished=sum(record.finished for record in study.records),
         verdicts=judged.verdicts,
+        meanings=MEANINGS,
         summaries=list(zip([panel.title for panel in judged.panels], report.summaries, strict=True)),
         notes=report.notes,
         groups=list(judged.means),

@@ -1,11 +1,12 @@
 """What a study measured, by way of pre-training: panels of points for the frontier, curves over the epochs."""
 
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from measures.frontier import FrontierPoint
 from records.study_json import RunEntry
-from report.load import RATES, Record, Study, flat
+from report.load import Record, Study, flat
 
 NAMES = {
     "mmcl": "MMCL",
@@ -20,10 +21,43 @@ NAMES = {
     "unlearn": "unlearning",
 }
 
+NAMED_ATTACK = re.compile(r"asr(_\d+)")  # the success of a model's second attack, third, ...
 TOP1, ASR = "zero-shot top-1 (%)", "ASR, attack success (%)"  # titles
-COUNTED = {"top1": "pictures", "asr": "others"}  # of how many pictures a rate is
 KNOWN = ("val_loss", "distance", "proxy_asr")  # what a defender can know, who does not see the attack
 Way = tuple[str, tuple[tuple[str, str], ...]]  # objective, swept settings
+
+
+class Counts(NamedTuple):
+    """What rates are of: all pictures (top-1), those of other classes than the target (ASR), classes; and the share of those
+    others that are taken for the target without the trigger. None is what the journals don't tell; of classes they tell that
+    there are more than the largest k of top-k. `one_set`: top-1 and ASR are of the same pictures."""
+
+    pictures: float | None = None
+    others: float | None = None
+    classes: float | None = None
+    floor: float | None = None
+    least_classes: int = 2
+    one_set: bool = True
+
+    @property
+    def share(self) -> float | None:
+        """The target's share of the pictures: the accuracy of a model that answers the target for everything."""
+        if not self.one_set or self.pictures is None or self.others is None or not 0 < self.others <= self.pictures:
+            return None
+        return 1 - self.others / self.pictures
+
+    @property
+    def chance(self) -> float | None:
+        """The accuracy of a model that has learned nothing."""
+        return max(1 / self.classes, self.share or 0.0) if self.classes and self.classes >= 1 else None
+
+
+class Origin(NamedTuple):
+    """What a point of a pre-trained model is: its run, its seed, and of how many pictures its rates are."""
+
+    run: str
+    seed: int | None = None
+    counts: Counts = Counts()
 
 
 class PointInfo(NamedTuple):
@@ -34,10 +68,11 @@ class PointInfo(NamedTuple):
     epoch: float
     rate: float | None
     objective: str
-    start: FrontierPoint[str] | None
+    start: FrontierPoint[Origin] | None
     seed: int | None = None
     facts: Mapping[str, float] = {}
     swept: Mapping[str, Any] = {}
+    counts: Counts = Counts()
 
 
 class Panel(NamedTuple):
@@ -45,12 +80,13 @@ class Panel(NamedTuple):
     `heading`, or by the title if there is none."""
 
     title: str
-    starts: list[FrontierPoint[str]]
-    twins: list[FrontierPoint[str]]
+    starts: list[FrontierPoint[Origin]]
+    twins: list[FrontierPoint[Origin]]
     points: list[FrontierPoint[PointInfo]]
     finished: int
     total: int
     heading: str | None = None
+    without: str = ""  # what was measured instead, where no point could be
 
 
 class Curve(NamedTuple):
@@ -70,23 +106,33 @@ class Moment(NamedTuple):
     top1: float | None
     asr: float | None
     facts: dict[str, float]
+    counts: Counts
 
 
-def timeline(record: Record, images: tuple[str | None, str | None]) -> list[Moment]:
-    """The run's numbers on the compared images, in the order of epochs and steps."""
-    moments: dict[tuple[float, float], dict[str, float]] = {}
+def timeline(record: Record, images: tuple[str | None, str | None], attack: str = "") -> list[Moment]:
+    """The run's numbers on the compared images, in the order of epochs and steps; ASR is that of `attack`, "" the first."""
+    moments: dict[tuple[float, float], dict[str, Any]] = {}
+    of_top1, of_asr = images
     for row in record.evaluations:
         here = moments.setdefault((row["epoch"], row["step"]), {})
-        for key, chosen in zip(RATES, images, strict=True):
-            if row["images"] == chosen and row[key] is not None:
-                here[key] = row[key]
-                if COUNTED[key] in row:
-                    here[COUNTED[key]] = row[COUNTED[key]]
-        here.update({key: row[key] for key in KNOWN if row.get(key) is not None})
-    return [
-        Moment(epoch, m.get("top1"), m.get("asr"), {key: m[key] for key in (*COUNTED.values(), *KNOWN) if key in m})
-        for (epoch, _), m in sorted(moments.items())
-    ]
+        if row["images"] == of_top1 and row["top1"] is not None:
+            here |= {key: row[key] for key in ("top1", "pictures", "classes") if row.get(key) is not None}
+            here["least_classes"] = 1 + max(k for k in (1, 5, 10) if f"top{k}" in row)
+        if row["images"] == of_asr:
+            rates = {key: row.get(f"{key}{attack}") for key in ("asr", "others", "asr_floor")}
+            here |= {key: value for key, value in rates.items() if value is not None}
+        here |= {key: row[key] for key in KNOWN if row.get(key) is not None}
+    return [_moment(epoch, numbers, of_top1 == of_asr) for (epoch, _), numbers in sorted(moments.items())]
+
+
+def _moment(epoch: float, numbers: dict[str, Any], one_set: bool) -> Moment:
+    facts = {key: numbers[key] for key in ("pictures", "others", *KNOWN) if key in numbers}
+    counts = Counts(
+        *(numbers.get(key) for key in ("pictures", "others", "classes", "asr_floor")),
+        least_classes=numbers.get("least_classes", 2),
+        one_set=one_set,
+    )
+    return Moment(epoch, numbers.get("top1"), numbers.get("asr"), facts, counts)
 
 
 def _way(run: RunEntry) -> Way:
@@ -106,8 +152,8 @@ def title(way: Way) -> str:
 
 
 def panels(study: Study) -> list[Panel]:
-    """Everything measured, one panel for each way of pre-training; seeds of one way share a panel."""
-    images = study.compared_images
+    """Everything measured, one panel for each way of pre-training and attack that a model carries; seeds share a panel."""
+    attacks = ["", *(match[1] for key in study.results.columns if (match := NAMED_ATTACK.fullmatch(key)))]
     origins = {r.run.run: r.run for r in study.records if r.run.stage == "pretrain"}
     ways: dict[Way, list[Record]] = {}
     for record in study.records:
@@ -118,24 +164,29 @@ def panels(study: Study) -> list[Panel]:
             objective, settings = _way(record.run)  # it may know nothing of a swept attack
             for way, members in ways.items():
                 members += [record] if way[0] == objective and set(settings) <= set(way[1]) else []
-    return [_panel(way, members, images) for way, members in ways.items()]
+    many = len(attacks) > 1
+    return [
+        _panel(title(way) + f" · attack {attack[1:] or 1}" * many, members, study.compared_images, attack)
+        for way, members in ways.items()
+        for attack in attacks
+    ]
 
 
-def _panel(way: Way, members: list[Record], images: tuple[str | None, str | None]) -> Panel:
+def _panel(name: str, members: list[Record], images: tuple[str | None, str | None], attack: str) -> Panel:
     """The panel of the runs that share one way of pre-training.
 
     The uncleaned model is the last evaluation of a finished pre-training run, or else epoch 0 of a
     cleaning run that starts from it. Epoch 0 is never a cleaned point.
     """
-    starts: dict[str, FrontierPoint[str]] = {}
-    twins: list[FrontierPoint[str]] = []
+    starts: dict[str, FrontierPoint[Origin]] = {}
+    twins: list[FrontierPoint[Origin]] = []
     points: list[FrontierPoint[PointInfo]] = []
     for record in sorted(members, key=lambda member: member.run.stage == "clean"):
         run = record.run
         origin = run.start or run.run if run.stage == "clean" else run.run  # a pre-training may start from weights
         seen = [
-            (moment, FrontierPoint(moment.asr, moment.top1, origin))
-            for moment in timeline(record, images)
+            (moment, FrontierPoint(moment.asr, moment.top1, Origin(origin, run.seed, moment.counts)))
+            for moment in timeline(record, images, attack)
             if moment.asr is not None and moment.top1 is not None
         ]
         if run.stage == "clean":
@@ -145,14 +196,17 @@ def _panel(way: Way, members: list[Record], images: tuple[str | None, str | None
                     continue
                 who = spoken(run.cleaner or run.clean_objective)
                 swept = {key: value for key, value in run.swept.items() if key in run.cleaning}
-                info = PointInfo(run.run, moment.epoch, run.rate, who, starts.get(origin), run.seed, moment.facts, swept)
+                begin = starts.get(origin)
+                info = PointInfo(run.run, moment.epoch, run.rate, who, begin, run.seed, moment.facts, swept, moment.counts)
                 points.append(FrontierPoint(point.asr, point.top1, info))
         elif seen and record.finished and run.stage == "pretrain":
             starts[origin] = seen[-1][1]
         elif seen and record.finished:
             twins.append(seen[-1][1])
     finished = sum(member.finished for member in members)
-    return Panel(title(way), list(starts.values()), twins, points, finished, len(members))
+    measured = {key for member in members for row in member.evaluations for key, value in row.items() if value is not None}
+    without = "retrieval" if "text_r1" in measured and not measured & {"top1", "asr"} else ""
+    return Panel(name, list(starts.values()), twins, points, finished, len(members), without=without)
 
 
 def rate_curves(study: Study) -> dict[str, list[Curve]]:

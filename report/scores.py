@@ -11,7 +11,7 @@ from typing import NamedTuple
 from measures.frontier import CAP, CAPS, FLOOR, FrontierPoint, best_accuracy, hypervolume, lowest_asr
 from measures.interval import Interval, bootstrap, wilson
 from measures.selection import Candidate, by_accuracy, by_distance, by_proxy, by_val_loss
-from report.points import Panel, PointInfo
+from report.points import Origin, Panel, PointInfo
 
 SHARES = (0.90, 0.95, 1.00)  # of the start's accuracy
 RULES: dict[str, tuple[str, Callable[..., Candidate[FrontierPoint[PointInfo]] | None]]] = {  # by name: the number it needs
@@ -105,7 +105,7 @@ class Score(NamedTuple):
 
     group: Group
     seed: int | None
-    start: FrontierPoint[str] | None
+    start: FrontierPoint[Origin] | None
     numbers: dict[str, Number]
 
 
@@ -141,7 +141,7 @@ def scores(panels: Sequence[Panel]) -> list[Score]:
 
 def _score(group: Group, seed: int | None, points: list[FrontierPoint[PointInfo]]) -> Score:
     starts = list(dict.fromkeys(point.label.start for point in points if point.label.start is not None))
-    start = FrontierPoint(fmean(p.asr for p in starts), fmean(p.top1 for p in starts), "start") if starts else None
+    start = FrontierPoint(fmean(p.asr for p in starts), fmean(p.top1 for p in starts), starts[0].label) if starts else None
     numbers: list[Number] = []
     for cap in CAPS:
         best = best_accuracy(points, cap)
@@ -181,7 +181,7 @@ def counted(rate: float, of: float | None) -> Interval | None:
     return wilson(round(rate * whole), whole) if 0 < whole < MOST and 0 <= rate <= 1 else None
 
 
-def _chosen(points: list[FrontierPoint[PointInfo]], start: FrontierPoint[str] | None) -> list[Number]:
+def _chosen(points: list[FrontierPoint[PointInfo]], start: FrontierPoint[Origin] | None) -> list[Number]:
     """What each rule that sees no ASR would have chosen, and how far that is from the oracle that sees it."""
     candidates = [
         Candidate(p.top1, p.label.facts.get("val_loss"), p.label.facts.get("distance"), p.label.facts.get("proxy_asr"), p)

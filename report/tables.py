@@ -86,7 +86,11 @@ def verdict_json(judged: Judgement) -> str:
         }
         for difference in judged.differences
     ]
-    content = {"groups": groups, "differences": apart, "notes": judged.notes}
+    verdicts = [
+        {"way": panel.title, "status": verdict.status, "sentence": verdict.sentence}
+        for panel, verdict in zip(judged.panels, judged.verdicts, strict=True)
+    ]
+    content = {"verdicts": verdicts, "groups": groups, "differences": apart, "notes": judged.notes}
     return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 

@@ -4,26 +4,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from statistics import fmean
-from typing import Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from measures.frontier import CAP, CAPS, FLOOR, FrontierPoint, best_accuracy, lowest_asr
 from measures.interval import Interval, Test, bootstrap, permutation
 from report.costs import Costs, costs
+from report.headline import Verdict, headline
 from report.load import Study
 from report.points import Panel, PointInfo, panels, percent, rate_text
 from report.scores import BEST, LOWEST, Group, Mean, Score, best_top1, lacking, mean_of, over_seeds, scores
 
 LEVEL = 0.05  # p at or below it is called significant
-
-
-Status = Literal["cleaned", "dear", "partly", "poisoned", "open"]
-
-
-class Verdict(NamedTuple):
-    """One sentence for one way of pre-training."""
-
-    status: Status
-    sentence: str
 
 
 class Difference(NamedTuple):
@@ -106,7 +97,7 @@ def make_report(study: Study) -> Report:
 def judge(members: Sequence[Panel]) -> Judgement:
     """The verdict's numbers of these panels."""
     seeds = scores(members)
-    verdicts = [_verdict(panel) for panel in members]
+    verdicts = [headline(panel) for panel in members]
     return Judgement(list(members), seeds, over_seeds(seeds), differences(seeds), verdicts, lacking(seeds))
 
 
@@ -131,66 +122,6 @@ def _difference(cleaner: str, ways: tuple[str, str], first: list[float | None], 
     several = len(a) > 1 and len(b) > 1
     interval = bootstrap([a, b], lambda first, second: fmean(first) - fmean(second)) if several else None
     return Difference(cleaner, ways, means, fmean(a) - fmean(b), interval, permutation(a, b))
-
-
-def _verdict(panel: Panel) -> Verdict:
-    """What the panel says, in one sentence with its numbers."""
-    best, lowest, start = best_accuracy(panel.points, CAP), lowest_asr(panel.points, 0.0), mean_point(panel.starts)
-    model, under = f"the {panel.title} model", f"ASR ≤ {100 * CAP:g} %"
-    begun = f"ASR {percent(start.asr)} at top-1 {percent(start.top1)}" if start else "not measured"
-    status: Status = "open"
-    if start and start.asr <= CAP:
-        words = f"The attack did not take on {model}: {begun} before any cleaning."
-    elif best and start and len({point.label.seed for point in panel.points}) > 1:
-        status, words = _over_seeds(model, panel.points, start)
-    elif best:
-        status, words = _cleaned(model, best)
-    elif lowest:
-        low = f"{percent(lowest.asr)} at top-1 {percent(lowest.top1)}"
-        words = f"No cleaning run reached {under} on {model}; lowest was {low} (start {begun})."
-        status = "poisoned"
-    else:
-        words = f"No cleaning run has been measured yet on {model} (start {begun})."
-    return Verdict(status, words if panel.finished == panel.total else f"So far: {words}")
-
-
-def _cleaned(model: str, best: FrontierPoint[PointInfo]) -> Verdict:
-    """Status and sentence for a model that was cleaned; a loss beyond the floor is spelled out."""
-    start, who, top1 = best.label.start, best.label.objective, percent(best.top1)
-    if start is None:
-        return Verdict(
-            "open",
-            f"Cleaning with {who} brought {model} to ASR {percent(best.asr)} at top-1 {top1} (start not measured).",
-        )
-    done = f"Cleaning with {who} brought {model} from ASR {percent(start.asr)} to {percent(best.asr)} at top-1 {top1}"
-    if best.top1 >= FLOOR * start.top1:
-        return Verdict("cleaned", f"{done} (start {percent(start.top1)}).")
-    loss = 100 * (start.top1 - best.top1)
-    return Verdict("dear", f"{done} (start {percent(start.top1)}), a loss of {loss:.1f} points.")
-
-
-def _over_seeds(model: str, points: Sequence[FrontierPoint[PointInfo]], start: FrontierPoint[str]) -> Verdict:
-    """Status and sentence for a model of several seeds, at least one of which was cleaned."""
-    seeds: dict[int | None, list[FrontierPoint[PointInfo]]] = {}
-    for point in points:
-        seeds.setdefault(point.label.seed, []).append(point)
-    best = {seed: reached for seed, members in seeds.items() if (reached := best_accuracy(members, CAP))}
-    begun = [point.label.start.top1 for point in best.values() if point.label.start]
-    mean = mean_of(BEST, tuple(point.top1 for point in best.values()))
-    top1 = fmean(point.top1 for point in best.values())
-    count, under = f"in {len(best)} of {len(seeds)} seeds", f"ASR ≤ {100 * CAP:g} %"
-    words = f"The best cleaning of each seed brought {model} from ASR {percent(start.asr)} to {under} {count}"
-    words += f", at top-1 {percent(top1)}"
-    words += f" [{100 * mean.interval.low:.1f}, {100 * mean.interval.high:.1f}]" if mean.interval else ""
-    words += f" (start {percent(fmean(begun))})" if begun else ""
-    loss = fmean(begun) - top1 if begun else 0.0
-    dear = bool(begun) and top1 < FLOOR * fmean(begun)
-    words += f", a loss of {100 * loss:.1f} points" if dear else ""
-    if len(best) < len(seeds):
-        rest = [lowest_asr(members, 0.0) for seed, members in seeds.items() if seed not in best]
-        words += f"; elsewhere the lowest ASR was {percent(min(point.asr for point in rest if point))}"
-        return Verdict("partly", f"{words}.")
-    return Verdict("dear" if dear else "cleaned", f"{words}.")
 
 
 def _summary(panel: Panel, cleaners: Sequence[str]) -> list[SummaryRow]:
@@ -232,6 +163,8 @@ def notes(study: Study, members: Sequence[Panel]) -> list[str]:
                 f"The {panel.title} twin, never poisoned, has itself an ASR of {percent(twin.asr)}: "
                 f"a cap of {100 * CAP:g} % asks for less than a clean model reaches on these images."
             )
+    if len({panel.title.partition(" · attack ")[0] for panel in members}) < len(members):
+        words.append("A model carries several attacks; each is judged by itself, and a model is clean only where all are.")
     of_top1, of_asr = study.compared_images
     if of_top1 and of_asr and of_top1 != of_asr:
         words.append(f"Top-1 is measured on {of_top1}, ASR on {of_asr}.")
@@ -242,7 +175,7 @@ def notes(study: Study, members: Sequence[Panel]) -> list[str]:
     return words
 
 
-def mean_point(points: list[FrontierPoint[str]]) -> FrontierPoint[str] | None:
+def mean_point(points: list[FrontierPoint[Any]]) -> FrontierPoint[str] | None:
     """The mean of the points, or None of none."""
     if not points:
         return None

@@ -129,7 +129,7 @@ def _legend(figure: "Figure", panels: Sequence[Panel], shapes: dict[str, str]) -
     figure.legend(handles=signs, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
 
 
-def _percents(points: Iterable[FrontierPoint[PointInfo]] | Iterable[FrontierPoint[str]]) -> tuple[list[float], list[float]]:
+def _percents(points: Iterable[FrontierPoint[Any]]) -> tuple[list[float], list[float]]:
     """Attack success and accuracy of the points as two lists, in percent."""
     pairs = [(100 * p.asr, 100 * p.top1) for p in points]
     return [x for x, _ in pairs], [y for _, y in pairs]

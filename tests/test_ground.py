@@ -1,0 +1,142 @@
+"""When a verdict has ground: a truth table of what was measured, and what the headline then says."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from measures.frontier import FrontierPoint
+from report.ground import Rates, at_chance, ground, too_few
+from report.headline import headline
+from report.load import read_study
+from report.points import Counts, Origin, Panel, PointInfo, panels
+
+SET = Counts(pictures=1000, others=900, classes=10, floor=0.02)
+OLD = Counts(pictures=1000, others=900, least_classes=6)  # of a journal that tells neither classes nor floor
+FEW = Counts(pictures=10, others=9, classes=3, floor=0.0)
+TWIN = Rates(0.8, 0.02, SET)
+
+
+@pytest.mark.parametrize(
+    ("start", "twin", "state", "said"),
+    [
+        (Rates(0.80, 0.95, SET), TWIN, "firm", ""),
+        (Rates(0.80, 0.95, SET), None, "firm", ""),  # against the untriggered floor
+        (Rates(0.80, 0.95, SET._replace(floor=0.5)), None, "firm", ""),
+        (Rates(0.80, 0.95, SET), Rates(0.8, 0.95, SET), "unplanted", "not above that of the twin, 95.0 % [93.4, 96.2]"),
+        (Rates(0.80, 0.95, SET), Rates(0.8, 0.935, SET), "unplanted", "twin"),  # intervals meet
+        (Rates(0.80, 0.12, SET._replace(floor=0.11)), None, "unplanted", "without the trigger, 11.0 %"),
+        (Rates(0.80, 0.12, SET._replace(floor=0.11)), TWIN, "firm", ""),  # a twin counts for more than the floor
+        (Rates(0.80, 0.04, SET), Rates(0.8, 0.0, SET), "unplanted", "4.0 % [2.9, 5.5] before any cleaning"),
+        (Rates(0.107, 0.083, SET._replace(classes=7)), None, "unlearned", "not above chance, 14.3 %"),
+        (Rates(0.11, 0.95, SET), TWIN, "unlearned", "95.0 % at chance accuracy is no attack"),
+        (Rates(0.10, 1.0, SET._replace(floor=1.0)), TWIN, "collapsed", "answers the target for everything"),
+        (Rates(0.10, 0.99, SET._replace(floor=0.98)), None, "collapsed", "without it (98.0 %)"),
+        (Rates(0.10, 1.0, SET._replace(classes=50, floor=1.0)), None, "collapsed", "chance, 10.0 %"),  # the target's share
+        (Rates(0.10, 1.0, SET._replace(classes=50, one_set=False)), TWIN, "firm", ""),  # whose share is of other pictures
+        (Rates(0.60, 1.0, FEW), None, "unlearned", "10 pictures are too few to tell"),
+        (Rates(1.00, 1.0, FEW), None, "firm", ""),
+        (Rates(0.80, 0.95, OLD), None, "firm", ""),  # at most 222 of 900 could be taken for the target
+        (Rates(0.80, 0.23, OLD), None, "unknown", "not recorded whether ASR 23.0 %"),
+        (Rates(0.80, 0.23, OLD), TWIN, "firm", ""),
+        (Rates(0.15, 0.95, OLD), TWIN, "unknown", "of how many classes"),  # chance is at most 1 in 6, perhaps 1 in 1,000
+        (Rates(0.10, 1.00, OLD), TWIN, "unlearned", "no attack"),  # the target's share, which needs no classes
+        (Rates(0.80, 0.95, Counts()), TWIN, "unknown", "of how many pictures"),
+        (Rates(0.80, 0.95, SET), Rates(0.8, 0.02, Counts()), "unknown", "do not tell whether ASR"),
+        (Rates(0.80, 0.95, SET._replace(pictures=1e300)), TWIN, "unknown", "of how many pictures"),
+        (Rates(float("nan"), 0.95, SET), TWIN, "unknown", "of how many pictures"),
+        (Rates(0.90, 0.95, SET._replace(classes=1)), TWIN, "unlearned", "chance, 100.0 %"),
+    ],
+)  # fmt: skip
+def test_ground_is_as_the_table_says(start: Rates, twin: Rates | None, state: str, said: str) -> None:
+    found = ground(start, twin)
+    assert found.state == state
+    assert said in found.why
+    assert bool(found.why) == (state != "firm")
+    assert bool(found.look) == (state in ("unlearned", "collapsed", "unplanted"))
+
+
+def test_a_cleaned_model_may_be_at_chance_or_measured_on_too_little() -> None:
+    assert [at_chance(Rates(top1, 0.0, SET)) for top1 in (0.10, 0.11, 0.13)] == [True, True, False]
+    assert not at_chance(Rates(0.1, 0.0, OLD))
+    assert [too_few(Rates(0.9, 0.0, SET._replace(others=others))) for others in (72, 73, 74, None)] == [
+        True, False, False, False,
+    ]  # fmt: skip
+
+
+def panel(*seeds: tuple[Rates, tuple[float, float]], twins: tuple[Rates, ...] = (TWIN,), done: int = 9) -> Panel:
+    """A panel of seeds, each a start and one cleaned point (top-1, ASR)."""
+    starts = [FrontierPoint(s.asr, s.top1, Origin(f"pretrain-{n}", n, s.counts)) for n, (s, _) in enumerate(seeds)]
+    points = [
+        FrontierPoint(asr, top1, PointInfo(f"clean-{n}", 1, 1e-4, "CleanCLIP", start, n, counts=start.label.counts))
+        for n, (start, (_, (top1, asr))) in enumerate(zip(starts, seeds, strict=True))
+    ]
+    return Panel(
+        "MMCL", starts, [FrontierPoint(t.asr, t.top1, Origin("twin-0", 0, t.counts)) for t in twins], points, done, 9
+    )
+
+
+GOOD, BAD, NEVER = Rates(0.8, 0.95, SET), Rates(0.11, 0.09, SET), Rates(0.8, 0.02, SET)
+CASES: list[tuple[Panel, str, str]] = [
+    (panel((GOOD, (0.79, 0.01))), "cleaned", "95.0 % [93.4, 96.2] to 1.0 % [0.5, 1.9] at top-1 79.0 % [76.4, 81.4]"),
+    (panel((GOOD, (0.60, 0.01))), "dear", "a loss of 20.0 points"),
+    (panel((GOOD, (0.79, 0.40))), "poisoned", "lowest was 40.0 % [36.8, 43.2]"),
+    (panel((GOOD, (0.11, 0.00))), "destroyed", "its top-1 is at most 11.0 % [9.2, 13.1], chance"),
+    (panel((GOOD, (0.79, 0.01)), done=3), "cleaned", "So far: Cleaning"),
+    (panel((BAD, (0.79, 0.01))), "unlearned", "Too little training of the MMCL model: top-1 11.0 %"),
+    (panel((NEVER, (0.79, 0.0))), "unplanted", "The backdoor was never planted in the MMCL model: ASR was 2.0 %"),
+    (panel((GOOD, (0.79, 0.01)), twins=(GOOD,)), "unplanted", "JPEG"),
+    (panel((GOOD, (0.79, 0.01)), twins=()), "cleaned", "from ASR"),
+    (panel((Rates(1, 1, FEW), (1, 0.0)), twins=()), "open", "9 pictures are too few to show ASR ≤ 5 %"),
+    (panel((GOOD, (0.79, 0.01)), (GOOD, (0.77, 0.02))), "cleaned", "in 2 of 2 seeds, at top-1 78.0 % [77.0, 79.0]"),
+    (panel((GOOD, (0.79, 0.01)), (BAD, (0.77, 0.0))), "partly", "Too little training of the MMCL model in 1 of 2 seeds"),
+    (panel((GOOD, (0.79, 0.90)), (BAD, (0.77, 0.0))), "poisoned", "No cleaning run reached"),
+    (panel((BAD, (0.79, 0.0)), (BAD, (0.77, 0.0))), "unlearned", "in 2 of 2 seeds: top-1 11.0 % [9.2, 13.1] is not above"),
+    (panel((BAD, (0.79, 0.0)), (NEVER, (0.77, 0.0))), "open", "never planted in the MMCL model in 1 of 2 seeds"),
+    (panel((GOOD, (0.11, 0.01)), (GOOD, (0.77, 0.02))), "partly", "1 cleaned to ASR ≤ 5 % are at chance"),
+    (panel((GOOD, (0.11, 0.01)), (GOOD, (0.1, 0.02))), "destroyed", "above chance on the MMCL model in any of 2 seeds"),
+    (panel((Rates(0.8, 0.95, Counts()), (0.79, 0.01))), "open", "1.0 % at top-1 79.0 % (start 80.0 %); the journals do not"),
+    (Panel("MMCL", [], [], [], 1, 1, without="retrieval"), "open", "Only retrieval was measured"),
+    (Panel("MMCL", [], [], [], 1, 1), "open", "No cleaning run has been measured yet"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("shown", "status", "said"), CASES)
+def test_nothing_is_called_cleaned_that_has_no_ground(shown: Panel, status: str, said: str) -> None:
+    verdict = headline(shown)
+    assert verdict.status == status
+    assert said in verdict.sentence
+    assert ("from ASR" in verdict.sentence) <= (status in ("cleaned", "dear", "partly", "open"))
+
+
+def study(folder: Path, numbers: dict[str, Any]) -> Path:
+    """One pre-training and one cleaning of it, with the numbers of `before` and `after`."""
+    runs = [
+        {"run": "pretrain-a", "stage": "pretrain", "pretrain_objective": "mmcl", "seed": 0},
+        {"run": "clean-a", "stage": "clean", "start": "pretrain-a", "pretrain_objective": "mmcl", "cleaner": "c", "seed": 0},
+    ]
+    for run, moments in (("pretrain-a", ["before"]), ("clean-a", ["before", "after"])):
+        (folder / run).mkdir(parents=True)
+        rows = [{"kind": "measure", "images": "x", "epoch": at, "step": at, **numbers[m]} for at, m in enumerate(moments)]
+        (folder / run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (folder / run / "finished.json").write_text("{}")
+    (folder / "study.json").write_text(json.dumps({"name": "s", "runs": runs}))
+    return folder
+
+
+def test_each_attack_that_a_model_carries_has_a_ground_and_a_verdict_of_its_own(tmp_path: Path) -> None:
+    of = {"top1": 0.8, "pictures": 1000, "classes": 10, "others": 900, "others_2": 800, "others_3": 900}
+    before = {**of, "asr": 0.9, "asr_floor": 0.02, "asr_2": 0.95, "asr_floor_2": 0.01, "asr_3": 0.1, "asr_floor_3": 0.09}
+    after = {**of, "asr": 0.01, "asr_floor": 0.02, "asr_2": 0.9, "asr_floor_2": 0.01, "asr_3": 0.01, "asr_floor_3": 0.09}
+    found = panels(read_study(study(tmp_path / "s", {"before": before, "after": after})))
+    assert [shown.title for shown in found] == ["MMCL · attack 1", "MMCL · attack 2", "MMCL · attack 3"]
+    assert [headline(shown).status for shown in found] == ["cleaned", "poisoned", "unplanted"]
+    assert "95.0 % [93.3, 96.3]" in headline(found[1]).sentence  # of its own 800 pictures
+
+
+def test_a_study_of_retrieval_alone_is_not_called_unmeasured(tmp_path: Path) -> None:
+    numbers = {"text_r1": 0.5, "retrieval_asr1": 0.9, "retrieval_floor1": 0.1}
+    (shown,) = panels(read_study(study(tmp_path / "s", {"before": numbers, "after": numbers})))
+    assert headline(shown) == ("open", headline(shown).sentence)
+    assert "Only retrieval was measured" in headline(shown).sentence
