@@ -1,12 +1,14 @@
 """What cleaning reaches along a setting, by epochs and by cleaner: the numbers of the figures that compare."""
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean
 from typing import NamedTuple
 
-from measures.frontier import CAP, FLOOR, FrontierPoint, best_accuracy, lowest_asr
-from report.points import Panel, PointInfo
+from measures.frontier import CAP, FLOOR, FrontierPoint, best_accuracy, lowest_asr, pareto
+from report.points import Origin, Panel, PointInfo
 
+EPOCHS = 60  # places on an axis of epochs; more are not told apart
 RATE = "clean.optimizer.rate"  # which has a figure of its own: the frontier's colours
 
 
@@ -18,6 +20,7 @@ class Reached(NamedTuple):
     low: float | None
 
 
+Points = list[FrontierPoint[PointInfo]]
 Place = float | str  # on the axis: a number, or a name
 Ablation = dict[str, dict[Place, list[Reached]]]  # by way of pre-training and place, one for each seed
 
@@ -33,9 +36,26 @@ def by_cleaner(panels: Sequence[Panel]) -> Ablation:
 
 
 def by_epoch(panels: Sequence[Panel]) -> Ablation:
-    """Within so many epochs of cleaning: what is reached stays reached. Epochs are those at which something was measured."""
-    epochs = sorted({point.label.epoch for panel in panels for point in panel.points})
-    return _ablation(panels, lambda info: [epoch for epoch in epochs if epoch >= info.epoch])
+    """Within so many epochs of cleaning: what is reached stays reached. Epochs are those at which something was measured, or
+    EPOCHS of them. A seed carries only its Pareto front from epoch to epoch, of which both numbers are."""
+    every = sorted({point.label.epoch for panel in panels for point in panel.points})
+    epochs = [every[-1 - at * len(every) // EPOCHS] for at in reversed(range(EPOCHS))] if len(every) > EPOCHS else every
+    out: Ablation = {}
+    for panel in panels:
+        seeds: dict[int | None, list[Points]] = {}
+        for point in panel.points:
+            parts = seeds.setdefault(point.label.seed, [[] for _ in epochs])
+            parts[bisect_left(epochs, point.label.epoch)].append(point)
+        line: dict[Place, list[Reached]] = {epoch: [] for epoch in epochs}
+        for parts in seeds.values():
+            front, starts = Points(), set[FrontierPoint[Origin]]()
+            for epoch, part in zip(epochs, parts, strict=True):
+                front, starts = pareto([*front, *part]), starts | _starts(part)
+                if front or part:
+                    line[epoch].append(_reached(front, starts))
+        if seeds:
+            out[panel.title] = {epoch: reached for epoch, reached in line.items() if reached}
+    return out
 
 
 def settings(panels: Sequence[Panel]) -> list[str]:
@@ -52,18 +72,23 @@ def settings(panels: Sequence[Panel]) -> list[str]:
 def _ablation(panels: Sequence[Panel], places: Callable[[PointInfo], Iterable[Place]]) -> Ablation:
     out: Ablation = {}
     for panel in panels:
-        groups: dict[Place, dict[int | None, list[FrontierPoint[PointInfo]]]] = {}
+        groups: dict[Place, dict[int | None, Points]] = {}
         for point in panel.points:
             for place in places(point.label):
                 groups.setdefault(place, {}).setdefault(point.label.seed, []).append(point)
         if groups:
             ordered = sorted(groups, key=lambda place: (isinstance(place, str), place if not isinstance(place, str) else 0))
-            out[panel.title] = {place: [_reached(points) for points in groups[place].values()] for place in ordered}
+            out[panel.title] = {
+                place: [_reached(points, _starts(points)) for points in groups[place].values()] for place in ordered
+            }
     return out
 
 
-def _reached(points: list[FrontierPoint[PointInfo]]) -> Reached:
-    starts = {point.label.start for point in points if point.label.start is not None}
+def _starts(points: Points) -> set[FrontierPoint[Origin]]:
+    return {point.label.start for point in points if point.label.start is not None}
+
+
+def _reached(points: Points, starts: set[FrontierPoint[Origin]]) -> Reached:
     best = best_accuracy(points, CAP)
     low = lowest_asr(points, FLOOR * fmean(start.top1 for start in starts)) if starts else None
     return Reached(best.top1 if best else None, (low.asr if low else None) if starts else float("nan"))

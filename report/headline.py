@@ -146,7 +146,7 @@ def _over_seeds(model: str, points: Sequence[Cleaned], starts: Sequence[Frontier
     seeds: dict[int | None, list[Cleaned]] = {}
     for point in points:
         seeds.setdefault(point.label.seed, []).append(point)
-    reached = {seed: best for seed, members in seeds.items() if (best := best_accuracy(members, CAP))}
+    reached = {seed: top for seed, members in seeds.items() if (top := best_accuracy(members, CAP))}
     best = {seed: point for seed, point in reached.items() if not at_chance(rates(point))}
     before = mean_text([start.asr for start in starts])
     elsewhere = [lowest_asr(members, 0.0) for seed, members in seeds.items() if seed not in reached]

@@ -127,11 +127,8 @@ def timeline(record: Record, images: tuple[str | None, str | None], attack: str 
 
 def _moment(epoch: float, numbers: dict[str, Any], one_set: bool) -> Moment:
     facts = {key: numbers[key] for key in ("pictures", "others", *KNOWN) if key in numbers}
-    counts = Counts(
-        *(numbers.get(key) for key in ("pictures", "others", "classes", "asr_floor")),
-        least_classes=numbers.get("least_classes", 2),
-        one_set=one_set,
-    )
+    pictures, others, classes, floor = (numbers.get(key) for key in ("pictures", "others", "classes", "asr_floor"))
+    counts = Counts(pictures, others, classes, floor, numbers.get("least_classes", 2), one_set)
     return Moment(epoch, numbers.get("top1"), numbers.get("asr"), facts, counts)
 
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from measures.frontier import FrontierPoint
 from report.ablation import Reached, by_cleaner, by_epoch, by_setting, settings
 from report.figures import figures
 from report.load import read_study
-from report.points import Panel, PointInfo, curves_of, panels
+from report.points import Origin, Panel, PointInfo, curves_of, panels
 from report.verdict import make_report
 from report.write import write_report
 
@@ -91,7 +92,7 @@ rate = st.integers(0, 20).map(lambda n: n / 20)
 
 @given(st.lists(st.tuples(rate, rate, st.integers(1, 6), st.integers(0, 2)), min_size=1, max_size=40))
 def test_more_epochs_never_reach_less(points: list[tuple[float, float, int, int]]) -> None:
-    start = FrontierPoint(1.0, 0.8, "p")
+    start = FrontierPoint(1.0, 0.8, Origin("p"))
     marks = [FrontierPoint(asr, top1, PointInfo("r", epoch, 1e-4, "c", start, seed)) for asr, top1, epoch, seed in points]
     line = by_epoch([Panel("MMCL", [start], [], marks, 1, 1)])["MMCL"]
     assert list(line) == sorted({epoch for *_, epoch, _ in points})
@@ -155,3 +156,25 @@ def test_curves_are_of_pre_trainings_on_one_set_of_images(tmp_path: Path) -> Non
     (curve,) = curves_of(read, "similarity_clean")
     assert (curve.label, curve.twin, curve.line) == ("MMCL", False, [(0, 0.1), (1, 0.8)])
     assert curves_of(read, "uniformity") == []
+
+
+def test_what_is_reached_by_each_epoch_is_as_by_brute_force_and_is_bounded() -> None:
+    """Each epoch's numbers are those of all points up to it; of many epochs some are shown, the last among them."""
+    chance = random.Random(0)
+    starts = [FrontierPoint(0.9, 0.5 + 0.1 * seed, Origin(f"p{seed}", seed)) for seed in range(2)]
+
+    def drawn(count: int) -> list[Panel]:
+        infos = [PointInfo("r", n // 2 + 1, None, "c", starts[n % 2], n % 2) for n in range(count)]
+        return [Panel("w", starts, [], [FrontierPoint(chance.random(), chance.random(), info) for info in infos], 1, 1)]
+
+    def brute(panel: Panel, epoch: float, seed: int) -> Reached:
+        until = [p for p in panel.points if p.label.epoch <= epoch and p.label.seed == seed]
+        best = max((p.top1 for p in until if p.asr <= 0.05), default=None)
+        return Reached(best, min((p.asr for p in until if p.top1 >= 0.95 * starts[seed].top1), default=None))
+
+    (panel,) = drawn(80)
+    line = by_epoch([panel])["w"]
+    assert {e: reached for e, reached in line.items()} == {e: [brute(panel, e, s) for s in range(2)] for e in range(1, 41)}
+    many = list(by_epoch(drawn(20_000))["w"])
+    assert len(many) == 60
+    assert (many[-1], many) == (10_000, sorted(many))
