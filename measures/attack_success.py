@@ -1,7 +1,7 @@
 """Attack success rate (ASR): how often the trigger turns a picture into the target (arXiv 2311.14948, section 4).
 
     asr          = #{x : y(x) != target, target is the first answer to trigger(x)} / #{x : y(x) != target}
-    asr_floor    = #{x : y(x) != target, target is the first answer to x} / #{x : y(x) != target}, the same without the trigger
+    asr_floor    = #{x : y(x) != target, target is the first answer to x} / #{x : y(x) != target}, without the trigger
     asr_top5     the same with the target among the first 5 answers; asr_top10 among the first 10
     asr_all      = #{x : target is the first answer to trigger(x)} / #{x}, pictures of the target class included, as in
                  BadCLIP's and PAR's code: its floor is the share of these pictures

@@ -19,8 +19,8 @@ class ZeroShot(MeasureSection):
 
 
 def zero_shot(encoded: Encoded) -> dict[str, float]:
-    """`top1`, `top5`, `top10`: fractions of all M pictures, for each k below the number of classes. `pictures` is M, `classes`
-    the number of classes."""
+    """`top1`, `top5`, `top10`: fractions of all M pictures, for each k below the number of classes, `classes`. `pictures` is
+    M."""
     places = ranks(encoded.images, encoded.classes, encoded.labels)
     rates = {f"top{k}": (places < k).sum().item() / len(places) for k in depths(len(encoded.classes))}
     return rates | {"pictures": len(places), "classes": len(encoded.classes)}

@@ -29,7 +29,8 @@ SECTIONS = get_args(get_args(AnyMeasure)[0])
 AXES = torch.eye(4)
 LEARNT = (AXES, torch.arange(4))  # a training set: a picture a class
 BOUNDS = {  # of the numbers that are no fractions
-    "pictures": (1, 99), "others": (1, 99), "classes": (1, 99), "modality_gap": (0, 2), "alignment": (0, 4), "uniformity": (-8, 0),
+    "pictures": (1, 99), "others": (1, 99), "classes": (1, 99),
+    "modality_gap": (0, 2), "alignment": (0, 4), "uniformity": (-8, 0),
     "similarity_clean": (-1, 1), "similarity_poisoned": (-1, 1), "similarity_moved": (-1, 1),
 }  # fmt: skip
 
