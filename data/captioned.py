@@ -10,9 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from data.archive import IMAGES, split_name, walk
+from data.archive import split_name, walk
 from data.labelled import SHARDS, ImageSet, shards_of, templates_of
 from data.refusal import Missing, UserError
+from data.samples import Sample, read_samples
+from data.texts import decoded, split_lines
 
 LONGEST = 1 << 20  # bytes of a picture's captions
 
@@ -49,29 +51,19 @@ def read_captioned(folder: str, templates: list[str]) -> Captioned:
     captions: list[str] = []
     owner: list[int] = []
     for path in shards_of(root):
-        for key, place, texts in _read_shard(path):
+        for sample in read_samples(path, "txt", LONGEST):
+            texts = _captions(sample, path)
             owner += [len(where)] * len(texts)
             captions += texts
-            where.append((path, key, *place))
+            where.append((path, sample.key, *sample.place))
     if not where:
         raise UserError(f"evaluation set {folder} holds no picture; expected CLIP_benchmark's layout (docs/data.md)")
     return Captioned(where, captions, np.array(owner), templates_of(root, templates))
 
 
-def _read_shard(path: str) -> list[tuple[str, tuple[int, int], list[str]]]:
-    """(key, (offset, size) of the picture, captions) of each sample."""
-    images: dict[str, tuple[int, int]] = {}
-    texts: dict[str, list[str]] = {}
-    with open(path, "rb") as file:
-        for name, offset, size in walk(path):
-            key, ending = split_name(name)
-            if ending in IMAGES:
-                images[key] = (offset, size)
-            elif ending == "txt":
-                file.seek(offset)
-                text = file.read(min(size, LONGEST)).decode("utf-8", "replace")
-                texts[key] = [line.strip() for line in text.splitlines() if line.strip()]
-    odd = sorted(key for key in images.keys() | texts.keys() if key not in images or not texts.get(key))
-    if odd:
-        raise UserError(f"sample {odd[0]} in {path} has a picture or captions but not both; mend the shard")
-    return [(key, place, texts[key]) for key, place in images.items()]
+def _captions(sample: Sample, path: str) -> list[str]:
+    """The lines of a sample that are not blank."""
+    lines = (line.strip() for line in split_lines(decoded(sample.text, f"{sample.key}.txt in {path}")))
+    if not (captions := [line for line in lines if line]):
+        raise UserError(f"sample {sample.key} in {path} has a picture or captions but not both; mend the shard")
+    return captions

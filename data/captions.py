@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from data.decode import DecodeError, caption
-from data.refusal import Missing, UserError
+from data.refusal import UserError
 from data.shards import Index
 from data.store import Range, Reader
+from data.texts import read_lines
 
 AT_ONCE = 4096  # captions read together
 
@@ -37,14 +38,13 @@ def word_of(name: str) -> re.Pattern[str]:
 
 
 def read_templates(path: str | Path) -> list[str]:
-    """The lines of a template file; UserError if it is missing, empty or a line lacks {c}."""
-    try:
-        lines = [line.strip() for line in Path(path).read_text("utf-8").splitlines() if line.strip()]
-    except OSError as error:
-        raise Missing(
-            f"templates {path}: {error.strerror}; give 'imagenet' or a text file with {{c}} in each line"
-        ) from None
-    wrong = [line for line in lines if "{c}" not in line]
-    if wrong or not lines:
-        raise UserError(f"templates {path}: {f'the line {wrong[0]!r} lacks {{c}}' if wrong else 'the file is empty'}")
-    return lines
+    """The lines of a template file that are not blank; UserError if it is missing or empty, a line lacks {c}, or has a brace
+    beside it."""
+    wants = "give 'imagenet' or a text file with {c} in each line"
+    lines = [(number, line) for number, line in enumerate(read_lines(path, wants), 1) if line]
+    for number, line in lines:
+        if "{c}" not in line:
+            raise UserError(f"templates {path}:{number}: the line {line!r} lacks {{c}}; {wants}")
+        if re.search(r"[{}]", line.replace("{c}", "")):
+            raise UserError(f"templates {path}:{number}: the line {line!r} has a brace beside {{c}}; take it out")
+    return [line for _, line in lines]

@@ -1,15 +1,17 @@
 """Labelled pictures, to evaluate on or to learn from: CLIP_benchmark's webdataset layout, or a folder of pictures a class.
 
-    FOLDER/classnames.txt                              a name a line; for folders of classes, in the order of their names
+    FOLDER/classnames.txt                              a name a line; for folders of classes, in their order
     FOLDER/zeroshot_classification_templates.txt       one template a line, with {c}
     FOLDER/test/nshards.txt, test/0.tar, 1.tar, ...    KEY.jpg|png|webp and KEY.cls (the class as an integer)
     or FOLDER/CLASS/*.jpg ...                          torchvision's ImageFolder, such as ImageNet's val/n01440764/...
 
-Without classnames.txt a folder of 1,000 classes named like ImageNet's gets ImageNet's names, others their folders' names;
-without templates the 80 for ImageNet are taken.
+Without classnames.txt folders called by WordNet's names of ImageNet's classes get ImageNet's names, others their folders'
+names; without templates the 80 for ImageNet are taken.
 """
 
-import re
+import html
+import unicodedata
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -18,12 +20,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data.archive import IMAGES, split_name, walk
 from data.captions import read_templates
+from data.class_folders import WNID, class_folders, pictures_in
 from data.decode import DecodeError, DecodeMode, centred, squeezed, whole
 from data.refusal import Missing, UserError
+from data.samples import read_samples
 from data.store import Reader
+from data.texts import decoded, file_bytes, read_lines
 
+NAMES = "classnames.txt"
+LABEL = 64  # bytes of a label, at most
 SHARDS = "test/nshards.txt"  # how many shards a folder of CLIP_benchmark's layout has
 # the published label file counts the machine among the birds, and the bathing suit among the tights
 PUBLISHED_LABELS = {517: 134, 639: 638}
@@ -32,9 +38,10 @@ RIGHT_NAMES = {744: "projectile", 836: "sunglass"}
 
 
 class Imagenet(NamedTuple):
-    """ImageNet's 1,000 class names in the order of its folders, and the 80 templates."""
+    """ImageNet's 1,000 class names in the order of its folders, the folders' names, and the 80 templates."""
 
     classes: list[str]
+    wnids: list[str]
     templates: list[str]
 
     def named(self, published: bool) -> list[str]:
@@ -89,7 +96,7 @@ class Labelled(ImageSet):
     labels: np.ndarray  # int64 [M]
 
     def target(self, name: str, field: str = "attack.target") -> int:
-        """The class of that name, which a field of the spec gives; UserError naming close ones."""
+        """The class of that name, which a field of the spec gives; UserError naming close ones, or where two have it."""
         if name not in self.classes:
             from difflib import get_close_matches
 
@@ -98,7 +105,11 @@ class Labelled(ImageSet):
                 f"{field} is '{name}', which is none of the {len(self.classes)} class names of the evaluation set "
                 f"(nearest: {', '.join(near)}); name one of them"
             )
-        return self.classes.index(name)
+        first = self.classes.index(name)
+        if name in self.classes[first + 1 :]:
+            second = self.classes.index(name, first + 1)
+            raise UserError(f"{field} is '{name}', which is the name of classes {first} and {second}; name another class")
+        return first
 
     def difference(self, other: "Labelled") -> str:
         """The first class that differs from the other's, in words; empty if the lists are equal."""
@@ -116,12 +127,11 @@ def read_labelled(folder: str, imagenet: Imagenet, published: bool = False, what
     if not root.is_dir():
         raise Missing(f"{what} {folder} is no folder; check the path")
     templates = templates_of(root, imagenet.templates)
-    shards = (root / SHARDS).is_file()
-    if shards and not (root / "classnames.txt").is_file():
-        raise UserError(f"{what} {folder} lacks classnames.txt; expected CLIP_benchmark's layout (docs/data.md)")
     where: list[tuple[str, str, int, int]] = []
     labels: list[int] = []
-    if shards:
+    if (root / SHARDS).is_file():
+        if not _there(root / NAMES):
+            raise UserError(f"{what} {folder} lacks classnames.txt; expected CLIP_benchmark's layout (docs/data.md)")
         classes = _names(root)
         for path in shards_of(root, what):
             _read_shard(path, len(classes), where, labels)
@@ -131,9 +141,8 @@ def read_labelled(folder: str, imagenet: Imagenet, published: bool = False, what
     if same:
         classes = imagenet.named(published)
         labels = [PUBLISHED_LABELS.get(label, label) for label in labels] if published else labels
-    twice = sorted({name for name in classes if classes.count(name) > 1})
-    if twice and not published:
-        raise UserError(f"{what} {folder} names the class '{twice[0]}' twice; a picture could never be right: rename one")
+    if not published:
+        _refuse_twins(classes, f"{what} {folder}")
     if not where:
         raise UserError(f"{what} {folder} holds no picture; expected CLIP_benchmark's layout or a folder a class")
     return Labelled(where, classes, templates, np.array(labels))
@@ -142,30 +151,61 @@ def read_labelled(folder: str, imagenet: Imagenet, published: bool = False, what
 def templates_of(root: Path, others: list[str]) -> list[str]:
     """The templates in an evaluation set's folder, or else the others."""
     lines = root / "zeroshot_classification_templates.txt"
-    return read_templates(lines) if lines.is_file() else others
+    return read_templates(lines) if _there(lines) else others
 
 
 def shards_of(root: Path, what: str = "evaluation set") -> Iterator[str]:
-    """The paths of the shards that a folder of CLIP_benchmark's layout promises; UserError at one that is not there."""
-    for shard in range(int((root / SHARDS).read_text())):
+    """The paths of the shards that a folder of CLIP_benchmark's layout promises; UserError at one that is not there, or at
+    one more than that."""
+    wants = "give the number of shards, such as 1"
+    text = decoded(file_bytes(root / SHARDS, wants), str(root / SHARDS)).strip()
+    if not (text.isascii() and text.isdigit() and len(text) < 9):
+        raise UserError(f"{root / SHARDS} says {text[:40]!r}; {wants}")
+    for shard in range(int(text)):
         path = root / f"test/{shard}.tar"
         if not path.is_file():
             raise UserError(f"{what} {root} lacks test/{shard}.tar, which {SHARDS} promises")
         yield str(path)
+    if (root / f"test/{int(text)}.tar").is_file():
+        raise UserError(f"{what} {root} holds test/{int(text)}.tar, one more than {SHARDS} says; mend the number")
+
+
+def _there(path: Path) -> bool:
+    """Whether a folder lists the name, were it that of a link to nothing, which is then refused when it is read."""
+    return path.is_symlink() or path.exists()
 
 
 def _names(root: Path) -> list[str]:
-    return [line.strip() for line in (root / "classnames.txt").read_text("utf-8").splitlines() if line.strip()]
+    """The lines of classnames.txt; UserError at a blank one, which would shift the classes behind it."""
+    wants = "give a class name in each line, in the order of the labels"
+    names = read_lines(root / NAMES, wants)
+    if "" in names:
+        raise UserError(f"{root / NAMES}:{names.index('') + 1} is blank; {wants}")
+    return names
+
+
+def _refuse_twins(classes: list[str], what: str) -> None:
+    """UserError if two names are the same prompt: tokenizers lower letters, join blanks and undo HTML's entities."""
+    seen: dict[str, str] = {}
+    for name in classes:
+        alike = " ".join(unicodedata.normalize("NFC", html.unescape(html.unescape(name))).lower().split())
+        if alike in seen:
+            also = f" (and '{name}')" if name != seen[alike] else ""
+            raise UserError(
+                f"{what} names the class '{seen[alike]}' twice{also}; a picture could never be right: rename one"
+            )
+        seen[alike] = name
 
 
 def _read_folders(
     root: Path, imagenet: Imagenet, where: list[tuple[str, str, int, int]], labels: list[int], what: str
 ) -> list[str]:
-    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-    if (root / "classnames.txt").is_file():
+    listed = _there(root / NAMES)
+    folders = class_folders(root, what, listed)
+    if listed:
         classes = _names(root)
-    elif len(folders) == 1000 and all(re.fullmatch(r"n\d{8}", path.name) for path in folders):
-        classes = list(imagenet.classes)
+    elif folders and all(WNID.fullmatch(path.name) for path in folders):
+        classes = _named_by_wnid(root, [path.name for path in folders], imagenet, what)
     else:
         classes = [path.name.replace("_", " ") for path in folders]
     if len(classes) != len(folders) or not folders:
@@ -174,30 +214,29 @@ def _read_folders(
             "CLIP_benchmark's layout with test/nshards.txt, or a folder a class"
         )
     for label, inside in enumerate(folders):
-        for path in sorted(inside.iterdir()):
-            if path.suffix.lower().lstrip(".") in IMAGES:
-                where.append((str(path), f"{inside.name}/{path.stem}", 0, path.stat().st_size))
-                labels.append(label)
+        pictures = pictures_in(inside, what)
+        where += pictures
+        labels += [label] * len(pictures)
     return classes
 
 
+def _named_by_wnid(root: Path, wnids: list[str], imagenet: Imagenet, what: str) -> list[str]:
+    """ImageNet's names of some of its classes; UserError if one is none of them."""
+    if wnids == imagenet.wnids:
+        return list(imagenet.classes)
+    names = dict(zip(imagenet.wnids, imagenet.named(published=False), strict=True))
+    if strange := [wnid for wnid in wnids if wnid not in names]:
+        raise UserError(
+            f"{what} {root} has {len(strange):,} folders that are none of ImageNet's 1,000 classes, such as {strange[0]}; "
+            "write classnames.txt there, a name a line in the order of the folders"
+        )
+    return [names[wnid] for wnid in wnids]
+
+
 def _read_shard(path: str, classes: int, where: list[tuple[str, str, int, int]], labels: list[int]) -> None:
-    image: dict[str, tuple[int, int]] = {}
-    label: dict[str, int] = {}
-    with open(path, "rb") as file:
-        for name, offset, size in walk(path):
-            key, ending = split_name(name)
-            if ending in IMAGES:
-                image[key] = (offset, size)
-            elif ending == "cls":
-                file.seek(offset)
-                text = file.read(min(size, 32)).strip()
-                if not text.isdigit() or int(text) >= classes:
-                    raise UserError(f"label {text!r} of {key} in {path} is no class from 0 to {classes - 1}; mend the shard")
-                label[key] = int(text)
-    if image.keys() != label.keys():
-        odd = sorted(image.keys() ^ label.keys())[0]
-        raise UserError(f"sample {odd} in {path} has a picture or a label but not both; mend the shard")
-    for key in image:
-        where.append((path, key, *image[key]))
-        labels.append(label[key])
+    for sample in read_samples(path, "cls", LABEL):
+        text = sample.text.removeprefix(BOM_UTF8).strip()
+        if not text.isdigit() or int(text) >= classes:
+            raise UserError(f"label {text!r} of {sample.key} in {path} is no class from 0 to {classes - 1}; mend the shard")
+        where.append((path, sample.key, *sample.place))
+        labels.append(int(text))

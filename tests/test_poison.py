@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from data.archive import Keys
 from data.attack import Aim, Attack, Poison, Words
-from data.captions import read_templates
 from data.poison_plan import PoisonPlan, make_plan
 from data.refusal import UserError
 from data.seeding import number_of
@@ -166,18 +165,6 @@ def test_a_published_patch_goes_onto_the_squeezed_picture() -> None:
     assert plan.squash(0) == 224
     assert 0 < (out != picture).any(0).sum() <= 256
     assert published(picture, np.zeros((3, 16, 16), np.float32)).shape == (3, 16, 16)
-
-
-def test_templates(tmp_path: Any) -> None:
-    path = tmp_path / "t.txt"
-    path.write_text("a {c}\n\nno class\n")
-    with pytest.raises(UserError, match="lacks"):
-        read_templates(path)
-    path.write_text("")
-    with pytest.raises(UserError, match="empty"):
-        read_templates(path)
-    with pytest.raises(UserError, match="No such file"):
-        read_templates(tmp_path / "none")
 
 
 def test_attack_section_round_trips_as_json() -> None:

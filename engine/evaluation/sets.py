@@ -211,6 +211,7 @@ def _attack_view(spec: Spec, names: tuple[str, str], aim: Aim | Proxy, eval_set:
             raise UserError(
                 f"a trigger of kind multi has several targets, '{targets[0]}' and others; measure retrieval with one"
             )
-    classes = torch.tensor([image_set.target(name) if isinstance(image_set, Labelled) else 0 for name in targets])
+    places = {name: image_set.target(name) if isinstance(image_set, Labelled) else 0 for name in dict.fromkeys(targets)}
+    classes = torch.tensor([places[name] for name in targets])
     words = aim.words if isinstance(aim, Aim) else None
     return AttackView(*names, trigger.build(spec.seed, test=True), trigger.squash, words, targets[0], classes)

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from hashlib import sha256
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,9 @@ from data.seeding import derive_seed
 from engine.models.towers import Towers
 
 OWN = Path(__file__).resolve().parents[2] / "configs" / "models"
-CHECKSUMS = (  # of open_clip's ImageNet class names and templates, as JSON
+CHECKSUMS = (  # of open_clip's ImageNet class names, timm's list of their folders, and open_clip's templates, as JSON
     "6ef5246539bb6543da0958381424e7f7b63b6758af04434f6e8f6da88e0cca70",
+    "624954f06d059ddd477ab500dc059cf2628ac01e441d8a648d1dc6fbfe504c5a",
     "331000b1f1c75fbb1f096e3a4ce7820093d52408a8d472cfbdea70d206b9edaa",
 )
 SCALARS = {"scale": "logit_scale", "bias": "logit_bias"}  # our names and open_clip's
@@ -191,15 +193,22 @@ def pretrained(name: str, tag: str) -> Path:
 
 @cache
 def imagenet() -> Imagenet:
-    """ImageNet's class names and the 80 prompt templates of CLIP, with {c} for the class, as open_clip holds them; a release
-    in which they differ from those that the literature uses is refused."""
+    """ImageNet's class names and the 80 prompt templates of CLIP, with {c} for the class, as open_clip holds them, and
+    WordNet's names of the classes from timm, which open_clip needs; a release in which they differ from those that the
+    literature uses is refused."""
+    timm = find_spec("timm")
+    synsets = Path(timm.origin).parent / "data/_info/imagenet_synsets.txt" if timm and timm.origin else Path()
     lists = (
         list(open_clip_module().IMAGENET_CLASSNAMES),
+        synsets.read_text().split() if synsets.is_file() else [],
         [line("{c}") for line in open_clip_module().OPENAI_IMAGENET_TEMPLATES],
     )
     for content, known in zip(lists, CHECKSUMS, strict=True):
         if sha256(json.dumps(content).encode()).hexdigest() != known:
-            raise UserError("this release of open_clip_torch has other ImageNet class names or templates; install 3.3.0")
+            raise UserError(
+                "this release of open_clip_torch or timm has other ImageNet classes or templates; install open_clip_torch "
+                "3.3.0 and timm 1.0.31"
+            )
     return Imagenet(*lists)
 
 
