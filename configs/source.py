@@ -40,7 +40,7 @@ def read_source(path: str | Path) -> SpecTree:
     if len(body) > LIMIT:
         raise UserError(f"{path} has {len(body):,} bytes; a spec has at most {LIMIT:,}")
     try:
-        text = body.decode()
+        text = body.decode("utf-8-sig")
         for event in YAML(pure=True).parse(text):
             if isinstance(event, AliasEvent):
                 raise UserError(f"{path}:{event.start_mark.line + 1}: aliases (*name) are not allowed in a spec; write out")

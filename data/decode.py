@@ -118,7 +118,7 @@ def caption(body: Body, field: str = "txt") -> str:
     if len(body) > MAX_CAPTION * (1 if field == "txt" else 16):
         raise DecodeError("long_caption")
     try:
-        text = bytes(body).decode()
+        text = bytes(body).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DecodeError("caption_not_utf8") from error
     if field != "txt":

@@ -54,7 +54,7 @@ def read_published(path: Path) -> Groups:
     try:
         if path.stat().st_size > LARGEST:
             raise UserError(f"{path} is larger than {LARGEST // 2**20} MiB; {FORM}; split it into several files")
-        text = path.read_text("utf-8")
+        text = path.read_text("utf-8-sig")
         whole = json.loads(text, parse_constant=_no_number, object_pairs_hook=_once)
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); give a file of published points") from error

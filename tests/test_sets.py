@@ -15,15 +15,18 @@ from hypothesis import strategies as st
 from PIL import Image
 from tars import write_tar
 
+from configs.spec import load
 from data.annotations import read_flags, read_labels
 from data.archive import Keys
 from data.captioned import read_captioned
 from data.captions import read_templates
+from data.decode import DecodeError, caption
 from data.labelled import Labelled, read_labelled
 from data.refusal import UserError
 from data.seeding import number_of
 from data.shards import Index
 from engine.models.clip import imagenet
+from report.published import read_published
 
 FILE = io.BytesIO()
 Image.new("RGB", (2, 2)).save(FILE, "PNG")
@@ -339,3 +342,16 @@ def test_labels_and_flags_of_pairs(tmp_path: Path, text: str | bytes, labels: li
     else:
         assert read_labels(str(path), INDEX, 3).tolist() == labels
         assert read_flags(str(path), INDEX).tolist() == [label >= 0 for label in labels]
+
+
+def test_a_byte_order_mark_is_no_letter_of_a_caption_a_spec_or_published_points(tmp_path: Path, spec: Path) -> None:
+    assert caption(f"{BOM}a cat".encode()) == "a cat"
+    assert caption(f'{BOM}{{"caption": "a cat"}}'.encode(), "json.caption") == "a cat"
+    for value in ("null", "7", '["a cat"]'):
+        with pytest.raises(DecodeError, match="no_caption"):
+            caption(f'{{"caption": {value}}}'.encode(), "json.caption")
+    marked = spec.with_name("marked.yaml")
+    marked.write_bytes(BOM.encode() + spec.read_bytes())
+    assert load(marked).spec == load(spec).spec
+    (tmp_path / "points.json").write_text(f'{BOM}{{"a": [[0.1], [0.5]]}}', encoding="utf-8")
+    assert [point[:2] for point in read_published(tmp_path / "points.json")["a"]] == [(0.1, 0.5)]
