@@ -39,7 +39,7 @@ class Run:
         spec = self.spec.model_dump(mode="json")
         data, attack = dict(spec["data"]), dict(spec["attack"])
         clean = data.pop("clean")
-        for key in ("test", "made_by", "labels", "schemes"):
+        for key in ("test", "made_by", "labels", "schemes", "patience"):
             data.pop(key)
         data["pretrain"].pop("expect")
         attack.pop("twin")

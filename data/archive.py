@@ -13,9 +13,10 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
+from data.patience import scheme, with_retries
 from data.refusal import UserError
 from data.seeding import numbers
-from data.store import opened, scheme, stamp, with_retries
+from data.store import opened, stamp
 
 BLOCK = 512
 PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"(\xb5/\xfd")  # gzip, bzip2, xz, zstd

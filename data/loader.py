@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from data.augmentation.eda import reopen_wordnet
+from data.patience import PATIENCE
 from data.refusal import UserError
 
 AHEAD = 4  # items that a worker has ready or in the making, at most
@@ -113,6 +114,7 @@ def _good(item: Any) -> Any:
 
 def _shield(worker: int) -> None:
     torch.set_num_threads(1)
+    PATIENCE.quiet |= worker > 0
     reopen_wordnet()
     for sign in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
         signal.signal(sign, signal.SIG_IGN)

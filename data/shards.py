@@ -26,9 +26,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from data.archive import Keys, contents
+from data.patience import scheme
 from data.refusal import UserError
 from data.seeding import mixed, number_of
-from data.store import expand, scheme, stamp
+from data.store import expand, stamp
 
 FORMAT = 4  # raised when tables or joined files change
 THREADS = 8  # shards walked at a time by one process: waiting for a disk is most of it

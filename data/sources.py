@@ -106,6 +106,9 @@ class Data(Section):
     last: Last = Field("drop", description="an epoch's last, partial batch: dropped, or filled with its first samples")
     max_bad: float = Field(0.01, ge=0, le=1, description="share of unusable samples above which the run stops")
     schemes: tuple[str, ...] = Field(("s3", "gs", "https"), description="of URLs that may be opened")
+    patience: float = Field(
+        10.0, ge=0, description="minutes for which a disk or store that can't be reached is tried again, before the run ends"
+    )
     made_by: str | None = Field(None, description="the command that makes the shards, shown when they are missing")
 
 

@@ -1,45 +1,42 @@
 """Bytes of files on this machine or in any store that fsspec opens: named by patterns, read by ranges, with patience.
 
 A path is local, or a URL of a scheme that the spec allows. No other scheme is opened, nothing is ever handed to a shell,
-and chained URLs (`a::b`) are refused. A transient error of reading is tried again and then ends the run: counted as a bad
-sample it would change the order of all that follow.
+and chained URLs (`a::b`) are refused. A transient error of reading is tried again (data/patience.py) and then ends the run:
+counted as a bad sample it would change the order of all that follow.
 """
 
 import glob
 import os
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, BinaryIO, TypeVar, cast
+from functools import partial
+from itertools import groupby
+from typing import Any, BinaryIO, cast
 
-from braceexpand import braceexpand
-
+from data.patience import scheme, with_retries
+from data.pattern import names
 from data.refusal import Missing, UserError
 
-PATIENCE = (0.2, 1.0, 5.0)  # seconds between tries
+GLOBS = 10_000  # patterns with a * that the braces of one pattern may stand for
 OPEN = 128  # files kept open
 BLOCK = 1 << 23  # bytes that a walk reads at a time from a URL
 Range = tuple[str, int, int]  # path, offset, size in bytes
 Body = bytes | memoryview
-T = TypeVar("T")
+PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "http": "aiohttp", "https": "aiohttp"}
 
 
 class NoShards(Missing):
     """Shards that a pattern names are not there."""
 
 
-def scheme(path: str) -> str:
-    """Of a URL; empty for a local path."""
-    head, colon, _ = path.partition(":")
-    return head if colon and "/" not in head else ""
-
-
 def expand(pattern: str, schemes: Sequence[str] = ()) -> list[str]:
     """The sorted paths that a brace or glob pattern names; NoShards if one is missing or none matches, UserError if the
     scheme is not one of `schemes`."""
     paths: list[str] = []
-    for name in braceexpand(pattern):
-        _allowed(name, schemes)
+    every = _names(pattern, schemes)
+    if sum(map(glob.has_magic, every)) > GLOBS:
+        raise UserError(f"shards '{pattern}' stand for more than {GLOBS:,} patterns with *; use fewer braces")
+    for name in every:
         if glob.has_magic(name):
             paths.extend(_globbed(name))
         else:
@@ -53,17 +50,24 @@ def expand(pattern: str, schemes: Sequence[str] = ()) -> list[str]:
 
 def in_store(pattern: str, schemes: Sequence[str] = ()) -> bool:
     """Whether a pattern names files of a store, for which it is not asked; UserError as `expand`."""
-    names = list(braceexpand(pattern))
-    for name in names:
-        _allowed(name, schemes)
-    return any(map(scheme, names))
+    return any(map(scheme, _names(pattern, schemes)))
 
 
-def _allowed(name: str, schemes: Sequence[str]) -> None:
-    which = scheme(name)
-    if which and (which not in schemes or "::" in name):
-        known = f"a path or a URL of {', '.join(f'{allowed}://' for allowed in schemes)}" if schemes else "a path"
-        raise UserError(f"shards '{name}' name the scheme '{which}'; expected {known} (data.schemes), no '::'")
+def _names(pattern: str, schemes: Sequence[str]) -> list[str]:
+    """What the braces of a pattern stand for; UserError if one is not to be opened."""
+    if "::" in pattern:
+        _refuse(pattern, scheme(pattern), schemes)
+    out = names(pattern)
+    for name in out:
+        if (which := scheme(name)) and (which not in schemes or "::" in name):
+            _refuse(name, which, schemes)
+    return out
+
+
+def _refuse(name: str, which: str, schemes: Sequence[str]) -> None:
+    known = f"a path or a URL of {', '.join(f'{allowed}://' for allowed in schemes)}" if schemes else "a path"
+    fault = f"name the scheme '{which}'" if which else "hold '::'"
+    raise UserError(f"shards '{name[:200]}' {fault}; expected {known} (data.schemes), no '::'")
 
 
 def _globbed(name: str) -> list[str]:
@@ -73,38 +77,27 @@ def _globbed(name: str) -> list[str]:
     return sorted(f"{scheme(name)}://{path}" if "://" not in path else path for path in paths)
 
 
+def check_package(path: str) -> None:
+    """UserError if this machine lacks the package that opens a URL; no store is asked."""
+    import fsspec
+
+    which = scheme(path)
+    try:
+        fsspec.get_filesystem_class(which)
+    except ImportError as error:
+        package = PACKAGES.get(which, "the package that it names")
+        raise UserError(f"{path}: {error}; install it with: pip install {package}") from None
+    except ValueError:
+        known = ", ".join(sorted(PACKAGES))
+        raise UserError(f"{path}: no package opens the scheme '{which}'; expected one of {known}, or a local path") from None
+
+
 def filesystem(path: str) -> Any:
     """fsspec's file system for a URL; UserError naming the package that it lacks."""
     import fsspec
 
-    try:
-        return fsspec.filesystem(scheme(path))
-    except (ImportError, ValueError) as error:
-        raise UserError(f"{path}: {error}; install it with: pip install 'antidote[{_extra(scheme(path))}]'") from None
-
-
-def _extra(which: str) -> str:
-    return {"s3": "s3", "gs": "gs", "gcs": "gs"}.get(which, "http")
-
-
-def with_retries(path: str, action: Callable[[], T]) -> T:
-    """What the action gives, tried again after a transient error; UserError if it does not end well, or can't."""
-    for wait in (*PATIENCE, None):
-        try:
-            return action()
-        except UserError:
-            raise
-        except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
-            raise UserError(f"{path}: {error.strerror or 'not found'}; check the path and its rights", alone=True) from None
-        except Exception as error:  # every store has its own kinds
-            if wait is None:
-                raise UserError(
-                    f"{path} can't be read: {type(error).__name__}: {error} ({len(PATIENCE) + 1} tries in "
-                    f"{sum(PATIENCE):.0f} s); nothing is lost: start the same command again when the disk or store is well",
-                    alone=True,
-                ) from None
-            time.sleep(wait)
-    raise AssertionError
+    check_package(path)
+    return fsspec.filesystem(scheme(path))
 
 
 def stamp(path: str) -> tuple[int, str]:
@@ -125,7 +118,30 @@ def opened(path: str) -> Iterator[BinaryIO]:
     else:
         file = with_retries(path, lambda: filesystem(path).open(path, "rb", block_size=BLOCK, cache_type="readahead"))
     with file:
-        yield cast(BinaryIO, file)
+        yield cast(BinaryIO, PatientFile(path, file))
+
+
+class PatientFile:
+    """A file whose reads are tried again after a transient error."""
+
+    def __init__(self, path: str, file: Any) -> None:
+        self.path, self.file, self.at = path, file, 0
+
+    def seek(self, at: int) -> int:
+        """Where the next read begins, in bytes from the start."""
+        self.at = at
+        return at
+
+    def read(self, size: int = -1) -> bytes:
+        """So many bytes, or all that are left; fewer at the end."""
+        body: bytes = with_retries(self.path, lambda: self._read(size))
+        self.at += len(body)
+        return body
+
+    def _read(self, size: int) -> bytes:
+        if self.file.tell() != self.at:
+            self.file.seek(self.at)
+        return bytes(self.file.read(size))
 
 
 class Reader:
@@ -190,7 +206,21 @@ class Reader:
         return read
 
     def _fetched(self, ranges: list[Range]) -> list[bytes]:
-        paths, starts, sizes = (list(part) for part in zip(*ranges, strict=True))
-        ends = [start + size for start, size in zip(starts, sizes, strict=True)]
-        first = paths[0]
-        return with_retries(first, lambda: list(filesystem(first).cat_ranges(paths, starts, ends, on_error="raise")))
+        out: list[bytes] = []
+        for _, group in groupby(ranges, lambda place: scheme(place[0])):
+            for place, body in zip(part := list(group), _together(part), strict=True):
+                failed = isinstance(body, BaseException)
+                out.append(with_retries(place[0], partial(_alone, place)) if failed else cast(bytes, body))
+        return out
+
+
+def _together(ranges: list[Range]) -> list[bytes | BaseException]:
+    """The bytes of ranges of one store's files, fetched at the same time, or what stopped each."""
+    paths, starts, sizes = (list(part) for part in zip(*ranges, strict=True))
+    ends = [start + size for start, size in zip(starts, sizes, strict=True)]
+    return with_retries(paths[0], lambda: list(filesystem(paths[0]).cat_ranges(paths, starts, ends, on_error="return")))
+
+
+def _alone(place: Range) -> bytes:
+    path, start, size = place
+    return bytes(filesystem(path).cat_file(path, start=start, end=start + size))

@@ -20,6 +20,7 @@ from data.captions import stored_captions, word_of
 from data.decode import DecodeError
 from data.jobs import JobOptions, run_jobs
 from data.materialise import Format, Recipe, ShardCopy, compare, done, shard_copies, write
+from data.patience import PATIENCE
 from data.pipeline import Pairs, Reading
 from data.poison_plan import PoisonPlan
 from data.progress import Progress
@@ -234,6 +235,7 @@ def main(args: list[str]) -> int:
         parser.error("materialise needs --out FOLDER")
     try:
         loaded = load(options.spec, options.set)
+        PATIENCE.seconds = 60 * loaded.spec.data.patience
         poisoned = PoisonedPairs(same_attack(loaded.spec, loaded.points))
         if options.what == "plan":
             return plan(poisoned)

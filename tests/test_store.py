@@ -3,6 +3,7 @@
 import os
 import pickle
 import re
+import time
 from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -13,16 +14,20 @@ import fsspec
 import numpy as np
 import pytest
 import torch
+from braceexpand import braceexpand
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tars import named, write_tar
 from test_pipeline import data_of, words_to_tokens
 
-from data import store
+from data import patience, pattern, store
 from data.augmentation.augment import Augment
 from data.loader import Workers
+from data.patience import Patience, with_retries
 from data.pipeline import Pairs, Reading, batches
 from data.refusal import UserError
 from data.shards import read_index
-from data.store import Reader, expand, with_retries
+from data.store import PatientFile, Reader, expand
 
 
 class Ranges(SimpleHTTPRequestHandler):
@@ -83,7 +88,7 @@ def test_shards_of_a_store_are_found_by_pattern_and_walked_once(tmp_path: Path) 
     assert Reader().read([(index.paths[0], offset, size), (index.paths[0], 0, 4)]) == [b"jpg2", b"0000"]
     assert len(list((tmp_path / "cache").glob("*.npz"))) == 1
     memory.rm("/shards", recursive=True)
-    with pytest.raises(UserError, match="memory://.*not found; check the path and its rights"):
+    with pytest.raises(UserError, match=r"memory://.*not found \(404\); check the path and the bucket's rights"):
         Reader().read([(index.paths[0], offset, size)])
 
 
@@ -105,36 +110,201 @@ def test_only_schemes_that_the_spec_allows_are_opened(name: str) -> None:
         expand(name)
 
 
+@pytest.mark.parametrize(
+    ("pattern", "words"),
+    [
+        ("a/{00000..09999}.tar::b/{10000..19999}.tar", "hold '::'; expected a path"),
+        ("s/{0..999999999999}.tar", "stand for more than 1,000,000 files"),
+        ("s/{0..99999999999999999999999}.tar", "stand for more than 1,000,000 files"),
+        ("s/" + "{0..9}" * 9, "stand for more than 1,000,000 files"),
+        ("s/" + "{0..9}" * 50_000, "stand for more than 1,000,000 files"),
+        ("s/{" + ",".join(["{0..99999}"] * 11) + "}", "stand for more than 1,000,000 files"),
+        ("{0..999999}" + "x" * 1000, "or 256 MB of names"),
+        ("s/{0..9.tar", "leaves a brace open"),
+        ("s/0..9}.tar", "closes a brace at character 7 that is not open"),
+        ("{" * 100_000, "more than 16 braces within each other"),
+        ("s/\0.tar", "hold a zero character"),
+        ("{0..20000}/*.tar", "more than 10,000 patterns with"),
+    ],
+)
+def test_a_pattern_of_too_many_or_unclosed_braces_is_refused_before_it_is_expanded(pattern: str, words: str) -> None:
+    began = time.process_time()
+    with pytest.raises(UserError, match=words):
+        expand(pattern, ("s3",))
+    assert time.process_time() - began < 1
+
+
+@settings(max_examples=60)
+@given(st.text("{},.0129aez\\-*", max_size=24))
+def test_names_are_counted_as_they_are_expanded(text: str) -> None:
+    try:
+        size = pattern._count(text)
+    except UserError:
+        return
+    names = list(braceexpand(text))
+    assert len(names) <= size.number
+    assert sum(map(len, names)) <= size.bytes or "\\" in text
+    if not re.search(r"[A-Z]\.\.[a-z]|[a-z]\.\.[A-Z]", text):
+        assert len(names) == size.number
+
+
 def test_a_store_that_lacks_its_package_says_which(monkeypatch: pytest.MonkeyPatch) -> None:
     def lacking(name: str) -> object:
         raise ImportError("Install s3fs to access S3")
 
-    monkeypatch.setattr(fsspec, "filesystem", lacking)
-    with pytest.raises(UserError, match=r"Install s3fs to access S3; install it with: pip install 'antidote\[s3\]'"):
+    monkeypatch.setattr(fsspec, "get_filesystem_class", lacking)
+    with pytest.raises(UserError, match=r"Install s3fs to access S3; install it with: pip install s3fs"):
         store.stamp("s3://bucket/0.tar")
+    monkeypatch.undo()
+    with pytest.raises(UserError, match=r"no package opens the scheme 'nowhere'; expected one of .*s3"):
+        store.stamp("nowhere://bucket/0.tar")
 
 
-def test_transient_errors_are_tried_again_and_then_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "PATIENCE", (0.0, 0.0))
-    tries = []
+class Said(Exception):
+    """As botocore and aiohttp tell what a store answered."""
 
-    def flaky(good: int) -> str:
-        tries.append(1)
-        if len(tries) < good:
-            raise OSError(5, "Input/output error")
-        return "bytes"
+    def __init__(self, words: str, status: int | None = None, code: str = "") -> None:
+        super().__init__(words)
+        self.status = status
+        self.response = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}} if code else None
 
-    assert with_retries("x", lambda: flaky(3)) == "bytes"
-    tries.clear()
+
+class EndpointConnectionError(Exception):
+    """As botocore's."""
+
+
+class NoCredentialsError(Exception):
+    """As botocore's."""
+
+
+class Slow:
+    """A clock that only sleeping moves."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Slow:
+    slow = Slow()
+    monkeypatch.setattr(patience, "time", slow)
+    return slow
+
+
+def failing(error: BaseException, cause: BaseException | None = None) -> None:
+    raise error from cause
+
+
+@pytest.mark.parametrize(
+    ("error", "cause", "words"),
+    [
+        (Said("Forbidden", 403), None, r"refuses access \(403: Forbidden\); check the credentials \(AWS_ACCESS_KEY_ID"),
+        (PermissionError(13, "Access Denied"), Said("no", 403, "AccessDenied"), r"refuses access \(403"),
+        (FileNotFoundError("bucket/0.tar"), None, r"not found \(404\); check the path"),
+        (FileNotFoundError("x"), Said("Forbidden", 403), r"refuses access \(403"),  # as fsspec's http has it
+        (FileNotFoundError("The specified bucket does not exist"), None, r"no bucket 'bucket'; check the bucket's name"),
+        (OSError(22, "x"), Said("?", 404, "NoSuchBucket"), r"no bucket 'bucket'; .*endpoint \(AWS_ENDPOINT_URL"),
+        (NoCredentialsError("Unable to locate credentials"), None, r"asks for credentials .*; set AWS_ACCESS_KEY_ID"),
+        (ValueError("Invalid endpoint: x"), None, r"Invalid endpoint: x; check the endpoint \(AWS_ENDPOINT_URL"),
+        (
+            OSError(5, "x"),
+            Said("use another region", 400, "AuthorizationHeaderMalformed"),
+            r"answers 400 .*check the region",
+        ),
+    ],
+)
+def test_what_no_waiting_helps_is_said_at_once(
+    clock: Slow, error: BaseException, cause: BaseException | None, words: str
+) -> None:
+    with pytest.raises(UserError, match=f"^s3://bucket/0.tar: .*{words}") as caught:
+        with_retries("s3://bucket/0.tar", lambda: failing(error, cause))
+    assert clock.now == 0
+    assert "same command" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "error", "words"),
+    [
+        ("s3://b/0.tar", EndpointConnectionError("Could not connect"), r"can't be reached \(Could not connect\)"),
+        ("https://b/0.tar", ConnectionRefusedError(111, "refused"), r"can't be reached \(.Errno 111. refused\)"),
+        ("s3://b/0.tar", TimeoutError(), "can't be reached"),
+        ("s3://b/0.tar", Said("Slow Down", 503), r"answers 503 \(Slow Down\)"),
+        ("s3://b/0.tar", Said("Internal", 500, "InternalError"), r"answers 500"),
+        ("gs://b/0.tar", Said("Too Many", 429), r"answers 429"),
+        ("/data/0.tar", OSError(5, "Input/output error"), "can't be read: Input/output error"),
+        ("/data/0.tar", OSError(116, "Stale file handle"), "can't be read: Stale file handle"),
+    ],
+)
+def test_what_may_pass_is_tried_for_data_patience_with_a_line_a_minute(
+    clock: Slow, capsys: pytest.CaptureFixture[str], path: str, error: BaseException, words: str
+) -> None:
+    left = [7]
+
+    def flaky() -> str:
+        left[0] -= 1
+        return "bytes" if not left[0] else failing(error)  # type: ignore[func-returns-value, return-value]
+
+    assert with_retries(path, flaky, Patience(600)) == "bytes"
+    assert clock.now < 60
+    capsys.readouterr()
     with pytest.raises(
-        UserError, match=r"x can't be read: OSError: .*Input/output error \(3 tries in 0 s\); nothing is lost"
-    ) as caught:
-        with_retries("x", lambda: flaky(9))
-    assert caught.value.alone
-    tries.clear()
-    with pytest.raises(UserError, match="No such file"):
-        with_retries("x", lambda: os.stat("/nowhere/at/all"))
-    assert not tries
+        UserError, match=rf"^{path}: .*{words}.* \(\d+ tries in 10 min, data.patience\); nothing is lost"
+    ) as end:
+        with_retries(path, lambda: failing(error), Patience(600))
+    assert end.value.alone
+    assert "then start the same command again" in str(end.value)
+    lines = capsys.readouterr().err.splitlines()
+    assert 9 <= len(lines) <= 11
+    assert all(line.startswith(f"waiting for {path}: ") for line in lines)
+
+
+def test_a_defect_of_ours_and_a_missing_file_are_not_tried_again(clock: Slow) -> None:
+    with pytest.raises(ZeroDivisionError):
+        with_retries("/x", lambda: 1 / 0)
+    with pytest.raises(UserError, match="/x: No such file or directory; check the path and its rights"):
+        with_retries("/x", lambda: os.stat("/nowhere/at/all"))
+    assert clock.now == 0
+
+
+def test_a_read_that_fails_amid_a_walk_is_tried_again(tmp_path: Path, clock: Slow, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/walked/0.tar", write_tar(tmp_path / "0.tar", named(40)).read_bytes())
+    fails = iter([False, True, True, False, True])
+    read = PatientFile._read
+
+    def sometimes(file: PatientFile, size: int) -> bytes:
+        if next(fails, False):
+            file.file.seek(0)  # who knows where it stands then
+            raise Said("Internal", 500)
+        return read(file, size)
+
+    monkeypatch.setattr(PatientFile, "_read", sometimes)
+    far = read_index("memory://walked/0.tar", tmp_path / "far", schemes=("memory",))
+    assert far.digest == read_index(f"{tmp_path}/0.tar", tmp_path / "near").digest
+    assert clock.now > 0
+    memory.rm("/walked", recursive=True)
+
+
+def test_of_ranges_fetched_together_those_that_failed_are_fetched_again(
+    clock: Slow, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = fsspec.filesystem("memory")
+    memory.pipe({f"/parts/{i}": bytes([i] * 9) for i in range(4)})
+    monkeypatch.setattr(
+        memory, "cat_ranges", lambda paths, *rest, **more: [b"\0\0", Said("x", 500), b"\2\2", Said("y", 500)]
+    )
+    parts = Reader().read([(f"memory://parts/{i}", 1, 2) for i in range(4)])
+    assert parts == [bytes([i] * 2) for i in range(4)]
+    memory.rm("/parts/3")
+    with pytest.raises(UserError, match=r"memory://parts/3: not found"):
+        Reader().read([(f"memory://parts/{i}", 1, 2) for i in range(4)])
 
 
 def test_a_stale_handle_is_opened_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

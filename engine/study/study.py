@@ -11,6 +11,7 @@ from hashlib import blake2b
 from importlib.metadata import version
 
 from configs.spec import Loaded
+from data.patience import PATIENCE
 from data.refusal import UserError
 from engine.distributed import collectives
 from engine.distributed.world import World, describe_lost_rank, destroy_distributed, init_distributed, is_rank_failure
@@ -30,6 +31,7 @@ def run_study(loaded: Loaded, options: Namespace, command: str) -> int:
     """Carries out every run of the study that is not finished, then writes the report; the exit code. `command` is what goes
     on with the study, `options` the command line that a worker is started with."""
     spec, stop = loaded.spec, StopSignal()
+    PATIENCE.seconds = 60 * spec.data.patience
     is_worker = WORKER_SINCE in os.environ  # started by another launch, which lists the runs and reports
     world = init_distributed(60 * spec.machine.timeout_minutes, spec.machine.threads)
     try:
