@@ -1,6 +1,7 @@
 """What a study consists of: its runs in order, each known by the fingerprint of all that can change its result."""
 
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,8 +11,10 @@ from typing import Any
 
 from configs.spec import Point, Spec
 from configs.stage import Stage
+from records.json_file import damaged, read_json
 from records.study_json import RunEntry, StageName
 
+SPEC = "spec.json"  # in a run's folder
 FORMAT = 4  # raised when the same spec comes to mean another computation
 
 
@@ -68,7 +71,7 @@ class Run:
     @property
     def fingerprint(self) -> str:
         """12 hex digits."""
-        return blake2b(json.dumps(self.decides, sort_keys=True).encode(), digest_size=6).hexdigest()
+        return _fingerprint(self.decides)
 
     @cached_property
     def folder(self) -> str:
@@ -127,6 +130,22 @@ class Run:
             swept={name: value for name, value in self.swept if cleans or name not in self.cleaning},
             cleaning=tuple(sorted(self.cleaning)) if cleans else (),
         )
+
+
+def _fingerprint(decides: dict[str, Any]) -> str:
+    return blake2b(json.dumps(decides, sort_keys=True).encode(), digest_size=6).hexdigest()
+
+
+def read_decides(folder: Path) -> dict[str, Any] | None:
+    """What decides the result of the run in a folder (`Run.decides`), from its spec.json; None if it has none. Damaged if
+    that is not what was written, as its digest or the folder's name tells."""
+    path = folder / SPEC
+    remedy = f"put a copy of it back, or delete {folder}, and the run begins anew"
+    decides = read_json(path, remedy)
+    named = re.fullmatch(r"[a-z]+-([0-9a-f]{12})", folder.name)
+    if decides is not None and named and named[1] != _fingerprint(decides):
+        raise damaged(path, "its content is not that of its folder's name", remedy)
+    return decides
 
 
 def stage_of(decides: dict[str, Any]) -> StageName:

@@ -1,7 +1,5 @@
 """Where a stage starts: weights on disk or by open_clip's name, and what is done to them before the first step."""
 
-import hashlib
-from functools import cache
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -9,6 +7,7 @@ from pydantic import Field, model_validator
 
 from data.refusal import UserError
 from data.section import Section
+from records.digests import file_digest
 
 WEIGHTS = ("weights.safetensors", "open_clip_model.safetensors")  # of a run, of a folder of open_clip's
 
@@ -100,13 +99,7 @@ def identified(start: Start, where: str) -> Start:
     path = weights_of(start)
     if path is None:
         return start
-    digest = _digest(str(path), path.stat().st_mtime_ns, path.stat().st_size)
+    digest = file_digest(path)
     if start.digest is not None and not (len(start.digest) >= 12 and digest.startswith(start.digest)):
         raise UserError(f"{where}.digest is {start.digest}, but {path} has {digest[:16]}...; name the right file")
     return start.model_copy(update={"digest": digest})
-
-
-@cache
-def _digest(path: str, changed: int, size: int) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

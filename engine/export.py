@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from data.refusal import UserError
+from records.ending import verify_files
 from records.folder import finished
 
 
@@ -21,11 +22,15 @@ def export(run: Path, folder: Path) -> Path:
     """The folder, written whole or not at all; UserError if the run is not finished or the folder is there."""
     if not finished(run):
         raise UserError(f"{run} is no finished run: it lacks finished.json or weights; give one such as runs/demo/clean-...")
+    verify_files(run)
     if folder.exists():
         raise UserError(f"{folder} is there already; name a new folder")
+    from configs.plan import read_decides
     from engine.models.clip import export_config
 
-    spec = json.loads((run / "spec.json").read_text())
+    spec = read_decides(run)
+    if spec is None:
+        raise UserError(f"{run} has no spec.json, which says whether its weights were poisoned; give a whole run's folder")
     fresh = folder.parent / f".{folder.name}.partial"
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)

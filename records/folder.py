@@ -1,4 +1,4 @@
-"""What lies in a study's folder and in a run's, and how its JSON files are read and written.
+"""What lies in a study's folder and in a run's, and how its JSON files are read and written (records/json_file.py).
 
 runs/NAME/study.json                  what was asked, and the runs that answer it (records/study_json.py)
 runs/NAME/STAGE-FINGERPRINT/          one run:
@@ -8,12 +8,12 @@ runs/NAME/STAGE-FINGERPRINT/          one run:
 """
 
 import json
-import os
-import socket
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+
+from records.json_file import Damaged, damaged, read_json, write_json
 
 RUNS = Path("runs")  # all studies, below the folder that a command is given in
 WEIGHTS = "weights.safetensors"
@@ -24,44 +24,35 @@ class RecordFile(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="ignore")
     FILE: ClassVar[str]
+    REMEDY: ClassVar[str] = "put a copy of it back, or delete its folder, and the run begins anew"
 
     @classmethod
     def read(cls, folder: Path) -> Self | None:
-        """The file in a folder; None if there is none, or if it does not hold what it should."""
+        """The file in a folder; None if there is none. Damaged if it does not hold what was written."""
+        path = folder / cls.FILE
+        content = read_json(path, cls.REMEDY)
+        if content is None:
+            return None
         try:
-            return cls.model_validate_json((folder / cls.FILE).read_bytes())
-        except (OSError, ValidationError):
+            return cls.model_validate_json(json.dumps(content))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise damaged(path, f"{where}: {first['msg']}" if where else first["msg"], cls.REMEDY) from None
+
+    @classmethod
+    def read_whole(cls, folder: Path) -> Self | None:
+        """The same, and None if it is damaged too: for those who only show what is there."""
+        try:
+            return cls.read(folder)
+        except Damaged:
             return None
 
     def write(self, folder: Path) -> None:
-        """Writes the file whole or not at all."""
+        """Writes the file with its digest, whole or not at all."""
         write_json(folder / self.FILE, self.model_dump(mode="json"))
 
 
 def finished(folder: Path) -> bool:
     """Whether the run in a folder ended and its weights are there."""
     return (folder / "finished.json").is_file() and (folder / WEIGHTS).is_file()
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty if there is none, or none whole."""
-    try:
-        value = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes JSON whole or not at all, whoever else writes the same file."""
-    write_whole(path, (json.dumps(value, indent=1) + "\n").encode())
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes the file so that readers see the old or the new one, never a part."""
-    staged = path.with_name(f".{path.name}-{socket.gethostname()}-{os.getpid()}")
-    try:
-        staged.write_bytes(content)
-        staged.replace(path)
-    finally:
-        staged.unlink(missing_ok=True)

@@ -19,6 +19,7 @@ class Manifest(RecordFile):
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
     FILE: ClassVar[str] = "manifest.json"
+    REMEDY: ClassVar[str] = "its checkpoint can't be used"
     format: Literal[2] = FORMAT
     step: int = Field(ge=0)
     journal: int = Field(ge=0)  # bytes of metrics.jsonl that belong to it

@@ -1,4 +1,4 @@
-"""metrics.jsonl, a run's journal: one JSON object a line, each of one of three kinds.
+"""metrics.jsonl, a run's journal: one JSON object a line (records/lines.py), each of one of three kinds.
 
 A row has numbers under names of their own: the terms of a loss, the numbers of a measure. What every row of a kind has is a
 field; the rest is in `model_extra`.
@@ -7,14 +7,21 @@ field; the rest is in `model_extra`.
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-TIMING = ("pairs_per_s", "seconds", "costs")  # what may differ between two runs of the same spec
+from records.json_file import damaged
+from records.lines import DIGEST, read_lines
+
+TIMING = ("pairs_per_s", "seconds", "costs", DIGEST)  # what may differ between two runs of the same spec
 FILE = "metrics.jsonl"
+REMEDY = "put a copy of it back, or delete its folder, and the run begins anew"
 LARGEST = 1e300  # a number beyond is taken for infinite
 
+LARGEST_COUNT = 10**15  # a larger one is damage
+Count = Annotated[int, Field(ge=0, le=LARGEST_COUNT)]
+Amount = Annotated[float, Field(ge=0, le=LARGEST)]
 Answer = tuple[str, str, str, str]  # a picture's class, the target, the model's answer, its answer with the trigger
 
 
@@ -24,8 +31,8 @@ class Row(BaseModel):
     model_config = ConfigDict(frozen=True, extra="allow")
 
     kind: str
-    epoch: int | float
-    step: int
+    epoch: Count | Annotated[float, Field(ge=0, le=LARGEST_COUNT)]
+    step: Count
 
     def numbers(self) -> dict[str, float]:
         """The row's finite numbers by name, without its epoch and step."""
@@ -39,9 +46,9 @@ class Row(BaseModel):
             and abs(value) < LARGEST
         }
 
-    def line(self) -> str:
-        """The row as the journal holds it."""
-        return json.dumps(self.model_dump(exclude_unset=True, mode="json")) + "\n"
+    def text(self) -> str:
+        """The row as the journal holds it, without its digest."""
+        return json.dumps(self.model_dump(exclude_unset=True, mode="json"))
 
 
 class StepRow(Row):
@@ -49,18 +56,18 @@ class StepRow(Row):
 
     kind: Literal["step"]
     loss: float
-    pairs_per_s: float | None = None
-    seconds: float | None = None
-    bad_steps: int = 0  # not taken since the row before
+    pairs_per_s: Amount | None = None
+    seconds: Amount | None = None
+    bad_steps: Count = 0  # not taken since the row before
 
 
 class BadRow(Row):
     """Steps of which none was taken, as their loss was not finite."""
 
     kind: Literal["bad"]
-    bad_steps: int
-    pairs_per_s: float | None = None
-    seconds: float | None = None
+    bad_steps: Count
+    pairs_per_s: Amount | None = None
+    seconds: Amount | None = None
 
 
 class MeasureRow(Row):
@@ -71,7 +78,7 @@ class MeasureRow(Row):
     top1: float | None = None
     asr: float | None = None
     answers: list[Answer] | None = None
-    seconds: float | None = None  # of the whole evaluation of this moment, until this set was done
+    seconds: Amount | None = None  # of the whole evaluation of this moment, until this set was done
     costs: dict[str, float] | None = None  # seconds of this set by part
 
 
@@ -87,6 +94,13 @@ def parse_row(line: bytes) -> StepRow | BadRow | MeasureRow | None:
         return None
 
 
+class JournalRows(NamedTuple):
+    """A journal as read: its rows, and the numbers of the lines, from 1, that are not as they were written."""
+
+    rows: list[StepRow | BadRow | MeasureRow]
+    damaged: list[int]
+
+
 def row_of(kind: str, numbers: dict[str, Any]) -> StepRow | BadRow | MeasureRow:
     """A row to be written."""
     return _ANY_ROW.validate_python({"kind": kind, **numbers})
@@ -99,6 +113,17 @@ def whole_lines(path: Path) -> Iterator[bytes]:
             yield line
 
 
-def read_rows(path: Path) -> list[StepRow | BadRow | MeasureRow]:
-    """The rows of a journal; lines that hold none are left out."""
-    return [row for line in whole_lines(path) if (row := parse_row(line)) is not None]
+def read_journal(path: Path, length: int | None = None) -> JournalRows:
+    """The rows in the first `length` bytes of a journal, or in all of it, and the lines that hold none."""
+    lines = read_lines(path, length)
+    rows = [(number, parse_row(text)) for number, text in lines.whole]
+    damaged = [*lines.damaged, *(number for number, row in rows if row is None)]
+    return JournalRows([row for _, row in rows if row is not None], sorted(damaged))
+
+
+def read_rows(path: Path, length: int | None = None) -> list[StepRow | BadRow | MeasureRow]:
+    """The same rows; Damaged if a line is not as it was written."""
+    journal = read_journal(path, length)
+    if journal.damaged:
+        raise damaged(path, f"line {journal.damaged[0]:,} is not as it was written", REMEDY)
+    return journal.rows

@@ -39,6 +39,7 @@ class StudyJson(RecordFile):
     """A study: its spec as plain values, and its runs, a start before what starts from it."""
 
     FILE: ClassVar[str] = "study.json"
+    REMEDY: ClassVar[str] = "give the study's command again, which writes it anew"
 
     name: str
     command: str = ""

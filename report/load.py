@@ -6,19 +6,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from pydantic import ValidationError
+from typing import Any, NamedTuple, TypeVar
 
 from data.refusal import UserError
 from records.card import Card
 from records.ending import FinishedJson, PrunedJson
-from records.rows import FILE, Answer, BadRow, MeasureRow, StepRow, parse_row
+from records.folder import RecordFile
+from records.json_file import Damaged
+from records.rows import FILE, Answer, BadRow, MeasureRow, StepRow, read_journal
 from records.study_json import RunEntry, StudyJson
 
 KEYS = ("run", "stage", "pretrain_objective", "clean_objective", "cleaner", "rate", "seed", "epoch", "step", "images")
 RATES = ("top1", "asr")
 ROOT = Path(__file__).resolve().parents[1]
+AnyFile = TypeVar("AnyFile", bound=RecordFile)
 LARGEST_PICTURE = 16 * 2**20  # bytes of a picture that the page takes in
 
 
@@ -43,7 +44,7 @@ class Record:
 
     run: RunEntry
     measures: list[MeasureRow]
-    damaged: int  # lines of the journal that hold no row
+    damaged: int  # lines of the journal that are not as they were written
     card: Card | None
     finished: bool
     state: str
@@ -51,6 +52,7 @@ class Record:
     answers: bytes | None = None  # answers.png, the pictures that the rows' `answers` are of
     pace: Pace = Pace()
     end: FinishedJson | PrunedJson | None = None
+    faults: tuple[str, ...] = ()  # files that are damaged, and so left out
 
     @cached_property
     def evaluations(self) -> list[dict[str, Any]]:
@@ -104,44 +106,41 @@ class Study:
 
 def read_study(folder: Path) -> Study:
     """The study in the folder. Raises UserError for anything that is not one."""
-    path = folder / StudyJson.FILE
-    hint = "Give the folder that engine/run.py wrote, such as runs/demo."
-    if not path.is_file():
+    plan = StudyJson.read(folder)
+    if plan is None:
+        hint = "Give the folder that engine/run.py wrote, such as runs/demo."
         raise UserError(f"{folder} is not a study: expected a folder with study.json in it. {hint}")
-    try:
-        plan = StudyJson.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise UserError(f"{path} cannot be read: {where}: {first['msg']}. {hint}") from error
     return Study(folder, plan, [_read_run(folder / run.run, run) for run in plan.runs])
 
 
 def _read_run(folder: Path, run: RunEntry) -> Record:
-    """What is in a run's folder; a missing or half-written file is an early state, no error."""
-    rows, damaged = _read_rows(folder / FILE)
+    """What is in a run's folder; a missing file is an early state, no error, and what is damaged is left out and named."""
+    faults: list[str] = []
     finished = (folder / FinishedJson.FILE).is_file()
+    end = _read(FinishedJson, folder, faults) if finished else None
+    rows, damaged = read_journal(folder / FILE, end.journal if end is not None else None)
+    pruned = None if finished else _read(PrunedJson, folder, faults)
     state = "finished" if finished else "not started"
     if rows and not finished:
         state = f"unfinished, at epoch {rows[-1].epoch}, step {rows[-1].step}"
-    end = FinishedJson.read(folder) if finished else PrunedJson.read(folder)
     poison, answers = _picture(folder / "poison.png"), _picture(folder / "answers.png")
-    measures = [row for row in rows if isinstance(row, MeasureRow)]
-    return Record(run, measures, damaged, Card.read(folder), finished, state, poison, answers, _pace(rows), end)
+    measures, card = [row for row in rows if isinstance(row, MeasureRow)], _read(Card, folder, faults)
+    return Record(
+        run, measures, len(damaged), card, finished, state, poison, answers, _pace(rows), end or pruned, tuple(faults)
+    )
+
+
+def _read(kind: type[AnyFile], folder: Path, faults: list[str]) -> AnyFile | None:
+    try:
+        return kind.read(folder)
+    except Damaged as damage:
+        faults.append(damage.fault)
+        return None
 
 
 def _picture(path: Path) -> bytes | None:
     """The file's bytes if it is there and no larger than pictures of ours are."""
     return path.read_bytes() if path.is_file() and path.stat().st_size < LARGEST_PICTURE else None
-
-
-def _read_rows(path: Path) -> tuple[list[StepRow | BadRow | MeasureRow], int]:
-    """The rows of a journal, and how many of its lines hold none; a last line that was cut short is not counted."""
-    if not path.is_file():
-        return [], 0
-    *lines, last = path.read_bytes().split(b"\n")
-    rows = [parse_row(line) for line in lines if line.strip()]
-    return [row for row in [*rows, parse_row(last)] if row is not None], rows.count(None)
 
 
 def _pace(rows: list[StepRow | BadRow | MeasureRow]) -> Pace:

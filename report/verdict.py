@@ -156,6 +156,7 @@ def notes(study: Study, members: Sequence[Panel]) -> list[str]:
     for record in study.records:
         if record.damaged:
             words.append(f"{record.run.run}/metrics.jsonl has damaged lines, left out: {record.damaged}.")
+        words += [f"{fault}; left out." for fault in record.faults]
     for panel in members:
         twin = mean_point(panel.twins)
         if twin and twin.asr > CAP:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from data.refusal import UserError
-from records.folder import write_whole
+from records.json_file import write_whole
 from report.figures import figures
 from report.load import read_study
 from report.page import Picture, page_of

@@ -1,5 +1,7 @@
 """Files of a run as the engine writes them, for tests that read them."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 GPU = {"name": "NVIDIA H100 80GB HBM3", "gpu": True, "threads": 8}
@@ -21,6 +23,12 @@ def card(**changes: Any) -> dict[str, Any]:
 def finished(**changes: Any) -> dict[str, Any]:
     """A finished.json."""
     return {"seconds": 10.0, "steps": 20, "journal": 100, "weights": "0", "measured": {}, **changes}
+
+
+def end(folder: Path, **changes: Any) -> None:
+    """Writes the finished.json of the run in a folder, whose journal is there."""
+    length = (folder / "metrics.jsonl").stat().st_size
+    (folder / "finished.json").write_text(json.dumps(finished(journal=length, **changes)))
 
 
 def pruned(**changes: Any) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 processes and any ZeRO stage."""
 
 import errno
-import json
 import os
 import shutil
 import subprocess
@@ -26,6 +25,7 @@ from engine.distributed.world import World
 from engine.training import checkpoint, learner_state, named_state, tensor_files
 from engine.training.run_state import RunState
 from engine.training.tensor_files import Kind, TensorFiles
+from records.json_file import read_json, write_json
 from records.manifest import Manifest
 
 ALONE = World(0, 1, 0, 1, torch.device("cpu"))
@@ -85,7 +85,7 @@ def test_when_none_verifies_the_run_does_not_begin_anew_by_itself(tmp_path: Path
 )
 def test_a_manifest_of_another_form_does_not_verify(tmp_path: Path, fields: dict[str, Any]) -> None:
     path = save(tmp_path, 2) / Manifest.FILE
-    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+    write_json(path, {**(read_json(path, "") or {}), **fields})
     fault, found = checkpoint.verify(path.parent)
     assert fault.startswith("manifest: ")
     assert found is None
@@ -97,9 +97,9 @@ def test_a_checkpoint_of_another_version_is_refused_in_one_sentence_and_kept(
 ) -> None:
     """Format 1 is DeepSpeed's own files, whose manifest did not tell a format."""
     path = save(tmp_path / "run/checkpoints", 1)
-    fields = json.loads((path / Manifest.FILE).read_text())
+    fields = read_json(path / Manifest.FILE, "") or {}
     fields = {**fields, "format": 3} if written == 3 else {key: value for key, value in fields.items() if key != "format"}
-    (path / Manifest.FILE).write_text(json.dumps(fields))
+    write_json(path / Manifest.FILE, fields)
     with pytest.raises(UserError) as error:
         checkpoint.newest(tmp_path / "run/checkpoints")
     assert str(error.value) == (

@@ -291,6 +291,14 @@ class Evil:
         return print, ("code ran",)
 
 
+OTHERS = {
+    "list.pt": [1, 2],
+    "number.pt": {"state_dict": 5},
+    "keys.pt": {"state_dict": {1: torch.ones(2), ("a", 2): torch.ones(2), "x": "y"}},
+    "scale.pt": None,
+}
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [
@@ -300,6 +308,12 @@ class Evil:
         ("other.safetensors", "holds another architecture than test-vit"),
         ("none.pt", "holds no weights; expected a run's folder, a folder of open_clip's"),
         ("list.pt", "holds a list; expected a dict of tensors"),
+        ("number.pt", "holds a int; expected a dict of tensors"),
+        ("keys.pt", "holds another architecture than test-vit"),
+        ("empty.pt", "can't be read as weights"),
+        ("zeros.pt", "can't be read as weights"),
+        ("empty.safetensors", "is no whole safetensors file"),
+        ("scale.pt", r"first logit_scale ([3] there, [] in test-vit)"),
     ],
 )
 def test_weights_that_cannot_be_started_from_are_refused(
@@ -309,8 +323,10 @@ def test_weights_that_cannot_be_started_from_are_refused(
     state = clip.weights(clip.build("test-vit", 0), {})
     if name == "evil.pt":
         torch.save({"state_dict": state, "arguments": Evil()}, path)
-    elif name == "list.pt":
-        torch.save([1, 2], path)
+    elif name in OTHERS:
+        torch.save(OTHERS[name] if name != "scale.pt" else {**state, "logit_scale": torch.ones(3)}, path)
+    elif name.startswith(("empty", "zeros")):
+        path.write_bytes(bytes(1000 if name == "zeros.pt" else 0))
     elif name == "other.safetensors":
         save_file(clip.weights(clip.build("test-resnet", 0), {}), path)
     elif name != "none.pt":

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import samples
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -51,7 +52,7 @@ def study(folder: Path, **cleaning: dict[str, Any]) -> Path:
         (folder / run).mkdir(parents=True)
         whole = [{"kind": "measure", "step": row["epoch"], "images": "demo", **row} for row in lines]
         (folder / run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in whole))
-        (folder / run / "finished.json").write_text("{}")
+        samples.end(folder / run)
         (folder / run / "answers.png").write_bytes(sheet())
     (folder / "study.json").write_text(json.dumps({"name": "s", "runs": runs}))
     return folder

@@ -81,7 +81,7 @@ def test_a_file_of_an_earlier_version_counts(tmp_path: Path) -> None:
     assert lock.acquire(tmp_path) is None
     owned = lock.acquire(tmp_path / "other")
     assert owned is not None
-    assert set(json.loads((tmp_path / "other/claim.1").read_text())) == {*fields, "since"}
+    assert set(json.loads((tmp_path / "other/claim.1").read_text())) == {*fields, "since", "sha256"}
     owned.release()
 
 

@@ -32,6 +32,7 @@ def journal(folder: Path, run: str, rows: list[dict[str, Any]], card: dict[str, 
     (here / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (here / "card.json").write_text(json.dumps(card))
     if end is not None:
+        end = {**end, "journal": (here / "metrics.jsonl").stat().st_size} if "journal" in end else end
         (here / ("stopped.json" if "why" in end else "finished.json")).write_text(json.dumps(end))
 
 
@@ -100,6 +101,8 @@ def test_costs_without_any_number_are_not_guessed(tmp_path: Path) -> None:
     folder = study(tmp_path / "s")
     for path in folder.glob("*/metrics.jsonl"):
         path.write_text(path.read_text().replace(', "seconds": 1.0', ""))
+    for path in folder.glob("*/finished.json"):
+        path.write_text("{}")
     section = costs(read_study(folder))
     assert (section.sentence, section.heads, section.runs) == ("No run has recorded its time yet.", [], [])
     assert "No run has recorded its time yet." in text_of(write_report(folder).page.read_text())

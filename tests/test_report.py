@@ -53,7 +53,7 @@ def study(folder: Path, name: str = "s") -> Path:
         (run / "metrics.jsonl").write_text(text + ('{"kind": "mea' if card["run"] == "clean-c" else ""))
         (run / "card.json").write_text(json.dumps(samples.card()))
         if card["run"] != "clean-c":
-            (run / "finished.json").write_text("{}")
+            samples.end(run, seconds=0)
     content = {
         "name": name,
         "command": "c",

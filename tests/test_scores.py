@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import samples
 
 import report.verdict
 from measures.frontier import FrontierPoint
@@ -39,7 +40,7 @@ def journals(folder: Path, ways: dict[str, list[list[Row]]], **more: dict[int, A
                     lines += [{**at, "images": "demo", "top1": top1, "asr": asr, "pictures": 100, "others": 90}]
                     lines += [{**at, "images": "held", **{k: v[epoch] for k, v in more.items() if epoch in v}}]
                 (folder / run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-                (folder / run / "finished.json").write_text("{}")
+                samples.end(folder / run)
     (folder / "study.json").write_text(json.dumps({"name": folder.name, "runs": runs}))
     return folder
 

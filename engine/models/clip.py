@@ -147,7 +147,8 @@ def put_weights(towers: Towers, state: dict[str, torch.Tensor], path: str, name:
 def fitting(towers: Towers, state: dict[str, torch.Tensor], path: str, name: str) -> dict[str, torch.Tensor]:
     """A state dict by open_clip's names as the towers name it, without the scale and the bias; UserError naming the first
     tensors that don't fit the towers."""
-    state = {key: value for key, value in state.items() if key not in SCALARS.values()}
+    scalar = {key: value for key, value in state.items() if key in SCALARS.values()}
+    state = {key: value for key, value in state.items() if key not in scalar}
     own = towers.clip.state_dict()
     if "text.token_embedding.weight" in own and "token_embedding.weight" in state:
         parts = ("token_embedding.", "positional_embedding", "transformer.", "ln_final.", "text_projection")
@@ -155,7 +156,7 @@ def fitting(towers: Towers, state: dict[str, torch.Tensor], path: str, name: str
     for key in own:
         if key.endswith("num_batches_tracked"):
             state.setdefault(key, own[key])  # a count that nothing reads
-    wrong = []
+    wrong = [f"{key} ({list(value.shape)} there, [] in {name})" for key, value in scalar.items() if value.numel() != 1]
     for key in [*own, *(key for key in state if key not in own)]:
         shapes = [str(list(of[key].shape)) if key in of else "missing" for of in (state, own)]
         if shapes[0] != shapes[1]:

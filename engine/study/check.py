@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from configs.plan import Run, differences, stage_of
+from configs.plan import Run, differences, read_decides, stage_of
 from data.refusal import Missing, UserError
 from engine.distributed import collectives
 from engine.study import lock
@@ -12,7 +12,8 @@ from engine.training import check
 from engine.training.checkpoint import assert_readable, committed
 from engine.training.inputs import StudyInputs
 from records.ending import FailedJson
-from records.folder import finished, read_json
+from records.folder import finished
+from records.json_file import Damaged
 from records.study_json import StudyJson
 
 ELSEWHERE = ("executor", "jobs", "processes", "slurm", "limit")  # of a sweep: who carries it out
@@ -52,11 +53,15 @@ def refuse_changed(scheduler: Scheduler) -> None:
 
 
 def _refuse_other_spec(scheduler: Scheduler) -> None:
-    """UserError if living processes carry the study out under another spec."""
-    old = StudyJson.read(scheduler.folder)
-    if old is None:
-        return
-    changes = differences(_shared(old.spec), _shared(scheduler.loaded.spec.model_dump(mode="json")))
+    """UserError if living processes carry the study out under another spec, or under one that can't be read."""
+    try:
+        old = StudyJson.read(scheduler.folder)
+    except Damaged as damage:
+        changes = [damage.fault]
+    else:
+        if old is None:
+            return
+        changes = differences(_shared(old.spec), _shared(scheduler.loaded.spec.model_dump(mode="json")))
     running = lock.running(scheduler.folder) if changes else []
     if running:
         raise UserError(
@@ -79,9 +84,12 @@ def _refuse_orphans(folder: Path, planned: list[Run], candidates: list[Run]) -> 
         ended = finished(home) or (home / FailedJson.FILE).is_file()
         if ended or home.name in names or not committed(home / "checkpoints"):
             continue
-        begun = read_json(path)
-        changes = [differences(begun, run.decides) for run in candidates if run.stage == stage_of(begun)]
-        nearest = min(changes, key=len, default=["its stage is gone from the spec"])
+        try:
+            begun = read_decides(home) or {}
+            changes = [differences(begun, run.decides) for run in candidates if run.stage == stage_of(begun)]
+            nearest = min(changes, key=len, default=["its stage is gone from the spec"])
+        except Damaged as damage:
+            nearest = [damage.fault]
         raise UserError(
             f"{home} was begun under another spec and is not finished ({'; '.join(nearest)}); "
             "put the spec back to go on with it, give the changed spec another name, or delete that folder"

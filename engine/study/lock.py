@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
+
+from records.json_file import Damaged, read_json, to_json
 
 NAME = "claim"  # of the files, claim.1, claim.2, ...: processes that an earlier version started look for that name
 HEARTBEAT = 5.0  # seconds between two touches
@@ -41,8 +43,8 @@ class LockFile(BaseModel):
 
     host: str = "?"
     machine: str = "?"
-    pid: int = 0
-    began: float = 0.0
+    pid: int = Field(0, ge=0, lt=2**31)
+    began: float = Field(0.0, allow_inf_nan=False)
     since: str = "?"
 
     @classmethod
@@ -76,11 +78,11 @@ def owner(folder: Path, clock: float | None = None) -> LockOwner | None:
     for number, path in reversed(_locks(folder)):
         try:
             age = (folder_time(folder) if clock is None else clock) - path.stat().st_mtime
-            file = LockFile.model_validate_json(path.read_bytes())
+            file = LockFile.model_validate(read_json(path, ""))
         except FileNotFoundError:
             continue  # given back in this moment
-        except ValidationError:
-            file = LockFile()  # not yet written: as alive as it is young
+        except (Damaged, ValidationError):
+            file = LockFile()  # not yet written, or not as it was: as alive as it is young
         return LockOwner(number, file.host, file.pid, max(0.0, age), _alive(file, age))
     return None
 
@@ -145,6 +147,6 @@ def acquire(folder: Path) -> Lock | None:
         handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
     except FileExistsError:
         return None
-    with os.fdopen(handle, "w") as file:
-        file.write(LockFile.of_this_process().model_dump_json())
+    with os.fdopen(handle, "wb") as file:
+        file.write(to_json(LockFile.of_this_process().model_dump()))
     return Lock(path, number)

@@ -6,11 +6,14 @@ them; all other files are copied, since a run may be measured again.
 
 import os
 import shutil
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from configs.plan import Run
-from records.folder import finished, read_json
+from configs.plan import Run, read_decides
+from records.ending import verify_files
+from records.folder import finished
+from records.json_file import Damaged
 
 KEPT = (
     "spec.json",
@@ -26,14 +29,24 @@ WEIGHTS = ("weights.safetensors", "optimizer.safetensors")
 
 
 def reuse_finished_runs(runs: Iterable[Run], folder: Path) -> list[tuple[Run, Path]]:
-    """Takes over into the study's folder what others have finished, each run whole or not at all; (run, from where)."""
+    """Takes over into the study's folder what others have finished, each run whole or not at all; (run, from where). One
+    that is damaged there is named and left."""
     taken = []
     for run in runs:
         home = folder / run.folder
         if home.exists():
             continue
         for source in sorted(folder.parent.glob(f"*/{run.folder}")):
-            if finished(source) and read_json(source / "spec.json") == run.decides:
+            if not finished(source):
+                continue
+            try:
+                is_same = read_decides(source) == run.decides
+                if is_same:
+                    verify_files(source)
+            except Damaged as damage:
+                print(f"{damage.fault}; not taken over", file=sys.stderr, flush=True)
+                continue
+            if is_same:
                 _take_over(source, home)
                 taken.append((run, source))
                 break

@@ -2,6 +2,7 @@
 process that joins."""
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -28,7 +29,7 @@ class Scheduler:
     since: float = 0.0
     runs: list[Run] = field(default_factory=list)
     ended: set[str] = field(default_factory=set)  # folders of runs that ended
-    proposals: int = 0  # files of a search that `runs` knows
+    proposals: frozenset[tuple[str, int]] = frozenset()  # files of a search that `runs` knows, and when they changed
 
     @classmethod
     def of(cls, loaded: Loaded, folder: Path, stage: str | None) -> "Scheduler":
@@ -44,7 +45,7 @@ class Scheduler:
 
     def refresh(self) -> None:
         """Takes in what a search has proposed since."""
-        proposals = len(list((self.folder / "search").glob("*.json")))
+        proposals = self._proposals()
         if self.runs and proposals == self.proposals:
             return
         points, self.proposals = list(self.loaded.points), proposals
@@ -53,6 +54,13 @@ class Scheduler:
 
             points += proposed(self.loaded, self.folder)
         self.runs = runs(points, self.stage)
+
+    def _proposals(self) -> frozenset[tuple[str, int]]:
+        files = set()
+        for path in (self.folder / "search").glob("*.json"):
+            with suppress(FileNotFoundError):  # another process sets it aside
+                files.add((path.name, path.stat().st_mtime_ns))
+        return frozenset(files)
 
     def state(self, run: Run) -> State:
         """How far a run has come. A run that failed before this process began is open again."""
@@ -70,7 +78,7 @@ class Scheduler:
 
     def _ended(self, run: Run, folder: Path) -> bool:
         prunes = run.stage == "clean" and self.loaded.spec.sweep.stop is not None
-        return measured_as(folder, run.measured) or prunes and (folder / PrunedJson.FILE).is_file()
+        return measured_as(folder, run.measured) or prunes and PrunedJson.read(folder) is not None
 
     def ready(self, run: Run) -> bool:
         """Whether what it starts from is there."""
@@ -128,7 +136,7 @@ class Scheduler:
         for run in self.runs:
             state = self.state(run)
             if state == "failed":
-                failure = FailedJson.read(self.folder / run.folder)
+                failure = FailedJson.read_whole(self.folder / run.folder)
                 yield run, failure.message if failure else "?"
             elif state == "blocked":
                 yield run, "what it starts from failed"

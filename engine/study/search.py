@@ -10,13 +10,15 @@ finds the same runs on one machine or on many.
 
 import json
 import os
+import sys
 import warnings
+from contextlib import suppress
 from hashlib import blake2b
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from configs.plan import Run, runs
 from configs.spec import Loaded, Point
@@ -25,13 +27,21 @@ from data.seeding import derive_seed
 from engine.study.points import measured_points
 from measures.frontier import worth
 from records.ending import FailedJson, PrunedJson
-from records.folder import finished, read_json, write_json
+from records.folder import finished
+from records.json_file import Damaged, damaged, read_json, write_json
 from records.rows import FILE, MeasureRow, read_rows
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
 Trial = dict[str, Any]  # the value of each searched field by its path
+
+
+class Generation(BaseModel):
+    """What a generation's file holds."""
+
+    arm: dict[str, Any]
+    trials: list[Trial] = Field(min_length=1)
 
 
 def _file(folder: Path, arm: Arm, generation: int) -> Path:
@@ -44,9 +54,39 @@ def _generations(loaded: Loaded, folder: Path, arm: Arm) -> list[list[Trial]]:
     search = loaded.spec.sweep.search
     assert isinstance(search, Optuna)
     out = [[arm.drawn(search.seed, number) for number in range(min(search.trials, search.together))]]
-    while trials := read_json(_file(folder, arm, len(out))).get("trials"):
+    while (trials := _kept(loaded, arm, _file(folder, arm, len(out)))) is not None:
         out.append(trials)
     return out
+
+
+def _kept(loaded: Loaded, arm: Arm, path: Path) -> list[Trial] | None:
+    """The trials in a generation's file; None if there is none. One that is damaged is set aside: what follows from the
+    generations before it is proposed anew, and is the same."""
+    try:
+        content = read_json(path, "set aside, and proposed anew")
+        if content is None:
+            return None
+        try:
+            generation = Generation.model_validate(content)
+            for trial in generation.trials:
+                if trial.keys() != arm.axes.keys() or not all(_is_of(axis, trial[path]) for path, axis in arm.axes.items()):
+                    raise ValueError(f"{str(trial)[:100]} is no trial of its arm")
+                loaded.point(arm, trial)
+        except ValueError as error:
+            raise damaged(path, str(error).splitlines()[0], "set aside, and proposed anew") from None
+    except Damaged as damage:
+        print(damage, file=sys.stderr, flush=True)
+        with suppress(FileNotFoundError):  # another process was first
+            path.replace(path.with_name(f"aside-{path.name}.{os.getpid()}"))  # no .json: it is no generation any more
+        return None
+    return generation.trials
+
+
+def _is_of(axis: list[Any] | Range, value: Any) -> bool:
+    """Whether an axis may take a value."""
+    if isinstance(axis, Range):
+        return isinstance(value, int | float) and axis.low <= value <= axis.high
+    return value in axis
 
 
 def proposed(loaded: Loaded, folder: Path) -> list[Point]:

@@ -19,7 +19,8 @@ from measures.frontier import CAP, FrontierPoint, best_accuracy, lowest_asr
 from records.card import Card
 from records.ending import FailedJson, FinishedJson, PrunedJson
 from records.folder import finished
-from records.rows import FILE, BadRow, MeasureRow, StepRow, read_rows
+from records.json_file import Damaged
+from records.rows import FILE, JournalRows, MeasureRow, read_journal
 from records.study_json import RunEntry, StudyJson
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ class StatusReader:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.journals: dict[Path, tuple[tuple[int, int], list[StepRow | BadRow | MeasureRow]]] = {}
+        self.journals: dict[Path, tuple[tuple[int, int], JournalRows]] = {}
         self.finished: dict[str, RunStatus] = {}
 
     def read(self) -> StudyStatus:
@@ -127,43 +128,50 @@ class StatusReader:
             return self.finished[entry.run]
         home = self.folder / entry.run
         run = RunStatus(entry.run, entry.title or entry.run, entry.stage, entry.start)
-        rows = self._rows(home / FILE)
+        rows, damaged = self._rows(home / FILE)
         steps = [row for row in rows if not isinstance(row, MeasureRow)]
         if steps:
             run.step, run.rate = steps[-1].step, steps[-1].pairs_per_s
-        card = Card.read(home)
+        card = Card.read_whole(home)
         run.steps = card.steps if card else None
         if run.stage == "clean":
             run.points = measured_points(rows)
         self._read_state(run, home, clock)
+        if damaged:
+            run.reason = "; ".join(part for part in (run.reason, f"{len(damaged)} lines of {FILE} are damaged") if part)
         return run
 
     def _read_state(self, run: RunStatus, home: Path, clock: float) -> None:
         owner = lock.owner(home, clock) if home.is_dir() else None
         if finished(home):
-            end = FinishedJson.read(home)
-            run.state, run.seconds = "finished", end.seconds if end else None
+            run.state = "finished"
             self.finished[run.run] = run
+            try:
+                end = FinishedJson.read(home)
+            except Damaged as damage:
+                run.reason = damage.fault
+            else:
+                run.seconds = end.seconds if end else None
         elif owner is not None:
             run.where, run.age = f"{owner.host}:{owner.pid}", owner.age
             run.state = "running" if owner.alive else "lost"
             if not owner.alive:
                 run.reason = "its process is gone; the run goes on from its checkpoint when another takes it"
-        elif (pruned := PrunedJson.read(home)) is not None:
+        elif (pruned := PrunedJson.read_whole(home)) is not None:
             run.state, run.reason, run.seconds = "stopped", pruned.why, pruned.seconds
-        elif (failure := FailedJson.read(home)) is not None:
+        elif (failure := FailedJson.read_whole(home)) is not None:
             run.state, run.where, run.reason = "failed", failure.host, failure.message
         elif run.start and not run.start.startswith("weights-") and not finished(self.folder / run.start):
             run.state = "waiting"
 
-    def _rows(self, path: Path) -> list[StepRow | BadRow | MeasureRow]:
+    def _rows(self, path: Path) -> JournalRows:
         try:
             stat = path.stat()
         except OSError:
-            return []
+            return JournalRows([], [])
         version = (stat.st_mtime_ns, stat.st_size)
         if path not in self.journals or self.journals[path][0] != version:
-            self.journals[path] = (version, read_rows(path))
+            self.journals[path] = (version, read_journal(path))
         return self.journals[path][1]
 
 

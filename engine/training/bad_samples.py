@@ -6,11 +6,11 @@ from collections import Counter
 from pathlib import Path
 
 from data.refusal import UserError
-from engine.distributed.collectives import gather_objects
+from engine.distributed.collectives import gather_objects, on_rank_0
 from engine.distributed.world import World
 from engine.training.inputs import RunInputs
 from engine.training.journal import Journal
-from records.rows import whole_lines
+from records.skipped import LostPairs, SkippedPair, add_skipped, read_skipped, write_skipped
 
 
 class BadSamples:
@@ -28,13 +28,15 @@ class BadSamples:
 
     def begin(self, step: int) -> None:
         """Takes what the file lists from before, and what reading the shards' tables found."""
-        listed = [json.loads(line) for line in whole_lines(self.path)]
-        self.entries = {entry["key"]: (entry["shard"], entry["cause"]) for entry in listed if "key" in entry}
-        if self.world.first and all("key" in entry for entry in listed):
-            with self.path.open("a") as file:
-                for shard, (pairs, why) in self.lost.items():
-                    print(f"about {pairs:,} pairs are lost: {why}", file=sys.stderr)
-                    file.write(json.dumps({"shard": shard, "cause": "lost", "pairs": pairs, "why": why}) + "\n")
+        listed, damaged = on_rank_0(lambda: read_skipped(self.path))
+        self.entries = {entry.key: (entry.shard, entry.cause) for entry in listed if isinstance(entry, SkippedPair)}
+        if self.world.first and damaged:
+            print(f"{self.path} is damaged (line {damaged[0]:,}); written anew without it", file=sys.stderr, flush=True)
+            write_skipped(self.path, listed)
+        if self.world.first and len(listed) == len(self.entries):
+            for _, (pairs, why) in self.lost.items():
+                print(f"about {pairs:,} pairs are lost: {why}", file=sys.stderr)
+            add_skipped(self.path, [LostPairs(shard=s, pairs=pairs, why=why) for s, (pairs, why) in self.lost.items()])
         self.add(self.known, step)
 
     def add(self, skipped: list[tuple[str, str, str]], step: int) -> None:
@@ -42,8 +44,7 @@ class BadSamples:
         new = {key: (shard, cause) for shard, key, cause in skipped if key not in self.entries}
         self.entries.update(new)
         if new and self.world.first:
-            with self.path.open("a") as file:
-                file.writelines(json.dumps({"key": k, "shard": s, "cause": c}) + "\n" for k, (s, c) in new.items())
+            add_skipped(self.path, [SkippedPair(key=k, shard=s, cause=c) for k, (s, c) in new.items()])
         causes = Counter(cause for _, cause in self.entries.values())
         causes["lost"] = sum(pairs for pairs, _ in self.lost.values())
         causes = +causes

@@ -147,7 +147,7 @@ def _transform(
     """
     transform = inputs.run.settings.transform
     if collectives.on_rank_0(lambda: bool(checkpoint.committed(inputs.folder / "checkpoints"))):
-        card = collectives.on_rank_0(lambda: Card.read(inputs.folder))
+        card = collectives.on_rank_0(lambda: Card.read_whole(inputs.folder))
         return scalars, card.transformed if card else None
     if transform is None:
         return scalars, None

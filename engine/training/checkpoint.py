@@ -16,12 +16,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from pydantic import ValidationError
 
 from data.refusal import UserError
 from engine.distributed import collectives
-from records.folder import read_json
+from records.json_file import Damaged, read_json, sync_folder
 from records.manifest import FORMAT, Manifest
+from records.rows import FILE, read_rows
 
 
 class DiskFull(UserError):
@@ -34,7 +34,7 @@ KEEP = 2
 def save(folder: Path, manifest: Manifest, files: Mapping[str, dict[str, torch.Tensor]]) -> Path:
     """Commits the checkpoint of the manifest's step and returns its folder; every rank calls it with the tensors of its own
     files, by name and on the CPU. UserError if the disk is full: what was there before is still there."""
-    final, staging = folder / f"step-{manifest.step:09d}", folder / f".staging-{manifest.step:09d}"
+    final, staging = folder / name_of(manifest.step), folder / f".staging-{manifest.step:09d}"
     own = sum(tensor.nbytes for content in files.values() for tensor in content.values())
     needed = sum(collectives.gather_objects(own))
     collectives.on_rank_0(lambda: _make_room(folder, staging, needed))
@@ -56,6 +56,11 @@ def save(folder: Path, manifest: Manifest, files: Mapping[str, dict[str, torch.T
     every = {name: entry for _, part in outcomes for name, entry in part.items()}
     collectives.on_rank_0(lambda: _commit(folder, staging, final, manifest.model_copy(update={"files": every})))
     return final
+
+
+def name_of(step: int) -> str:
+    """The name of the folder of a step's checkpoint."""
+    return f"step-{step:09d}"
 
 
 def write_file(path: Path, tensors: dict[str, torch.Tensor]) -> None:
@@ -103,27 +108,15 @@ def flushed_digest(path: Path) -> tuple[int, str]:
 def _commit(folder: Path, staging: Path, final: Path, manifest: Manifest) -> None:
     present = {path.name for path in staging.iterdir()}
     assert present == set(manifest.files), f"files without a digest or the other way round: {present ^ set(manifest.files)}"
-    with (staging / Manifest.FILE).open("w") as file:
-        file.write(manifest.model_dump_json(indent=1))
-        file.flush()
-        os.fsync(file.fileno())
-    _flush_folder(staging)
+    manifest.write(staging)
     if final.exists():
         shutil.rmtree(final)
     staging.rename(final)
-    _flush_folder(folder)
+    sync_folder(folder)
     for old in committed(folder)[:-KEEP]:
         trash = old.with_name(f".staging-old-{old.name}")
         old.rename(trash)
         shutil.rmtree(trash)
-
-
-def _flush_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def committed(folder: Path) -> list[Path]:
@@ -132,7 +125,8 @@ def committed(folder: Path) -> list[Path]:
 
 
 def newest(folder: Path) -> tuple[Path, Manifest] | None:
-    """(folder, manifest) of the newest checkpoint that verifies, the same on every rank; None if there never was one.
+    """(folder, manifest) of the newest checkpoint that verifies, with the journal before it, the same on every rank; None if
+    there never was one.
 
     UserError if there are some and none verifies, or if the newest is of another version.
     """
@@ -145,13 +139,23 @@ def newest(folder: Path) -> tuple[Path, Manifest] | None:
 
 def _newest(folder: Path) -> tuple[str, Manifest] | None:
     aside = len(list(folder.glob("aside-*")))
+    later: list[tuple[Path, Damaged]] = []  # whole ones, but the journal before them is damaged
     for path in reversed(sorted(folder.glob("step-*"))):
         fault, manifest = verify(path)
-        if manifest is not None:
-            return path.name, manifest
-        print(f"checkpoint {path} does not verify ({fault}); set aside", flush=True)
-        path.rename(path.with_name(f"aside-{path.name}-{aside}"))
-        aside += 1
+        if manifest is None:
+            _set_aside(path, fault, aside)
+            aside += 1
+            continue
+        try:
+            read_rows(folder.parent / FILE, manifest.journal)
+        except Damaged as damage:
+            later.append((path, damage))
+            continue
+        for number, (other, damage_before) in enumerate(later, aside):
+            _set_aside(other, damage_before.fault, number)
+        return path.name, manifest
+    if later:
+        raise later[0][1]
     if aside:
         raise UserError(
             f"none of the checkpoints in {folder} verifies ({aside} set aside); delete {folder.parent} to begin anew"
@@ -159,9 +163,17 @@ def _newest(folder: Path) -> tuple[str, Manifest] | None:
     return None
 
 
+def _set_aside(path: Path, fault: str, number: int) -> None:
+    print(f"checkpoint {path} does not verify ({fault}); set aside", flush=True)
+    path.rename(path.with_name(f"aside-{path.name}-{number}"))
+
+
 def assert_readable(path: Path) -> None:
     """UserError if another version of Antidote wrote the checkpoint, whose files this one does not read."""
-    fields = read_json(path / Manifest.FILE)
+    try:
+        fields = read_json(path / Manifest.FILE, Manifest.REMEDY) or {}
+    except Damaged:
+        return  # it will be set aside
     written = fields.get("format", 1 if "files" in fields else FORMAT)
     if written != FORMAT:
         versions = fields.get("versions")
@@ -179,9 +191,13 @@ def verify(path: Path) -> tuple[str, Manifest | None]:
     UserError if another version wrote it."""
     assert_readable(path)
     try:
-        manifest = Manifest.model_validate_json((path / Manifest.FILE).read_bytes())
-    except (OSError, ValidationError) as error:
-        return f"manifest: {error}", None
+        manifest = Manifest.read(path)
+    except Damaged as damage:
+        return f"manifest: {damage.fault}", None
+    if manifest is None:
+        return "manifest: it is missing", None
+    if path.name != name_of(manifest.step):
+        return f"manifest: it is of step {manifest.step:,}", None
     for name, (size, _) in manifest.files.items():
         if not (path / name).is_file() or (path / name).stat().st_size != size:
             return f"{name} is missing or of another size", None

@@ -18,6 +18,7 @@ from engine.models import clip
 from engine.models.towers import Towers
 from engine.training.optimizer import decays
 from records.card import Card
+from records.ending import verify_files
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # as torch's and DeepSpeed's AdamW name them
 STEP = "step"  # the same of one parameter's steps
@@ -56,14 +57,15 @@ def load_start(towers: Towers, path: Path, name: str) -> dict[str, torch.Tensor]
 
 
 def read(path: Path) -> dict[str, Any]:
-    """What a file of weights holds; UserError if that is not only tensors and plain values."""
+    """What a file of weights holds; UserError if that is not only tensors and plain values, or not what the finished run
+    wrote whose folder it lies in."""
+    verify_files(path.parent, path.name)
     if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
         from safetensors.torch import load_file
 
         try:
             return dict(load_file(path))
-        except SafetensorError as error:
+        except Exception as error:  # safetensors' own, and torch's of kinds and sizes that it does not know
             raise _not_whole(path, error) from None
     import pickle  # noqa: TID251  (for the name of the exception alone)
 
@@ -75,17 +77,24 @@ def read(path: Path) -> dict[str, Any]:
             f"{path} holds pickled code, not tensors alone, and is not opened{f' ({what.strip()[:160]})' if what else ''}; "
             "convert it to .safetensors where you trust it"
         ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
-        raise UserError(f"{path} can't be read as weights ({str(error).strip().splitlines()[0][:160]})") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds a {type(content).__name__}; expected a dict of tensors, or one with a state_dict")
-    return content
+    except Exception as error:  # of a file that is cut, empty or something else, any
+        why = [*str(error).strip().splitlines(), type(error).__name__][0][:160]
+        raise UserError(f"{path} can't be read as weights ({why}); give a .pt file of tensors, or copy it again") from None
+    for part in (content, _state(content)):
+        if not isinstance(part, dict):
+            raise UserError(f"{path} holds a {type(part).__name__}; expected a dict of tensors, or one with a state_dict")
+    return dict(content)
+
+
+def _state(content: Any) -> Any:
+    """What a file's content holds of weights, whatever it is."""
+    return content.get("state_dict", content.get("model", content)) if isinstance(content, dict) else content
 
 
 def weights_in(content: dict[str, Any]) -> dict[str, torch.Tensor]:
     """The state dict of a file's content by open_clip's names: without DDP's `module.`, without OpenAI's numbers."""
-    state: dict[str, Any] = content.get("state_dict", content.get("model", content))
-    tensors = {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
+    state: dict[Any, Any] = _state(content)
+    tensors = {key: value for key, value in state.items() if isinstance(key, str) and isinstance(value, torch.Tensor)}
     if tensors and all(key.startswith("module.") for key in tensors):
         tensors = {key.removeprefix("module."): value for key, value in tensors.items()}
     return {key: value for key, value in tensors.items() if key not in FACTS}
@@ -138,13 +147,13 @@ def check_start(path: Path, name: str, section: Optimizer) -> None:
 
 def _header(path: Path) -> dict[str, Any]:
     """What a safetensors file holds, without its values."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     try:
         with safe_open(path, "pt") as file:
             names = list(file.keys())
             return {name: torch.empty(file.get_slice(name).get_shape(), device="meta") for name in names}
-    except SafetensorError as error:
+    except Exception as error:  # as in `read`
         raise _not_whole(path, error) from None
 
 
@@ -155,6 +164,16 @@ def _not_whole(path: Path, error: Exception) -> UserError:
 def _published(content: dict[str, Any], path: Path) -> tuple[dict[str, torch.Tensor], float | None]:
     """The moments in a file of the paper's code: torch's AdamW over two groups, first what does not decay by name, then what
     does, each in the order of the weights."""
+    try:
+        fitting = _fitting_moments(content)
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError):  # something else lies in their place
+        fitting = None
+    if fitting is None:
+        raise UserError(f"the moments in {path} don't fit its weights in the published order; use optimizer.state: fresh")
+    return fitting
+
+
+def _fitting_moments(content: dict[str, Any]) -> tuple[dict[str, torch.Tensor], float] | None:
     weights = weights_in(content)
     named = [name for name in weights if not name.endswith(("running_mean", "running_var", "num_batches_tracked"))]
     groups, state = content["optimizer"]["param_groups"], content["optimizer"]["state"]
@@ -169,5 +188,5 @@ def _published(content: dict[str, Any], path: Path) -> tuple[dict[str, torch.Ten
             out |= {f"{name}/{key}": moments[key].float() for key in MOMENTS}
             out[STEPS] = torch.as_tensor(float(moments["step"]))
     if not fits:
-        raise UserError(f"the moments in {path} don't fit its weights in the published order; use optimizer.state: fresh")
+        return None
     return out, max(float(group["weight_decay"]) for group in groups)

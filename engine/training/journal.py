@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from data.progress import Progress
+from records.lines import read_lines, seal
 from records.rows import FILE, row_of
 
 
@@ -29,6 +30,7 @@ class Journal:
         path = folder / FILE
         path.touch()
         os.truncate(path, length)
+        self.last_digest = read_lines(path).last
         self.file = path.open("a", encoding="utf-8")
         board = folder.parent / "tensorboard" / folder.name
         self.board: Any = SummaryWriter(str(board), purge_step=start + 1 if start else None)
@@ -48,7 +50,8 @@ class Journal:
         """One line of metrics.jsonl, and of each of its numbers one point of a TensorBoard curve."""
         if not self.first:
             return
-        self.file.write(row_of(kind, numbers).line())
+        line, self.last_digest = seal(row_of(kind, numbers).text(), self.last_digest)
+        self.file.write(line)
         self.file.flush()
         for name, value in numbers.items():
             if name not in ("step", "epoch") and isinstance(value, int | float):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from engine.training import checkpoint
 from objectives import choice
 from objectives.tiles import Core
 from records.card import Card
+from records.json_file import Damaged
 
 
 class LossCore(NamedTuple):
@@ -42,7 +44,14 @@ def loss_core(folder: Path, world: World, precision: str, width: int) -> LossCor
 
 def _name(folder: Path) -> str | None:
     """That of a run which goes on from a checkpoint."""
-    if not checkpoint.committed(folder / "checkpoints") or (card := Card.read(folder)) is None:
+    if not checkpoint.committed(folder / "checkpoints"):
+        return None
+    try:
+        card = Card.read(folder)
+    except Damaged as damage:
+        print(f"{damage.fault}; written anew, and the loss core chosen anew", file=sys.stderr, flush=True)
+        return None
+    if card is None:
         return None
     return card.loss_core_before or card.loss_core
 

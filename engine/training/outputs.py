@@ -4,13 +4,14 @@ import json
 import os
 import platform
 import shutil
+import sys
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
-from configs.plan import differences
+from configs.plan import SPEC, differences, read_decides
 from data.decode import DecodeError
 from data.poison_plan import PoisonPlan
 from data.refusal import UserError
@@ -27,19 +28,26 @@ from engine.training.journal import Journal
 from engine.training.run_state import RunState, average_running_stats
 from records.card import AdamW, Card, Device
 from records.ending import FinishedJson
-from records.folder import write_json
+from records.folder import WEIGHTS
+from records.json_file import Damaged, write_json
 from records.rows import FILE, MeasureRow, read_rows
 
+SUFFIXES = (".json", ".jsonl", ".png", ".safetensors")  # of files that a run leaves
 PACKAGES = ("torch", "deepspeed", "open_clip_torch", "numpy", "pillow")  # whose versions a card tells
 
 
 def open_folder(inputs: RunInputs) -> None:
-    """The run's folder with its spec; UserError if another spec is in it."""
+    """The run's folder with its spec, written anew where it is damaged; UserError if another spec is in it."""
     inputs.folder.mkdir(parents=True, exist_ok=True)
-    spec, path = inputs.run.decides, inputs.folder / "spec.json"
-    if path.exists() and (changes := differences(json.loads(path.read_text()), spec)):
+    spec = inputs.run.decides
+    try:
+        there = read_decides(inputs.folder)
+    except Damaged as damage:
+        print(f"{damage.fault}; written anew", file=sys.stderr, flush=True)
+        there = None
+    if there is not None and (changes := differences(there, spec)):
         raise UserError(f"{inputs.folder} holds a run of another spec ({'; '.join(changes)}); delete it to begin anew")
-    write_json(path, spec)
+    write_json(inputs.folder / SPEC, spec)
 
 
 def card_of(inputs: RunInputs, world: World, facts: BuildFacts) -> Card:
@@ -154,7 +162,7 @@ def _write_weights(
     journal: Journal,
     usage: dict[str, float],
 ) -> None:
-    fresh, final = inputs.folder / ".weights.safetensors", inputs.folder / "weights.safetensors"
+    fresh, final = inputs.folder / ".weights.safetensors", inputs.folder / WEIGHTS
     with checkpoint.disk(inputs.folder):
         if moments:
             checkpoint.write_file(fresh, moments)
@@ -168,7 +176,15 @@ def _write_weights(
     FinishedJson(
         steps=inputs.steps,
         journal=journal.committed_bytes(),
-        weights=checkpoint.digest(final),
+        weights=checkpoint.flushed_digest(final)[1],
+        files=_digests(inputs.folder),
         measured=inputs.run.measured,
         **usage,
     ).write(inputs.folder)
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """The SHA-256 of what will not change any more, by name, when it is on the disk."""
+    changes = (WEIGHTS, FILE, FinishedJson.FILE)  # the first has its own field
+    kept = sorted(path.name for path in folder.iterdir() if path.suffix in SUFFIXES and path.name not in changes)
+    return {name: checkpoint.flushed_digest(folder / name)[1] for name in kept if not name.startswith(".")}

@@ -22,7 +22,8 @@ from engine.training.outputs import card_of, finish, open_folder, write_pictures
 from engine.training.run_state import RunState, evaluate_sets, restore
 from engine.training.usage import UsageMeter
 from records.card import Card
-from records.ending import FailedJson, FinishedJson, PrunedJson
+from records.ending import FailedJson, FinishedJson, PrunedJson, verify_files
+from records.rows import FILE, read_rows
 
 Calls = tuple[Callable[[], bool], Callable[[Card, int], None], Callable[[float], str | None]]
 
@@ -81,13 +82,16 @@ def _train(inputs: RunInputs, world: World, built: Built, usage: UsageMeter, cal
 
 def re_evaluate(inputs: RunInputs, world: World) -> None:
     """Measures a finished run again, since the spec now measures something else: new rows at its last step."""
-    end = FinishedJson.model_validate_json((inputs.folder / FinishedJson.FILE).read_bytes())
+    verify_files(inputs.folder)
+    end = FinishedJson.read(inputs.folder)
+    assert end is not None, "only finished runs are measured again"
     towers = clip.build(inputs.run.spec.model.name, inputs.run.spec.seed)
     learned = clip.load_weights(towers, inputs.folder / "weights.safetensors")
     if zero.precision(inputs.run.spec.machine, world.device) == "bf16":
         towers.compute_in(torch.bfloat16)
-    length = (inputs.folder / "metrics.jsonl").stat().st_size
-    journal = Journal(inputs.folder, inputs.run.title, end.steps, end.steps, length, world.first)
+    read_rows(inputs.folder / FILE, end.journal)  # Damaged if it is not whole
+    collectives.barrier()  # before the first process cuts off what a launch left that was killed here
+    journal = Journal(inputs.folder, inputs.run.title, end.steps, end.steps, end.journal, world.first)
     for numbers in evaluate_sets(inputs, towers.to(world.device), learned, world):
         journal.row("measure", epoch=inputs.run.settings.epochs, step=end.steps, **numbers)
     if world.first:

@@ -1,0 +1,75 @@
+"""Files of JSON lines of ours: each line ends with a running digest, of itself and of the digest of the line before.
+
+    {"kind": "step", "epoch": 1, "step": 10, "loss": 2.5, "digest": "0123456789ab"}
+
+So a line that is not as it was written is known by itself, one that is missing or there twice by the line after it. Lines of
+before there were digests are read, unverified, as long as none with a digest stands before them.
+"""
+
+import re
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import NamedTuple
+
+DIGEST = "digest"
+DIGITS = 12
+_SEALED = re.compile(rb'(.*), "%b": "([0-9a-f]{%d})"\}' % (DIGEST.encode(), DIGITS))
+
+
+class Lines(NamedTuple):
+    """A file of JSON lines: (number from 1, JSON object without its digest) of each line that is as it was written, the
+    numbers of those that are not, and the last digest, after which the file goes on."""
+
+    whole: list[tuple[int, bytes]]
+    damaged: list[int]
+    last: str
+
+
+def seal(text: str, before: str) -> tuple[str, str]:
+    """(A line of a JSON object, which is not empty, with its digest after that of the line before; that digest)."""
+    digest = _digest(text.encode(), before)
+    return f'{text[:-1]}, "{DIGEST}": "{digest}"}}\n', digest
+
+
+def _digest(text: bytes, before: str) -> str:
+    return sha256(before.encode() + text).hexdigest()[:DIGITS]
+
+
+def read_lines(path: Path, length: int | None = None) -> Lines:
+    """The lines in the first `length` bytes of a file, or in all of it; none if there is no file. A last line that a kill
+    has cut short is left out, or damaged where a length is given: so much was on the disk."""
+    try:
+        body = path.read_bytes() if path.exists() else b""
+    except OSError:
+        return Lines([], [1], "")
+    *lines, rest = body[:length].split(b"\n")
+    whole, damaged, last = [], list[int](), ""
+    for number, (text, before, digest) in enumerate(_parted(lines), 1):
+        if digest is None:
+            if before:
+                damaged.append(number)
+            elif text.strip():
+                whole.append((number, text))
+            continue
+        if digest == _digest(text, before):
+            whole.append((number, text))
+        else:
+            damaged.append(number)
+        last = digest
+    if length is not None and (rest or len(body) < length):
+        damaged.append(len(lines) + 1)
+    return Lines(whole, damaged, last)
+
+
+def _parted(lines: list[bytes]) -> Iterator[tuple[bytes, str, str | None]]:
+    """(Its object without its digest, the digest before it, its digest if it has one) of each line."""
+    before = ""
+    for line in lines:
+        match = _SEALED.fullmatch(line)
+        if match is None:
+            yield line, before, None
+            continue
+        digest = match[2].decode()
+        yield match[1] + b"}", before, digest
+        before = digest
