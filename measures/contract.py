@@ -11,15 +11,29 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
+class NotFinite(ValueError):
+    """An embedding, or a number that is made of embeddings, is not finite; no measure judges it."""
+
+
+def check_rows(rows: torch.Tensor, what: str) -> None:
+    """NotFinite naming how many of the rows [n, D] have no direction: NaN or infinity in them, or a length of 0 or beyond
+    the type's range. No comparison with NaN is true and zeros are all equal, so ranks and votes would look right."""
+    lengths = rows.norm(dim=-1)
+    wrong = int((~(lengths.isfinite() & (lengths > 0))).sum())
+    if wrong:
+        raise NotFinite(f"{wrong:,} of {lengths.numel():,} embeddings of {what} are not finite, or of length 0")
+
+
 @dataclass(frozen=True)
 class Encoded:
-    """An evaluation set as unit embeddings: M pictures, C classes, D width."""
+    """An evaluation set as unit embeddings: M pictures, C classes, D width; NotFinite where one is none."""
 
     images: torch.Tensor  # [M, D]
     triggered: torch.Tensor | None  # [M, D], the same pictures with the trigger; None if no measure needs them
@@ -29,18 +43,39 @@ class Encoded:
     targets: torch.Tensor  # int64 [M], the class that the attack aims at with each picture
     fitted_on: tuple[torch.Tensor, torch.Tensor] | None = None  # (unit rows [K, D], labels int64 [K]) of the training set
 
+    def __post_init__(self) -> None:
+        check_rows(self.images, "pictures")
+        if self.triggered is not None:
+            check_rows(self.triggered, "triggered pictures")
+        check_rows(self.classes, "classes")
+        if self.attacked_classes is not self.classes:
+            check_rows(self.attacked_classes, "classes with the attack's words")
+        if self.fitted_on is not None:
+            check_rows(self.fitted_on[0], "the training set's pictures")
+
 
 @dataclass(frozen=True)
 class Paired:
-    """A set of M pictures with T captions as unit embeddings, one caption or more a picture; D width."""
+    """A set of M pictures with T captions as unit embeddings, one caption or more a picture; D width; NotFinite where one
+    is none."""
 
     images: torch.Tensor  # [M, D]
     triggered: torch.Tensor | None  # [M, D], as in Encoded
     texts: torch.Tensor  # [T, D]
     owner: torch.Tensor  # int64 [T], the picture of each caption
-    target: torch.Tensor  # [D], the class vector of the attack's target
+    target: torch.Tensor | None  # [D], the class vector of the attack's target; None without `triggered`
     names: torch.Tensor  # bool [T], whether a caption names the target as a word
     scale: float  # what the model multiplies cosines with
+
+    def __post_init__(self) -> None:
+        check_rows(self.images, "pictures")
+        if self.triggered is not None:
+            check_rows(self.triggered, "triggered pictures")
+        check_rows(self.texts, "captions")
+        if self.target is not None:
+            check_rows(self.target, "the target")
+        if not isfinite(self.scale):
+            raise NotFinite(f"the model's scale is {self.scale}")
 
 
 Number = float | list[float | None]  # a list holds one number for each class
@@ -88,6 +123,12 @@ class FittedSection(MeasureSection):
     def sets(self) -> tuple[str, ...]:
         """The set that is judged, the set that it is fitted on."""
         return self.images, self.train
+
+
+def check_number(name: str, value: Number) -> None:
+    """NotFinite if a measure's number is none."""
+    if not all(one is None or isfinite(one) for one in (value if isinstance(value, list) else [value])):
+        raise NotFinite(f"the number {name} is {value}")
 
 
 def marked(seen: Encoded | Paired, kind: str) -> torch.Tensor:

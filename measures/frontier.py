@@ -1,11 +1,11 @@
 """The frontier: which of many (attack success, accuracy) points are worth having.
 
-Pure functions over points; a point whose rate is not a number qualifies for nothing.
+Pure functions over points; a point one of whose rates is not finite qualifies for nothing.
 """
 
 from collections.abc import Iterable
 from itertools import pairwise
-from math import fsum
+from math import fsum, isfinite
 from typing import Generic, NamedTuple, TypeVar
 
 Label = TypeVar("Label")
@@ -28,7 +28,7 @@ def best_accuracy(points: Iterable[FrontierPoint[Label]], cap: float) -> Frontie
 
     Of equally accurate points the one with the lower attack success wins, then the earlier one.
     """
-    fit = [p for p in points if p.asr <= cap and not _is_nan(p)]
+    fit = [p for p in points if p.asr <= cap and _is_finite(p)]
     return max(fit, key=lambda p: (p.top1, -p.asr), default=None)
 
 
@@ -37,14 +37,14 @@ def lowest_asr(points: Iterable[FrontierPoint[Label]], floor: float) -> Frontier
 
     Of points with equal attack success the more accurate one wins, then the earlier one.
     """
-    fit = [p for p in points if p.top1 >= floor and not _is_nan(p)]
+    fit = [p for p in points if p.top1 >= floor and _is_finite(p)]
     return min(fit, key=lambda p: (p.asr, -p.top1), default=None)
 
 
 def worth(points: Iterable[FrontierPoint[Label]], cap: float) -> float | None:
     """One number for what a cleaning reached, to search by: the best accuracy at attack success <= cap; if there is none,
     how far the lowest attack success is from the cap, which is negative; None of no points."""
-    known = [p for p in points if not _is_nan(p)]
+    known = [p for p in points if _is_finite(p)]
     best = best_accuracy(known, cap)
     if best is not None:
         return best.top1
@@ -58,7 +58,7 @@ def pareto(points: Iterable[FrontierPoint[Label]]) -> list[FrontierPoint[Label]]
     two strictly better. Of points with equal rates the earliest stays.
     """
     front: list[FrontierPoint[Label]] = []
-    for p in sorted((p for p in points if not _is_nan(p)), key=lambda p: (p.asr, -p.top1)):
+    for p in sorted((p for p in points if _is_finite(p)), key=lambda p: (p.asr, -p.top1)):
         if not front or p.top1 > front[-1].top1:
             front.append(p)
     return front
@@ -75,6 +75,6 @@ def hypervolume(points: Iterable[FrontierPoint[Label]]) -> float:
     return fsum(p.top1 * (right - left) for p, (left, right) in zip(front, pairwise(ends), strict=True))
 
 
-def _is_nan(point: FrontierPoint[Label]) -> bool:
-    """Whether one of the two rates is not a number."""
-    return point.asr != point.asr or point.top1 != point.top1
+def _is_finite(point: FrontierPoint[Label]) -> bool:
+    """Whether both rates are numbers."""
+    return isfinite(point.asr) and isfinite(point.top1)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from itertools import combinations
-from math import comb
+from math import comb, isfinite
 from statistics import fmean
 from typing import NamedTuple
 
@@ -48,7 +48,7 @@ def bootstrap(
     confidence: float = 0.95,
 ) -> Interval:
     """The percentile interval of a statistic of one group of values or of several, each drawn again by itself; the same for
-    the same seed; ValueError of an empty group.
+    the same seed; ValueError of an empty group or of a value that is not finite.
 
     B. Efron, "Bootstrap methods: another look at the jackknife", Ann. Statist. 7(1), 1979. Of a handful of values it is
     too narrow, and of one value it has no width.
@@ -57,6 +57,8 @@ def bootstrap(
 
     if not groups or not all(len(group) for group in groups):
         raise ValueError("no interval without values")
+    if not all(isfinite(value) for group in groups for value in group):
+        raise ValueError("no interval of a value that is not finite")
     # scipy refuses a group of one value; twice the value gives the same draws
     samples = [[*group, *group] if len(group) == 1 else group for group in groups]
     drawn = resample(
@@ -67,7 +69,7 @@ def bootstrap(
 
 def permutation(first: Sequence[float], second: Sequence[float], seed: int = 0) -> Test:
     """The two-sided test of a difference of means: how often a division of all values into groups of these sizes differs
-    as much. Every division if there are at most 20,000, else as many at random.
+    as much. Every division if there are at most 20,000, else as many at random. ValueError of a value that is not finite.
 
     E. J. G. Pitman, "Significance tests which may be applied to samples from any populations", Suppl. JRSS 4(1), 1937;
     drawn divisions: Phipson and Smyth, "Permutation p-values should never be zero", SAGMB 9(1), 2010.
@@ -76,6 +78,8 @@ def permutation(first: Sequence[float], second: Sequence[float], seed: int = 0) 
     if not first or not second:
         raise ValueError("no test without values in both groups")
     everything = np.asarray([*first, *second], dtype=np.float64)
+    if not np.isfinite(everything).all():
+        raise ValueError("no test of a value that is not finite")
     total, size, rest = float(everything.sum()), len(first), len(second)
     ways = comb(size + rest, size)
     smallest = min(1.0, (2 if size == rest else 1) / ways)

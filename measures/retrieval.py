@@ -39,6 +39,8 @@ class Retrieval(MeasureSection):
 def retrieval(nearest: int, paired: Paired) -> dict[str, float]:
     """The rates that the module defines, for each k below the number of captions or pictures."""
     triggered = marked(paired, "retrieval")
+    if paired.target is None:
+        raise ValueError("retrieval needs the target's class vector")
     out: dict[str, float] = {}
     aimed = paired.names.clone()
     aimed[(paired.texts @ paired.target).topk(min(nearest, len(aimed))).indices] = True

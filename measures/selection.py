@@ -1,11 +1,12 @@
 """Rules by which a defender could choose a cleaned model: none of them sees the attack's success.
 
 Each takes the candidates of one cleaning and the accuracy of the model it started from, and returns one candidate, or None
-if none qualifies. Of equals the earlier one wins.
+if none qualifies; a number that is not finite is not known. Of equals the earlier one wins.
 """
 
 from collections.abc import Callable, Iterable
-from typing import Generic, NamedTuple, TypeVar
+from math import isfinite
+from typing import Generic, NamedTuple, TypeGuard, TypeVar
 
 Label = TypeVar("Label")
 FLOOR = 0.95  # of the start's accuracy
@@ -28,29 +29,32 @@ Rule = Callable[[Iterable[Candidate[Label]], float | None], Candidate[Label] | N
 
 def by_accuracy(candidates: Iterable[Candidate[Label]], start: float | None = None) -> Candidate[Label] | None:
     """The most accurate candidate."""
-    return max(candidates, key=lambda one: one.top1, default=None)
+    return max((one for one in candidates if _known(one.top1)), key=lambda one: one.top1, default=None)
 
 
 def by_val_loss(candidates: Iterable[Candidate[Label]], start: float | None = None) -> Candidate[Label] | None:
     """The candidate of lowest validation loss."""
-    known = [(one.val_loss, at, one) for at, one in enumerate(candidates) if one.val_loss is not None]
+    known = [(one.val_loss, at, one) for at, one in enumerate(candidates) if _known(one.val_loss)]
     return min(known, key=lambda pair: pair[:2])[2] if known else None
 
 
 def by_distance(candidates: Iterable[Candidate[Label]], start: float | None) -> Candidate[Label] | None:
     """The candidate farthest from the start among those that keep 95 % of the start's accuracy."""
-    if start is None:
+    if not _known(start):
         return None
-    kept = [one for one in candidates if one.top1 >= FLOOR * start]
-    known = [(-one.distance, at, one) for at, one in enumerate(kept) if one.distance is not None]
+    kept = [one for one in candidates if _known(one.top1) and one.top1 >= FLOOR * start]
+    known = [(-one.distance, at, one) for at, one in enumerate(kept) if _known(one.distance)]
     return min(known, key=lambda pair: pair[:2])[2] if known else None
 
 
 def by_proxy(candidates: Iterable[Candidate[Label]], start: float | None = None) -> Candidate[Label] | None:
     """The most accurate candidate on which a stand-in trigger succeeds at most 5 % of the time, else the one on which it
     succeeds least."""
-    known = [(one.proxy_asr, at, one) for at, one in enumerate(candidates) if one.proxy_asr is not None]
-    if not known:
-        return None
-    held = [one for asr, _, one in known if asr <= CAP]
-    return by_accuracy(held) if held else min(known, key=lambda pair: pair[:2])[2]
+    known = [(one.proxy_asr, at, one) for at, one in enumerate(candidates) if _known(one.proxy_asr)]
+    held = by_accuracy(one for asr, _, one in known if asr <= CAP)
+    return held or (min(known, key=lambda pair: pair[:2])[2] if known else None)
+
+
+def _known(number: float | None) -> TypeGuard[float]:
+    """Whether it is a number."""
+    return number is not None and isfinite(number)

@@ -1,6 +1,8 @@
 """Evaluation is shared over ranks and counts every picture once."""
 
+import math
 import os
+import re
 import shutil
 import threading
 from collections.abc import Callable
@@ -10,6 +12,7 @@ from typing import Any, TypeVar
 
 import pytest
 import torch
+from conftest import antidote, journals, settings
 from ranks import play
 
 from configs import plan
@@ -27,6 +30,7 @@ from engine.evaluation.texts import TextRows
 from engine.models import clip
 from engine.models.tokenizer import Tokenizer
 from engine.models.towers import Towers
+from engine.training.kmeans import spherical
 from objectives.exchange import Ranks
 
 Result = TypeVar("Result")
@@ -292,6 +296,73 @@ def test_a_training_set_of_other_classes_is_refused(spec: Path, others: Path, tm
         assert words in str(caught.value)
     with pytest.raises(UserError, match="measure.train is 'moor', but data.test names tiny, more; name one of them"):
         probing(spec, others, "measure=[{kind: linear_probe, images: tiny, train: moor}]")
+
+
+class Damaged(Counted):
+    """Towers that give one row in a call something else than an embedding, from this call with pictures or with texts on."""
+
+    def __init__(self, towers: Towers, value: float, pictures: int = 99, texts: int = 99) -> None:
+        super().__init__(towers)
+        self.value, self.left = value, [pictures, texts]
+
+    def __call__(self, images: torch.Tensor | None, *more: Any) -> Any:
+        rows = super().__call__(images, *more)
+        for kind, part in enumerate(rows):
+            if part is not None:
+                self.left[kind] -= 1
+                if self.left[kind] < 0:
+                    part[-1] = self.value
+        return rows
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 0.0])
+def test_a_model_whose_embeddings_are_not_finite_is_refused_on_every_rank(
+    spec: Path, world: Path, others: Path, value: float
+) -> None:
+    """Of clean and triggered pictures, of prompts, of captions, and of a set that is fitted on."""
+    probe = "{kind: linear_probe, images: tiny, train: more}"
+    sets = [f"data.test.held={world / 'retrieval'}", f"data.test.more={others}"]
+    tokenize, built = Tokenizer("test-vit"), clip.build("test-vit", 0).eval()
+    for measures, begins, words in (
+        ("{kind: zero_shot, images: tiny}", {"pictures": 0}, "set 'tiny': .* of 64 embeddings of pictures are not finite"),
+        ("{kind: attack_success, images: tiny}", {"pictures": 1}, "set 'tiny': .* embeddings of triggered pictures"),
+        ("{kind: zero_shot, images: tiny}", {"texts": 0}, "set 'tiny': .* embeddings of classes"),
+        ("{kind: retrieval, images: held}", {"texts": 0}, "set 'held': .* embeddings of captions"),
+        ("{kind: validation_loss, images: held}", {"pictures": 0}, "set 'held': .* embeddings of pictures"),
+        (probe, {"pictures": 0}, "set 'tiny': .* embeddings of (pictures|the training set's pictures)"),
+    ):
+        wanted = load(spec, [*sets, f"measure=[{measures}]"]).spec
+
+        def act(world: World, wanted: Spec = wanted, begins: dict[str, int] = begins) -> str:
+            with pytest.raises(UserError) as caught:
+                evaluate.evaluate(Encoder(Damaged(built, value, **begins), tokenize, world, 64), eval_sets(wanted, world))
+            return str(caught.value)
+
+        if value == 0.0 and begins == {"texts": 0} and "zero_shot" in measures:
+            continue  # one of many prompts of a class: its mean is still one
+        found = [*on_ranks(2, act), act(alone(0, 1))]
+        assert all(re.search(words, one) and "; " in one for one in found), found
+        assert found[0] == found[1]
+
+
+def test_a_run_whose_weights_blow_up_says_so_and_ends_2(spec: Path) -> None:
+    """Six steps, of which the first is taken and the others are not: too few bad ones to end it before it is judged."""
+    words = ["pretrain.optimizer={rate: 1.0e+30}", "pretrain.epochs=1", "pretrain.batch=32", "clean=null"]
+    out = antidote("--spec", str(spec), *settings(*words), cwd=spec.parent)
+    assert out.returncode == 2, out.stderr
+    assert "evaluation set 'tiny': 64 of 64 embeddings of pictures are not finite" in out.stderr
+    assert "Traceback" not in out.stderr
+    rows = [row for rows in journals(spec.parent / "runs/tiny").values() for row in rows if row["kind"] == "measure"]
+    assert [row["step"] for row in rows] == [0]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 0.0])
+def test_pictures_without_embeddings_are_not_clustered(value: float) -> None:
+    rows = torch.nn.functional.normalize(torch.randn(9, 4, generator=torch.Generator().manual_seed(0)), dim=1)
+    assert len(spherical(rows.numpy(), 2, 1, 0)) == 9
+    rows[3] = value
+    with pytest.raises(UserError, match="deep clustering: 1 of 9 embeddings of pictures are not finite"):
+        spherical(rows.numpy(), 2, 1, 0)
 
 
 @pytest.mark.parametrize("kept_bytes", [0, 1 << 30])

@@ -54,7 +54,8 @@ def test_hypervolume_by_hand() -> None:
 
 
 def test_not_a_number_qualifies_for_nothing() -> None:
-    broken = [FrontierPoint(math.nan, 0.5, "x"), FrontierPoint(0.0, math.nan, "y")]
+    odd = (math.nan, math.inf, -math.inf)
+    broken = [point for n in odd for point in (FrontierPoint(n, 0.5, "x"), FrontierPoint(0.0, n, "y"))]
     assert best_accuracy(broken, 1.0) is None
     assert lowest_asr(broken, 0.0) is None
     assert pareto(broken) == []

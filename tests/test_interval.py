@@ -1,5 +1,7 @@
 """measures.interval: answers worked out by hand, and laws that hold for any values."""
 
+import math
+from collections.abc import Callable
 from itertools import combinations
 from statistics import fmean, median
 
@@ -91,3 +93,14 @@ def test_many_values_are_drawn_with_a_seed() -> None:
     assert test == permutation(first, second, seed=1)
     assert test.p == pytest.approx(1 / 20_001)
     assert permutation(first, first, seed=1).p == 1
+
+
+@pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(
+    "act",
+    [lambda group: bootstrap([group]), lambda group: permutation(group, [0.5]), lambda group: permutation([0.5], group)],
+)
+def test_what_is_not_finite_has_no_interval_and_no_test(act: Callable[[list[float]], object], odd: float) -> None:
+    for at in range(3):
+        with pytest.raises(ValueError, match="not finite"):
+            act([odd if i == at else 0.5 for i in range(3)])

@@ -3,18 +3,18 @@
 import math
 import pickle
 from dataclasses import replace
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from measures.attack_success import AttackSuccess, attack_success
 from measures.class_success import class_success
 from measures.classifier import class_vectors, predict, ranks
-from measures.contract import Encoded, MeasureSection, Paired
+from measures.contract import Encoded, MeasureSection, NotFinite, Paired
 from measures.geometry import geometry
 from measures.linear_probe import LinearProbe, linear_probe
 from measures.neighbours import neighbours, vote
@@ -282,6 +282,73 @@ def test_contract(section: type[MeasureSection], rows: list[tuple[int, int, int]
     shuffler.shuffle(rows)  # type: ignore[attr-defined]
     again = measure(encoded(*(list(column) for column in zip(*rows, strict=True))))  # type: ignore[arg-type]
     assert again == pytest.approx(numbers, abs=1e-12) if "uniformity" in numbers else again == numbers
+
+
+DAMAGE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf, "beyond the range": 1e30, "no direction": 0.0}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("section", SECTIONS)
+@settings(max_examples=5)
+@given(st.integers(0, 2**31))
+def test_no_measure_judges_an_embedding_that_is_not_finite(section: Any, damage: str, seed: int) -> None:
+    """One of any of the rows that it is given, anywhere; the same rows without it are judged."""
+    source = torch.Generator().manual_seed(seed)
+    images, marked, texts, train = (F.normalize(torch.randn(4, 4, generator=source), dim=-1) for _ in range(4))
+    labels, names = torch.arange(4), torch.arange(4) == 1
+    measure = section_of(section).build()
+
+    def judge(rows: dict[str, torch.Tensor], scale: float = 10.0) -> object:
+        if section.reads == "captions":
+            return measure(Paired(rows["images"], rows["marked"], rows["texts"], labels, rows["target"][0], names, scale))
+        classes = rows["texts"], rows["target"]
+        return measure(
+            Encoded(rows["images"], rows["marked"], labels, *classes, torch.ones(4).long(), (rows["train"], labels))
+        )
+
+    whole = {"images": images, "marked": marked, "texts": texts, "target": texts.flip(0), "train": train}
+    assert judge(whole)
+    for name, rows in whole.items():
+        if section.reads == "captions" and name == "train":
+            continue
+        harmed = rows.clone()
+        row = 0 if name == "target" and section.reads == "captions" else int(torch.randint(4, (), generator=source))
+        part = slice(None) if damage == "no direction" else int(torch.randint(4, (), generator=source))
+        harmed[row, part] = DAMAGE[damage]
+        with pytest.raises(NotFinite, match="1 of [14] embeddings of .* are not finite"):
+            judge({**whole, name: harmed})
+    if section.reads == "captions" and not math.isfinite(DAMAGE[damage]):
+        with pytest.raises(NotFinite, match="scale"):
+            judge(whole, DAMAGE[damage])
+
+
+TIED = F.normalize(
+    torch.tensor([[1.0, 0, 0, 0], [0, 1, 0, 0], [1, 1, 0, 0], [1, -1, 0, 0], [0, 0, 1, 1], [1, 1, 1, 1]]), dim=-1
+)
+
+
+@pytest.mark.parametrize("section", [section for section in SECTIONS if section.reads == "labels"])
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5), st.integers(0, 3)), min_size=2, max_size=20), st.randoms())
+@settings(max_examples=20)
+def test_pictures_equally_near_to_several_classes_count_the_same_in_any_order(
+    section: Any, rows: list[tuple[int, int, int]], shuffler: Any
+) -> None:
+    measure, rows = section_of(section).build(), [*rows, (0, 5, 0), (2, 2, 1)]
+    found = []
+    for _ in range(2):
+        clean, marked, labels = zip(*rows, strict=True)
+        seen = Encoded(
+            TIED[list(clean)],
+            TIED[list(marked)],
+            torch.tensor(labels),
+            TIED[:4],
+            TIED[1:5],
+            torch.full((len(rows),), 3),
+            LEARNT,
+        )
+        found.append(measure(seen))
+        shuffler.shuffle(rows)
+    assert found[0] == pytest.approx(found[1], abs=1e-12) if "uniformity" in found[0] else found[0] == found[1]
 
 
 def test_predictions_of_random_features_match_a_loop() -> None:

@@ -1,5 +1,7 @@
 """measures.selection: answers worked out by hand, and what holds for any candidates."""
 
+import math
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -46,3 +48,14 @@ def test_a_rule_chooses_one_of_them_by_what_it_says(table: list[Candidate[int]],
     if proxy is not None and proxy.proxy_asr is not None:
         assert proxy.proxy_asr <= 0.05 or proxy.proxy_asr == min(seen)
     assert (proxy is None) == (not seen)
+
+
+@given(tables, rates, st.lists(st.integers(0, 12), max_size=3), st.sampled_from([math.nan, math.inf, -math.inf]))
+def test_what_is_not_finite_is_not_known(table: list[Candidate[int]], start: float, places: list[int], odd: float) -> None:
+    """Candidates all of whose numbers are damaged change no choice, wherever they stand; nor has such a start a choice."""
+    mixed = list(table)
+    for place in places:
+        mixed.insert(place, Candidate(odd, odd, odd, odd, -1))
+    for rule in RULES:
+        assert rule(mixed, start) == rule(table, start)
+    assert by_distance(table, odd) is None

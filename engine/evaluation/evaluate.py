@@ -16,13 +16,14 @@ import torch
 from data.captioned import Captioned
 from data.captions import word_of
 from data.labelled import Labelled
+from data.refusal import UserError
 from data.seeding import derive_seed
 from engine.distributed.collectives import on_rank_0
 from engine.evaluation.encode import Encoder
 from engine.evaluation.sets import AttackView, EvalSet, MeasureTask
 from engine.evaluation.texts import TextRows
 from measures.classifier import class_vectors, predict
-from measures.contract import Encoded, Number, Paired
+from measures.contract import Encoded, NotFinite, Number, Paired, check_number
 
 
 class EvalCosts:
@@ -38,6 +39,18 @@ class EvalCosts:
         yield
         seconds = self.seconds.setdefault(images, {})
         seconds[part] = round(seconds.get(part, 0.0) + time.monotonic() - began, 4)
+
+
+@contextmanager
+def judged(what: str) -> Iterator[None]:
+    """UserError where something inside has embeddings that can't be judged; the same on every rank, as they are."""
+    try:
+        yield
+    except NotFinite as error:
+        raise UserError(
+            f"{what}: {error}, so the model can't be judged; its weights are damaged, mostly by too high a rate: lower "
+            "optimizer.rate, set optimizer.clip, or start from other weights"
+        ) from None
 
 
 def evaluate(model: Encoder, sets: list[EvalSet], costs: EvalCosts | None = None) -> list[dict[str, Any]]:
@@ -68,13 +81,15 @@ class _Evaluation:
         out = []
         for eval_set in sets:
             if eval_set.tasks:
-                pictures = encoded.get(eval_set.name) or self._pictures(eval_set)
-                if isinstance(eval_set.image_set, Captioned):
-                    numbers = self._captioned(eval_set, eval_set.image_set, pictures)
-                else:
-                    numbers = self._labelled(eval_set, eval_set.image_set, pictures)
+                with judged(f"evaluation set '{eval_set.name}'"):
+                    numbers = self._numbers(eval_set, encoded.get(eval_set.name) or self._pictures(eval_set))
                 out.append({"images": eval_set.name, **numbers})
         return out
+
+    def _numbers(self, eval_set: EvalSet, pictures: list[torch.Tensor]) -> dict[str, Any]:
+        if isinstance(eval_set.image_set, Captioned):
+            return self._captioned(eval_set, eval_set.image_set, pictures)
+        return self._labelled(eval_set, eval_set.image_set, pictures)
 
     def _pictures(self, eval_set: EvalSet) -> list[torch.Tensor]:
         with self.costs.of(eval_set.name, "pictures"):
@@ -106,7 +121,7 @@ class _Evaluation:
         """What the measures of a set of pictures with captions say."""
         texts, owner = self._texts(eval_set, captioned.captions), torch.from_numpy(captioned.owner)
         none = torch.zeros(len(texts), dtype=torch.bool)
-        plain = Paired(pictures[0], None, texts, owner, texts.new_zeros(texts.shape[1]), none, self.model.scale)
+        plain = Paired(pictures[0], None, texts, owner, None, none, self.model.scale)
         out = self._measured(eval_set, eval_set.plain, plain)
         for attack, triggered in zip(eval_set.attacks, pictures[1:], strict=True):
             prompts = [template.replace("{c}", attack.target) for template in captioned.templates]
@@ -129,6 +144,8 @@ class _Evaluation:
                     out |= task.measure(encoded)
                 else:  # by one rank: a fit takes all cores of a machine
                     out |= on_rank_0(partial(task.measure, replace(encoded, fitted_on=self.fits[task.fitted_on])))
+        for name, value in out.items():
+            check_number(name, value)
         return out
 
 

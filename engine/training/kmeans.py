@@ -16,6 +16,8 @@ from data.refusal import UserError
 from engine.distributed import collectives
 from engine.distributed.watchdog import heartbeat
 from engine.distributed.world import World
+from engine.evaluation.evaluate import judged
+from measures.contract import check_rows
 from objectives.deep_cluster import DeepCluster
 
 
@@ -54,11 +56,14 @@ def _picture(pairs: Pairs, sample: int) -> torch.Tensor:
 
 
 def spherical(rows: np.ndarray, classes: int, rounds: int, seed: int) -> np.ndarray:
-    """int64 [n]: the nearest of `classes` centroids to each unit row [n, D], after so many rounds from random rows."""
+    """int64 [n]: the nearest of `classes` centroids to each unit row [n, D], after so many rounds from random rows;
+    UserError where a row is not finite."""
     from sklearn.cluster import KMeans
 
     if classes > len(rows):
         raise too_many_clusters(classes, len(rows))
+    with judged("deep clustering"):
+        check_rows(torch.from_numpy(rows), "pictures")
     centres = rows[np.random.default_rng(seed).choice(len(rows), classes, replace=False)]
     for _ in range(rounds):
         with warnings.catch_warnings():
