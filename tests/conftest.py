@@ -142,6 +142,24 @@ def journals(study: Path) -> dict[str, list[dict[str, float | int | str]]]:
     }
 
 
+Journals = dict[str, list[dict[str, float | int | str]]]
+
+
+def assert_close(got: Journals, wanted: Journals, rel: float) -> None:
+    """Equal to rounding, as the journals of several processes are to those of one; gradients' norms are to fewer digits."""
+    assert got.keys() == wanted.keys()
+    for run, rows in wanted.items():
+        for a, b in zip(got[run], rows, strict=True):
+            assert a.keys() - {"grad_norm"} == b.keys() - {"grad_norm"}
+            for name in b.keys() - {"grad_norm"}:
+                value = b[name]
+                assert a[name] == (pytest.approx(value, rel=rel, abs=1e-9) if isinstance(value, float) else value), (
+                    name,
+                    a,
+                    b,
+                )
+
+
 def settings(*pairs: str) -> list[str]:
     """--set for each pair."""
     return [word for pair in pairs for word in ("--set", pair)]

@@ -92,6 +92,22 @@ def refuse_shared_devices(places: Sequence[tuple[str, str]]) -> None:
             )
 
 
+def refuse_taken_port(port: int) -> None:
+    """UserError if the port where rank 0 is to wait for the others is in use. Under torchrun its own process waits there."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        return
+    family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
+    try:
+        socket.create_server(("", port), family=family, dualstack_ipv6=family == socket.AF_INET6).close()
+    except OSError as error:
+        raise UserError(
+            f"port {port} of {socket.gethostname()}, where the processes are to meet, can't be had ({error.strerror}); if a "
+            f"study is at work here, give this one its own: deepspeed --master_port {_free_port()}, or MASTER_PORT in the "
+            "environment",
+            alone=True,
+        ) from None
+
+
 def init_distributed(limit: float = 1800.0, threads: int | None = None) -> World:
     """Joins the other processes; each gets `threads`, or its share of this machine's cores. After `limit` seconds without a
     heartbeat a rank says for which others it waits, and ends."""
@@ -105,6 +121,8 @@ def init_distributed(limit: float = 1800.0, threads: int | None = None) -> World
         variables = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": local_rank, "MASTER_ADDR": address, "MASTER_PORT": port}
         for name, value in variables.items():
             os.environ.setdefault(name, str(value))
+        if rank == 0:
+            refuse_taken_port(int(os.environ["MASTER_PORT"]))
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timedelta(seconds=limit + 60))  # the watchdog speaks before
         if size > 1:
