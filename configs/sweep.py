@@ -137,7 +137,7 @@ class Slurm(Section):
     hours: float = Field(24.0, gt=0, description="time limit of a job; it saves before and is put back into the queue")
     cpus: int = Field(8, ge=1, description="cores of each process")
     memory_gb: int | None = Field(None, ge=1)
-    gpus: bool = Field(True, description="one GPU for each process; false: CPUs alone")
+    gpus: bool = Field(True, description="one GPU for each process; false: none, as on nodes without GPUs")
     setup: tuple[str, ...] = Field((), description="shell lines that each job runs first, such as module load cuda")
 
 

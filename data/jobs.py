@@ -7,10 +7,12 @@ the same command does the rest.
 import os
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from data.refusal import UserError
+from data.slurm import Queue, error_line, refuse_unreachable, refused
 
 ROOT = Path(__file__).resolve().parent.parent
 POLL = 0.5  # seconds between looks
@@ -58,7 +60,7 @@ def run_jobs(
     submitter.update_parameters(name="antidote", timeout_min=60 * how.hours if how.slurm else LIMIT, cpus_per_task=1)
     if how.slurm:
         submitter.update_parameters(slurm_partition=how.slurm)
-    running = submitter.map_array(run_each, [work] * jobs, [left[i::jobs] for i in range(jobs)])
+    running = submit(submitter, [partial(run_each, work, left[i::jobs]) for i in range(jobs)])
     waiting = list(left)
     while not all(job.done() for job in running):
         time.sleep(POLL)
@@ -77,15 +79,26 @@ def executor(folder: Path, slurm: str | None) -> Any:
     """submitit's executor of this machine, or of Slurm if a partition ("": the default one) is given; UserError without
     it."""
     import submitit
+    from submitit.slurm.slurm import SlurmJob
 
     path = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part and part != str(ROOT)]
     os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *path])
+    if slurm is None:
+        return submitit.AutoExecutor(folder=folder, cluster="local")
+    refuse_unreachable()
+    if not isinstance(SlurmJob.watcher, Queue):
+        SlurmJob.watcher = Queue()
+    return submitit.AutoExecutor(folder=folder, cluster="slurm", slurm_max_num_timeout=REQUEUES)
+
+
+def submit(submitter: Any, calls: Sequence[Callable[[], Any]]) -> list[Any]:
+    """submitit's jobs of these calls, of Slurm one array; UserError if Slurm refuses them."""
+    from submitit.core.utils import FailedJobError
+
     try:
-        if slurm is None:
-            return submitit.AutoExecutor(folder=folder, cluster="local")
-        return submitit.AutoExecutor(folder=folder, cluster="slurm", slurm_max_num_timeout=REQUEUES)
-    except RuntimeError as error:
-        raise UserError(f"{error}; run this on a machine that has Slurm's sbatch and srun, or without Slurm") from None
+        return list(submitter.submit_array(calls))
+    except FailedJobError as error:
+        raise refused(error_line(str(error))) from None
 
 
 def run_each(work: Callable[[T], None], items: Sequence[T]) -> list[str]:

@@ -1,25 +1,20 @@
 #!/usr/bin/env bash
-# sbatch configs/cluster/slurm.sh specs/cc6m.yaml [--stage pretrain ...]
-# One task a GPU. Slurm warns five minutes before the end: the run saves, exits with 143, and is put back into the queue,
-# where the same command goes on from its checkpoint.
+# sbatch --nodes=2 --ntasks-per-node=8 --gpus-per-node=8 --cpus-per-task=12 configs/cluster/slurm.sh specs/cc6m.yaml [--stage ...]
+# One task a GPU; on nodes without GPUs leave --gpus-per-node out. sbatch's own options override the #SBATCH lines below, and so
+# do its variables, such as SBATCH_PARTITION and SBATCH_ACCOUNT; nothing here needs an edit. Slurm warns five minutes before the
+# end: the run saves, exits with 143, and goes back into the queue, where it goes on from its checkpoint.
 #SBATCH --job-name=antidote
-#SBATCH --nodes=2
-#SBATCH --ntasks-per-node=8
-#SBATCH --gpus-per-node=8
-#SBATCH --cpus-per-task=12
+#SBATCH --nodes=1
 #SBATCH --time=24:00:00
 #SBATCH --signal=TERM@300
 #SBATCH --requeue
 #SBATCH --open-mode=append
 set -uo pipefail
-cd "${SLURM_SUBMIT_DIR:-.}"
-source .venv/bin/activate
+cd "${SLURM_SUBMIT_DIR:-.}" || exit 2
 spec="${1:?give a spec, for example specs/cc6m.yaml}"
 shift
-srun --kill-on-bad-exit=1 python engine/run.py --spec "$spec" "$@"
-code=$?
-if [ "$code" -eq 143 ]; then
-    scontrol requeue "$SLURM_JOB_ID"
-    exit 0
-fi
-exit "$code"
+source .venv/bin/activate || exit 2
+[ -n "${SLURM_GPUS_ON_NODE:-}" ] || echo "no GPUs were asked for (sbatch --gpus-per-node=8): every task computes on a CPU" >&2
+[ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK" # srun takes it over no longer
+# ranks end by themselves when one of them does: none is killed for another's exit code while it saves or writes the report
+exec bash configs/cluster/requeue.sh srun --kill-on-bad-exit=0 --wait=0 python engine/run.py --spec "$spec" "$@"

@@ -1,26 +1,22 @@
 #!/usr/bin/env bash
-# sbatch configs/cluster/slurm_array.sh specs/cc6m.yaml
-# The cleaning runs of a study as a job array, one GPU each: every task takes one run after another from the study's folder
-# until none is left, so their number is how many go on at once, not how many runs there are. Pre-train before
-# (configs/cluster/slurm.sh specs/cc6m.yaml --stage pretrain). Slurm warns five minutes before the end: the run saves, exits with
-# 143, and its task is put back into the queue. `sweep.executor: slurm` in a spec submits such an array by itself.
+# sbatch --gpus-per-node=1 --cpus-per-task=8 configs/cluster/slurm_array.sh specs/cc6m.yaml
+# The cleaning runs of a study as a job array, one GPU each (none without that option): every task takes one run after another
+# from the study's folder until none is left, so their number is how many go on at once, not how many runs there are; --array=0-31
+# gives another. Pre-train before (slurm.sh specs/cc6m.yaml --stage pretrain). Warned, or preempted, a task's run saves and the
+# task goes back into the queue, as slurm.sh does. `sweep.executor: slurm` in a spec submits such an array by itself.
 #SBATCH --job-name=antidote-clean
 #SBATCH --array=0-7
-#SBATCH --gpus-per-node=1
-#SBATCH --cpus-per-task=8
+#SBATCH --ntasks=1
 #SBATCH --time=12:00:00
 #SBATCH --signal=TERM@300
 #SBATCH --requeue
 #SBATCH --open-mode=append
 set -uo pipefail
-cd "${SLURM_SUBMIT_DIR:-.}"
-source .venv/bin/activate
+cd "${SLURM_SUBMIT_DIR:-.}" || exit 2
 spec="${1:?give a spec, for example specs/cc6m.yaml}"
 shift
-srun --ntasks=1 --kill-on-bad-exit=1 python engine/run.py --spec "$spec" --stage clean --set sweep.executor=here "$@"
-code=$?
-if [ "$code" -eq 143 ]; then
-    scontrol requeue "${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID}"
-    exit 0
-fi
-exit "$code"
+source .venv/bin/activate || exit 2
+[ -n "${SLURM_GPUS_ON_NODE:-}" ] || echo "no GPU was asked for (sbatch --gpus-per-node=1): this task computes on a CPU" >&2
+[ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK" # srun takes it over no longer
+words=(--spec "$spec" --stage clean --set sweep.executor=here "$@")
+exec bash configs/cluster/requeue.sh srun --ntasks=1 --kill-on-bad-exit=0 --wait=0 python engine/run.py "${words[@]}"

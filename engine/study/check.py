@@ -1,5 +1,6 @@
 """What a study refuses before its first run: by its spec and files, by what is in its folder."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from data.refusal import Missing, UserError
 from engine.distributed import collectives
 from engine.study import lock
 from engine.study.scheduler import Scheduler
+from engine.study.slurm import refuse_unfit_workers
 from engine.training import check
 from engine.training.checkpoint import assert_readable, committed
 from engine.training.inputs import StudyInputs
@@ -40,6 +42,11 @@ def refusals(scheduler: Scheduler, shared: StudyInputs) -> check.Refusals:
         try:
             for path in checkpoints[-1:]:
                 assert_readable(path)
+        except UserError as error:
+            met[str(error)] = error
+    if sweep.executor == "slurm" and not all(check.carries_out(sweep, run, size) for run in left):
+        try:
+            collectives.on_rank_0(partial(refuse_unfit_workers, sweep))
         except UserError as error:
             met[str(error)] = error
     ranks = [size if check.carries_out(sweep, run, size) else sweep.processes for run in left]

@@ -17,10 +17,12 @@ from typing import Any
 from uuid import uuid4
 
 from configs.sweep import Sweep
-from data.jobs import LIMIT, executor
+from data.jobs import LIMIT, executor, submit
+from data.slurm import call
 from engine.distributed.world import cores
 from engine.study import lock
 from engine.study.scheduler import Scheduler
+from engine.study.slurm import WARNING, slurm_settings
 from engine.study.status import LiveView
 from engine.study.stop_signal import StopSignal
 
@@ -28,6 +30,7 @@ WORKER_SINCE = "ANTIDOTE_WORKER_SINCE"  # set in a worker: since when who starte
 SCRIPT = Path(__file__).resolve().parents[1] / "run.py"
 POLL = 1.0  # seconds between looks
 GRACE = 600.0  # seconds that a worker may take to save when it is asked to stop
+SAVES = WARNING - 60.0  # seconds that its run may take to save, so that a Slurm job is put back into the queue in time
 DEATHS = 20  # of workers, in one launch, after which something must be wrong with the machine
 MEMORY = 2.5 * 2**30  # bytes of a process on CPU: imports, towers, evaluation pictures
 OF_THE_LAUNCHER = (  # what a worker must not take over from the process that starts it
@@ -50,14 +53,19 @@ class StudyCommand:
         inherited = {name: value for name, value in os.environ.items() if name not in OF_THE_LAUNCHER}
         if cuda := os.environ.get("CUDA_VISIBLE_DEVICES"):
             inherited["CUDA_VISIBLE_DEVICES"] = cuda  # Slurm's own choice, unless `variables` has ours
-        self.process = subprocess.Popen(self.words, cwd=self.folder, env={**inherited, **self.variables})
+        self.process = subprocess.Popen(
+            self.words, cwd=self.folder, env={**inherited, **self.variables}, preexec_fn=_ignore_warning
+        )
         Path(self.note).write_text(str(self.process.pid))
         code = self.process.wait()
+        if code == 128 + signal.SIGTERM and _goes_on():  # Slurm preempts it, or somebody asked it to save and go on later
+            signal.raise_signal(signal.SIGUSR2)
         Path(self.note).write_text(f"{self.process.pid} {code}")
         return code
 
     def checkpoint(self) -> Any:
-        """Called by submitit before Slurm's time limit and on preemption: the run saves, and the job is put back."""
+        """Called by submitit before Slurm's time limit: the run saves, and the job is put back. One that does not save in
+        time goes on from an earlier checkpoint."""
         import psutil
         import submitit
 
@@ -65,11 +73,26 @@ class StudyCommand:
             # not Popen.wait: this is called by a signal, maybe in the midst of it, and its lock is held
             child = psutil.Process(self.process.pid)  # type: ignore[union-attr]
             child.send_signal(signal.SIGTERM)
-            child.wait(GRACE)
+            try:
+                child.wait(SAVES)
+            except psutil.TimeoutExpired:
+                child.kill()
         return submitit.helpers.DelayedSubmission(StudyCommand(self.words, self.folder, self.variables, self.note))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "process": None}
+
+
+def _ignore_warning() -> None:
+    """In a worker's process: Slurm's signal goes to all of a job's processes, and only submitit's own answers it."""
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+
+
+def _goes_on() -> bool:
+    """Whether this is a Slurm job that nobody has cancelled."""
+    job = os.environ.get("SLURM_JOB_ID")
+    code, state, _ = call(["squeue", "--noheader", f"--jobs={job}", "--format=%T"]) if job else (1, "", "")
+    return not code and state.split()[:1] == ["RUNNING"]
 
 
 @dataclass
@@ -187,24 +210,8 @@ def _start(free: list[WorkerSlot], scheduler: Scheduler, options: Namespace, wor
         commands.append(StudyCommand(worker_words(options, sweep, threads, port), os.getcwd(), variables, str(slot.note)))
     submitter = executor(home, None if local else sweep.slurm.partition or "")
     submitter.update_parameters(name="antidote", **({"timeout_min": LIMIT} if local else slurm_settings(sweep, workers)))
-    with submitter.batch():  # of Slurm one array
-        jobs = [submitter.submit(command) for command in commands]
-    for slot, job in zip(free, jobs, strict=True):
+    for slot, job in zip(free, submit(submitter, commands), strict=True):
         slot.job = job
-
-
-def slurm_settings(sweep: Sweep, workers: int) -> dict[str, Any]:
-    """What submitit asks Slurm for: an array of so many workers, warned five minutes before their time is up."""
-    slurm = sweep.slurm
-    settings: dict[str, Any] = {
-        "timeout_min": int(60 * slurm.hours), "cpus_per_task": slurm.cpus * sweep.processes,
-        "slurm_array_parallelism": workers, "slurm_signal_delay_s": 300, "slurm_setup": list(slurm.setup),
-    }  # fmt: skip
-    if slurm.gpus:
-        settings["gpus_per_node"] = sweep.processes
-    if slurm.memory_gb:
-        settings["mem_gb"] = slurm.memory_gb
-    return settings | {f"slurm_{name}": value for name in ("partition", "account") if (value := getattr(slurm, name))}
 
 
 def _stop_workers(slots: list[WorkerSlot], sweep: Sweep, code: int) -> int:
