@@ -1,7 +1,8 @@
 # make demo    poison, pre-train, clean, report: minutes on two CPU cores
 # make test    every check and test, as CI runs them; SHUFFLE=7 draws their order
 # make check   the same: ruff, mypy, import contracts, tests
-# make nightly the slow tests too, about a quarter of an hour; other examples each time
+# make nightly the slow tests too, half an hour for each Python of the two that is here; other examples each time
+# make nightly-tools  what its real parts need, on Debian, as root or with sudo: Slurm, munge, sshd, pdsh
 # make mini    the paper's experiments in miniature, hours on two CPU cores; goes on where it was stopped
 # make bench   side by side with peers, about 40 minutes on an otherwise idle machine
 # make gpu     on a machine with a GPU and no network: its tests and figures in nine minutes; docs/clusters.md
@@ -18,7 +19,7 @@ READY := $(VENV)/ready
 TESTS := -q -n 2 --dist loadfile --durations=25 --cov --cov-report=term --cov-fail-under=92 $(if $(SHUFFLE),--shuffle $(SHUFFLE))
 MINI := main $(filter-out main,$(basename $(notdir $(wildcard specs/mini/*.yaml))))
 
-.PHONY: demo test check nightly lint clean schema mini bench gpu wheels
+.PHONY: demo test check nightly nightly-one nightly-tools lint clean schema mini bench gpu wheels
 .DEFAULT_GOAL := demo
 
 $(READY): pyproject.toml constraints.txt
@@ -38,8 +39,19 @@ test: check
 check: lint
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest $(TESTS)
 
-nightly: lint
+nightly-one: lint
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest $(TESTS) -m "slow or not slow"
+
+# both Pythons that Antidote promises: this one, then the other, in an environment of its own
+nightly: nightly-one
+	@other=$$($(BIN)/python -c 'import sys; print("python3.11" if sys.version_info >= (3, 12) else "python3.12")'); \
+	if $$other -c "" 2> /dev/null; then $(MAKE) nightly-one VENV=.venv-$$other PYTHON=$$other; \
+	else echo "SKIPPED: the suite under $$other, which is not on the PATH"; fi
+
+# their services need not run: tests start their own
+nightly-tools:
+	$(if $(filter 0,$(shell id -u)),,sudo) apt-get update
+	$(if $(filter 0,$(shell id -u)),,sudo) apt-get install --yes --no-install-recommends slurm-wlm munge openssh-server pdsh iproute2
 
 lint: $(READY)
 	$(BIN)/ruff check .
@@ -76,4 +88,4 @@ wheels:
 		--wheel-dir $(or $(WHEELS),wheels) $$(grep '^deepspeed==' constraints.txt)
 
 clean:
-	rm -rf $(VENV) shards/demo .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage *.egg-info
+	rm -rf $(VENV) .venv-python3.* shards/demo .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage *.egg-info
