@@ -15,7 +15,7 @@ from records.json_file import damaged, read_json
 from records.study_json import RunEntry, StageName
 
 SPEC = "spec.json"  # in a run's folder
-FORMAT = 4  # raised when the same spec comes to mean another computation
+FORMAT = 5  # raised when the same spec comes to mean another computation
 
 
 @dataclass(frozen=True)

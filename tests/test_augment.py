@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data.augmentation.augment import Augment
-from data.augmentation.eda import augmented_caption, check_synonyms, settle_synonyms
+from data.augmentation.eda import _insert, _replace, _swap, augmented_caption, check_synonyms, settle_synonyms
 from data.augmentation.pictures import autoaugmented
 from data.refusal import UserError
 
@@ -50,6 +50,21 @@ def test_no_caption_makes_eda_fail_or_empty(text: str, epoch: int) -> None:
     assert augmented_caption(NONE, "Cat", 0, "k", epoch) in ("cat", "cat cat")
 
 
+def test_apostrophes_leave_no_word_of_their_own() -> None:
+    kept = {augmented_caption(NONE, "don't", 0, "k", epoch) for epoch in range(30)}
+    assert kept == {"dont", "dont dont"}
+    assert augmented_caption(NONE, "dog\u2019s", 0, "k", 0) in ("dogs", "dogs dogs")
+
+
+def test_a_swap_moves_two_words() -> None:
+    text = "one two three four five six seven eight nine"
+    for epoch in range(40):
+        out = _swap(text.split(), 1, NONE, np.random.default_rng(epoch))
+        assert sorted(out) == sorted(text.split())
+        assert sum(a != b for a, b in zip(out, text.split(), strict=True)) == 2
+    assert _swap(["one"], 1, NONE, np.random.default_rng(0)) == ["one"]
+
+
 def test_frozen_captions_stay_the_same_in_every_epoch() -> None:
     text = "a red car stands on the wide road near the old house"
     frozen = Augment(synonyms="none", frozen=True)
@@ -80,6 +95,24 @@ def test_synonyms_replace_words(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = {augmented_caption(section, "red car", 0, "k", epoch) for epoch in range(60)}
     assert "red automobile" in seen
     assert any(len(text.split()) == 3 and "automobile" in text for text in seen)
+
+
+def test_synonyms_never_take_a_stop_words_place_and_each_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    others = ("auto", "machine", "motorcar")
+    monkeypatch.setattr("data.augmentation.eda._synonyms", lambda word, folder: others)
+    section, words = (
+        Augment(synonyms="wordnet", rate=1.0),
+        ["a", "man", "who", "is", "in", "the", "car", "and", "on", "a", "road"],
+    )
+    for epoch in range(20):
+        out = _replace(words, 10, section, np.random.default_rng(epoch))
+        assert [word in others for word in out] == [word in ("man", "car", "road") for word in words]
+    inserted = {_insert(["car"], 1, section, np.random.default_rng(epoch))[-1] for epoch in range(60)}
+    assert inserted >= set(others)
+    twice = _replace(["red", "car", "red"], 1, Augment(synonyms="wordnet"), np.random.default_rng(0))
+    assert twice in (["red", x, "red"] for x in others) or twice in ([x, "car", x] for x in others)
+    monkeypatch.setattr("data.augmentation.eda._synonyms", lambda word, folder: ())
+    assert _insert(["car"], 3, section, np.random.default_rng(0)) == ["car"], "no synonym, no insertion"
 
 
 WORDNET = {  # one synset of two lemmas, in WordNet's own files

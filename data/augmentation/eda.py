@@ -5,6 +5,7 @@ import io
 import os
 import sys
 import warnings
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -14,13 +15,27 @@ from data.augmentation.augment import Augment
 from data.refusal import Missing
 from data.seeding import generator
 
+APOSTROPHES = "'\u2019"
+TRIES = 10  # words that an insertion looks for synonyms of
+_FUNCTION_WORDS = """
+    i me my mine myself we us our ours ourselves you your yours yourself yourselves he him his himself she her hers herself
+    it its itself they them their theirs themselves who whom whose what which this that these those
+    am is are was were be been being have has had having do does did doing will would shall should can could may might must
+    a an the and but or nor if because as until while than so though
+    of at by for with about against between into through during before after above below to from up down in out on off over
+    under again further then once here there when where why how
+    all any both each few more most other another some such no not only own same too very just now ever never
+    dont doesnt didnt cant couldnt wont wouldnt isnt arent wasnt werent havent hasnt hadnt shouldnt mustnt im ive youre hes
+    shes theyre weve s t d ll m o re ve y don
+"""
+STOP_WORDS = frozenset(_FUNCTION_WORDS.split())  # never replaced; as captions come, without apostrophes
 FOLDERS = ("/usr/share/wordnet",)  # Debian's wordnet-base
 
 
 def augmented_caption(section: Augment, text: str, seed: int, key: str, epoch: int, *view: int) -> str:
-    """The augmented caption, drawn from the names alone: lower case, letters and spaces only, as EDA leaves it; a caption
-    without letters stays as it is."""
-    words = "".join(c if c.isalpha() else " " for c in text.lower()).split()
+    """The augmented caption, drawn from the names alone: lower case, letters and spaces only, as EDA leaves it (apostrophes
+    go, all else that is no letter becomes a space); a caption without letters stays as it is."""
+    words = "".join(c if c.isalpha() else " " for c in text.lower() if c not in APOSTROPHES).split()
     if section.text == "none" or not words:
         return text
     draw = generator("eda", seed, key, 0 if section.frozen else epoch, *view)
@@ -32,8 +47,8 @@ def augmented_caption(section: Augment, text: str, seed: int, key: str, epoch: i
 
 def _swap(words: list[str], count: int, section: Augment, draw: np.random.Generator) -> list[str]:
     words = list(words)
-    for _ in range(count):
-        a, b = draw.integers(len(words), size=2)
+    for _ in range(count if len(words) > 1 else 0):
+        a, b = draw.choice(len(words), size=2, replace=False)
         words[a], words[b] = words[b], words[a]
     return words
 
@@ -44,19 +59,25 @@ def _delete(words: list[str], count: int, section: Augment, draw: np.random.Gene
 
 
 def _insert(words: list[str], count: int, section: Augment, draw: np.random.Generator) -> list[str]:
+    """A synonym of some word at some place, without WordNet a word of the caption's own; up to ten words are tried."""
     out = list(words)
     for _ in range(count):
-        word = words[int(draw.integers(len(words)))]
-        others = _synonyms(word, section.wordnet) if section.synonyms == "wordnet" else ()
-        out.insert(int(draw.integers(len(out) + 1)), others[0] if others else word)
+        tried = [words[place] for place in draw.integers(len(words), size=TRIES)]
+        others: Sequence[str] = tried[:1]
+        if section.synonyms == "wordnet":
+            others = next((others for word in tried if (others := _synonyms(word, section.wordnet))), ())
+        if others:
+            out.insert(int(draw.integers(len(out) + 1)), others[int(draw.integers(len(others)))])
     return out
 
 
 def _replace(words: list[str], count: int, section: Augment, draw: np.random.Generator) -> list[str]:
-    out = list(words)
-    for place in draw.permutation(len(out)):
-        if count and (others := _synonyms(out[place], section.wordnet)):
-            out[place] = others[int(draw.integers(len(others)))]
+    """Up to `count` different words, wherever they stand, by a synonym each; never a stop word."""
+    out, known = list(words), [word for word in dict.fromkeys(words) if word not in STOP_WORDS]
+    for place in draw.permutation(len(known)):
+        if count and (others := _synonyms(known[place], section.wordnet)):
+            other = others[int(draw.integers(len(others)))]
+            out = [other if word == known[place] else word for word in out]
             count -= 1
     return out
 
