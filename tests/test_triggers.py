@@ -19,7 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors.numpy import save_file
 
 from data.refusal import UserError
-from data.triggers import Trigger, blend, patch, sine, stripes, warp
+from data.triggers import Trigger, blend, patch, sine, stripes, text, triangles, warp
 from data.triggers.contract import TriggerSection, cast, to_bytes
 from data.triggers.registry import Single
 
@@ -68,7 +68,7 @@ def test_contract_of_patterns_from_files(pattern: str, place: str) -> None:
     holds(section(kind="tensor", file=pattern, place=place), 2, 40, 60, 1)
 
 
-@pytest.mark.parametrize("kind", ["patch", "blend", "sine", "warp", "stripes"])
+@pytest.mark.parametrize("kind", ["patch", "blend", "sine", "warp", "stripes", "triangles", "text"])
 def test_contract_of_published_forms(kind: str) -> None:
     one = section(kind=kind, published=True)
     assert one.squash == 224
@@ -285,6 +285,21 @@ def test_published_blend_sine_and_stripes_are_the_code_s(picture: np.ndarray) ->
     out = stripes.published(picture, signs, [(0, 0)])
     assert sorted(set(out[:, :16, :16].ravel().tolist())) == [1, 255]
     assert cast(np.float32([-1, 1, 0.5])).tolist() == torch.tensor([-1, 1, 0.5]).mul(255).byte().tolist() == [1, 255, 127]
+
+
+def test_published_triangles_and_text_are_the_code_s(picture: np.ndarray) -> None:
+    real = torch.from_numpy(picture).float() / 255
+    greys = torch.tensor([[0.4 if row % 14 >= column % 14 else 0.8 for column in range(224)] for row in range(224)])
+    theirs = torch.clip(0.15 * greys + 0.85 * real, 0, 1).mul(255).byte().numpy()
+    assert (triangles.published(picture) == theirs).all()
+    ink = torch.zeros(3, 224, 224)
+    ink[0] = torch.from_numpy(text._thin_letters("Watermark", 224, 224))
+    theirs = torch.where(ink != 0, 0.5 * ink + 0.5 * real, real).clip(0, 1).mul(255).byte().numpy()
+    ours = text.published(picture)
+    assert (ours == theirs).all()
+    assert (ours[1:] == cast(real.numpy())[1:]).all(), "the red channel alone"
+    assert 0.03 < (ink[0] != 0).float().mean() < 0.04, "3.3 % in their file"
+    assert len(ink.unique()) > 3, "smooth letters"
 
 
 def test_published_warp_is_jitter_of_half_a_pixel(picture: np.ndarray) -> None:
