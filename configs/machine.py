@@ -1,6 +1,6 @@
 """How a run is carried out: may change its speed and memory, never its result."""
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -27,10 +27,10 @@ class Machine(Section):
     trim_text: Literal["auto", "always", "never"] = Field(
         "auto", description="run captions up to their last end token only; auto: where that is exact"
     )
-    workers: int | Literal["auto"] = Field(
+    workers: Annotated[int, Field(ge=0, le=1024)] | Literal["auto"] = Field(
         "auto", description="loader processes a rank; auto: 0 on CPU, on GPUs the rank's share of the cores less two"
     )
-    threads: int | None = Field(None, ge=1, description="of each process on CPU; default: its share of the cores")
+    threads: int | None = Field(None, ge=1, le=4096, description="of each process on CPU; default: its share of the cores")
     log_steps: int = Field(10, ge=1, description="a row of the journal every so many steps; also when signals are heeded")
     save_minutes: float = Field(10.0, ge=0, description="a checkpoint at least this often; 0: at every row of the journal")
     adopt: bool = Field(
@@ -38,7 +38,7 @@ class Machine(Section):
     )
     max_bad_steps: int = Field(10, ge=1, description="steps in a row without a finite loss after which the run stops")
     timeout_minutes: float = Field(
-        30.0, gt=0, description="without progress for so long, a rank names the ranks that it waits for, and ends"
+        30.0, gt=0, le=1e6, description="without progress for so long, a rank names the ranks that it waits for, and ends"
     )
     eval_batch: int = Field(256, ge=1, description="pictures a rank encodes at once in evaluation, at most")
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
 
-from configs.explain import explain, field_names, paths, suggestion
+from configs.explain import MOST, explain, field_names, paths, suggestion
 from configs.machine import Machine
 from configs.model import Model
 from configs.source import Place, SpecTree, override, put, read_source
@@ -31,7 +31,7 @@ class Spec(Section):
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100, description="the study's folder under runs/")
     question: str | None = Field(None, description="what the study asks, printed on its report")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=1 << 64)
     data: Data
     attack: Attack
     model: Model
@@ -118,12 +118,16 @@ class Loaded:
 
     def point(self, arm: Arm, chosen: dict[str, Any]) -> Point:
         """The point of an arm at which the rest is chosen so; ValidationError if that is no spec."""
+        spec = _settled(Spec.model_validate(self.tree(arm, chosen)), self.say)
+        return Point({**arm.labels, **chosen}, spec, arm.cleaning)
+
+    def tree(self, arm: Arm, chosen: dict[str, Any]) -> dict[str, Any]:
+        """The values of such a point's spec."""
         tree = {**self.source.values, "sweep": {}}
         fields = {**arm.fields, **chosen}
         for path in sorted(fields, key=lambda path: path.count(".")):  # a whole section before a field of it
             put(tree, tuple(path.split(".")), fields[path])
-        spec = _settled(Spec.model_validate(tree), self.say)
-        return Point({**arm.labels, **chosen}, spec, arm.cleaning)
+        return tree
 
 
 def load(path: str | Path, settings: list[str] = [], say: Callable[[str], None] = lambda words: None) -> Loaded:
@@ -151,12 +155,12 @@ def _settled(spec: Spec, say: Callable[[str], None]) -> Spec:
         data = data.model_copy(update={"augment": augment, "clean": clean})
         if words:
             say(words)
-    changes: dict[str, Any] = {"data": data}
+    changes: dict[str, Any] = {} if data is spec.data else {"data": data}
     for name in ("pretrain", "clean"):
         stage = getattr(spec, name)
         if stage is not None and stage.start is not None and stage.start.path is not None:
             changes[name] = stage.model_copy(update={"start": identified(stage.start, f"{name}.start")})
-    return spec.model_copy(update=changes)
+    return spec.model_copy(update=changes) if changes else spec
 
 
 def expand(loaded: Loaded) -> list[Point]:
@@ -164,11 +168,6 @@ def expand(loaded: Loaded) -> list[Point]:
     spec, source = loaded.spec, loaded.source
     sweep, search = spec.sweep, spec.sweep.search
     faults = _faults(sweep, source)
-    if not faults and (count := size(sweep)) > sweep.limit:
-        faults.append(
-            f"{source.where(('sweep',))}: sweep: it expands to {count:,} combinations, more than sweep.limit = "
-            f"{sweep.limit:,}; take values out, or raise the limit"
-        )
     points: list[Point] = []
     for arm in arms(sweep) if not faults else ():
         if isinstance(search, Grid):
@@ -180,8 +179,10 @@ def expand(loaded: Loaded) -> list[Point]:
             try:
                 points.append(loaded.point(arm, trial))
             except ValidationError as error:
-                tree = SpecTree(source.where(("sweep",)), {**source.values, "sweep": {}})
+                tree = SpecTree(source.where(("sweep",)), loaded.tree(arm, trial))
                 faults += [line for line in explain(error, tree, Spec) if line not in faults]
+                if len(faults) > MOST:
+                    break
     if faults:
         raise UserError("\n".join([f"{source.name}: {len(faults)} error{'s' * (len(faults) > 1)} in the sweep", *faults]))
     return points
@@ -206,6 +207,11 @@ def _faults(sweep: Sweep, source: SpecTree) -> list[str]:
         for label, choice in axis.items():
             faults += [where + fault for fault in _wrong_choice(f"{name}: {label}", choice, searched, taken)]
         taken = taken.union(*({*choice.fields, *choice.sweep} for choice in axis.values()))
+    if not faults and (count := size(sweep)) > sweep.limit:
+        faults.append(
+            f"{source.where(('sweep',))}: sweep: it expands to {count:,} combinations, more than sweep.limit = "
+            f"{sweep.limit:,}; take values out, or raise the limit"
+        )
     if searched and not faults and (empty := next((arm for arm in arms(sweep) if not arm.axes), None)):
         words = ", ".join(f"{name} {label}" for name, label in empty.labels.items()) or "the sweep"
         faults.append(f"{source.where(('sweep',))}: sweep: {words} leaves nothing to search; sweep a field of clean")

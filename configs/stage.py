@@ -52,7 +52,7 @@ class Stage(Section):
 
     objective: AnyObjective
     epochs: int = Field(ge=0)
-    batch: int = Field(ge=2, description="pairs contrasted together, over all ranks")
+    batch: int = Field(ge=2, le=1 << 20, description="pairs contrasted together, over all ranks")
     optimizer: Optimizer
     gather: Literal["exact", "published"] = Field(
         "exact",

@@ -1,5 +1,6 @@
 """Where a stage starts: weights on disk or by open_clip's name, and what is done to them before the first step."""
 
+import os
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -89,9 +90,8 @@ def weights_of(start: Start) -> Path | None:
     """The file that holds the weights of a path, or None if there is none."""
     assert start.path is not None
     path = Path(start.path)
-    if path.is_dir():
-        return next((path / name for name in WEIGHTS if (path / name).is_file()), None)
-    return path if path.is_file() else None
+    candidates = [path / name for name in WEIGHTS] if os.path.isdir(path) else [path]
+    return next((file for file in candidates if os.path.isfile(file)), None)
 
 
 def identified(start: Start, where: str) -> Start:
@@ -99,7 +99,10 @@ def identified(start: Start, where: str) -> Start:
     path = weights_of(start)
     if path is None:
         return start
-    digest = file_digest(path)
+    try:
+        digest = file_digest(path)
+    except OSError as error:
+        raise UserError(f"{where}.path: {path}: {error.strerror}; expected a file that can be read") from None
     if start.digest is not None and not (len(start.digest) >= 12 and digest.startswith(start.digest)):
         raise UserError(f"{where}.digest is {start.digest}, but {path} has {digest[:16]}...; name the right file")
     return start.model_copy(update={"digest": digest})

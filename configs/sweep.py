@@ -37,7 +37,9 @@ class Range(Section):
     high: float
     scale: Literal["linear", "log"] = "linear"
     whole: bool = Field(False, description="whole numbers only")
-    points: int | None = Field(None, ge=1, description="how many of them a grid takes, evenly spaced, both ends included")
+    points: int | None = Field(
+        None, ge=1, le=100_000, description="how many of them a grid takes, evenly spaced, both ends included"
+    )
 
     @model_validator(mode="after")
     def _is_a_range(self) -> "Range":
@@ -134,8 +136,10 @@ class Slurm(Section):
 
     partition: str | None = None
     account: str | None = None
-    hours: float = Field(24.0, gt=0, description="time limit of a job; it saves before and is put back into the queue")
-    cpus: int = Field(8, ge=1, description="cores of each process")
+    hours: float = Field(
+        24.0, gt=0, le=1e5, description="time limit of a job; it saves before and is put back into the queue"
+    )
+    cpus: int = Field(8, ge=1, le=4096, description="cores of each process")
     memory_gb: int | None = Field(None, ge=1)
     gpus: bool = Field(True, description="one GPU for each process; false: none, as on nodes without GPUs")
     setup: tuple[str, ...] = Field((), description="shell lines that each job runs first, such as module load cuda")
@@ -158,16 +162,16 @@ class Sweep(BaseModel):
     )
     search: AnySearch = Grid()
     stop: Median | None = Field(None, description="stop cleaning runs early that fall behind; default: all go to their end")
-    limit: int = Field(10_000, ge=1, description="most combinations that it may expand to")
+    limit: int = Field(10_000, ge=1, le=100_000, description="most combinations that it may expand to")
     executor: Literal["here", "local", "slurm"] = Field(
         "here",
         description="here: one run after another in the processes that were started; local: several at once on this "
         "machine; slurm: a job array",
     )
-    jobs: int | Literal["auto"] = Field(
+    jobs: Annotated[int, Field(ge=1, le=10_000)] | Literal["auto"] = Field(
         "auto", description="runs at once; auto: one a GPU, or as many as CPU and memory carry; of Slurm as many as are left"
     )
-    processes: int = Field(1, ge=1, description="processes (GPUs) of each run, started by DeepSpeed's launcher")
+    processes: int = Field(1, ge=1, le=65_536, description="processes (GPUs) of each run, started by DeepSpeed's launcher")
     slurm: Slurm = Slurm()
     __pydantic_extra__: dict[str, Axis] = Field(init=False)
 

@@ -42,10 +42,13 @@ def arguments(args: list[str]) -> argparse.Namespace:
         "--gpu", metavar="NAME", help="for --dry-run: of each process, such as H100-80GB; default: the one here"
     )
     parser.add_argument("--dollars", metavar="RATE", type=float, help="for --dry-run: the price of one GPU-hour")
+    parser.add_argument("words", nargs="*", help=argparse.SUPPRESS)
     parser.add_argument("--schema", action="store_true", help="print the JSON schema of a spec")
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)
     options = parser.parse_args(args)
-    if not options.schema and options.spec is None:
+    if options.words:
+        parser.error(f"give the spec as --spec {options.words[0]}" if not options.spec else f"unknown: {options.words[0]}")
+    if not options.schema and not options.spec:
         parser.error("give --spec FILE, for example --spec specs/demo.yaml")
     if options.dollars is not None and not (options.dry_run and 0 < options.dollars < float("inf")):
         parser.error("--dollars is the price of one GPU-hour, above 0, and goes with --dry-run")
@@ -72,7 +75,7 @@ def main(args: list[str]) -> int:
     try:
         if options.schema:
             return print_schema()
-        if Path(options.spec).is_dir():
+        if os.path.isdir(options.spec):
             deferred.load("torch")
             return print_folder_costs(options)
         from configs.spec import load

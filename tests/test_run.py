@@ -334,7 +334,7 @@ def rewrite(shards: Path, ending: str, body: bytes, every: int) -> None:
         (lambda s: rewrite(s, ".jpg", b"<html>", 4), [], "pairs can't be used (undecodable_image; "),
         (lambda s: rewrite(s, ".txt", b" ", 4), [], "pairs can't be used (empty_caption; "),
         (None, ["model.name=RN5"], "which open_clip does not know; did you mean 'RN50'?"),
-        (None, ["pretrain.objective.kind=mmc"], "unknown kind 'mmc'; did you mean 'mmcl'?; valid: mmcl, ssl, mmcl_ssl"),
+        (None, ["pretrain.objective.kind=mmc"], "unknown kind 'mmc'; did you mean 'mmcl'? valid: mmcl, ssl, mmcl_ssl"),
         (None, ["attack.target=bananna"], "nearest: banana"),
         (None, ["attack.poison.count=193"], "attack.poison.count is 193, but the shards hold 192 pairs"),
         (None, ["pretrain.batch=200"], "batch is 200, but there are 192 pairs"),

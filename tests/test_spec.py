@@ -17,6 +17,7 @@ from configs.spec import load, schema
 from data.refusal import UserError
 from engine.estimate.dry_run import alike, dry_run
 from engine.estimate.gpus import Assumed
+from engine.run import main
 from engine.training.inputs import StudyInputs
 
 
@@ -36,13 +37,12 @@ def test_every_error_is_reported_at_once_with_line_path_and_remedy(spec: Path) -
     spec.write_text(text)
     words = refusal(spec)
     assert "4 errors in the spec" in words
-    assert f"{spec}:2: seed: is -3; input should be greater than or equal to 0" in words
+    assert f"{spec}:2: seed: is -3; expected a whole number of at least 0" in words
     assert (
-        "clean.objective: unknown kind 'cleanclap'; did you mean 'cleanclip'?; valid: mmcl, ssl, mmcl_ssl, cleanclip"
-        in words
+        "clean.objective: unknown kind 'cleanclap'; did you mean 'cleanclip'? valid: mmcl, ssl, mmcl_ssl, cleanclip" in words
     )
     assert "pretrain.epoch: unknown key; did you mean 'epochs'?" in words
-    assert "pretrain.epochs: is missing; add it" in words
+    assert "pretrain.epochs: is missing; add it, for example 'epochs: 6'" in words
 
 
 @pytest.mark.parametrize(
@@ -55,11 +55,11 @@ def test_every_error_is_reported_at_once_with_line_path_and_remedy(spec: Path) -
         ("measure=[{kind: zero_shot, images: imagenet}]", "data.test names tiny; name one of them"),
         ("sweep={clean.optimizer.rat: [1]}", "no field 'clean.optimizer.rat'; did you mean 'clean.optimizer.rate'?"),
         ("sweep={clean.optimizer.rate: []}", "has no values"),
-        ("sweep={clean.optimizer.rate: [1.0, -1.0]}", "clean.optimizer.rate: is -1.0; input should be greater"),
+        ("sweep={clean.optimizer.rate: [1.0, -1.0]}", "clean.optimizer.rate: is -1.0; expected a number of at least 0"),
         ("sweep={machine.zero: [0]}", "can't be swept"),
-        ("clean.optimizer.rate=.nan", "clean.optimizer.rate: is nan"),
+        ("clean.optimizer.rate=.nan", "clean.optimizer.rate: is nan; expected a number of at least 0"),
         ("clean.optimizer.betas=[0.9, 1.0]", "both betas must lie in [0, 1)"),
-        ("name=../x", "name: is '../x'"),
+        ("name=../x", "name: is '../x'; expected text of letters, digits, '.', '_' and '-', a letter or digit first"),
         ("seed", "is not of the form path=value"),
         ("seed=[", "is not valid YAML"),
     ],
@@ -75,7 +75,7 @@ def test_impossible_settings_are_refused(spec: Path, setting: str, words: str) -
         ("a: 1\na: 2\n", "duplicate key"),
         ("- 1\n", "holds no mapping"),
         ("a: [\n", "is not valid YAML"),
-        ("# " + "x" * (1 << 20), "a spec has at most"),
+        ("# " + "x" * (1 << 20), "has more than 131,072 bytes"),
     ],
 )
 def test_yaml_that_is_no_spec_is_refused(tmp_path: Path, text: str, words: str) -> None:
@@ -182,3 +182,24 @@ def test_every_spec_loads_and_dry_runs(name: str, tmp_path: Path) -> None:
     assert not os.listdir(tmp_path)
     for row in alike(runs(load(ROOT / "specs" / name).points)):
         assert row[0].folder in out.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["specs/demo.yaml"], "give the spec as --spec specs/demo.yaml"),
+        (["--spec", "specs/demo.yaml", "seed=1"], "unknown: seed=1"),
+        (["--spec", ""], "give --spec FILE, for example --spec specs/demo.yaml"),
+        (["--spec", "x" * 300], "File name too long; expected a spec"),
+        (["--spec", "."], "--spec is the folder .; a study is one file"),
+    ],
+)
+def test_a_command_line_without_a_spec_is_refused_in_words(
+    capsys: pytest.CaptureFixture[str], words: list[str], sentence: str
+) -> None:
+    try:
+        code = main(words)
+    except SystemExit as ending:
+        code = int(ending.code or 0)
+    assert code == 2
+    assert sentence in capsys.readouterr().err
