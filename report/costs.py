@@ -1,10 +1,10 @@
-"""What the runs of a study took: hours of wall time, of GPUs or of cores, pairs a second, energy. From their files alone.
+"""What the runs of a study took: wall time, that of GPUs or of cores, pairs a second, energy. From their files alone.
 
 Training is the sum over the journal's steps, measuring that over its moments: a moment's rows count from one start, so that
 the last says it all. Wall time is what finished.json or stopped.json says (usage.py): of an interrupted run its last
 launch and what the others had taken when they last saved. Of a run that has neither file yet it is training and measuring,
-which leaves out start-up and checkpoints. GPU-hours are wall hours times processes, each of which has one GPU. Without a GPU
-there are CPU-hours: times processes and the threads of each, the loaders' processes not counted. Energy is the GPUs' own
+which leaves out start-up and checkpoints. GPU time is wall time times processes, each of which has one GPU. Without a GPU
+there is CPU time: times processes and the threads of each, the loaders' processes not counted. Energy is the GPUs' own
 count, `joules` of the same files. What no file tells is None, and never guessed.
 """
 
@@ -37,28 +37,33 @@ class Cost(NamedTuple):
 
 
 class Column(NamedTuple):
-    """A column of the table of costs: its label, its unit, the field of a cost that it shows, and how many of that the unit
-    has."""
+    """A column of the table of costs: its label, the field of a cost that it shows, and its units, each after how many of
+    the field it is, from small to large."""
 
     label: str
-    unit: str
     field: str
-    scale: float
+    units: tuple[tuple[float, str], ...]
 
-    @property
-    def head(self) -> str:
+    def unit(self, whole: Cost) -> tuple[float, str]:
+        """The largest unit of which there is at least one in all runs together."""
+        value = getattr(whole, self.field) or 0.0
+        return next((unit for unit in reversed(self.units) if value >= unit[0]), self.units[0])
+
+    def head(self, whole: Cost) -> str:
         """The column's heading."""
-        return f"{self.label} ({self.unit})" if self.unit else self.label
+        unit = self.unit(whole)[1]
+        return f"{self.label} ({unit})" if unit else self.label
 
 
+TIME, ENERGY = ((1.0, "s"), (60.0, "min"), (3600.0, "h")), ((3600.0, "Wh"), (3.6e6, "kWh"))
 COLUMNS = (
-    Column("wall", "h", "wall", 3600),
-    Column("training", "h", "training", 3600),
-    Column("measuring", "h", "measuring", 3600),
-    Column("GPU-hours", "", "gpu", 3600),
-    Column("CPU-hours", "", "cpu", 3600),
-    Column("pairs/s", "", "pairs_per_s", 1),
-    Column("energy", "kWh", "joules", 3.6e6),
+    Column("wall", "wall", TIME),
+    Column("training", "training", TIME),
+    Column("measuring", "measuring", TIME),
+    Column("GPU time", "gpu", TIME),
+    Column("CPU time", "cpu", TIME),
+    Column("pairs/s", "pairs_per_s", ((1.0, ""),)),
+    Column("energy", "joules", ENERGY),
 )
 
 
@@ -136,13 +141,13 @@ def costs(study: Study) -> Costs:
     absent = [column for column in COLUMNS if column not in shown and column.field not in ("gpu", "cpu")]
     lacking = [column.label for column in absent]
     if whole.gpu is None and whole.cpu is None:
-        lacking.append("GPU- or CPU-hours")
+        lacking.append("GPU or CPU time")
     return Costs(
         _sentence(whole, len(begun)),
-        [column.head for column in shown],
-        [((kind, _counted(members)), _cells(members, shown)) for kind, members in kinds.items()],
+        [column.head(whole) for column in shown],
+        [((kind, _counted(members)), _cells(members, shown, whole)) for kind, members in kinds.items()],
         [
-            ((record.run.run, _kind(record), record.state), _cells([run], shown))
+            ((record.run.run, _kind(record), record.state), _cells([run], shown, whole))
             for record, run in zip(study.records, runs, strict=True)
             if run.wall is not None
         ],
@@ -161,8 +166,8 @@ def _counted(runs: Sequence[Cost]) -> str:
     return f"{begun:,}" if begun == len(runs) else f"{begun:,} of {len(runs):,}"
 
 
-def _cells(runs: Sequence[Cost], shown: Sequence[Column]) -> list[Cell]:
-    """A cell for each column; a run that has not begun is not missed."""
+def _cells(runs: Sequence[Cost], shown: Sequence[Column], every: Cost) -> list[Cell]:
+    """A cell for each column, in the unit that suits all runs; a run that has not begun is not missed."""
     begun = [run for run in runs if run.wall is not None]
     whole, out = total(begun), []
     for column in shown:
@@ -170,11 +175,12 @@ def _cells(runs: Sequence[Cost], shown: Sequence[Column]) -> list[Cell]:
         if value is None:
             out.append(Cell(None, "not recorded" if begun else ""))
             continue
-        # a run on GPUs has no CPU-hours, and the other way round: neither is missing
+        # a run on GPUs has no CPU time, and the other way round: neither is missing
         fields = ("gpu", "cpu") if column.field in ("gpu", "cpu") else (column.field,)
         missed = sum(all(getattr(run, name) is None for name in fields) for run in begun)
         remark = f"without {missed} of {len(begun)} runs" if missed else ""
-        out.append(Cell(value / column.scale, amount(value / column.scale), remark))
+        number = value / column.unit(every)[0]
+        out.append(Cell(number, amount(number), remark))
     return out
 
 
@@ -183,13 +189,20 @@ def _sentence(whole: Cost, begun: int) -> str:
     if whole.wall is None:
         return "No run has recorded its time yet."
     runs = "1 run has" if begun == 1 else f"{begun:,} runs have"
-    parts = [f"{runs} taken {amount(whole.wall / 3600)} h of wall time"]
-    parts += [f"{amount(whole.gpu / 3600)} GPU-hours"] if whole.gpu is not None else []
-    parts += [f"{amount(whole.cpu / 3600)} CPU-hours"] if whole.cpu is not None else []
-    parts += [f"{amount(whole.joules / 3.6e6)} kWh"] if whole.joules is not None else []
+    wall, _, _, gpu, cpu, _, energy = (_in_words(column, whole) for column in COLUMNS)
+    parts = [f"{runs} taken {wall} of wall time"]
+    parts += [f"{gpu} of GPUs"] if gpu else []
+    parts += [f"{cpu} of CPU cores"] if cpu else []
+    parts += [energy] if energy else []
     where = f" on {whole.device}" if whole.device else ""
     pace = f", training at {amount(whole.pairs_per_s)} pairs/s on average" if whole.pairs_per_s is not None else ""
     return f"{', '.join(parts)}{where}{pace}."
+
+
+def _in_words(column: Column, whole: Cost) -> str:
+    """The whole's number with its unit: '12.3 min'; empty if it is not known."""
+    value, (scale, unit) = getattr(whole, column.field), column.unit(whole)
+    return "" if value is None else f"{amount(value / scale)} {unit}".rstrip()
 
 
 def amount(number: float) -> str:

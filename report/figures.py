@@ -60,7 +60,7 @@ def _frontier(panels: list[Panel]) -> Figure:
         "Accuracy against attack success",
         "Every epoch of every cleaning run is a point: up is more accurate, left is cleaner. Stars are the models before "
         "cleaning, the dashed line is their accuracy, hollow diamonds are twins trained without poison. The ring marks the "
-        "best accuracy in the shaded band.",
+        "best accuracy in the shaded band. The axis of ASR is linear to 1 % and logarithmic beyond.",
         lambda narrow: frontier(panels, 1 if narrow else 3),
         answers=True,
     )
@@ -79,22 +79,22 @@ def _cleaners(panels: list[Panel]) -> Iterator[Figure]:
         lambda narrow: ablation(results, "cleaner", False, 1 if narrow else 2),
         answers=True,
     )
-    apart = [
-        panel._replace(
-            points=[point for point in panel.points if point.label.objective == name],
-            heading=f"{panel.title}, cleaned by {name}",
-        )
-        for panel in panels
-        for name in names
-        if any(point.label.objective == name for point in panel.points)
-    ]
+    apart = [_cleaned_by(panel, name) for panel in panels for name in names]
+    shown = [panel for panel in apart if panel is not None]
     if len(apart) <= MOST:
+        columns = len(names) if len(names) <= 5 else 3
         yield Figure(
             "by-cleaner",
             "The frontier of each cleaner",
-            "The first figure with a panel for each cleaner.",
-            lambda narrow: frontier(apart, 1 if narrow else min(len(names), 3)),
+            "The first figure with a panel for each cleaner: a row for each way of pre-training, a column for each cleaner.",
+            lambda narrow: frontier(shown, 1) if narrow else frontier(apart if columns == len(names) else shown, columns),
         )
+
+
+def _cleaned_by(panel: Panel, cleaner: str) -> Panel | None:
+    """The panel with the points of one cleaner; None if it has none."""
+    points = [point for point in panel.points if point.label.objective == cleaner]
+    return panel._replace(points=points, heading=f"{panel.title}, cleaned by {cleaner}") if points else None
 
 
 def _along(panels: list[Panel]) -> Iterator[Figure]:
@@ -132,7 +132,7 @@ def _runs(panels: list[Panel]) -> Iterator[Figure]:
         yield Figure(
             "trajectories",
             "Single runs",
-            "Each line is one cleaning run: from the uncleaned model, the star, through its epochs to the dot.",
+            "Each line is one cleaning run: from the uncleaned model, the star, through its epochs to its cleaner's sign.",
             lambda narrow: trajectories(panels, 1 if narrow else 3),
         )
 

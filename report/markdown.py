@@ -18,11 +18,10 @@ from report.figures import figures
 from report.load import Study, read_study
 from report.plots.style import render, short
 from report.points import Origin, Panel, PointInfo, percent
-from report.scores import BEST, CARRYING, HYPERVOLUME, LOWEST, RULES, Score, chosen_by, counted, drop, scores
+from report.scores import BEST, HEADLINES, LOWEST, RULES, Score, chosen_by, counted, scores
 from report.verdict import Judgement, Report, make_report
 from report.write import write_files
 
-HEADLINES = (BEST, drop(CAP), LOWEST, HYPERVOLUME, CARRYING)
 SEED = (
     "pre-trained with",
     "cleaned by",

@@ -13,15 +13,23 @@ from report.costs import STAGES
 from report.headline import MEANINGS
 from report.load import Record, Study, flat
 from report.points import rate_text, spoken
-from report.tables import page_table
+from report.tables import all_numbers, seeds_table
 from report.verdict import Report
 
 MOST = 5_000  # evaluations that the page lists; more make it slow to open, and nobody reads them there
 GRIDS = 12  # grids of poisoned pairs inside the page; the others are named, and lie in their runs' folders
 
+WORDS = (
+    ("top-1", "share of pictures whose class is the model's first answer"),
+    ("ASR", "attack success rate, the share of triggered pictures of other classes that are taken for the target"),
+    ("MMCL", "multimodal contrastive learning, which draws a picture and its own caption together (CLIP's loss)"),
+    ("SSL", "self-supervised learning, which draws two views of one picture together, and two of one caption"),
+    ("twin", "the same pre-training without poison"),
+)
+
 
 class Picture(NamedTuple):
-    """A figure as the page shows it: PNG files for wide and for narrow screens; `name`.pdf lies beside the page."""
+    """A figure as the page shows it: SVG for wide and narrow screens, light and dark; `name`.pdf lies beside the page."""
 
     name: str
     heading: str
@@ -52,8 +60,10 @@ def page_of(report: Report, pictures: Sequence[Picture]) -> str:
         meanings=MEANINGS,
         summaries=list(zip([panel.title for panel in judged.panels], report.summaries, strict=True)),
         notes=report.notes,
-        groups=list(judged.means),
-        means=page_table(judged),
+        means=seeds_table(judged),
+        all_numbers=all_numbers(judged),
+        words=_words(report),
+        stages_done=_stages_done(study),
         differences=[difference.sentence for difference in judged.differences],
         lacking=judged.notes,
         pictures=pictures,
@@ -66,6 +76,21 @@ def page_of(report: Report, pictures: Sequence[Picture]) -> str:
         again=study.again,
         **_cards(study),
     )
+
+
+def _words(report: Report) -> list[tuple[str, str]]:
+    """What the page's words mean, of those that it uses."""
+    said = " ".join([*(panel.title for panel in report.judged.panels), *(cleaner for _, cleaner in report.judged.means)])
+    twins = any(panel.twins for panel in report.judged.panels)
+    return [(word, meaning) for word, meaning in WORDS if word in ("top-1", "ASR") or word in said or word == "twin" * twins]
+
+
+def _stages_done(study: Study) -> str:
+    """How many runs of each stage are finished: '2 of 2 pre-training, 15 of 16 cleaning'."""
+    stages: dict[str, list[bool]] = {}
+    for record in study.records:
+        stages.setdefault(STAGES[record.run.stage], []).append(record.finished)
+    return ", ".join(f"{sum(done)} of {len(done)} {stage}" for stage, done in stages.items())
 
 
 def _cards(study: Study) -> dict[str, Any]:
@@ -113,8 +138,9 @@ def _tied(sentence: str) -> str:
 
 
 def _data_uri(picture: bytes) -> str:
-    """The PNG as an address that needs no network."""
-    return "data:image/png;base64," + base64.b64encode(picture).decode()
+    """The PNG or SVG as an address that needs no network."""
+    kind = "png" if picture.startswith(b"\x89PNG") else "svg+xml"
+    return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
 
 
 def _digest(script: str) -> str:

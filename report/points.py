@@ -87,6 +87,7 @@ class Panel(NamedTuple):
     total: int
     heading: str | None = None
     without: str = ""  # what was measured instead, where no point could be
+    cleanings: tuple[int, int] = (0, 0)  # how many cleaning runs are finished, of how many
 
 
 class Curve(NamedTuple):
@@ -203,7 +204,9 @@ def _panel(name: str, members: list[Record], images: tuple[str | None, str | Non
     finished = sum(member.finished for member in members)
     measured = {key for member in members for row in member.evaluations for key, value in row.items() if value is not None}
     without = "retrieval" if "text_r1" in measured and not measured & {"top1", "asr"} else ""
-    return Panel(name, list(starts.values()), twins, points, finished, len(members), without=without)
+    done = [member.finished for member in members if member.run.stage == "clean"]
+    cleanings = (sum(done), len(done))
+    return Panel(name, list(starts.values()), twins, points, finished, len(members), without=without, cleanings=cleanings)
 
 
 def rate_curves(study: Study) -> dict[str, list[Curve]]:

@@ -25,14 +25,17 @@ Group = tuple[str, str]  # the way of pre-training, the cleaner
 
 
 class Unit(NamedTuple):
-    """How a number is written: times `scale`, with so many digits (None: one, or none if it is whole), before `sign`."""
+    """How a number is written: times `scale`, with so many digits (None: one, or none if it is whole), before `sign`. What
+    is `lost` is written as a change: a loss of 2.0 is -2.0."""
 
     scale: float
     digits: int | None
     sign: str = ""
+    lost: bool = False
 
 
 PERCENT, PERCENTAGE_POINTS, COUNT, AREA = Unit(100, 1, " %"), Unit(100, 1), Unit(1, None), Unit(1, 4)
+LOSS, RELATIVE_LOSS = Unit(100, 1, "", lost=True), Unit(100, 1, " %", lost=True)
 
 
 class Metric(NamedTuple):
@@ -51,12 +54,12 @@ def best_top1(cap: float) -> Metric:
 
 def drop(cap: float) -> Metric:
     """What that accuracy has lost from the start's."""
-    return Metric(f"drop_at_asr_{cap:g}", f"drop in points at ASR ≤ {100 * cap:g} %", PERCENTAGE_POINTS, cap)
+    return Metric(f"drop_at_asr_{cap:g}", f"change of top-1 in points at ASR ≤ {100 * cap:g} %", LOSS, cap)
 
 
 def relative_drop(cap: float) -> Metric:
     """The same as a share of the start's."""
-    return Metric(f"relative_drop_at_asr_{cap:g}", f"relative drop at ASR ≤ {100 * cap:g} %", PERCENT, cap)
+    return Metric(f"relative_drop_at_asr_{cap:g}", f"relative change of top-1 at ASR ≤ {100 * cap:g} %", RELATIVE_LOSS, cap)
 
 
 def lowest_asr_at(share: float) -> Metric:
@@ -91,6 +94,9 @@ def chosen_by(rule: str) -> Choice:
 BEST, LOWEST = best_top1(CAP), lowest_asr_at(FLOOR)
 
 
+HEADLINES = (BEST, drop(CAP), LOWEST, HYPERVOLUME, CARRYING)  # of many numbers those that are told first
+
+
 class Number(NamedTuple):
     """One number of one seed; None where no point qualifies. `interval` is Wilson's if the pictures were counted."""
 
@@ -123,11 +129,14 @@ class Mean(NamedTuple):
         """The mean with its interval; "none" where no seed has it."""
         if self.value is None:
             return "none"
-        scale, digits, sign = self.metric.unit
+        scale, digits, sign, lost = self.metric.unit
         if digits is None:
             digits = 0 if self.value == int(self.value) else 1
-        ends = ", ".join(f"{scale * end:.{digits}f}" for end in self.interval or ())
-        return f"{scale * self.value:.{digits}f}{sign}" + (f" [{ends}]" if ends else "")
+        values = [self.value, *(self.interval or ())]
+        if lost:
+            values = [-self.value, *(-end for end in reversed(self.interval or ()))]
+        first, *ends = (f"{scale * value:{'+' if lost else ''}.{digits}f}" for value in values)
+        return first + sign + (f" [{', '.join(ends)}]" if ends else "")
 
 
 def scores(panels: Sequence[Panel]) -> list[Score]:

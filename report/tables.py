@@ -8,7 +8,7 @@ from typing import Any
 
 from measures.frontier import CAP
 from measures.interval import Interval
-from report.scores import BEST, HYPERVOLUME, LOWEST, Mean, Number, relative_drop
+from report.scores import BEST, HEADLINES, HYPERVOLUME, LOWEST, Group, Mean, Number, relative_drop
 from report.verdict import Judgement
 
 COLUMNS = [
@@ -156,14 +156,23 @@ def escape(text: str) -> str:
     return "".join(SPECIAL.get(letter, letter) for letter in " ".join(text.split()))
 
 
-def page_table(judged: Judgement) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Rows of the page's table: a number in words, and for each group its mean and its seeds."""
-    labels = {mean.metric.name: mean.metric.label for means in judged.means.values() for mean in means.values()}
+def seeds_table(judged: Judgement) -> tuple[list[str], list[tuple[Group, list[tuple[str, str]]]]]:
+    """The page's table over seeds: its heads, and for each group a cell for each: a mean, and of how many seeds if some lack
+    it."""
+    several = any(mean.of > 1 for means in judged.means.values() for mean in means.values())
     rows = []
-    for name, label in labels.items():
-        cells = []
-        for means in judged.means.values():
-            mean = means.get(name)
-            cells.append((mean.text, f"{mean.known} of {mean.of} seeds") if mean else ("not measured", ""))
-        rows.append((label, cells))
-    return rows
+    for group, means in judged.means.items():
+        cells = [_cell(means.get(metric.name)) for metric in HEADLINES]
+        rows.append((group, [*([(str(means[BEST.name].of), "")] if several else []), *cells]))
+    return [*(["seeds"] if several else []), *(metric.label for metric in HEADLINES)], rows
+
+
+def _cell(mean: Mean | None) -> tuple[str, str]:
+    if mean is None:
+        return "not measured", ""
+    return mean.text, f"{mean.known} of {mean.of} seeds" if mean.known < mean.of and mean.of > 1 else ""
+
+
+def all_numbers(judged: Judgement) -> list[tuple[Group, list[tuple[str, str, str]]]]:
+    """Every number of each group: in words, its mean, its seeds."""
+    return [(group, [(m.metric.label, *_cell(m)) for m in means.values()]) for group, means in judged.means.items()]

@@ -12,7 +12,7 @@ from report.costs import Costs, costs
 from report.headline import Verdict, headline
 from report.load import Study
 from report.points import Panel, PointInfo, panels, percent, rate_text
-from report.scores import BEST, LOWEST, Group, Mean, Score, best_top1, lacking, mean_of, over_seeds, scores
+from report.scores import BEST, LOWEST, Group, Mean, Score, lacking, mean_of, over_seeds, scores
 
 LEVEL = 0.05  # p at or below it is called significant
 
@@ -90,7 +90,8 @@ def make_report(study: Study) -> Report:
     """The study's panels, their scores, verdicts, differences, notes and costs, each computed once."""
     judged = judge(panels(study))
     cleaners = list(dict.fromkeys(point.label.objective for panel in judged.panels for point in panel.points))
-    summaries = [_summary(panel, cleaners) for panel in judged.panels]
+    shared = _shared_caps(judged.panels)
+    summaries = [_summary(panel, cleaners, shared) for panel in judged.panels]
     return Report(study, judged, summaries, notes(study, judged.panels), costs(study))
 
 
@@ -124,9 +125,23 @@ def _difference(cleaner: str, ways: tuple[str, str], first: list[float | None], 
     return Difference(cleaner, ways, means, fmean(a) - fmean(b), interval, permutation(a, b))
 
 
-def _summary(panel: Panel, cleaners: Sequence[str]) -> list[SummaryRow]:
-    """The panel's rows of the small table: what, the number, and a remark on it; a row for each of the study's cleaners, so
-    that all panels have the same."""
+def _shared_caps(members: Sequence[Panel]) -> list[list[float]]:
+    """The caps on ASR, those together whose most accurate point is the same in every panel."""
+    out: list[list[float]] = []
+    before: list[FrontierPoint[PointInfo] | None] = []
+    for cap in CAPS:
+        best = [best_accuracy(panel.points, cap) for panel in members]
+        if out and best == before:
+            out[-1].append(cap)
+        else:
+            out.append([cap])
+        before = best
+    return out
+
+
+def _summary(panel: Panel, cleaners: Sequence[str], shared: Sequence[Sequence[float]]) -> list[SummaryRow]:
+    """The panel's rows of the small table: what, the number, and a remark on it; a row for each of the study's cleaners and
+    for caps on ASR that share their point in all panels, so that all panels have the same."""
     start, twin = mean_point(panel.starts), mean_point(panel.twins)
     many = f"mean of {len(panel.starts)} runs" if len(panel.starts) > 1 else ""
     rows = [
@@ -134,10 +149,11 @@ def _summary(panel: Panel, cleaners: Sequence[str]) -> list[SummaryRow]:
         ("start ASR", percent(start.asr) if start else "none", many),
         ("twin ASR", percent(twin.asr) if twin else "none", f"top-1 {percent(twin.top1)}" if twin else ""),
     ]
-    for cap in CAPS:
-        best = best_accuracy(panel.points, cap)
+    for caps in shared:
+        best = best_accuracy(panel.points, caps[0])
         remark = f"ASR {percent(best.asr)}, {where(best)}" if best else ""
-        rows.append((best_top1(cap).label, percent(best.top1) if best else "none", remark))
+        label = f"best top-1 at ASR ≤ {', '.join(f'{100 * cap:g}' for cap in caps)} %"
+        rows.append((label, percent(best.top1) if best else "none", remark))
     for who in cleaners if len(cleaners) > 1 else ():
         best = best_accuracy([point for point in panel.points if point.label.objective == who], CAP)
         remark = f"ASR {percent(best.asr)}, {where(best)}" if best else ""
@@ -145,7 +161,8 @@ def _summary(panel: Panel, cleaners: Sequence[str]) -> list[SummaryRow]:
     low = lowest_asr(panel.points, FLOOR * start.top1) if start else None
     remark = f"top-1 {percent(low.top1)}, {where(low)}" if low else ""
     rows.append((LOWEST.label, percent(low.asr) if low else "none", remark))
-    rows.append(("cleaned points", str(len(panel.points)), f"{panel.finished} of {panel.total} runs done"))
+    done, total = panel.cleanings
+    rows.append(("cleaning runs", f"{done} of {total} finished", f"{len(panel.points)} evaluations"))
     return [SummaryRow(*row) for row in rows]
 
 

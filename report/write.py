@@ -8,7 +8,7 @@ from records.json_file import write_whole
 from report.figures import figures
 from report.load import read_study
 from report.page import Picture, page_of
-from report.plots.style import render
+from report.plots.style import render, svg
 from report.tables import as_csv, results_parquet, verdict_files
 from report.verdict import Report, make_report
 
@@ -30,8 +30,7 @@ def write_report(folder: Path) -> Written:
     for figure in figures(report):
         drawing = figure.draw(False)
         files |= {f"{figure.name}.{kind}": render(drawing, kind, study.again) for kind in ("png", "pdf")}
-        wide, narrow = files[f"{figure.name}.png"], render(figure.draw(True), "png", study.again)
-        pictures.append(Picture(figure.name, figure.heading, figure.caption, wide, narrow))
+        pictures.append(Picture(figure.name, figure.heading, figure.caption, svg(drawing), svg(figure.draw(True))))
     parquet = results_parquet(*table)
     if parquet is not None:
         files["results.parquet"] = parquet

@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import samples
 from hypothesis import given
@@ -13,9 +14,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from measures.frontier import FrontierPoint
-from report.ablation import Reached, by_cleaner, by_epoch, by_setting, settings
+from report.ablation import Ablation, Reached, by_cleaner, by_epoch, by_setting, settings
 from report.figures import figures
 from report.load import read_study
+from report.plots.ablation import ablation
+from report.plots.answers import RIGHT, WRONG
+from report.plots.frontier import frontier
+from report.plots.style import DARK, INK, LINES, PAPER, STAR, TWIN, palette, svg, titles
 from report.points import Origin, Panel, PointInfo, curves_of, panels
 from report.verdict import make_report
 from report.write import write_report
@@ -179,3 +184,56 @@ def test_what_is_reached_by_each_epoch_is_as_by_brute_force_and_is_bounded() -> 
     many = list(by_epoch(drawn(20_000))["w"])
     assert len(many) == 60
     assert (many[-1], many) == (10_000, sorted(many))
+
+
+def contrast(one: Any, other: Any) -> float:
+    """The contrast ratio of two colours (WCAG 2)."""
+    from matplotlib.colors import to_rgb
+
+    def luminance(colour: Any) -> float:
+        parts = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(colour)]
+        return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
+
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_every_mark_stands_out_on_light_and_on_dark_paper() -> None:
+    rates = [colour for count in (1, 2, 5, 12, 40) for colour in np.asarray(palette(count).colors)]
+    for colour in (*rates, *LINES, STAR, TWIN, RIGHT, WRONG):
+        assert min(contrast(colour, paper) for paper in (PAPER, DARK[PAPER])) >= 3
+    assert contrast(INK, PAPER) > 7
+    assert contrast(DARK[INK], DARK[PAPER]) > 7
+
+
+@given(st.lists(st.text(st.characters(categories=["L", "N"]) | st.sampled_from(" _-/·"), min_size=1), unique=True))
+def test_titles_are_whole_and_fit(names: list[str]) -> None:
+    for name, title in zip(names, titles(names, 12), strict=True):
+        assert all(len(line) <= 12 for line in title.splitlines())
+        assert "".join(title.split()) == "".join(name.split())
+
+
+def test_a_drawing_follows_the_readers_scheme_and_is_the_same_each_time() -> None:
+    first, second = (svg(frontier([None, *drawn_panels()], 2)) for _ in range(2))
+    assert first == second
+    text = first.decode()
+    assert "@media(prefers-color-scheme:dark){:root{--c0:#d8dde2" in text
+    for light in (INK, PAPER):
+        assert text.lower().count(light) == 1, "only where the light scheme is set"
+    assert "not run" in text  # a hole in the grid says what it is
+
+
+def drawn_panels() -> list[Panel]:
+    """A panel of two cleaned points."""
+    start = FrontierPoint(0.9, 0.8, Origin("p"))
+    points = [FrontierPoint(0.1 * n, 0.7, PointInfo("r", n, 1e-4 * n, "c", start)) for n in (1, 2)]
+    return [Panel("w", [start], [], points, 1, 1)]
+
+
+def test_numbers_lie_at_their_true_places_on_an_axis() -> None:
+    results: Ablation = {way: {1: [Reached(0.5, 0.1)], 2: [Reached(0.6, 0.1)], 8: [Reached(0.7, 0.1)]} for way in "ab"}
+    for ax in ablation(results, "epochs", True).axes:
+        lines = [np.asarray(line.get_xdata()).tolist() for line in ax.lines]
+        assert [line for line in lines if len(line) == 3] == [[1, 2, 8]] * 2
+    named: Ablation = {way: {"x": [Reached(0.5, 0.1)], "y": [Reached(0.6, 0.1)]} for way in "ab"}
+    assert [tick.get_text() for tick in ablation(named, "cleaner", False).axes[0].get_xticklabels()] == ["x", "y"]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from records.rows import Answer
-from report.plots.style import INK, brief, style
+from report.plots.style import INK, brief, style, titles
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,7 +35,7 @@ def answers(models: Sequence[Answers], columns: int = 8) -> "Figure":
     with style():
         figure = Figure(figsize=(1.22 * count + 0.9, 4.1 * rows), layout="constrained")
         for part, model in zip(figure.subfigures(rows, 1, squeeze=False).flat, models, strict=False):
-            part.suptitle("\n".join(brief(line) for line in model.heading.splitlines()), fontsize=10.5)
+            part.suptitle("\n".join(titles(model.heading.splitlines(), 60 if count > 4 else 40)), fontsize=10.5)
             sheet = Image.open(io.BytesIO(model.sheet)).convert("RGB")
             side = sheet.height // 2
             for row, line in enumerate(part.subplots(2, count, squeeze=False)):

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from report.plots.style import LINES, SHAPES, brief, grid, style
+from report.plots.style import LINES, PAPER, SHAPES, grid, style, titles
 from report.points import Curve
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ def curves(panels: Mapping[str, Sequence[Curve]], columns: int = 2, whole: Colle
         figure, axes = grid(len(panels), columns, "pre-training epoch", "", height=3.1)
         ways = list(dict.fromkeys(curve.way for members in panels.values() for curve in members))
         for ax, (title, members) in zip(axes, panels.items(), strict=True):
-            ax.set_title(brief(title))
+            ax.set_title(title)
             ax.xaxis.set_major_locator(MaxNLocator(integer=True))
             if title in whole:
                 ax.set_ylim(-3, 103)
@@ -32,8 +32,8 @@ def curves(panels: Mapping[str, Sequence[Curve]], columns: int = 2, whole: Colle
                     linestyle="--" if curve.twin else "-",
                     marker=SHAPES[at % len(SHAPES)],
                     markersize=4.5,
-                    markerfacecolor="white" if curve.twin else None,
-                    label=brief(curve.label),
+                    markerfacecolor=PAPER if curve.twin else None,
+                    label=titles([curve.label], 50)[0],
                 )
         handles = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
         figure.set_figheight(figure.get_figheight() + 0.2 * -(-len(handles) // columns))

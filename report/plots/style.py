@@ -1,10 +1,15 @@
 """What all drawings share: their look, their axes, colours for learning rates, and a figure as a file.
 
+Every colour of a mark is at least 3 to 1 in contrast on white and on the page's dark paper, so that one drawing serves both:
+as SVG its paper, ink and lines change with the reader's scheme (`DARK`).
+
 Figures are built without pyplot, so nothing is global and no display is needed. matplotlib is imported
 where it is used, because the command line must answer at once.
 """
 
 import io
+import re
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +17,17 @@ from report.points import rate_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.colors import BoundaryNorm, ListedColormap
+    from matplotlib.colors import ListedColormap
     from matplotlib.figure import Figure
 
 SHAPES = "os^vPXhp<>"  # by clean objective; the star and the diamond are taken
-BAND, STAR, TWIN, INK = "#56B4E9", "#D55E00", "#7A3E9D", "#333333"
-LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
+BAND, STAR, TWIN, INK = "#56B4E9", "#D55E00", "#8A5BD6", "#333333"
+PAPER, LINE, EDGE = "#ffffff", "#e4e4e4", "#bbbbbb"
+DARK = {INK: "#d8dde2", PAPER: "#1b1f23", LINE: "#353b42", EDGE: "#555d66"}  # what these are on a dark page
+LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#A07800", "#7570B3", "#7F7F7F")  # after Okabe and Ito
+RATES = ("#2F6FD0", "#8A5BD6", "#C9478F", "#D2562A", "#A27300", "#3F8A3A")  # from the lowest learning rate to the highest
+WIDTH = 36  # letters of a panel's title in a line
+TICKS = (0, 1, 5, 10, 20, 50, 100)  # of attack success, in percent
 
 
 def style() -> AbstractContextManager[None]:
@@ -32,7 +42,13 @@ def style() -> AbstractContextManager[None]:
             "axes.spines.right": False,
             "axes.grid": True,
             "axes.axisbelow": True,
-            "grid.color": "#E4E4E4",
+            "grid.color": LINE,
+            "text.color": INK,
+            "axes.edgecolor": INK,
+            "axes.labelcolor": INK,
+            "axes.titlecolor": INK,
+            "xtick.color": INK,
+            "ytick.color": INK,
             "grid.linewidth": 0.6,
             "savefig.dpi": 160,
             "text.parse_math": False,
@@ -62,40 +78,58 @@ def grid(count: int, columns: int, x: str, y: str, height: float = 3.7) -> "tupl
     return figure, used
 
 
-def palette(rates: list[float]) -> "tuple[ListedColormap, BoundaryNorm]":
-    """One colour for each rate, dark to light, without viridis' palest tenth (lost on paper)."""
-    from matplotlib import colormaps
-    from matplotlib.colors import BoundaryNorm, ListedColormap
+def asr_axis(axes: "list[Axes]") -> None:
+    """Makes the shared x axis one of attack success in percent, linear to 1 % and logarithmic beyond: most good points lie
+    between 0 and 5 %, where they would hide each other."""
+    from matplotlib.ticker import FixedLocator, NullLocator
 
-    count = max(len(rates), 1)
-    shades = [colormaps["viridis"](0.92 * at / max(count - 1, 1)) for at in range(count)]
-    return ListedColormap(shades), BoundaryNorm([at - 0.5 for at in range(count + 1)], count)
+    axes[0].set_xscale("symlog", linthresh=1, linscale=0.6)
+    axes[0].set_xlim(-0.12, 125)
+    for ax in axes:
+        ax.xaxis.set_major_locator(FixedLocator(TICKS))
+        ax.xaxis.set_minor_locator(NullLocator())
+        ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+
+
+def palette(count: int) -> "ListedColormap":
+    """That many colours for learning rates, from low to high."""
+    from matplotlib.colors import LinearSegmentedColormap, ListedColormap
+
+    ramp = LinearSegmentedColormap.from_list("rates", RATES)
+    return ListedColormap([ramp(at / max(count - 1, 1)) for at in range(max(count, 1))])
 
 
 def paints_of(rates: list[float]) -> dict[float | None, Any]:
     """The colour of each rate, and of points without one."""
-    colours, _ = palette(rates)
-    return {rate: colours(at) for at, rate in enumerate(rates)} | {None: "#888888"}
+    colours = palette(len(rates))
+    return {rate: colours(at) for at, rate in enumerate(rates)} | {None: "#7F7F7F"}
 
 
 def rate_bar(figure: "Figure", axes: "list[Axes]", rates: list[float], narrow: bool) -> None:
-    """Explains the colours of learning rates beside the axes, or below them where it is narrow; nothing without rates."""
+    """Explains the colours of learning rates in a bar below the axes, as thick in a tall figure as in a low one; nothing
+    without rates."""
     from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import BoundaryNorm
 
     if not rates:
         return
-    colours, norm = palette(rates)
+    count, high, wide = len(rates), figure.get_figheight(), figure.get_figwidth()
+    share = min(0.9, 0.75 * count / wide)  # of the width
+    norm = BoundaryNorm([at - 0.5 for at in range(count + 1)], count) if count > 1 else BoundaryNorm([-0.5, 0.5], 1)
     bar = figure.colorbar(
-        ScalarMappable(norm, colours),
+        ScalarMappable(norm, palette(count)),
         ax=axes,
         label="learning rate of the cleaning",
-        location="bottom" if narrow else "right",
-        fraction=0.05,
-        pad=0.02,
+        location="bottom",
+        shrink=share,
+        aspect=share * wide / 0.16,
+        fraction=0.16 / high,
+        pad=0.12 / high,
     )
-    every = -(-len(rates) // (6 if narrow else 14))  # a label needs room
-    bar.set_ticks(list(range(0, len(rates), every)), labels=[rate_text(r) for r in rates[::every]], minor=False)
+    every = -(-count // (6 if narrow else 14))  # a label needs room
+    bar.set_ticks(list(range(0, count, every)), labels=[rate_text(r) for r in rates[::every]], minor=False)
     bar.ax.tick_params(which="both", length=0)
+    bar.outline.set_visible(False)
 
 
 def render(figure: "Figure", kind: str, command: str) -> bytes:
@@ -106,6 +140,37 @@ def render(figure: "Figure", kind: str, command: str) -> bytes:
     figure.savefig(out, format=kind, metadata=metadata)
     figure.set_layout_engine("none")  # laid out once, for all kinds
     return out.getvalue()
+
+
+def svg(figure: "Figure", dark: dict[str, str] = DARK) -> bytes:
+    """The figure as SVG whose paper, ink and lines are those of the reader's scheme, light or dark."""
+    from matplotlib import rc_context
+
+    out = io.BytesIO()
+    with rc_context({"svg.hashsalt": "antidote"}):  # equal figures are equal files
+        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+    figure.set_layout_engine("none")
+    text = out.getvalue().decode()
+    for at, light in enumerate(dark):
+        text = re.sub(f"{light}\\b", f"var(--c{at})", text, flags=re.IGNORECASE)
+    schemes = [";".join(f"--c{at}:{colour}" for at, colour in enumerate(colours)) for colours in (dark, dark.values())]
+    rule = f"<style>:root{{{schemes[0]}}}@media(prefers-color-scheme:dark){{:root{{{schemes[1]}}}}}</style>"
+    return re.sub("(<svg[^>]*>)", lambda match: match[1] + rule, text, count=1).encode()
+
+
+def titles(names: Iterable[str], width: int = WIDTH) -> list[str]:
+    """The names in lines of so many letters, none cut; broken between words where that is possible."""
+    return ["\n".join(_lines(name, width)) for name in names]
+
+
+def _lines(name: str, width: int) -> list[str]:
+    lines = [""]
+    for part in re.findall(r"[^\s_/,;:·.-]*[\s_/,;:·.-]*", name):
+        for piece in (part[at : at + width] for at in range(0, len(part), width)):
+            if len(lines[-1]) + len(piece.rstrip()) > width:
+                lines.append("")
+            lines[-1] += piece
+    return [line.strip() for line in lines if line.strip()]
 
 
 def brief(text: str, most: int = 60) -> str:
