@@ -15,14 +15,14 @@ from typing import Any
 
 from data.refusal import UserError
 from records.ending import verify_files
-from records.folder import finished
+from records.folder import WEIGHTS, finished
 
 
 def export(run: Path, folder: Path) -> Path:
     """The folder, written whole or not at all; UserError if the run is not finished or the folder is there."""
     if not finished(run):
         raise UserError(f"{run} is no finished run: it lacks finished.json or weights; give one such as runs/demo/clean-...")
-    verify_files(run)
+    verify_files(run, WEIGHTS)
     if folder.exists():
         raise UserError(f"{folder} is there already; name a new folder")
     from configs.plan import read_decides
@@ -34,8 +34,8 @@ def export(run: Path, folder: Path) -> Path:
     fresh = folder.parent / f".{folder.name}.partial"
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
-    (fresh / "open_clip_config.json").write_text(export_config(spec["model"]["name"], run / "weights.safetensors"))
-    shutil.copyfile(run / "weights.safetensors", fresh / "open_clip_model.safetensors")
+    (fresh / "open_clip_config.json").write_text(export_config(spec["model"]["name"], run / WEIGHTS))
+    shutil.copyfile(run / WEIGHTS, fresh / "open_clip_model.safetensors")
     (fresh / "README.md").write_text(_readme(run, spec))
     fresh.rename(folder)
     return folder

@@ -8,6 +8,8 @@ from typing import Any, ClassVar
 from records.digests import file_digest
 from records.folder import WEIGHTS, RecordFile, finished
 from records.json_file import damaged
+from records.manifest import least_journal
+from records.rows import FILE, JournalRows, read_journal, read_rows
 
 
 class Usage(RecordFile):
@@ -54,20 +56,30 @@ class FailedJson(RecordFile):
 
 
 def verify_files(folder: Path, *names: str) -> None:
-    """Damaged unless these files of a finished run are what its finished.json says, as far as it says it; without names
-    all that it knows. Nothing is verified where there is no finished.json: other programs' weights may lie anywhere."""
+    """Damaged unless these files of a finished run, those that are there, are what its finished.json says, as far as it says
+    it. Nothing is verified where there is no finished.json: other programs' weights may lie anywhere."""
     end = FinishedJson.read(folder)
-    if end is None:
-        return
-    known = {WEIGHTS: end.weights, **end.files}
-    for name in names or known:
-        path = folder / name
-        if name not in known:
-            continue
-        if not path.is_file():
-            raise damaged(path, "it is missing", FinishedJson.REMEDY)
-        if file_digest(path) != known[name]:
+    known = {} if end is None else {WEIGHTS: end.weights, **end.files}
+    for path in (folder / name for name in names if name in known):
+        if path.is_file() and file_digest(path) != known[path.name]:
             raise damaged(path, f"its SHA-256 is not that in {FinishedJson.FILE}", FinishedJson.REMEDY)
+
+
+def verify_run(folder: Path) -> None:
+    """Damaged unless a finished run is whole: its weights, its journal, its other files."""
+    end = FinishedJson.read(folder)
+    if end is not None:
+        verify_files(folder, WEIGHTS, *end.files)
+        read_rows(folder / FILE, end.journal)
+
+
+def run_journal(folder: Path) -> JournalRows:
+    """What a run has written, up to the end that its finished.json tells; what is missing of that, or of what belongs to its
+    newest checkpoint, is damaged."""
+    if not (folder / FinishedJson.FILE).is_file():
+        return read_journal(folder / FILE, least=least_journal(folder))
+    end = FinishedJson.read_whole(folder)
+    return read_journal(folder / FILE, None if end is None else end.journal)
 
 
 def measured_as(folder: Path, measured: dict[str, Any]) -> bool:

@@ -36,9 +36,9 @@ def _digest(text: bytes, before: str) -> str:
     return sha256(before.encode() + text).hexdigest()[:DIGITS]
 
 
-def read_lines(path: Path, length: int | None = None) -> Lines:
+def read_lines(path: Path, length: int | None = None, least: int = 0) -> Lines:
     """The lines in the first `length` bytes of a file, or in all of it; none if there is no file. A last line that a kill
-    has cut short is left out, or damaged where a length is given: so much was on the disk."""
+    has cut short is left out, or damaged where a length is given: so much was on the disk, as at `least` was."""
     try:
         body = path.read_bytes() if path.exists() else b""
     except OSError:
@@ -57,7 +57,7 @@ def read_lines(path: Path, length: int | None = None) -> Lines:
         else:
             damaged.append(number)
         last = digest
-    if length is not None and (rest or len(body) < length):
+    if len(body) < least or length is not None and (rest or len(body) < length):
         damaged.append(len(lines) + 1)
     return Lines(whole, damaged, last)
 

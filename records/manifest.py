@@ -1,5 +1,6 @@
 """manifest.json: what a checkpoint holds, and what it must match before a run goes on from it."""
 
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import ConfigDict, Field
@@ -30,3 +31,9 @@ class Manifest(RecordFile):
     versions: dict[str, str]
     spent: dict[str, float]  # seconds and joules
     files: dict[FileName, tuple[Bytes, Sha256]] = Field(default_factory=dict)
+
+
+def least_journal(folder: Path) -> int:
+    """How many bytes the journal of a run has at least: those that belong to its newest checkpoint that can be read."""
+    manifests = (Manifest.read_whole(path) for path in sorted(folder.glob("checkpoints/step-*"), reverse=True))
+    return next((manifest.journal for manifest in manifests if manifest is not None), 0)

@@ -113,9 +113,10 @@ def whole_lines(path: Path) -> Iterator[bytes]:
             yield line
 
 
-def read_journal(path: Path, length: int | None = None) -> JournalRows:
-    """The rows in the first `length` bytes of a journal, or in all of it, and the lines that hold none."""
-    lines = read_lines(path, length)
+def read_journal(path: Path, length: int | None = None, least: int = 0) -> JournalRows:
+    """The rows in the first `length` bytes of a journal, or in all of it, which has at `least` so many, and the lines that
+    hold none."""
+    lines = read_lines(path, length, least)
     rows = [(number, parse_row(text)) for number, text in lines.whole]
     damaged = [*lines.damaged, *(number for number, row in rows if row is None)]
     return JournalRows([row for _, row in rows if row is not None], sorted(damaged))

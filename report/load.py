@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
+from zlib import crc32
 
 from data.refusal import UserError
 from records.card import Card
-from records.ending import FinishedJson, PrunedJson
+from records.ending import FinishedJson, PrunedJson, run_journal
 from records.folder import RecordFile
 from records.json_file import Damaged
-from records.rows import FILE, Answer, BadRow, MeasureRow, StepRow, read_journal
+from records.rows import Answer, BadRow, MeasureRow, StepRow
 from records.study_json import RunEntry, StudyJson
 
 KEYS = ("run", "stage", "pretrain_objective", "clean_objective", "cleaner", "rate", "seed", "epoch", "step", "images")
@@ -118,16 +119,15 @@ def _read_run(folder: Path, run: RunEntry) -> Record:
     faults: list[str] = []
     finished = (folder / FinishedJson.FILE).is_file()
     end = _read(FinishedJson, folder, faults) if finished else None
-    rows, damaged = read_journal(folder / FILE, end.journal if end is not None else None)
+    rows, damaged = run_journal(folder)
     pruned = None if finished else _read(PrunedJson, folder, faults)
     state = "finished" if finished else "not started"
     if rows and not finished:
         state = f"unfinished, at epoch {rows[-1].epoch}, step {rows[-1].step}"
-    poison, answers = _picture(folder / "poison.png"), _picture(folder / "answers.png")
+    poison, answers = (_picture(folder / name, faults) for name in ("poison.png", "answers.png"))
     measures, card = [row for row in rows if isinstance(row, MeasureRow)], _read(Card, folder, faults)
-    return Record(
-        run, measures, len(damaged), card, finished, state, poison, answers, _pace(rows), end or pruned, tuple(faults)
-    )
+    ended = end or pruned
+    return Record(run, measures, len(damaged), card, finished, state, poison, answers, _pace(rows), ended, tuple(faults))
 
 
 def _read(kind: type[AnyFile], folder: Path, faults: list[str]) -> AnyFile | None:
@@ -138,9 +138,27 @@ def _read(kind: type[AnyFile], folder: Path, faults: list[str]) -> AnyFile | Non
         return None
 
 
-def _picture(path: Path) -> bytes | None:
-    """The file's bytes if it is there and no larger than pictures of ours are."""
-    return path.read_bytes() if path.is_file() and path.stat().st_size < LARGEST_PICTURE else None
+def _picture(path: Path, faults: list[str]) -> bytes | None:
+    """The PNG file's bytes if it is there, whole, and no larger than pictures of ours are."""
+    if not path.is_file() or path.stat().st_size >= LARGEST_PICTURE:
+        return None
+    body = path.read_bytes()
+    if not _is_whole_png(body):
+        faults.append(f"{path} is damaged")
+        return None
+    return body
+
+
+def _is_whole_png(body: bytes) -> bool:
+    """Whether each chunk (length, kind, data, CRC) is as it was written, up to the last, IEND (PNG, section 5)."""
+    at, kind = 8, b""
+    while kind != b"IEND" and at + 12 <= len(body):
+        end = at + 12 + int.from_bytes(body[at : at + 4])
+        kind, crc = body[at + 4 : at + 8], body[end - 4 : end]
+        if crc32(body[at + 4 : end - 4]) != int.from_bytes(crc) or len(crc) < 4:
+            return False
+        at = end
+    return body[:8] == b"\x89PNG\r\n\x1a\n" and kind == b"IEND" and at == len(body)
 
 
 def _pace(rows: list[StepRow | BadRow | MeasureRow]) -> Pace:

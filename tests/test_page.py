@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import samples
 from PIL import Image
+from test_figures import sheet
 from test_report import study
 
 from report.costs import amount, cost, costs
@@ -179,7 +180,7 @@ def test_only_some_grids_of_poisoned_pairs_travel_in_the_page(tmp_path: Path, mo
     monkeypatch.setattr("report.page.GRIDS", 1)
     folder = study(tmp_path / "s")
     for run in ("pretrain-a", "pretrain-b"):
-        (folder / run / "poison.png").write_bytes(f"the picture of {run}".encode())
+        (folder / run / "poison.png").write_bytes(sheet(8 + len(run), ord(run[-1])))
     text = text_of(write_report(folder).page.read_text())
     assert "Poisoned pairs of pretrain-a." in text
     assert "Not shown here: pretrain-b/poison.png" in text

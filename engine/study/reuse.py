@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from configs.plan import Run, read_decides
-from records.ending import verify_files
+from records.ending import verify_run
 from records.folder import finished
 from records.json_file import Damaged
 
@@ -42,7 +42,7 @@ def reuse_finished_runs(runs: Iterable[Run], folder: Path) -> list[tuple[Run, Pa
             try:
                 is_same = read_decides(source) == run.decides
                 if is_same:
-                    verify_files(source)
+                    verify_run(source)
             except Damaged as damage:
                 print(f"{damage.fault}; not taken over", file=sys.stderr, flush=True)
                 continue

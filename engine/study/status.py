@@ -17,10 +17,10 @@ from engine.study import lock
 from engine.study.points import measured_points
 from measures.frontier import CAP, FrontierPoint, best_accuracy, lowest_asr
 from records.card import Card
-from records.ending import FailedJson, FinishedJson, PrunedJson
+from records.ending import FailedJson, FinishedJson, PrunedJson, run_journal
 from records.folder import finished
 from records.json_file import Damaged
-from records.rows import FILE, JournalRows, MeasureRow, read_journal
+from records.rows import FILE, JournalRows, MeasureRow
 from records.study_json import RunEntry, StudyJson
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ class StatusReader:
             return JournalRows([], [])
         version = (stat.st_mtime_ns, stat.st_size)
         if path not in self.journals or self.journals[path][0] != version:
-            self.journals[path] = (version, read_journal(path))
+            self.journals[path] = (version, run_journal(path.parent))
         return self.journals[path][1]
 
 

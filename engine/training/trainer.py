@@ -23,6 +23,7 @@ from engine.training.run_state import RunState, evaluate_sets, restore
 from engine.training.usage import UsageMeter
 from records.card import Card
 from records.ending import FailedJson, FinishedJson, PrunedJson, verify_files
+from records.folder import WEIGHTS
 from records.rows import FILE, read_rows
 
 Calls = tuple[Callable[[], bool], Callable[[Card, int], None], Callable[[float], str | None]]
@@ -82,11 +83,11 @@ def _train(inputs: RunInputs, world: World, built: Built, usage: UsageMeter, cal
 
 def re_evaluate(inputs: RunInputs, world: World) -> None:
     """Measures a finished run again, since the spec now measures something else: new rows at its last step."""
-    verify_files(inputs.folder)
+    verify_files(inputs.folder, WEIGHTS)
     end = FinishedJson.read(inputs.folder)
     assert end is not None, "only finished runs are measured again"
     towers = clip.build(inputs.run.spec.model.name, inputs.run.spec.seed)
-    learned = clip.load_weights(towers, inputs.folder / "weights.safetensors")
+    learned = clip.load_weights(towers, inputs.folder / WEIGHTS)
     if zero.precision(inputs.run.spec.machine, world.device) == "bf16":
         towers.compute_in(torch.bfloat16)
     read_rows(inputs.folder / FILE, end.journal)  # Damaged if it is not whole

@@ -1,0 +1,175 @@
+"""Whatever lies in the place of a file of ours: no number and no weight changes silently, nothing ends in a traceback or
+hangs."""
+
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import damage
+import pytest
+from test_sweep import RATE, finish, swept
+
+from configs.plan import runs
+from configs.spec import Loaded, load
+from data.refusal import UserError
+from engine.study import lock
+from engine.study.scheduler import Scheduler
+from records.json_file import Damaged, parse, read_json, write_json
+
+SECONDS = 20  # for the readers of one study
+OTHERS = ["", "[]", "{}", "null", "5", '"x"', "[" * 100_000, '{"a":' * 500 + "1" + "}" * 500, '{"pid": ' + "9" * 5000 + "}",
+          "\0\1\2", "{\xff}"]  # fmt: skip
+
+
+@pytest.fixture
+def loaded(spec: Path) -> Loaded:
+    return load(spec)
+
+
+@contextlib.contextmanager
+def time_limit() -> Iterator[None]:
+    """TimeoutError from whatever takes longer."""
+
+    def end(number: int, frame: object) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def silent(name: str, before: Any, after: Any, printed: str, former: Any) -> bool:
+    """Whether a reader has read something else and said nothing of it."""
+    if isinstance(after, UserError) or after == before:
+        return False
+    if name in ("report", "status"):  # with remarks
+        return bool(after[1] == before[1])
+    if name == "resume":
+        return bool(after != former or "set aside" not in printed)
+    if name == "skipped":
+        return not after[1] and after[0] != before[0][: len(after[0])]  # the end may be cut off by a kill
+    return "is damaged" not in printed or name not in ("reuse", "core")
+
+
+def tried(loaded: Loaded, tmp_path: Path, draws: int, seed: int) -> Counter[str]:
+    """How many draws some reader named, or read as the state before; how many changed nothing that is read."""
+    whole, place, scratch = tmp_path / "whole/runs/tiny", tmp_path / "runs/tiny", tmp_path / "scratch"
+    damage.make(whole, loaded)
+    paths = sorted(path.relative_to(whole) for path in whole.rglob("*") if path.is_file())
+
+    def again(*without: Path) -> None:
+        for folder in (place.parent, scratch):
+            shutil.rmtree(folder, ignore_errors=True)
+        damage.copied(whole, place)
+        scratch.mkdir()
+
+    again()
+    before, _ = damage.seen(loaded, place, scratch)
+    assert not any(isinstance(value, UserError) for value in before.values()), before
+    again()
+    (max(place.glob("*/checkpoints/step-*")) / "manifest.json").unlink()
+    former = damage.seen(loaded, place, scratch)[0]["resume"]
+    assert former[0].step == 8
+    out: Counter[str] = Counter()
+    for number in range(seed, seed + draws):
+        draw = random.Random(number)
+        path, kind = draw.choice(paths), draw.choice(damage.KINDS)
+        again()
+        damage.damage(place / path, kind, draw)
+        try:
+            with time_limit():
+                after, printed = damage.seen(loaded, place, scratch)
+        except Exception as error:
+            raise AssertionError(f"draw {number}, {path}, {kind}") from error
+        wrong = [name for name in before if silent(name, before[name], after[name], printed, former)]
+        assert not wrong, (number, str(path), kind, wrong, printed)
+        out["named" if any(after[name] != before[name] for name in before) else "without an effect"] += 1
+    return out
+
+
+def test_no_damage_of_a_file_is_silent_a_traceback_or_endless(loaded: Loaded, tmp_path: Path) -> None:
+    outcomes = tried(loaded, tmp_path, 60, 0)
+    assert outcomes.total() == 60
+    assert outcomes["named"] > 30
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_two_thousand_damages_are_answered(loaded: Loaded, tmp_path: Path) -> None:
+    outcomes = tried(loaded, tmp_path, 2000, 1000)
+    print(dict(outcomes))
+    assert outcomes.total() == 2000
+    assert outcomes["named"] > 1000
+
+
+@pytest.mark.parametrize("text", OTHERS)
+def test_what_is_no_file_of_ours_is_one_refusal(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "x.json"
+    path.write_bytes(text.encode("latin-1"))
+    if text == "{}":
+        assert read_json(path, "") == {}  # a file of before there were digests
+        return
+    with pytest.raises(Damaged, match=r"x\.json is damaged \(.*\); do this"):
+        read_json(path, "do this")
+
+
+def test_every_flipped_bit_of_a_file_of_ours_is_found_or_changes_nothing(tmp_path: Path) -> None:
+    path, content = tmp_path / "x.json", {"step": 6, "rate": 1e-3, "name": "ä\n", "files": {"a": [1, "0f"]}, "none": None}
+    write_json(path, content)
+    body = path.read_bytes()
+    for place in range(8 * len(body)):
+        flipped = bytearray(body)
+        flipped[place // 8] ^= 1 << place % 8
+        try:
+            read = parse(bytes(flipped))
+        except ValueError:
+            continue
+        assert {name: value for name, value in read.items() if name in content} == content, "but for the digest's own name"
+
+
+@pytest.mark.parametrize("text", [*OTHERS, "half"])
+def test_a_damaged_generation_is_proposed_anew_and_the_search_ends(spec: Path, tmp_path: Path, text: str) -> None:
+    sweep = {RATE: {"low": 1e-6, "high": 1e-2, "scale": "log"}, "search": {"kind": "optuna", "trials": 6, "together": 2}}
+    loaded, study = swept(spec, sweep), tmp_path / "runs/tiny"
+
+    def carried_out() -> list[str]:
+        """The search to its end, as fake runs."""
+        scheduler = Scheduler.of(loaded, study, None)
+        with time_limit():
+            while scheduler.search_further() or any(not (study / run.folder).exists() for run in scheduler.runs):
+                for number, run in enumerate(runs([point for point in loaded.points], "clean") + scheduler.runs):
+                    if not (study / run.folder).exists():
+                        finish(study, run.folder, 0.1 + number / 100, 0.01)
+        return [run.folder for run in scheduler.runs]
+
+    before = carried_out()
+    assert len(before) == 7, "and what they start from"
+    first, second = sorted((study / "search").glob("*.json"))
+    kept = [read_json(path, "") for path in (first, second)]
+    first.write_bytes(first.read_bytes()[:40] if text == "half" else text.encode("latin-1"))
+    assert carried_out() == before
+    assert [read_json(path, "") for path in (first, second)] == kept
+    assert len(list((study / "search").glob("aside-*"))) == 1
+
+
+@pytest.mark.parametrize("text", [*OTHERS, json.dumps({"machine": "here", "pid": -5}), json.dumps({"pid": 1e300})])
+def test_a_damaged_lock_counts_as_alive_as_it_is_young(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "claim.1"
+    path.write_bytes(text.replace("here", lock.LockFile.of_this_process().machine).encode("latin-1"))
+    with time_limit():
+        assert lock.acquire(tmp_path) is None
+        os.utime(path, (path.stat().st_mtime - lock.STALE - 10,) * 2)
+        owner = lock.owner(tmp_path)
+    assert owner is not None
+    assert not owner.alive
