@@ -16,6 +16,7 @@ class Progress:
         self.began, self.last_line = time.monotonic(), 0.0
         self.bars: Any = None  # rich's, once something is shown on a terminal
         self.task: Any = None
+        self.last = ""  # what the bar said last, in full
 
     def __call__(self, done: int, total: int, words: str = "", now: bool = False) -> None:
         """Shows it, with the rate or other `words`; a line appears `now` or when it is time for one."""
@@ -41,9 +42,11 @@ class Progress:
                 TextColumn("{task.description}", markup=False), BarColumn(),
                 TextColumn("{task.completed}/{task.total} {task.fields[unit]}", markup=False), TimeElapsedColumn(),
                 TimeRemainingColumn(), TextColumn("{task.fields[words]}", markup=False), console=Console(stderr=True),
+                transient=True,
             )  # fmt: skip
             self.task = self.bars.add_task(self.title, total=total, completed=self.start, unit=self.unit, words="")
             self.bars.start()
+        self.last = f"{done:,} of {total:,} {self.unit}, {words}"
         self.bars.update(self.task, completed=done, total=total, words=words)
 
     def line(self, words: str) -> None:
@@ -54,6 +57,8 @@ class Progress:
             print(f"{self.title}: {words}", file=sys.stderr, flush=True)
 
     def end(self) -> None:
-        """Leaves the bar as it is."""
+        """Leaves a line in the bar's place, which no edge of a terminal cuts."""
         if self.bars is not None:
             self.bars.stop()
+            seconds = time.monotonic() - self.began
+            print(f"{self.title}: {self.last}, {seconds:,.0f} s", file=sys.stderr, flush=True)

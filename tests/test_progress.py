@@ -33,5 +33,6 @@ def test_on_a_terminal_a_bar_shows_the_words(monkeypatch: pytest.MonkeyPatch, ca
     progress.end()
     shown = capsys.readouterr().err
     assert "3/12 steps" in shown
+    assert shown.splitlines()[-1].endswith("run [a]: 3 of 12 steps, loss 1.5, 0 s"), "what no edge cuts"
     assert "run [a]: measuring [x] takes 1 s" in shown
     assert "loss 1.5" in shown

@@ -50,6 +50,8 @@ class RunStatus:
     seconds: float | None = None  # that it took, where it has ended
     reason: str = ""  # of its state, where that needs one
     points: list[FrontierPoint[float]] = field(default_factory=list)  # what its cleaning has reached
+    top1: float | None = None  # as last measured
+    asr: float | None = None
 
 
 @dataclass
@@ -134,6 +136,9 @@ class StatusReader:
             run.step, run.rate = steps[-1].step, steps[-1].pairs_per_s
         card = Card.read_whole(home)
         run.steps = card.steps if card else None
+        for row in rows:
+            if isinstance(row, MeasureRow):
+                run.top1, run.asr = (b if a is None else a for a, b in ((row.top1, run.top1), (row.asr, run.asr)))
         if run.stage == "clean":
             run.points = measured_points(rows)
         self._read_state(run, home, clock)
@@ -185,7 +190,6 @@ def table(study: StudyStatus, jobs: int, rows: int | None = None) -> "Table":
         out.add_column(name, overflow="fold", justify="right" if name in ("sign of life", "step", "pairs/s") else "left")
     runs = sorted(study.runs, key=lambda run: ORDER.index(run.state))
     for run in runs[:rows]:
-        last = run.points[-1] if run.points else None
         cells = (
             run.run,
             run.title,
@@ -194,12 +198,16 @@ def table(study: StudyStatus, jobs: int, rows: int | None = None) -> "Table":
             "" if run.age is None else f"{duration(run.age)} ago",
             "" if run.steps is None else f"{run.step:,}/{run.steps:,}",
             "" if run.rate is None or run.state != "running" else f"{run.rate:,.0f}",
-            "" if last is None else f"{100 * last.top1:.1f} / {100 * last.asr:.1f} %",
+            "" if run.top1 is None and run.asr is None else f"{_percent(run.top1)} / {_percent(run.asr)} %",
         )
         out.add_row(*(escape(cell) for cell in cells))
     if rows is not None and len(runs) > rows:
         out.caption = f"and {len(runs) - rows:,} more"
     return out
+
+
+def _percent(rate: float | None) -> str:
+    return "?" if rate is None else f"{100 * rate:.1f}"
 
 
 class LiveView:

@@ -28,7 +28,7 @@ from engine.training import trainer
 from engine.training.checkpoint import DiskFull
 from engine.training.inputs import StudyInputs, prepare_inputs
 from engine.training.loop import Stopped
-from records.card import Card, Fact
+from records.card import Card
 from records.ending import FailedJson
 from records.folder import finished
 
@@ -139,13 +139,15 @@ def _carry_out(scheduler: Scheduler, run: Run, shared: StudyInputs, stop: StopSi
 
 
 def show_card(number: int, total: int, card: Card, step: int) -> None:
-    """Prints the card of a run that begins at this step."""
-    from rich.console import Console
-    from rich.panel import Panel
-    from rich.table import Table
-
-    table = Table.grid(padding=(0, 2))
-    for fact in (*card.facts(), *card.machine_facts(), *([Fact("goes on at step", f"{step:,}")] if step else [])):
-        table.add_row(*fact)
-    console = Console(stderr=True, markup=False, width=None if sys.stderr.isatty() else 120)
-    console.print(Panel(table, title=f"run {number} of {total}: {card.title} ({card.run})", title_align="left"))
+    """Says which run begins at this step, in two lines; card.json has the rest."""
+    device = "process" if card.processes == 1 else "processes"
+    words = [
+        f"{card.pairs:,} pairs, {card.poisoned_pairs:,} poisoned",
+        f"{card.steps:,} steps of {card.batch:,} pairs",
+        card.precision,
+        f"{card.processes} {device} on {card.device.name}",
+        *([card.transformed] if card.transformed else []),
+        *([f"loss core {card.loss_core}: {card.loss_core_fault}"] if card.loss_core_fault else []),
+        *([f"goes on at step {step:,}"] if step else []),
+    ]
+    print(f"run {number} of {total}: {card.title} ({card.run})\n  {', '.join(words)}", file=sys.stderr, flush=True)
