@@ -10,6 +10,7 @@ import sys
 import tarfile
 import time
 from pathlib import Path
+from typing import Any
 
 import forked
 import pytest
@@ -58,7 +59,27 @@ def test_a_study_leaves_what_it_promises(whole: Path) -> None:
     assert (whole / first / "poison.png").stat().st_size > 1000
     for name in ("index.html", "frontier.png", "results.csv"):
         assert (whole / "report" / name).stat().st_size > 100
-    assert list((whole / "tensorboard").rglob("events.out.tfevents*"))
+    _check_board(whole, study["runs"])
+
+
+def _check_board(study: Path, runs: list[dict[str, Any]]) -> None:
+    """TensorBoard has a run for each run, named by what it is, each number under one tag, settings by their names."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+
+    for run in runs:
+        (folder,) = (study / "tensorboard" / run["stage"]).rglob(f"rate=*-{run['run'].split('-')[1][:6]}")
+        assert folder.parts[-2 if run["stage"] != "clean" else -3] == run["pretrain_objective"]
+        board = EventAccumulator(str(folder)).Reload()
+        tags = board.Tags()["scalars"]
+        group = "cleaning" if run["stage"] == "clean" else "pre-training"
+        assert {f"{group}/loss", f"{group}/tiny/top1", f"{group}/tiny/asr"} <= set(tags)
+        assert {tag.split("/")[0] for tag in tags} <= {group, "skipped", "time"}
+        assert not any(tag.endswith(("/pictures", "/classes", "result/asr")) for tag in tags)
+        plugin = board.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+        said = HParamsPluginData.FromString(plugin).session_start_info.hparams
+        assert said["cleaner"].string_value == (run["cleaner"] or "")
+        assert said["rate"].number_value == run["rate"]
 
 
 def test_the_uncleaned_model_is_where_cleaning_starts(whole: Path) -> None:
@@ -648,7 +669,8 @@ def test_a_cut_shard_is_used_as_far_as_it_goes_and_its_loss_is_counted(spec: Pat
     assert pairs + lost["pairs"] + len(bad) == 192
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    board = EventAccumulator(str(spec.parent / "runs/tiny/tensorboard" / run.name))
+    (path,) = (spec.parent / "runs/tiny/tensorboard/pretrain").glob(f"*/rate=*-{run.name.split('-')[1][:6]}")
+    board = EventAccumulator(str(path))
     board.Reload()
     assert board.Scalars("skipped/lost")[0].value == pytest.approx(lost["pairs"] / 192)
 

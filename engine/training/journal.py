@@ -4,8 +4,8 @@ The journal is the truth and TensorBoard its picture. A checkpoint records how l
 resuming cuts it there, so that a run killed at any moment ends with the same rows as one that was not.
 """
 
-import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,17 @@ import numpy as np
 
 from data.progress import Progress
 from records.lines import read_lines, seal
-from records.rows import FILE, row_of
+from records.rows import FILE, MeasureRow, row_of
+from records.study_json import RunEntry
+
+UNDRAWN = ("step", "epoch", "pictures", "others", "classes")  # numbers of a row that are no curves
+SAID = ("seed", "cleaner", "clean.optimizer.rate", "pretrain.optimizer.rate")  # swept settings with a name of their own
 
 
 class Journal:
     """Rows of a run that has `steps` steps; does nothing on ranks other than the first."""
 
-    def __init__(self, folder: Path, title: str, steps: int, start: int, length: int, first: bool) -> None:
+    def __init__(self, folder: Path, run: RunEntry, steps: int, start: int, length: int, first: bool) -> None:
         """Goes on at step `start`, after the first `length` bytes of an earlier journal."""
         self.first, self.steps = first, steps
         if not first:
@@ -32,9 +36,13 @@ class Journal:
         os.truncate(path, length)
         self.last_digest = read_lines(path).last
         self.file = path.open("a", encoding="utf-8")
-        board = folder.parent / "tensorboard" / folder.name
+        self.run, self.group = run, "cleaning" if run.stage == "clean" else "pre-training"
+        board, earlier = folder.parent / "tensorboard" / board_name(run), folder.parent / "tensorboard" / folder.name
+        if earlier.is_dir() and not board.exists():  # as runs of before November 2026 were named
+            board.parent.mkdir(parents=True, exist_ok=True)
+            earlier.rename(board)
         self.board: Any = SummaryWriter(str(board), purge_step=start + 1 if start else None)
-        self.progress = Progress(title, "steps", start, quiet=0)
+        self.progress = Progress(run.title, "steps", start, quiet=0)
         self.last_words = {"step": "", "measure": ""}
         self.costs_said: set[str] = set()  # the sets of pictures whose costs were said
 
@@ -54,10 +62,13 @@ class Journal:
         self.file.write(line)
         self.file.flush()
         for name, value in numbers.items():
-            if name not in ("step", "epoch") and isinstance(value, int | float):
-                tag = f"{numbers['images']}/{name}" if "images" in numbers else f"train/{name}"
-                self.board.add_scalar(tag, value, numbers["step"])
+            if name not in UNDRAWN and isinstance(value, int | float):
+                self.board.add_scalar(self._tag(name, numbers.get("images")), value, numbers["step"])
         self._show(kind, numbers)
+
+    def _tag(self, name: str, images: str | None) -> str:
+        """What TensorBoard calls a number: pre-training, with the twin's, and cleaning are groups of their own."""
+        return "/".join(part for part in (self.group, images, name) if part)
 
     def _show(self, kind: str, numbers: dict[str, Any]) -> None:
         """Progress, with the last step's loss and pace and the last measures; once for each set of pictures what measuring
@@ -92,11 +103,22 @@ class Journal:
         if self.first:
             self.board.add_text(name, "\n".join(f"    {line}" for line in words.splitlines()))
 
-    def hparams(self, settings: dict[str, Any], results: dict[str, float]) -> None:
-        """What was set and what came out, for TensorBoard's table of runs."""
-        if self.first:
-            plain = {k: v if isinstance(v, bool | int | float | str) else json.dumps(v) for k, v in settings.items()}
-            self.board.add_hparams(plain, {f"result/{k}": v for k, v in results.items()}, run_name=".")
+    def hparams(self, measures: Sequence[MeasureRow]) -> None:
+        """What was set and what came out, for TensorBoard's table of runs; results are the curves' own tags."""
+        if not self.first:
+            return
+        from torch.utils.tensorboard.summary import hparams
+
+        last = {row.images: row for row in measures}
+        results = {
+            self._tag(name, images): value
+            for images, row in last.items()
+            for name, value in row.numbers().items()
+            if name not in UNDRAWN and name != "seconds"
+        }
+        summaries: Any = hparams
+        for summary in summaries(settings_of(self.run), results):
+            self.board.file_writer.add_summary(summary)
 
     def close(self) -> None:
         """Flushes and closes everything."""
@@ -104,6 +126,23 @@ class Journal:
             self.progress.end()
             self.file.close()
             self.board.close()
+
+
+def board_name(run: RunEntry) -> str:
+    """What TensorBoard calls a run: its stage, objective, cleaner and rate, and the beginning of its fingerprint, such as
+    clean/mmcl/CleanCLIP/rate=3e-3-b72d65."""
+    rate = "" if run.rate is None else f"rate={np.format_float_scientific(run.rate, trim='-', exp_digits=1)}-"
+    parts = [run.stage, run.pretrain_objective, *([run.cleaner] if run.cleaner else [])]
+    plain = [re.sub(r"[^\w+=-]+", "_", part)[:60] or "_" for part in parts]
+    return "/".join([*plain, f"{rate}{run.run.rpartition('-')[2][:6]}"])
+
+
+def settings_of(run: RunEntry) -> dict[str, bool | int | float | str]:
+    """What sets a run apart, by short names: stage, objective, cleaner, rate, seed, other swept settings of one value."""
+    whole = {"stage": run.stage, "pre-training": run.pretrain_objective, "cleaner": run.cleaner or "", "seed": run.seed}
+    swept = {name: value for name, value in run.swept.items() if isinstance(value, bool | int | float | str)}
+    others = {".".join(name.split(".")[-2:]): value for name, value in swept.items() if name not in SAID}
+    return {name: value for name, value in {**whole, "rate": run.rate, **others}.items() if value is not None}
 
 
 def show_report(board: Path, pictures: Mapping[str, Path], said: Sequence[str]) -> None:

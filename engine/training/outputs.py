@@ -170,9 +170,7 @@ def _write_weights(
         checkpoint.write_file(fresh, state)
         fresh.rename(final)
     measures = [row for row in read_rows(inputs.folder / FILE) if isinstance(row, MeasureRow)]
-    numbers = measures[-1].numbers() if measures else {}
-    results = {name: value for name, value in numbers.items() if isinstance(value, float) and name != "seconds"}
-    journal.hparams(inputs.run.entry().model_dump(exclude_none=True, exclude={"run", "swept", "title"}), results)
+    journal.hparams(measures)
     FinishedJson(
         steps=inputs.steps,
         journal=journal.committed_bytes(),

@@ -61,7 +61,7 @@ def _train(inputs: RunInputs, world: World, built: Built, usage: UsageMeter, cal
             (inputs.folder / old).unlink(missing_ok=True)
         card.write(inputs.folder)
         say(card, begin.step)
-    journal = Journal(inputs.folder, inputs.run.title, inputs.steps, begin.step, begin.journal_bytes, world.first)
+    journal = Journal(inputs.folder, inputs.run.entry(), inputs.steps, begin.step, begin.journal_bytes, world.first)
     bad_samples = BadSamples(inputs, world, journal)
     run = RunState(inputs, world, built.learner, journal, bad_samples, usage, card.versions, built.start_weights)
     try:
@@ -92,7 +92,7 @@ def re_evaluate(inputs: RunInputs, world: World) -> None:
         towers.compute_in(torch.bfloat16)
     read_rows(inputs.folder / FILE, end.journal)  # Damaged if it is not whole
     collectives.barrier()  # before the first process cuts off what a launch left that was killed here
-    journal = Journal(inputs.folder, inputs.run.title, end.steps, end.steps, end.journal, world.first)
+    journal = Journal(inputs.folder, inputs.run.entry(), end.steps, end.steps, end.journal, world.first)
     for numbers in evaluate_sets(inputs, towers.to(world.device), learned, world):
         journal.row("measure", epoch=inputs.run.settings.epochs, step=end.steps, **numbers)
     if world.first:
