@@ -45,6 +45,7 @@ def _scale(ax: "Axes", x: dict[Place, float]) -> None:
     if true and min(x.values()) > 0 and max(x.values()) > 30 * min(x.values()):
         ax.set_xscale("log")
         ax.minorticks_off()
+        ax.xaxis.set_major_formatter(lambda value, _: short(value))
     if not true or len(places) <= 8:
         ax.set_xticks([x[place] for place in places], [short(place) for place in places])
     if sum(len(short(place)) for place in places) > 45 and len(places) <= 8:

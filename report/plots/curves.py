@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from report.plots.style import LINES, PAPER, SHAPES, grid, style, titles
+from report.plots.style import LINES, MANY, PAPER, SHAPES, grid, style, titles
 from report.points import Curve
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def curves(panels: Mapping[str, Sequence[Curve]], columns: int = 2, whole: Colle
                     linestyle="--" if curve.twin else "-",
                     marker=SHAPES[at % len(SHAPES)],
                     markersize=4.5,
+                    rasterized=len(curve.line) > MANY,
                     markerfacecolor=PAPER if curve.twin else None,
                     label=titles([curve.label], 50)[0],
                 )

@@ -6,14 +6,27 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from measures.frontier import CAP, FrontierPoint, best_accuracy, pareto
-from report.plots.style import BAND, EDGE, INK, PAPER, SHAPES, STAR, TWIN, asr_axis, grid, paints_of, rate_bar, style, titles
+from report.plots.style import (
+    BAND,
+    EDGE,
+    INK,
+    MANY,
+    PAPER,
+    SHAPES,
+    STAR,
+    TWIN,
+    asr_axis,
+    grid,
+    paints_of,
+    rate_bar,
+    style,
+    titles,
+)
 from report.points import Panel, PointInfo, percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-MANY = 1_000  # points of one shape; more are a picture in a PDF, which else takes long to write and to open
 
 
 def frontier(panels: Sequence[Panel | None], columns: int = 3) -> "Figure":

@@ -26,6 +26,7 @@ PAPER, LINE, EDGE = "#ffffff", "#e4e4e4", "#bbbbbb"
 DARK = {INK: "#d8dde2", PAPER: "#1b1f23", LINE: "#353b42", EDGE: "#555d66"}  # what these are on a dark page
 LINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#A07800", "#7570B3", "#7F7F7F")  # after Okabe and Ito
 RATES = ("#2F6FD0", "#8A5BD6", "#C9478F", "#D2562A", "#A27300", "#3F8A3A")  # from the lowest learning rate to the highest
+MANY = 1_000  # points of one kind; more are a picture in a PDF or SVG, which else takes long to write and to open
 WIDTH = 36  # letters of a panel's title in a line
 TICKS = (0, 1, 5, 10, 20, 50, 100)  # of attack success, in percent
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from measures.frontier import CAP, FrontierPoint
-from report.plots.style import BAND, INK, SHAPES, STAR, asr_axis, grid, paints_of, rate_bar, style, titles
+from report.plots.style import BAND, INK, MANY, SHAPES, STAR, asr_axis, grid, paints_of, rate_bar, style, titles
 from report.points import Panel, PointInfo
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ def trajectories(panels: Sequence[Panel], columns: int = 3) -> "Figure":
         for ax, panel, head in zip(axes, panels, heads, strict=False):
             ax.set_title(head)
             ax.axvspan(-1, 100 * CAP, color=BAND, alpha=0.22, linewidth=0)
+            many = len(panel.points) > MANY
             runs: dict[str, list[FrontierPoint[PointInfo]]] = {}
             for point in panel.points:
                 runs.setdefault(point.label.run, []).append(point)
@@ -36,7 +37,7 @@ def trajectories(panels: Sequence[Panel], columns: int = 3) -> "Figure":
                 info = points[0].label
                 way = [(100 * p.asr, 100 * p.top1) for p in ([info.start] if info.start else [])]
                 way += [(100 * p.asr, 100 * p.top1) for p in points]
-                ax.plot(*zip(*way, strict=True), color=colours[info.rate], linewidth=0.9, alpha=0.85)
+                ax.plot(*zip(*way, strict=True), color=colours[info.rate], linewidth=0.9, alpha=0.85, rasterized=many)
                 ax.plot(*way[-1], shapes[info.objective], color=colours[info.rate], markersize=5)
             for start in panel.starts:
                 ax.plot(100 * start.asr, 100 * start.top1, "*", color=STAR, markeredgecolor=INK, markersize=13)
