@@ -83,10 +83,8 @@ def begin(scheduler: Scheduler, command: str) -> None:
     refuse_changed(scheduler)
     folder.mkdir(parents=True, exist_ok=True)
     for run, source in reuse_finished_runs(runs, folder) if spec.machine.adopt else ():
-        words = (
-            f"{run.folder} ({run.title}): finished in {source.parent} with the same fingerprint, so taken over from there"
-        )
-        print(f"{words}; machine.adopt=false does it again", file=sys.stderr, flush=True)
+        words = f"{run.folder} ({run.title}): finished in {source.parent}, taken over from there"
+        print(f"{words} (the same fingerprint; machine.adopt=false does it again)", file=sys.stderr, flush=True)
     scheduler.write_study_json(command)
 
 
