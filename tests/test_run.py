@@ -135,7 +135,7 @@ def test_a_finished_run_is_measured_again_when_the_spec_measures_something_else(
     before, after = journals(whole), journals(tmp_path / "runs/tiny")
     for name, rows in before.items():
         last = [row for row in rows if row["kind"] == "measure"][-1]
-        kept = ("kind", "epoch", "step", "top1", "top5", "top10", "pictures")
+        kept = ("kind", "epoch", "step", "top1", "top5", "top10", "pictures", "classes")
         assert after[name] == [*rows, {"images": "again", **{key: last[key] for key in kept}}]
 
 
