@@ -29,6 +29,10 @@ class NoShards(Missing):
     """Shards that a pattern names are not there."""
 
 
+class InStore(NoShards):
+    """Shards are in a store, which a dry run does not ask."""
+
+
 def expand(pattern: str, schemes: Sequence[str] = ()) -> list[str]:
     """The sorted paths that a brace or glob pattern names; NoShards if one is missing or none matches, UserError if the
     scheme is not one of `schemes`."""

@@ -129,7 +129,7 @@ def print_plan(options: argparse.Namespace, loaded: "Loaded") -> int:
     with TemporaryDirectory() as scratch:
         scheduler = Scheduler.of(loaded, RUNS / loaded.spec.name, options.stage)
         shared = StudyInputs(scheduler.folder, machine.world, Path(scratch))
-        refused, missing = at_hand(refusals(scheduler, shared))
+        refused, missing = at_hand(refusals(scheduler, shared), loaded.spec.data.pretrain.expect is not None)
         refuse(refused)
         refuse_changed(scheduler)
         print(dry_run(loaded, scheduler.runs, shared, machine, missing), end="")

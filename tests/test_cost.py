@@ -38,6 +38,7 @@ def test_a_run_by_hand() -> None:
     pictures = 50_000 * (HOST + 2 * 12.222939136e9 / SPEED / 3)
     seconds = 2929 * 64 * 2048 / 513 + 65 * (pictures + 80_000 * 5.549621248e9 / SPEED / 3)
     assert run_cost.hours == pytest.approx(seconds / 3600)
+    assert cost.number(run_cost.hours) == "209"
     assert run_cost.hours == pytest.approx(209.3, abs=0.1)
 
 
@@ -101,7 +102,7 @@ def test_the_table_of_a_folder_sums_its_rows(world: Path, tmp_path: Path, scratc
     assert cells(text, "total")[:4] == ["2", "4", "52", "832"]
     pairs = StudyPairs(tmp_path, ONE, scratch)
     whole = sum((total(load(tmp_path / f"{n}.yaml"), None, pairs, set()) for n in (1, 2)), Cost())
-    assert cells(text, "total")[4:] == [f"{whole.hours:.1f}", f"{whole.hours * 1000:,.0f}"]
+    assert cells(text, "total")[4:] == [cost.number(whole.hours), cost.number(whole.price(1000.0))]
     assert "dollars at 1000 a GPU-hour" in text
     without, _ = dry_run_folder(tmp_path, ["clean.epochs=0"], "clean", Assumed(1, None), print)
     assert cells(without, "total")[:4] == ["0", "4", "0", "0"]
@@ -147,3 +148,17 @@ def test_the_plan_of_one_spec_shows_its_price(spec: Path, tmp_path: Path) -> Non
     hours, price = (float(word.replace(",", "")) for word in line.split() if word[0].isdigit())
     assert hours * 100 == pytest.approx(price, abs=6)
     assert "GPU-h" in text
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [(None, "?"), (0, "0"), (7, "7"), (0.0, "0.0"), (2e-4, "0.0002"), (0.06, "0.1"), (9.96, "10.0"), (1234.5, "1,234")],
+)
+def test_a_cost_is_told_as_far_as_it_is_known(value: float | None, words: str) -> None:
+    assert cost.number(value) == words
+
+
+def test_a_sum_with_what_is_not_known_is_not_known() -> None:
+    known, not_known = Cost(1, 0, 10, 160, 0.5), Cost(0, 1, None, None, None)
+    assert known + not_known + known == Cost(2, 1, None, None, None)
+    assert not_known.price(2.0) is None

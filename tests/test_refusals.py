@@ -14,11 +14,13 @@ from configs.plan import runs
 from configs.spec import load
 from data.refusal import UserError
 from engine.estimate.gpus import Assumed
+from engine.run import main
 from engine.training.check import at_hand, refusals
 from engine.training.inputs import StudyInputs
 
 NORMS = "model.name=test-resnet"
 START = "clean.start={{path: {folder}/start.safetensors}}"
+SUPERVISED = "clean.objective={{kind: supervised, classes: 10}}"
 BROKEN = {  # what is wrong: (settings, processes, words of the sentence)
     "batch": (["pretrain.batch=18"], 4, "pretrain.batch is 18, which does not divide over 4 processes"),
     "groups": ([NORMS, "model.norm_group=6"], 1, "model.norm_group is 6"),
@@ -31,18 +33,39 @@ BROKEN = {  # what is wrong: (settings, processes, words of the sentence)
     "target": (["attack.target=bananna"], 1, "attack.target is 'bananna', which is none of the 32 class names"),
     "evaluation folder": (["data.test={{tiny: {folder}/none}}"], 1, "evaluation set {folder}/none is no folder"),
     "evaluation without pictures": (["data.test={{tiny: {folder}/empty}}"], 1, "evaluation set {folder}/empty has"),
-    "templates": (["attack.captions={folder}/none.txt"], 1, "templates {folder}/none.txt: No such file"),
+    "templates": (["attack.captions={folder}/none.txt"], 1, "{folder}/none.txt: No such file"),
     "trigger": (["attack.trigger={{kind: tensor, file: {folder}/none.png}}"], 1, "attack.trigger.file {folder}/none.png"),
     "poison": (["attack.poison.count=500"], 1, "attack.poison.count is 500, but the shards hold 192 pairs"),
     "clean set": (["data.clean.pairs=190"], 1, "data.clean.pairs is 190, but only 180 pairs are not poisoned"),
     "large batch": (["clean.batch=100"], 1, "batch is 100, but there are 64 pairs"),
     "clusters": (["clean.objective={{kind: deep_cluster, classes: 100}}"], 1, "objective.classes is 100, but there are 64"),
-    "labels": (["clean.objective={{kind: deep_cluster, labels: {folder}/none}}"], 1, "{folder}/none can't be read"),
+    "labels": (["clean.objective={{kind: deep_cluster, labels: {folder}/none}}"], 1, "{folder}/none: No such file"),
     "start": (["clean.start={{path: {folder}/none}}"], 1, "start.path is {folder}/none, which holds no weights"),
     "other architecture": ([START, NORMS], 1, "holds another architecture than test-resnet"),
     "no moments": ([START, "clean.optimizer.state=inherited"], 1, "optimizer.state needs AdamW's moments"),
     "nothing to inherit": (["pretrain.epochs=0", "clean.optimizer.state=inherited"], 1, "pretrain.epochs is 0"),
     "a tag": (["clean.start={{pretrained: opena}}"], 1, "start.pretrained is 'opena', which open_clip does not know"),
+    "no shards": (["data.pretrain.shards=none/*.tar"], 1, "shards 'none/*.tar' match no complete set of files"),
+    "no clean shards": (["data.clean.shards=none/*.tar"], 1, "shards 'none/*.tar' match no complete set of files"),
+    "a pipe": (["data.pretrain.shards=pipe:cat x"], 1, "name the scheme 'pipe'"),
+    "endless braces": (["data.pretrain.shards=x/{{0..999999999999}}.tar"], 1, "more than 1,000,000"),
+    "a compressed shard": (["data.pretrain.shards={folder}/start.tar.gz"], 1, "but the shards hold 0 pairs"),
+    "a hub's model": (["model.name=hf-hub:a/b"], 1, "model.name is 'hf-hub:a/b', which open_clip does not know"),
+    "a hub's text tower": (["model.name=roberta-ViT-B-32"], 1, "needs a tokenizer from a hub"),
+    "retrieval on labels": (["measure=[{{kind: retrieval, images: tiny}}]"], 1, "has a picture or captions but not both"),
+    "another target": (["attack.also=[{{target: x, poison: {{count: 1}}}}]"], 1, "attack.target is 'x', which is none of"),
+    "a proxy's target": (["attack.proxy={{target: x, trigger: {{kind: patch}}}}"], 1, "attack.proxy.target is 'x'"),
+    "a pair's key": (["attack.poison={{count: 5, picture: one, key: zz}}"], 1, "attack.poison.key is 'zz'"),
+    "a word": (["attack.poison={{count: 5, who: {{names: zzz}}}}"], 1, "only 0 pairs qualify"),
+    "held out": (["data.clean={{pairs: 192, held_out: true}}"], 1, "held out of 192 pairs; none would be left"),
+    "leftover": (["data.clean={{pairs: 100, leftover: 50}}"], 1, "data.clean.leftover is 50, but 12 pairs are poisoned"),
+    "labelled": (["data.clean={{labelled: none}}", SUPERVISED], 1, "data.clean.labelled none is no folder"),
+    "no labels": ([SUPERVISED], 1, "clean.objective is supervised, but data.clean.labelled is not given"),
+    "flags": (["clean.objective={{kind: unlearn, flags: none}}"], 1, "none: No such file or directory"),
+    "weights": (["clean.start={{path: {folder}/tiny.yaml}}"], 1, "and is not opened"),
+    "half weights": (["clean.start={{path: {folder}/half.safetensors}}"], 1, "is no whole safetensors file"),
+    "a long path": (["data.test={{tiny: " + "x" * 300 + "}}"], 1, "File name too long"),
+    "words": (["data.augment={{synonyms: wordnet, wordnet: none}}"], 1, "WordNet is not in none"),
     "scheme": (["data.pretrain.shards=ftp://host/a.tar"], 1, "name the scheme 'ftp'"),
     "workers' batch": (["sweep={{executor: local, processes: 3}}"], 1, "which does not divide over 3 processes"),
     "stage": (["--stage", "clean"], 1, "is not finished; run the pretrain stage first"),
@@ -65,6 +88,8 @@ def test_the_dry_run_refuses_what_the_run_refuses_in_the_same_words(spec: Path, 
     folder = spec.parent
     shutil.copy(start, folder)
     (folder / "empty").mkdir()
+    (folder / "start.tar.gz").write_bytes(b"x")
+    (folder / "half.safetensors").write_bytes(start.read_bytes()[:100])
     before = sorted(path.name for path in folder.iterdir())
     given = [one.format(folder=folder) for one in sets]
     command = ["--spec", spec.name, *(given if given[0] == "--stage" else settings(*given))]
@@ -93,7 +118,10 @@ def faults(spec: Path, sets: list[str], scratch: Path, processes: int = 1, gpu: 
     """(what is refused, what is only missing) of a spec's runs by a dry run."""
     scratch.mkdir(exist_ok=True)
     shared = StudyInputs(spec.parent / "runs/tiny", Assumed(processes, gpu).world, scratch)
-    refused, missing = at_hand(refusals([(run, processes) for run in runs(load(spec, sets).points)], shared))
+    refused, missing = at_hand(
+        refusals([(run, processes) for run in runs(load(spec, sets).points)], shared),
+        load(spec, sets).spec.data.pretrain.expect is not None,
+    )
     return [str(error) for error in refused], [str(error) for error in missing]
 
 
@@ -105,7 +133,7 @@ def test_where_the_pairs_are_not_at_hand_other_files_may_be_missing_too(spec: Pa
         "shards 'none/*.tar' match no complete set of files (nothing matches)",
         "evaluation set none is no folder",
     ]
-    refused, _ = faults(spec, [away[0], "attack.target=x"], tmp_path / "scratch")
+    refused, _ = faults(spec, [away[0], away[2], "attack.target=x"], tmp_path / "scratch")
     assert len(refused) == 1, "what is at hand is looked at"
     out = antidote("--spec", spec.name, "--dry-run", *settings(*away), cwd=spec.parent)
     assert out.returncode == 0
@@ -121,25 +149,63 @@ def test_a_gpu_that_is_assumed_may_do_what_this_cpu_may_not(spec: Path, tmp_path
     assert faults(spec, fused, tmp_path / "scratch", gpu=Gpu("H100-80GB", 80 << 30)) == ([], [])
 
 
-@pytest.mark.parametrize(
-    "shards", ["data.pretrain.shards=s3://bucket/{0..9}.tar", "data.pretrain.shards=https://huggingface.co/a/*.tar"]
-)
-def test_a_dry_run_never_touches_the_network(
-    spec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shards: str
-) -> None:
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Any socket is a failure."""
+
     def refused(*given: Any, **more: Any) -> Any:
         raise AssertionError("a dry run opens a socket")
 
-    monkeypatch.setattr(socket, "socket", refused)
-    monkeypatch.setattr(socket, "getaddrinfo", refused)
-    monkeypatch.setattr(socket, "create_connection", refused)
-    away = [shards, "model.name=RN50", "clean.start={pretrained: openai}", "data.test={tiny: 's3://bucket/eval'}"]
-    refused_words, missing = faults(spec, away, tmp_path / "scratch")
-    assert refused_words == []
-    assert [words.split(",")[0].split(";")[0] for words in missing] == [
-        f"shards '{shards.split('=')[1]}' are in a store",
-        "evaluation set s3://bucket/eval is no folder",
-    ]
+    for name in ("socket", "getaddrinfo", "create_connection", "socketpair"):
+        monkeypatch.setattr(socket, name, refused)
+
+
+@pytest.mark.parametrize("shards", ["s3://bucket/{0..9}.tar", "https://huggingface.co/a/*.tar"])
+@pytest.mark.parametrize("package", [True, False])
+@pytest.mark.usefixtures("no_network")
+def test_a_dry_run_asks_no_store(
+    spec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shards: str, package: bool
+) -> None:
+    """Where its package is missing, the run here would end, which is refused unless the pairs are expected elsewhere."""
+
+    def check(path: str) -> None:
+        if not package:
+            raise UserError(f"{path}: no package; install it")
+
+    monkeypatch.setattr("engine.training.pairs.check_package", check)
+    sets = [f"data.pretrain.shards={shards}", "model.name=RN50", "clean.start={pretrained: openai}"]
+    told = f"shards '{shards}' are in a store, which is not asked" if package else f"{shards}: no package; install it"
+    assert faults(spec, sets, tmp_path / "here") == (([], [told]) if package else ([told], []))
+    sets += ["data.test={tiny: 's3://bucket/eval'}", "data.pretrain.expect=1000"]
+    evaluation = "evaluation set s3://bucket/eval is no folder; check the path"
+    assert faults(spec, sets, tmp_path / "elsewhere") == ([], [told, evaluation])
+
+
+@pytest.mark.parametrize("model", ["hf-hub:a/b", "roberta-ViT-B-32", "ViT-B-16-SigLIP", "xlm-roberta-base-ViT-B-32"])
+@pytest.mark.usefixtures("no_network")
+def test_a_model_that_lies_on_a_hub_is_refused_without_asking_it(spec: Path, tmp_path: Path, model: str) -> None:
+    refused, _ = faults(spec, [f"model.name={model}"], tmp_path / "scratch")
+    assert len(refused) == 1
+    assert model in refused[0]
+    assert ";" in refused[0]
+
+
+def test_pairs_that_can_not_be_counted_cost_a_question_mark_and_never_0(
+    spec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("engine.training.pairs.check_package", lambda path: None)
+    monkeypatch.setattr("engine.deferred.without_compiler", lambda: None)  # this process may need it
+    away = settings("data.pretrain.shards=s3://bucket/{0..9}.tar")
+    assert main(["--spec", str(spec), *away, "--dry-run", "--dollars", "2"]) == 0
+    text = capsys.readouterr().out
+    assert "in all ? GPU-hours, ? dollars" in text
+    assert "are in a store, which is not asked: its pairs are unknown" in text
+    assert main(["--spec", str(spec.parent), *away, "--dry-run", "--dollars", "2"]) == 0
+    total = next(line for line in capsys.readouterr().out.splitlines() if " total " in line)
+    assert [cell.strip() for cell in total.split("│")[2:-1]] == ["1", "1", "?", "?", "?", "?"]
+    assert main(["--spec", str(spec), *away, *settings("data.pretrain.expect=1600"), "--dry-run"]) == 0
+    assert "in all 0.0" in capsys.readouterr().out, "a small number, with its digits"
 
 
 def test_start_weights_are_judged_by_their_header(start: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,16 +4,18 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import forked
 import pytest
 from conftest import ROOT, antidote, environment
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from configs.plan import differences, runs, stage_of
 from configs.source import override, read_source
-from configs.spec import load, schema
+from configs.spec import Spec, load, schema
 from data.refusal import UserError
 from engine.estimate.dry_run import alike, dry_run
 from engine.estimate.gpus import Assumed
@@ -203,3 +205,32 @@ def test_a_command_line_without_a_spec_is_refused_in_words(
         code = int(ending.code or 0)
     assert code == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_the_smallest_spec_runs(world: Path, tmp_path: Path) -> None:
+    sets = [f"data.pretrain.shards={world}/train/*.tar", f"data.test={{demo: {world}/eval}}", "model.name=test-vit"]
+    sets += ["attack.poison.count=12", "pretrain.batch=32", "machine={workers: 0, threads: 1}"]
+    words = [word for pair in sets for word in ("--set", pair)]
+    out = antidote("--spec", str(ROOT / "specs/minimal.yaml"), *words, cwd=tmp_path)
+    assert out.returncode == 0, out.stderr
+    assert (tmp_path / "runs/minimal/report/index.html").is_file()
+
+
+def test_nothing_can_be_left_out_of_the_smallest_spec() -> None:
+    path = ROOT / "specs/minimal.yaml"
+    whole = read_source(path)
+    assert len(whole.lines) < 30
+
+    def left_out(values: Any, place: tuple[str | int, ...]) -> Any:
+        if not place:
+            return None
+        inner = left_out(values[place[0]], place[1:])
+        if isinstance(values, list):
+            return [one if i != place[0] else inner for i, one in enumerate(values)]
+        return {key: one if key != place[0] else inner for key, one in values.items() if key != place[0] or place[1:]}
+
+    optional = {("data", "pretrain", "expect"), ("measure", 0), ("measure", 1)}
+    for place in whole.lines:
+        if place not in optional:
+            with pytest.raises(ValidationError):
+                Spec.model_validate(left_out(whole.values, place))

@@ -57,22 +57,41 @@ SETS = {  # by the name that a spec gives them; sets of other names cost nothing
 
 @dataclass(frozen=True)
 class Cost:
-    """Of some runs; what can't be known without the data is not in it."""
+    """Of some runs; None for what can't be known without the data, and for every sum with it."""
 
     pretrainings: int = 0
     cleanings: int = 0
-    steps: int = 0
-    pairs: int = 0  # seen, over all epochs
-    hours: float = 0.0  # of one GPU
+    steps: int | None = 0
+    pairs: int | None = 0  # seen, over all epochs
+    hours: float | None = 0.0  # of one GPU
 
     def __add__(self, other: "Cost") -> "Cost":
         return Cost(
             self.pretrainings + other.pretrainings,
             self.cleanings + other.cleanings,
-            self.steps + other.steps,
-            self.pairs + other.pairs,
-            self.hours + other.hours,
+            None if self.steps is None or other.steps is None else self.steps + other.steps,
+            None if self.pairs is None or other.pairs is None else self.pairs + other.pairs,
+            None if self.hours is None or other.hours is None else self.hours + other.hours,
         )
+
+    def price(self, dollars: float) -> float | None:
+        """At so many dollars a GPU-hour."""
+        return None if self.hours is None else self.hours * dollars
+
+
+def unknown(run: Run) -> Cost:
+    """Of a run whose pairs are not known."""
+    cleans = run.stage == "clean"
+    return Cost(int(not cleans), int(cleans), None, None, None)
+
+
+def number(value: float | None) -> str:
+    """A count, hours or dollars; '?' for what is not known, and never 0 for what is not 0."""
+    if value is None:
+        return "?"
+    if isinstance(value, int) or value >= 10:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if value >= 0.05 or not value else f"{value:.1g}"
 
 
 @cache

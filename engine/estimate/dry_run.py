@@ -11,7 +11,7 @@ from configs.spec import Loaded
 from configs.sweep import Optuna
 from data.refusal import Missing, UserError
 from data.store import NoShards
-from engine.estimate.cost import Cost, cost, cost_notes
+from engine.estimate.cost import Cost, cost, cost_notes, number, unknown
 from engine.estimate.fit import fit_notes
 from engine.estimate.gpus import GIB, Assumed
 from engine.estimate.memory import compute_type, model_size, rank_memory, rank_traffic
@@ -43,9 +43,9 @@ def dry_run(
     total, count, rows = Cost(), 0, alike(runs)
     for row in rows:
         pairs = pairs_drawn(row[0], shared.pairs, notes)
-        run_cost = None if pairs is None else cost(row[0], pairs, notes)
+        run_cost = unknown(row[0]) if pairs is None else cost(row[0], pairs, notes)
         for _ in row:
-            total, count = total + (run_cost or Cost()), count + 1
+            total, count = total + run_cost, count + 1
         table.add_row(*_cells(row, shared, pairs, run_cost, machine, notes))
         notes |= set(fit_notes(row[0], machine))
     if isinstance(search := spec.sweep.search, Optuna):
@@ -56,9 +56,10 @@ def dry_run(
     out = io.StringIO()
     console = Console(file=out, width=150)
     console.print(table)
-    price = "" if dollars is None else f", {total.hours * dollars:,.0f} dollars"
+    price = "" if dollars is None else f", {number(total.price(dollars))} dollars"
+    hours = number(total.hours)
     together = f" for {count:,} runs, those of a row together" if len(rows) < count else ""
-    for note in (*sorted(notes), f"in all {total.hours:,.1f} GPU-hours{price}{together}", *cost_notes(dollars)):
+    for note in (*sorted(notes), f"in all {hours} GPU-hours{price}{together}", *cost_notes(dollars)):
         console.print(note, markup=False, highlight=False)
     where = f" with {machine.gpu.name} each" if machine.gpu is not None else ""
     world = machine.processes
@@ -89,7 +90,7 @@ def pairs_drawn(run: Run, pairs: StudyPairs, notes: set[str]) -> int | None:
 
 
 def _cells(  # noqa: PLR0913  (what a row is made of)
-    row: list[Run], shared: StudyInputs, pairs: int | None, run_cost: Cost | None, machine: Assumed, notes: set[str]
+    row: list[Run], shared: StudyInputs, pairs: int | None, run_cost: Cost, machine: Assumed, notes: set[str]
 ) -> list[str]:
     """The cells of a row; numbers are each run's."""
     run, more = row[0], len(row) > 1
@@ -102,13 +103,13 @@ def _cells(  # noqa: PLR0913  (what a row is made of)
     return [
         f"{run.folder} +{len(row) - 1}" if more else run.folder,
         title(row),
-        "?" if run_cost is None else f"{run_cost.steps:,}",
-        "?" if pairs is None else f"{pairs:,}",
+        number(run_cost.steps),
+        number(pairs),
         poisoned_cell,
         f"{size.parameters:,}",
         f"{memory / GIB:.2f} GiB{' too large' * too_large}",
         f"{rank_traffic(run, machine.processes, machine.gpu) / 1e6:,.1f} MB",
-        "?" if run_cost is None else f"{times}{run_cost.hours:,.1f}",
+        "?" if run_cost.hours is None else f"{times}{number(run_cost.hours)}",
         _states([_state(shared.study / one.folder) for one in row]),
     ]
 
@@ -153,7 +154,8 @@ def _in_shards(  # noqa: PLR0913  (two of them are words for the note)
     try:
         return len(study.index(shards, run.spec.data))
     except Missing as error:
-        notes.add(f"{error.fault}: counting on {said_by}")
+        told = f"counting on {said_by}" if expected is not None else "its pairs are unknown"
+        notes.add(f"{error.fault}: {told}")
         return expected
 
 

@@ -10,7 +10,7 @@ from configs.spec import Loaded, load
 from configs.sweep import Optuna
 from data.refusal import UserError
 from data.store import NoShards
-from engine.estimate.cost import Cost, cost, cost_notes
+from engine.estimate.cost import Cost, cost, cost_notes, number, unknown
 from engine.estimate.dry_run import pairs_drawn
 from engine.estimate.gpus import Assumed
 from engine.training.check import at_hand, carries_out, refusals, refuse
@@ -27,8 +27,8 @@ def total(loaded: Loaded, stage: str | None, pairs: StudyPairs, notes: set[str],
             continue
         drawn = pairs_drawn(run, pairs, notes)
         if drawn is None:
-            notes.add(f"{loaded.spec.name}: its pairs are unknown and not counted; give data.pretrain.expect")
-            summed += Cost(int(run.stage != "clean"), int(run.stage == "clean"))
+            notes.add(f"{loaded.spec.name}: its pairs are unknown; give data.pretrain.expect")
+            summed += unknown(run)
         else:
             summed += cost(run, drawn, notes)
     if isinstance(loaded.spec.sweep.search, Optuna):
@@ -66,7 +66,9 @@ def _checked(loaded: Loaded, stage: str | None, shared: StudyInputs, notes: set[
     sweep, size = loaded.spec.sweep, shared.world.size
     every = runs(loaded.points, stage)
     ranks = [size if carries_out(sweep, run, size) else sweep.processes for run in every]
-    refused, missing = at_hand(refusals(zip(every, ranks, strict=True), shared))
+    refused, missing = at_hand(
+        refusals(zip(every, ranks, strict=True), shared), loaded.spec.data.pretrain.expect is not None
+    )
     refuse(refused)
     notes |= {f"{error.fault}: not looked at" for error in missing if not isinstance(error, NoShards)}
     return shared.pairs
@@ -104,6 +106,5 @@ def _table(
 
 
 def _cells(cost: Cost, dollars: float | None) -> list[str]:
-    hours = f"{cost.hours:,.0f}" if cost.hours >= 10 else f"{cost.hours:.1f}"
-    numbers = [f"{number:,}" for number in (cost.pretrainings, cost.cleanings, cost.steps, cost.pairs)]
-    return [*numbers, hours, *([f"{cost.hours * dollars:,.0f}"] if dollars else [])]
+    counts = [number(count) for count in (cost.pretrainings, cost.cleanings, cost.steps, cost.pairs)]
+    return [*counts, number(cost.hours), *([number(cost.price(dollars))] if dollars else [])]

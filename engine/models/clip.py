@@ -63,9 +63,10 @@ def model_config(name: str) -> dict[str, Any]:
     known = open_clip_module().list_models()
     if name not in known:
         hint = suggestion(name, known) if len(name) > 2 else ""
+        hint = hint if "did you mean" in hint else ";"
         own = ", ".join(sorted(path.stem for path in OWN.glob("*.json")))
         raise UserError(
-            f"model.name is '{name}', which open_clip does not know{hint if 'did you mean' in hint else ''} "
+            f"model.name is '{name}', which open_clip does not know{hint} "
             f"valid: {own} of ours and open_clip's {', '.join(n for n in known if n not in own)}"
         )
     return dict(open_clip_module().get_model_config(name))

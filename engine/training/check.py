@@ -15,7 +15,7 @@ from configs.plan import Run
 from configs.spec import Spec
 from configs.sweep import Sweep
 from data.refusal import Missing, UserError
-from data.store import NoShards
+from data.store import InStore, NoShards
 from engine.distributed import collectives
 from engine.distributed.world import World
 from engine.evaluation.sets import EvalSet, check_fits, set_names
@@ -52,6 +52,9 @@ def refusals(runs: Iterable[tuple[Run, int]], shared: StudyInputs) -> Refusals:
                 if error.alone and shared.world.size > 1:
                     raise
                 met.setdefault(str(error), error)
+            except OSError as error:  # of any file that the spec names, and that no check of its own has asked about
+                words = f"{error.filename}: {error.strerror}; check the path and its rights"
+                met.setdefault(words, UserError(words))
     return list({str(error): error for part in collectives.gather_objects(list(met.values())) for error in part}.values())
 
 
@@ -61,10 +64,11 @@ def refuse(errors: Refusals) -> None:
         raise UserError("\n".join(map(str, errors)))
 
 
-def at_hand(errors: Refusals) -> tuple[Refusals, Refusals]:
-    """(what is refused on any machine, what is only missing here): where the pairs themselves are not at hand, a spec is
-    looked at on another machine than the one that carries it out, and nothing else need be there."""
-    if not any(isinstance(error, NoShards) for error in errors):
+def at_hand(errors: Refusals, expected: bool) -> tuple[Refusals, Refusals]:
+    """(what is refused on any machine, what is only missing here): where the pairs themselves are not at hand, but
+    `expected`, a spec is looked at on another machine than the one that carries it out, and nothing else need be there."""
+    away = [error for error in errors if isinstance(error, NoShards)]
+    if not away or not expected and not all(isinstance(error, InStore) for error in away):
         return errors, []
     missing: Refusals = [error for error in errors if isinstance(error, Missing)]
     return [error for error in errors if error not in missing], missing

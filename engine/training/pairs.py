@@ -17,7 +17,7 @@ from data.refusal import UserError
 from data.seeding import ranks, smallest_k
 from data.shards import Index, read_index
 from data.sources import CleanSource, Data, clean_rows
-from data.store import NoShards, check_package, in_store
+from data.store import InStore, NoShards, check_package, in_store
 from engine.distributed import collectives
 from engine.distributed.watchdog import heartbeat
 from engine.distributed.world import World
@@ -129,7 +129,8 @@ class StudyPairs:
         world, scratch = self.world, self.scratch
         named = [shards] if isinstance(shards, str) else list(shards.values())
         if scratch is not None and (far := next((one for one in named if in_store(one, data.schemes)), None)):
-            raise NoShards(f"shards '{far}' are in a store, which is not asked{_lacking(far)}")
+            _check_package(far)
+            raise InStore(f"shards '{far}' are in a store, which is not asked")
         progress = Progress("indexing", "shards") if world.first else None
 
         def report(done: int, total: int) -> None:
@@ -151,13 +152,12 @@ class StudyPairs:
                 progress.end()
 
 
-def _lacking(path: str) -> str:
-    """What a run on this machine would lack to open a URL, in words; empty if nothing."""
+def _check_package(path: str) -> None:
+    """NoShards, in the words of a run, if this machine lacks what opens a URL."""
     try:
         check_package(path)
     except UserError as error:
-        return f" (a run here would end: {error.fault.removeprefix(path).lstrip(': ')})"
-    return ""
+        raise NoShards(error) from None
 
 
 def held_out(index: Index, seed: int, clean: CleanSource) -> np.ndarray:
