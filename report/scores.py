@@ -5,6 +5,7 @@ That no point qualifies is a result: its value is None, it is counted, and it is
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from math import isfinite
 from statistics import fmean
 from typing import NamedTuple
 
@@ -245,9 +246,14 @@ def over_seeds(seeds: Sequence[Score]) -> dict[Group, dict[str, Mean]]:
     return means
 
 
+def finite(values: Sequence[float | None]) -> list[float]:
+    """Those that are numbers: a journal may hold one that is not finite."""
+    return [value for value in values if value is not None and isfinite(value)]
+
+
 @lru_cache(maxsize=256)  # a verdict and a difference ask for the means of a group again
 def mean_of(metric: Metric, values: tuple[float | None, ...]) -> Mean:
-    """The mean of those values that are not None, how many they are, and its bootstrap interval."""
-    known = [value for value in values if value is not None]
+    """The mean of those values that are numbers, how many they are, and its bootstrap interval."""
+    known = finite(values)
     interval = bootstrap([known]) if len(known) > 1 else None
     return Mean(metric, len(known), len(values), fmean(known) if known else None, interval)

@@ -12,7 +12,7 @@ from report.costs import Costs, costs
 from report.headline import Verdict, headline
 from report.load import Study
 from report.points import Panel, PointInfo, panels, percent, rate_text
-from report.scores import BEST, LOWEST, Group, Mean, Score, lacking, mean_of, over_seeds, scores
+from report.scores import BEST, LOWEST, Group, Mean, Score, finite, lacking, mean_of, over_seeds, scores
 
 LEVEL = 0.05  # p at or below it is called significant
 
@@ -117,7 +117,7 @@ def differences(seeds: Sequence[Score]) -> list[Difference]:
 
 def _difference(cleaner: str, ways: tuple[str, str], first: list[float | None], second: list[float | None]) -> Difference:
     means = (mean_of(BEST, tuple(first)), mean_of(BEST, tuple(second)))
-    a, b = ([value for value in values if value is not None] for values in (first, second))
+    a, b = finite(first), finite(second)
     if not a or not b:
         return Difference(cleaner, ways, means, None, None, None)
     several = len(a) > 1 and len(b) > 1

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from measures.frontier import FrontierPoint
 from report.__main__ import main
 from report.load import read_study
 from report.points import Panel, PointInfo, panels
-from report.scores import BEST, POINTS, chosen_by, drop, mean_of, relative_drop
+from report.scores import BEST, POINTS, Number, Score, chosen_by, drop, mean_of, relative_drop
 from report.tables import escape, verdict_csv, verdict_json, verdict_tex
 from report.verdict import differences, judge
 from report.write import write_report
@@ -213,3 +214,16 @@ def test_a_report_judges_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     write_report(folder)
     assert counts == dict.fromkeys(counts, 1)
     assert len(counts) == 6
+
+
+@pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf])
+def test_a_journals_number_that_is_not_finite_is_no_seed(odd: float) -> None:
+    assert mean_of(BEST, (odd, 0.5, None, 0.7))[1:4] == (2, 4, pytest.approx(0.6))
+    assert mean_of(BEST, (odd, None)).value is None
+    members = [
+        Score((way, "x"), seed, None, {BEST.name: Number(BEST, odd if seed == 1 else 0.5)})
+        for way in "ab"
+        for seed in (0, 1, 2)
+    ]
+    (one,) = differences(members)
+    assert (one.value, one.test.p if one.test else None) == (0.0, 1.0)
