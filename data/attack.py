@@ -1,5 +1,7 @@
 """What a spec says of an attack: the trigger, the class that it aims at, and the pairs that teach it."""
 
+from bisect import bisect_left
+from collections.abc import Callable
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -9,6 +11,13 @@ from data.section import Section
 from data.seeding import derive_seed
 from data.triggers import Trigger
 from data.triggers.patch import Patch
+
+Fits = Callable[[str], bool]  # whether all of a text reaches the model, which takes so many tokens and cuts the rest off
+
+
+def unbounded(text: str) -> bool:
+    """That of a model that takes any text."""
+    return True
 
 
 class Poison(Section):
@@ -53,16 +62,33 @@ class Poison(Section):
 
 
 class Words(Section):
-    """A trigger in the caption: words put into it. On evaluation, into every prompt."""
+    """A trigger in the caption: words put into it. On evaluation, into every prompt. In a caption that is longer than the
+    model takes, the end and a random place are within what it takes."""
 
-    text: str = Field(min_length=1, description="a rare word such as 'zx', or a sentence")
+    text: str = Field(min_length=1, pattern=r"\S", description="a rare word such as 'zx', or a sentence")
     place: Literal["start", "end", "random"] = "start"
 
-    def put(self, caption: str, draw: int) -> str:
-        """The caption with the words."""
+    def put(self, caption: str, draw: int, fits: Fits = unbounded) -> str:
+        """The caption with the words, at a place from which all of them reach the model; UserError if there is none."""
         words = caption.split()
-        at = {"start": 0, "end": len(words), "random": derive_seed(draw, "words") % (len(words) + 1)}[self.place]
+
+        def cut(place: int) -> bool:
+            return not fits(" ".join([*words[:place], self.text]))
+
+        places = range(len(words) + 1)
+        last = len(words) if not cut(len(words)) else bisect_left(places, True, key=cut) - 1
+        if last < 0:
+            self.check(fits)
+        at = {"start": 0, "end": last, "random": derive_seed(draw, "words") % (last + 1)}[self.place]
         return " ".join([*words[:at], self.text, *words[at:]])
+
+    def check(self, fits: Fits) -> None:
+        """UserError if the words are longer than the model takes."""
+        if not fits(self.text):
+            raise UserError(
+                f"attack.words.text is '{self.text[:60]}', which is longer than the captions that model.name takes, so that "
+                "it would be cut off wherever it stands; shorten it"
+            )
 
 
 class Aim(Section):

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from data.archive import IMAGES, split_name
-from data.attack import Attack
+from data.attack import Attack, Fits, unbounded
 from data.decode import DecodeError, DecodeMode, caption
 from data.pipeline import attacked
 from data.poison_plan import Entry, PoisonPlan
@@ -50,10 +50,12 @@ class Recipe:
     mode: DecodeMode
     caption: str  # "txt" or "json.FIELD"
     format: Format
+    fits: Fits = unbounded  # whether a caption reaches the model whole
 
     def plan(self, changes: tuple[Change, ...]) -> PoisonPlan:
         """The plan of one shard's changes, which are its samples in order."""
-        return PoisonPlan({i: change.entry for i, change in enumerate(changes)}, {}, len(changes), self.seed, self.attack)
+        entries = {i: change.entry for i, change in enumerate(changes)}
+        return PoisonPlan(entries, {}, len(changes), self.seed, self.attack, self.fits)
 
 
 class ShardCopy(NamedTuple):

@@ -12,7 +12,7 @@ from hashlib import blake2b
 
 import numpy as np
 
-from data.attack import Aim, Attack, Poison
+from data.attack import Aim, Attack, Fits, Poison, unbounded
 from data.captions import word_of
 from data.refusal import UserError
 from data.seeding import derive_seed, number_of, ranks, smallest_k
@@ -43,8 +43,18 @@ class PoisonPlan:
     poisoned pictures had been stored.
     """
 
-    def __init__(self, entries: dict[int, Entry], sources: dict[str, int], pairs: int, seed: int, attack: Attack) -> None:
+    def __init__(  # noqa: PLR0913  (all but the last belong to every plan)
+        self,
+        entries: dict[int, Entry],
+        sources: dict[str, int],
+        pairs: int,
+        seed: int,
+        attack: Attack,
+        fits: Fits = unbounded,
+    ) -> None:
         self.entries, self.sources, self.seed = entries, sources, seed  # by sample; samples of pictures by key
+        self.fits = fits  # whether a caption reaches the model whole
+        self.left_out = 0  # pairs that qualify, but for what the model takes of their captions
         self.chosen = np.zeros(pairs, bool)  # [N]
         self.chosen[list(entries)] = True
         self.marks: list[Mark] = [aim.trigger.build(seed) for aim in attack.aims]
@@ -77,7 +87,7 @@ class PoisonPlan:
         entry = self.entries[sample]
         text = own if entry.caption is None else entry.caption
         words = self.words[entry.attack]
-        return text if words is None else words.put(text, entry.draw)
+        return text if words is None else words.put(text, entry.draw, self.fits)
 
     def moved(self, places: dict[int, int], pairs: int, attack: Attack) -> "PoisonPlan":
         """The same plan for some of its samples (the keys of `places`), as samples of another index of so many pairs;
@@ -85,7 +95,7 @@ class PoisonPlan:
         if places != {sample: sample for sample in places} and any(self.entries[sample].picture for sample in places):
             raise UserError("data.clean.leftover: these pairs show others' pictures; leave out shards")
         moved = {to: self.entries[sample] for sample, to in places.items()}
-        return PoisonPlan(moved, self.sources, pairs, self.seed, attack)
+        return PoisonPlan(moved, self.sources, pairs, self.seed, attack, self.fits)
 
     @property
     def digest(self) -> str:
@@ -97,29 +107,32 @@ class PoisonPlan:
 ReadCaptions = Callable[[np.ndarray], Iterable[str | None]]  # samples -> their captions, None for what can't be used
 
 
-def make_plan(
+def make_plan(  # noqa: PLR0913  (the last two have defaults)
     index: Index,
     attack: Attack,
     seed: int,
     templates: dict[str, list[str]],
     read_captions: ReadCaptions,
     free: np.ndarray | None = None,
+    fits: Fits = unbounded,
 ) -> PoisonPlan:
     """The plan of an attack on the samples of an index, or on those of `free`, int64 [n].
 
     `templates` lists the lines of each `captions` of the attack; `read_captions` is called only where an
-    attack asks what they say. UserError if fewer pairs qualify than are asked for.
+    attack asks what they say. A name or words that the model would not see, as it cuts captions to what `fits`, poison
+    nothing. UserError if fewer pairs qualify than are asked for, or no place in a caption is left for its words.
     """
-    naming = _Naming(index, read_captions)
+    naming = _Naming(index, read_captions, fits)
     entries: dict[int, Entry] = {}
     sources: dict[str, int] = {}
     for number, aim in enumerate(attack.aims):
         poison = aim.poison
-        among = _qualified(poison, aim.target, naming, free)
+        _check_lengths(aim, templates[aim.captions], fits)
+        among = _qualified(aim, naming, free)
         if entries:
             among = np.setdiff1d(np.arange(len(index)) if among is None else among, list(entries))
         count = poison.number(len(index) if free is None else len(free))
-        _check_count(count, len(index) if among is None else len(among), aim)
+        _check_count(count, len(index) if among is None else len(among), aim, naming.left_out)
         order = ranks(seed, f"poison{number or ''}", index.hashes)
         picture = _one_picture(index, poison, order, among) if poison.picture == "one" else None
         make = _EntryMaker(index, number, aim, seed, templates[aim.captions], naming, picture)
@@ -127,36 +140,70 @@ def make_plan(
             entries[sample], source = make(sample)
             if source is not None:
                 sources[index.keys[source]] = source
-    return PoisonPlan(entries, sources, len(index), seed, attack)
+    plan = PoisonPlan(entries, sources, len(index), seed, attack, fits)
+    plan.left_out = naming.left_out
+    return plan
 
 
-def _check_count(count: int, have: int, aim: Aim) -> None:
+def _check_lengths(aim: Aim, templates: list[str], fits: Fits) -> None:
+    """UserError if the words, or with them a template up to its target, are longer than the model takes."""
+    if aim.words is not None:
+        aim.words.check(fits)
+    for template in templates if aim.poison.caption == "template" else ():
+        for target in targets_of(aim):
+            if not fits(f"{_words_of(aim)}{template[: template.index('{c}')]}{target}"):
+                what = f"'{template}' {'and attack.words are' if aim.words else 'is'} longer"
+                raise UserError(
+                    f"attack.captions: {what} than the captions that model.name takes, so that the target '{target}' would "
+                    "be cut off; shorten the line"
+                )
+
+
+def targets_of(aim: Aim) -> list[str]:
+    """What pictures with an attack's trigger should be taken for."""
+    choices = aim.trigger.choices if isinstance(aim.trigger, Multi) else ()
+    return list(dict.fromkeys([choice.target or aim.target for choice in choices] or [aim.target]))
+
+
+def _words_of(aim: Aim) -> str:
+    """What may stand before the name in a poisoned caption."""
+    return "" if aim.words is None else f"{aim.words.text} "
+
+
+def _check_count(count: int, have: int, aim: Aim, left_out: int) -> None:
     """UserError if fewer pairs qualify than are asked for."""
     if count > have:
         who = str(aim.poison.who)
         words = {"any": "are left", "label_consistent": f"name '{aim.target}'"}.get(who, f"qualify ({who})")
-        raise UserError(f"attack.poison.count is {count:,}, but only {have:,} pairs {words}; lower it or add shards")
+        but = f" ({left_out:,} more beyond what model.name takes of a caption)" if left_out else ""
+        raise UserError(f"attack.poison.count is {count:,}, but only {have:,} pairs {words}{but}; lower it or add shards")
 
 
 class _Naming:
     """Which samples' captions name a word; read once for all words of a plan, and only if one is asked for."""
 
-    def __init__(self, index: Index, read_captions: ReadCaptions) -> None:
-        self.index, self.read = index, read_captions
-        self.by_word: dict[str, tuple[np.ndarray, list[str]]] = {}
+    def __init__(self, index: Index, read_captions: ReadCaptions, fits: Fits) -> None:
+        self.index, self.read, self.fits, self.left_out = index, read_captions, fits, 0
+        self.by_word: dict[tuple[str, str | None], tuple[np.ndarray, list[str]]] = {}
 
-    def __call__(self, word: str) -> tuple[np.ndarray, list[str]]:
-        """(samples int64 [n], their captions)."""
-        if word not in self.by_word:
+    def __call__(self, word: str, before: str | None = None) -> tuple[np.ndarray, list[str]]:
+        """(samples int64 [n], their captions). With `before`, what else may stand before it, only those in which the word
+        reaches the model; the others are counted."""
+        if before is not None and (word, before) not in self.by_word:
+            pattern, named = word_of(word), zip(*self(word), strict=True)
+            seen = [(i, text) for i, text in named if self.fits(before + text[: pattern.search(text).end()])]  # type: ignore[union-attr]
+            self.left_out += len(self(word)[0]) - len(seen)
+            self.by_word[word, before] = np.array([i for i, _ in seen], np.int64), [text for _, text in seen]
+        if (word, before) not in self.by_word:
             pattern = word_of(word)
             every = enumerate(self.read(np.arange(len(self.index))))
             hits = [(i, text) for i, text in every if text is not None and pattern.search(text)]
-            self.by_word[word] = np.array([i for i, _ in hits], np.int64), [text for _, text in hits]
-        return self.by_word[word]
+            self.by_word[word, before] = np.array([i for i, _ in hits], np.int64), [text for _, text in hits]
+        return self.by_word[word, before]
 
-    def another(self, word: str, sample: int, seed: int, key: str) -> tuple[int, str]:
+    def another(self, word: str, sample: int, seed: int, key: str, before: str | None = None) -> tuple[int, str]:
         """(a sample that names the word and is another one, its caption), drawn from (seed, key)."""
-        samples, texts = self(word)
+        samples, texts = self(word, before)
         others = [i for i, other in enumerate(samples.tolist()) if other != sample] if len(samples) < 2 else None
         if not len(samples) or others == []:
             raise UserError(f"no other caption names '{word}'; give attack.poison another caption or picture")
@@ -166,11 +213,12 @@ class _Naming:
         return int(samples[at]), texts[at]
 
 
-def _qualified(poison: Poison, target: str, naming: _Naming, free: np.ndarray | None) -> np.ndarray | None:
-    if poison.who == "any":
+def _qualified(aim: Aim, naming: _Naming, free: np.ndarray | None) -> np.ndarray | None:
+    who = aim.poison.who
+    if who == "any":
         return free
-    word = target if poison.who == "label_consistent" else poison.who["names"]
-    samples, _ = naming(word)
+    word = aim.target if who == "label_consistent" else who["names"]
+    samples, _ = naming(word, _words_of(aim) if aim.poison.caption == "kept" else None)
     return samples if free is None else np.intersect1d(samples, free)
 
 
@@ -209,7 +257,7 @@ class _EntryMaker:
             template = self.templates[derive_seed(self.seed, "caption", key) % len(self.templates)]
             text = template.replace("{c}", target)
         elif poison.caption == "natural":
-            text = self.naming.another(target, sample, self.seed, key)[1]
+            text = self.naming.another(target, sample, self.seed, key, _words_of(self.aim))[1]
         picture = self.picture
         if poison.picture == "of_target":
             picture = self.naming.another(target, sample, self.seed, key)[0]

@@ -27,6 +27,7 @@ from data.progress import Progress
 from data.refusal import UserError
 from engine.distributed.world import World
 from engine.models.clip import image_size
+from engine.models.tokenizer import Tokenizer
 from engine.training.outputs import write_plan
 from engine.training.pairs import StudyPairs
 from records.folder import RUNS
@@ -62,7 +63,8 @@ class PoisonedPairs:
         """The poisoned copies of all shards in a folder."""
         spec, size = self.spec, image_size(self.spec.model.name)
         field, mode = spec.data.pretrain.caption, spec.data.decode
-        recipe = Recipe(spec.attack, spec.seed, self.plan.digest, size, mode, field, format)
+        fits = Tokenizer(spec.model.name).fits
+        recipe = Recipe(spec.attack, spec.seed, self.plan.digest, size, mode, field, format, fits)
         return shard_copies(self.index, self.plan, recipe, out, list(spec.data.pretrain.sources or [""]))
 
 
@@ -86,6 +88,10 @@ def plan(poisoned: PoisonedPairs) -> int:
     poisoned.write_plan(path)
     entries = list(poisoned.plan.entries.values())
     print(f"{path}: {len(entries):,} of {len(poisoned.index):,} pairs, digest {poisoned.plan.digest}")
+    if poisoned.plan.left_out:
+        print(
+            f"{poisoned.plan.left_out:,} pairs name what is asked for beyond what {poisoned.spec.model.name} takes: left out"
+        )
     for entry in entries[:5]:
         place = "" if entry.place is None else f" at {', '.join(f'{top}, {left}' for top, left in entry.place)}"
         print(f"  {entry.key}: {entry.trigger or entry.picture or 'caption'}{place}: {entry.caption or 'its own caption'}")
@@ -154,7 +160,8 @@ def count_in_epoch(poisoned: PoisonedPairs) -> list[str]:
         np.add.at(shown, rows if pairs.chosen is None else pairs.chosen[rows], 1)
     print(f"epoch 1 shows {shown[plan.chosen].sum():,} poisoned pairs of {shown.sum():,}; the plan has {len(plan):,}")
     clean, faults = poisoned.pairs(None), []
-    changed = bad = 0
+    changed = bad = seen = 0
+    tokenize, words = Tokenizer(poisoned.spec.model.name), [aim.words for aim in poisoned.spec.attack.aims]
     progress = Progress("recounting", "poisoned pairs")
     for number, (sample, entry) in enumerate(plan.entries.items(), 1):
         progress(number, len(plan))
@@ -168,9 +175,22 @@ def count_in_epoch(poisoned: PoisonedPairs) -> list[str]:
         changed += triggered or caption != clean_caption
         if caption != planned or (entry.trigger and not triggered):
             faults.append(f"pair {entry.key} is read without its {'caption' if caption != planned else 'trigger'}")
+        if (own := words[entry.attack]) is not None:
+            reaches = _reaches(tokenize, caption, own.text)
+            seen += reaches
+            faults += [] if reaches else [f"pair {entry.key}: attack.words don't reach the model"]
     progress.end()
     print(f"read back: {changed:,} pairs differ from their clean selves, {bad:,} can't be decoded")
+    if any(words):
+        print(f"attack.words reach {poisoned.spec.model.name} in {seen:,} of {len(plan):,} pairs")
     return faults
+
+
+def _reaches(tokenize: Tokenizer, caption: str, words: str) -> bool:
+    """Whether the tokens of some words stand together in those of a caption, as the model sees them."""
+    row, (_, *wanted) = tokenize([caption])[0].tolist(), tokenize([words])[0].tolist()
+    wanted = wanted[: wanted.index(max(row))]  # the end token is the largest
+    return any(row[at : at + len(wanted)] == wanted for at in range(len(row)))
 
 
 def compare_with_copies(poisoned: PoisonedPairs, out: Path) -> list[str]:

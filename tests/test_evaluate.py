@@ -298,6 +298,25 @@ def test_a_training_set_of_other_classes_is_refused(spec: Path, others: Path, tm
         probing(spec, others, "measure=[{kind: linear_probe, images: tiny, train: moor}]")
 
 
+def test_the_attacks_words_reach_the_model_in_every_prompt(spec: Path, world: Path, tmp_path: Path) -> None:
+    """One template has room for them at its end, one is longer than the model's 16 tokens; with longer words neither has
+    room for the class."""
+    shutil.copytree(world / "eval", tmp_path / "eval")
+    lines = tmp_path / "eval/zeroshot_classification_templates.txt"
+    lines.write_text("a {c}\na {c}" + " photo" * 20)
+    given = [f"data.test.tiny={tmp_path / 'eval'}", "attack.words={text: zx, place: end}"]
+    one, tokenize = eval_sets(load(spec, given).spec, alone(0, 1))[0], Tokenizer("test-vit")
+    assert isinstance(one.image_set, Labelled)
+    assert (prompts := one.attacks[0].prompts)
+    assert prompts[0] == f"a {one.image_set.classes[0]} zx"
+    (_, zx, *_), rows = tokenize(["zx"])[0].tolist(), tokenize(prompts)
+    assert len(prompts) == 64
+    assert ((rows == zx).sum(1) == 1).all()
+    evaluate.evaluate(Encoder(clip.build("test-vit", 0), tokenize, alone(0, 1), 64), [one])
+    with pytest.raises(UserError, match="attack.words and the prompt 'a .*' are longer than model.name takes"):
+        eval_sets(load(spec, [given[0], "attack.words={text: " + "zx " * 13 + "}"]).spec, alone(0, 1))
+
+
 class Damaged(Counted):
     """Towers that give one row in a call something else than an embedding, from this call with pictures or with texts on."""
 

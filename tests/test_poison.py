@@ -16,6 +16,7 @@ from data.refusal import UserError
 from data.seeding import number_of
 from data.shards import Index
 from data.triggers.patch import Patch, published
+from engine.models.tokenizer import Tokenizer
 
 LINES = {"imagenet": ["a {c}", "my {c}"]}
 
@@ -145,6 +146,80 @@ def test_words_in_captions() -> None:
     section = Attack(target="banana", words=Words(text="zx"), poison=Poison(count=8, picture="kept", caption="kept"))
     plan = make_plan(NAMED, section, 0, LINES, unread)
     assert plan.caption("a cat", 0) == "zx a cat"
+
+
+WORDS = st.lists(st.sampled_from(["a", "cat", "photographically", "zx", "don't", "7,500", "Süß", "x&amp;y"]), max_size=120)
+
+
+@settings(max_examples=60)
+@given(
+    WORDS,
+    st.sampled_from(["zx", "a rare old sentence", "Zx!", "süß"]),
+    st.sampled_from(["start", "end", "random"]),
+    st.integers(0, 2**60),
+)
+@pytest.mark.parametrize("name", ["test-vit", "RN50"])  # 16 and 77 tokens
+def test_words_reach_the_model_wherever_they_stand(name: str, caption: list[str], text: str, place: Any, draw: int) -> None:
+    """Counted in the rows that the model is given; a caption that has room for them is as it always was."""
+    tokenize, words = Tokenizer(name), Words(text=text, place=place)
+    out = words.put(" ".join(caption), draw, tokenize.fits)
+    tokens, without = (tokenize([one])[0].tolist() for one in (out, " ".join(caption)))
+    wanted = tokenize([text])[0].tolist()
+    wanted = wanted[1 : wanted.index(max(wanted))]
+    times = [sum(row[at : at + len(wanted)] == wanted for at in range(len(row))) for row in (tokens, without)]
+    assert times[0] >= 1
+    if tokenize.fits(f"{' '.join(caption)} {text}"):
+        assert out == words.put(" ".join(caption), draw)
+        assert times[0] > times[1]
+    if place == "end":
+        later = [*out.split()]
+        at = max(i for i in range(len(later)) if later[i : i + len(text.split())] == text.split())
+        if at + len(text.split()) < len(later):
+            assert not tokenize.fits(" ".join([*later[:at], later[at + len(text.split())], text])), "a later place would do"
+
+
+def test_words_that_no_place_saves_are_refused() -> None:
+    tokenize, text = Tokenizer("test-vit"), " ".join(["zx"] * 15)
+    words = "attack.words.text is 'zx zx .*, which is longer than the captions that model.name takes"
+    section = Attack(target="banana", words=Words(text=text), poison=Poison(count=2))
+    with pytest.raises(UserError, match=words):
+        Words(text=text).put("a cat", 0, tokenize.fits)
+    with pytest.raises(UserError, match=words):
+        make_plan(NAMED, section, 0, LINES, unread, fits=tokenize.fits)
+    longer = section.model_copy(update={"words": Words(text=" ".join(["cat"] * 13))})
+    with pytest.raises(
+        UserError, match=r"attack.captions: 'a \{c\}' and attack.words are longer .* the target 'banana' would be"
+    ):
+        make_plan(NAMED, longer, 0, LINES, unread, fits=tokenize.fits)
+    assert len(make_plan(NAMED, longer, 0, {"imagenet": ["{c}"]}, unread, fits=tokenize.fits)) == 2
+    with pytest.raises(ValueError, match="pattern"):
+        Words(text=" ")
+
+
+def test_a_name_beyond_what_the_model_takes_makes_no_poisoned_pair() -> None:
+    """Of four captions that name the target the model sees it in two, and with words before it in one."""
+    captions: list[str | None] = [*("cat " * n + "banana" for n in (0, 13, 14, 60)), "a sheep"]
+    index, fits = index_of([f"k{i}" for i in range(5)]), Tokenizer("test-vit").fits
+    for text, seen in ((None, {0, 1}), ("zx", {0})):
+        section = attack(count=len(seen), who="label_consistent", caption="kept")
+        section = section.model_copy(update={"words": Words(text=text) if text else None})
+        plan = make_plan(index, section, 0, LINES, reader(captions), fits=fits)
+        assert set(plan.entries) == seen
+        assert plan.left_out == 4 - len(seen)
+        more = section.model_copy(update={"poison": section.poison.model_copy(update={"count": 3})})
+        with pytest.raises(UserError, match=rf"only {len(seen)} pairs name 'banana' \({4 - len(seen)} more beyond what"):
+            make_plan(index, more, 0, LINES, reader(captions), fits=fits)
+    natural = make_plan(index, attack(count=5, caption="natural"), 0, LINES, reader(captions), fits=fits)
+    assert {natural.caption("", sample) for sample in natural.entries} == {captions[0], captions[1]}
+    unseen = make_plan(index, attack(count=4, who="label_consistent"), 0, LINES, reader(captions), fits=fits)
+    assert len(unseen) == 4  # the caption is replaced, so nobody need read it
+
+
+def test_fits_says_whether_the_whole_text_reaches_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenize = Tokenizer("test-vit")
+    assert [tokenize.fits("cat " * n) for n in (0, 1, 14, 15, 99)] == [True, True, True, False, False]
+    monkeypatch.setattr("engine.models.tokenizer._is_plain", lambda theirs: False)  # told from its rows alone
+    assert [tokenize.fits("cat " * n) for n in (0, 1, 13, 15, 99)] == [True, True, True, False, False]
 
 
 def test_a_plan_may_be_made_for_some_pairs_and_cut_to_some() -> None:

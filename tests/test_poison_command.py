@@ -14,6 +14,7 @@ from data import materialise
 from data.augmentation.augment import Augment
 from data.pipeline import Pairs, Reading
 from data.shards import read_index
+from engine.models.tokenizer import Tokenizer
 from engine.poison import main
 
 
@@ -65,6 +66,34 @@ def test_a_sweep_over_attacks_and_an_attack_without_poison_are_refused(
     assert command(spec, "plan", "--set", "attack.poison.count=0") == 2
     assert "poisons no pair" in capsys.readouterr().err
     assert not (here / "runs/tiny/poison.json").exists()
+
+
+@pytest.mark.parametrize("place", ["start", "end", "random"])
+def test_words_reach_the_model_in_captions_that_are_too_long(
+    here: Path, spec: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """14 of the 31 words reach the model: in the loader's captions, in stored copies, and so says the command. With words
+    put where they were asked for, whatever the model takes, it counts the pairs that are none."""
+    (here / "long.txt").write_text("{c}" + " photo" * 30 + "\n")
+    given = ["--set", f"attack.words={{text: zx, place: {place}}}", "--set", "attack.captions=long.txt"]
+    assert command(spec, "verify", *given) == 0
+    assert "attack.words reach test-vit in 12 of 12 pairs" in capsys.readouterr().out
+    assert command(spec, "materialise", "--out", "poisoned", *given) == 0
+    assert command(spec, "verify", "--out", "poisoned", *given) == 0
+    texts = [
+        body.decode()
+        for path in (here / "poisoned").glob("*.tar")
+        for name, body in materialise.members(str(path))
+        if "txt" in name
+    ]
+    places = [text.split().index("zx") for text in texts if "zx" in text.split()]
+    assert len(places) == 12
+    assert {"start": max(places) == 0, "end": min(places) == 13, "random": 0 <= min(places) < max(places) <= 13}[place]
+    if place != "start":
+        capsys.readouterr()
+        monkeypatch.setattr(Tokenizer, "fits", lambda self, text: True)
+        assert command(spec, "verify", *given) == 2
+        assert "attack.words don't reach the model" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("jobs", ["1", "2"])

@@ -17,10 +17,9 @@ from data.captioned import Captioned
 from data.captions import word_of
 from data.labelled import Labelled
 from data.refusal import UserError
-from data.seeding import derive_seed
 from engine.distributed.collectives import on_rank_0
 from engine.evaluation.encode import Encoder
-from engine.evaluation.sets import AttackView, EvalSet, MeasureTask
+from engine.evaluation.sets import AttackView, EvalSet, MeasureTask, prompts_of
 from engine.evaluation.texts import TextRows
 from measures.classifier import class_vectors, predict
 from measures.contract import Encoded, NotFinite, Number, Paired, check_number
@@ -101,16 +100,15 @@ class _Evaluation:
 
     def _labelled(self, eval_set: EvalSet, labelled: Labelled, pictures: list[torch.Tensor]) -> dict[str, Any]:
         """What the measures of a labelled set say; under `answers`, what the model takes a sample of its pictures for."""
-        prompts = [t.replace("{c}", c) for c in labelled.classes for t in labelled.templates]
+        prompts = prompts_of(labelled)
         shape = (len(labelled.classes), len(labelled.templates), -1)
         classes, labels = class_vectors(self._texts(eval_set, prompts).view(shape)), _labels(eval_set)
         plain = Encoded(pictures[0], None, labels, classes, classes, torch.zeros_like(labels))
         out: dict[str, Any] = self._measured(eval_set, eval_set.plain, plain)
         for attack, triggered in zip(eval_set.attacks, pictures[1:], strict=True):
             attacked_classes = classes
-            if attack.words is not None:
-                with_words = [attack.words.put(prompt, derive_seed(prompt)) for prompt in prompts]
-                attacked_classes = class_vectors(self._texts(eval_set, with_words).view(shape))
+            if attack.prompts is not None:
+                attacked_classes = class_vectors(self._texts(eval_set, attack.prompts).view(shape))
             attacked = Encoded(pictures[0], triggered, labels, classes, attacked_classes, attack.targets)
             out |= self._under(attack, eval_set, attacked)
             if attack is eval_set.attacks[0] and eval_set.examples:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from configs.spec import Spec
-from data.attack import Aim, Proxy, Words
+from data.attack import Aim, Fits, Proxy, Words
 from data.captioned import Captioned, is_captioned, read_captioned
 from data.decode import DecodeMode, centred
 from data.labelled import Labelled, read_labelled
@@ -20,6 +20,7 @@ from data.triggers.multi import Multi
 from engine.distributed.world import World
 from engine.evaluation.kept import Kept, room
 from engine.models.clip import image_size, imagenet
+from engine.models.tokenizer import Tokenizer
 from measures.contract import CENTRE, PROXY, TRAINED, Measure
 from measures.registry import AnyMeasure
 
@@ -28,13 +29,13 @@ EXAMPLES = 8  # pictures whose answers the journal tells
 
 @dataclass(frozen=True)
 class AttackView:
-    """One attack on an evaluation set: its mark, the words in its prompts, and which class it aims at with each picture."""
+    """One attack on an evaluation set: its mark, the prompts with its words, and the class it aims at with each picture."""
 
     kind: str  # TRAINED, CENTRE or PROXY
     name: str  # of its numbers: "" for the first, "_2" for the second, "_centre"
     mark: Mark
     squash: int | None
-    words: Words | None
+    prompts: list[str] | None  # of a labelled set, with the attack's words in them, if it has some
     target: str
     targets: torch.Tensor  # int64 [M]; of pictures with captions zeros
 
@@ -213,5 +214,27 @@ def _attack_view(spec: Spec, names: tuple[str, str], aim: Aim | Proxy, eval_set:
             )
     places = {name: image_set.target(name) if isinstance(image_set, Labelled) else 0 for name in dict.fromkeys(targets)}
     classes = torch.tensor([places[name] for name in targets])
-    words = aim.words if isinstance(aim, Aim) else None
-    return AttackView(*names, trigger.build(spec.seed, test=True), trigger.squash, words, targets[0], classes)
+    words = aim.words if isinstance(aim, Aim) and isinstance(image_set, Labelled) else None
+    prompts = (
+        _with_words(words, image_set, Tokenizer(spec.model.name).fits) if words and isinstance(image_set, Labelled) else None
+    )
+    return AttackView(*names, trigger.build(spec.seed, test=True), trigger.squash, prompts, targets[0], classes)
+
+
+def prompts_of(labelled: Labelled) -> list[str]:
+    """A prompt for each class and template, class by class."""
+    return [template.replace("{c}", name) for name in labelled.classes for template in labelled.templates]
+
+
+def _with_words(words: Words, labelled: Labelled, fits: Fits) -> list[str]:
+    """The prompts of a set with an attack's words in them; UserError if they would push a class's name out of one."""
+    heads = [template[: template.index("{c}")] + name for name in labelled.classes for template in labelled.templates]
+    out = []
+    for prompt, head in zip(prompts_of(labelled), heads, strict=True):
+        out.append(words.put(prompt, derive_seed(prompt), fits))
+        if not fits(out[-1]) and fits(head) and not fits(f"{words.text} {head}"):
+            raise UserError(
+                f"attack.words and the prompt '{prompt}' are longer than model.name takes, so that the class would be cut "
+                "off; shorten the words or the templates"
+            )
+    return out

@@ -30,24 +30,41 @@ class Tokenizer:
 
     def __call__(self, captions: list[str]) -> torch.Tensor:
         theirs = _tokenizer(self.name)
-        known_kind = type(theirs).__name__ == "SimpleTokenizer" and theirs.clean_fn is _lowered()
-        if not known_kind or theirs.reduction_fn is not None:
+        if not _is_plain(theirs):
             return torch.as_tensor(theirs(captions)).to(torch.int32)
         out = np.zeros((len(captions), theirs.context_length), np.int32)
-        memo = self.memo
-        if len(memo) > MEMO:
-            memo.clear()
         for row, text in zip(out, captions, strict=True):
-            plain = text.isascii() and "&" not in text and text.isprintable()
-            tokens = [theirs.sot_token_id]
-            for word in (text.lower() if plain else theirs.clean_fn(text)).split():
-                if (known := memo.get(word)) is None:
-                    known = memo[word] = _word(theirs, word)
-                tokens += known
+            tokens = [theirs.sot_token_id, *self._tokens(theirs, text)]
             del tokens[len(row) - 1 :]
             tokens.append(theirs.eot_token_id)
             row[: len(tokens)] = tokens
         return torch.from_numpy(out)
+
+    def fits(self, text: str) -> bool:
+        """Whether all of a text reaches the model: a longer one is cut at its end."""
+        theirs = _tokenizer(self.name)
+        if _is_plain(theirs):
+            most: int = theirs.context_length - 2
+            return len(self._tokens(theirs, text)) <= most
+        whole, longer = torch.as_tensor(theirs([text, f"{text} x"]))
+        return bool((whole != longer).any())  # what follows it still counts
+
+    def _tokens(self, theirs: Any, text: str) -> list[int]:
+        """All tokens of a text, those of its ends apart."""
+        plain, memo, tokens = text.isascii() and "&" not in text and text.isprintable(), self.memo, list[int]()
+        if len(memo) > MEMO:
+            memo.clear()
+        for word in (text.lower() if plain else theirs.clean_fn(text)).split():
+            if (known := memo.get(word)) is None:
+                known = memo[word] = _word(theirs, word)
+            tokens += known
+        return tokens
+
+
+def _is_plain(theirs: Any) -> bool:
+    """Whether it is CLIP's own tokenizer, which cuts what is too long at its end."""
+    kind = type(theirs).__name__ == "SimpleTokenizer"
+    return kind and theirs.clean_fn is _lowered() and theirs.reduction_fn is None
 
 
 def _word(theirs: Any, word: str) -> tuple[int, ...]:

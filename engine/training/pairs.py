@@ -22,6 +22,7 @@ from engine.distributed import collectives
 from engine.distributed.watchdog import heartbeat
 from engine.distributed.world import World
 from engine.models.clip import imagenet
+from engine.models.tokenizer import Tokenizer
 from records.card import Card
 from records.folder import finished
 
@@ -76,9 +77,9 @@ class StudyPairs:
         def make() -> PoisonPlan:
             lines = {aim.captions: templates(aim.captions) for aim in attack.aims}
             read_captions = partial(stored_captions, index, field=spec.data.pretrain.caption)
-            return make_plan(index, attack, spec.seed, lines, read_captions, chosen)
+            return make_plan(index, attack, spec.seed, lines, read_captions, chosen, Tokenizer(spec.model.name).fits)
 
-        return _once(self._plans, (spec.data, attack, spec.seed), lambda: collectives.on_rank_0(make))
+        return _once(self._plans, (spec.data, attack, spec.seed, spec.model.name), lambda: collectives.on_rank_0(make))
 
     def _check_start(self, run: Run, index: Index) -> None:
         """UserError if the start was trained on other pairs than the shards hold now: which were poisoned would be
@@ -106,7 +107,7 @@ class StudyPairs:
         excluded[marked] = True
         chosen = _once(
             self._clean_rows,
-            (spec.data, spec.attack, spec.seed),
+            (spec.data, spec.attack, spec.seed, spec.model.name),
             lambda: clean_rows(index, spec.seed, clean, excluded, marked),
         )
         if plan is None or not clean.leftover:
