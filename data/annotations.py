@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from data.refusal import UserError
+from data.refusal import Missing, UserError
 from data.shards import Index
 from data.texts import decoded, file_bytes, split_lines
 
@@ -44,7 +44,11 @@ def read_flags(path: str, index: Index) -> np.ndarray:
 
 def _entries(path: str) -> list[tuple[int, dict[str, Any]]]:
     """JSON objects with a key, each with its line or place: one a line, or the entries of a poison.json."""
-    text = decoded(file_bytes(path, "give a text file with a JSON object a line"), path)
+    wants = "give a text file with a JSON object a line"
+    try:
+        text = decoded(file_bytes(path, "annotations", wants), f"annotations {path}")
+    except Missing as error:
+        raise Missing(f"{path} can't be read ({error.fault}); {wants}") from None
     whole = _parsed(text)
     if isinstance(whole, dict) and isinstance(whole.get("entries"), list):
         entries: list[tuple[int, Any]] = list(enumerate(whole["entries"], 1))

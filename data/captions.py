@@ -41,7 +41,7 @@ def read_templates(path: str | Path) -> list[str]:
     """The lines of a template file that are not blank; UserError if it is missing or empty, a line lacks {c}, or has a brace
     beside it."""
     wants = "give 'imagenet' or a text file with {c} in each line"
-    lines = [(number, line) for number, line in enumerate(read_lines(path, wants), 1) if line]
+    lines = [(number, line) for number, line in enumerate(read_lines(path, "templates", wants), 1) if line]
     for number, line in lines:
         if "{c}" not in line:
             raise UserError(f"templates {path}:{number}: the line {line!r} lacks {{c}}; {wants}")

@@ -158,9 +158,9 @@ def shards_of(root: Path, what: str = "evaluation set") -> Iterator[str]:
     """The paths of the shards that a folder of CLIP_benchmark's layout promises; UserError at one that is not there, or at
     one more than that."""
     wants = "give the number of shards, such as 1"
-    text = decoded(file_bytes(root / SHARDS, wants), str(root / SHARDS)).strip()
+    text = decoded(file_bytes(root / SHARDS, what, wants), f"{what} {root / SHARDS}").strip()
     if not (text.isascii() and text.isdigit() and len(text) < 9):
-        raise UserError(f"{root / SHARDS} says {text[:40]!r}; {wants}")
+        raise UserError(f"{what} {root / SHARDS} says {text[:40]!r}; {wants}")
     for shard in range(int(text)):
         path = root / f"test/{shard}.tar"
         if not path.is_file():
@@ -178,9 +178,9 @@ def _there(path: Path) -> bool:
 def _names(root: Path) -> list[str]:
     """The lines of classnames.txt; UserError at a blank one, which would shift the classes behind it."""
     wants = "give a class name in each line, in the order of the labels"
-    names = read_lines(root / NAMES, wants)
+    names = read_lines(root / NAMES, "class names", wants)
     if "" in names:
-        raise UserError(f"{root / NAMES}:{names.index('') + 1} is blank; {wants}")
+        raise UserError(f"class names {root / NAMES}:{names.index('') + 1} is blank; {wants}")
     return names
 
 

@@ -21,16 +21,16 @@ INVISIBLE = "\ufeff\u200b\ufffd"  # a mark inside a text, a blank without width,
 ENDS = re.compile(r"\r\n|\n|\r")
 
 
-def file_bytes(path: str | Path, wants: str) -> bytes:
-    """What a file holds; Missing if it is not there, UserError if it can't be read; `wants` says what to give."""
+def file_bytes(path: str | Path, what: str, wants: str) -> bytes:
+    """What a file holds; Missing if it is not there, UserError if it can't be read, saying what it is and what to give."""
     try:
         if Path(path).exists() and not Path(path).is_file():  # a pipe would be waited for
-            raise UserError(f"{path} is no file; {wants}")
+            raise UserError(f"{what} {path}: is no file; {wants}")
         return Path(path).read_bytes()
     except FileNotFoundError as error:
-        raise Missing(f"{path}: {error.strerror}; {wants}") from None
+        raise Missing(f"{what} {path}: {error.strerror}; {wants}") from None
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; {wants}") from None
+        raise UserError(f"{what} {path}: {error.strerror}; {wants}") from None
 
 
 def decoded(body: bytes, name: str) -> str:
@@ -54,17 +54,17 @@ def split_lines(text: str) -> list[str]:
     return lines if lines[-1] else lines[:-1]
 
 
-def read_lines(path: str | Path, wants: str) -> list[str]:
+def read_lines(path: str | Path, what: str, wants: str) -> list[str]:
     """The lines of a file, without blanks around them; blank ones at its end are left out. UserError naming file and line of
     what is no text."""
-    lines = [line.strip() for line in split_lines(decoded(file_bytes(path, wants), str(path)))]
+    lines = [line.strip() for line in split_lines(decoded(file_bytes(path, what, wants), f"{what} {path}"))]
     while lines and not lines[-1]:
         del lines[-1]
     if not lines:
-        raise UserError(f"{path}: the file is empty; {wants}")
+        raise UserError(f"{what} {path}: the file is empty; {wants}")
     for number, line in enumerate(lines, 1):
         for letter in line:
             if letter in INVISIBLE or unicodedata.category(letter) in ("Cc", "Zl", "Zp"):
-                what = "a tab" if letter == "\t" else unicodedata.name(letter, "a control character").lower()
-                raise UserError(f"{path}:{number} holds {what} (U+{ord(letter):04X}); {wants}")
+                seen = "a tab" if letter == "\t" else unicodedata.name(letter, "a control character").lower()
+                raise UserError(f"{what} {path}:{number} holds {seen} (U+{ord(letter):04X}); {wants}")
     return lines
