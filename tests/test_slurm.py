@@ -116,13 +116,14 @@ def test_launch_files_are_shell_and_ask_for_a_spec(script: str) -> None:
     ],
 )
 def test_what_goes_back_into_the_queue(code: int, left: str, state: str, requeued: bool, tmp_path: Path) -> None:
-    squeue = f'case "$*" in *%L*) echo "{left}";; *) echo "{state}";; esac'
+    whole_array = 'case "$*" in *"--jobs=7 "*) echo PENDING;; esac'
+    squeue = f'{whole_array}\ncase "$*" in *%L*) echo "{left}";; *) echo "{state}";; esac'
     path = stand_ins(tmp_path, squeue=squeue, scontrol=f"echo $* >> {tmp_path}/asked")
-    for more in ({}, {"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2"}):
+    for place in ({}, {"SLURM_JOB_ID": "7", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2"}):
         step = f"sleep 0.3; exit {code}"
         done = subprocess.run(
             ["bash", "configs/cluster/requeue.sh", "sh", "-c", step], cwd=ROOT, check=False, capture_output=True,
-            env={"PATH": path, "SLURM_JOB_ID": "9", **more},
+            env={"PATH": path, "SLURM_JOB_ID": "9", **place},
         )  # fmt: skip
         assert done.returncode == code, "the code of the step"
     asked = (tmp_path / "asked").read_text().split("\n")[:-1] if (tmp_path / "asked").exists() else []
@@ -303,8 +304,9 @@ def test_a_study_that_submits_its_own_array_goes_on_when_it_is_preempted(cluster
         process.kill()
         process.communicate()
     assert process.returncode == 0, said
-    logs = "".join(path.read_text() for path in (study / ".jobs").glob("*"))
+    logs = "".join(path.read_text() for path in (study / ".jobs").glob("*_log.*"))
     assert logs.count("stopped and saved") >= 2
+    assert len(list((study / ".jobs").glob("*_submission.sh"))) == 1, "the same two jobs all along"
     assert "sacct" not in said + out
     assert "Traceback" not in said
     assert journals(study) == alone(checkout, *words, *settings("sweep.executor=here"))

@@ -4,10 +4,10 @@
 # still runs half a minute before its time is up: whatever hinders it, its next start goes on from a checkpoint.
 set -uo pipefail
 job="${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}"
-job="${job:-$SLURM_JOB_ID}"
+job="${job:-$SLURM_JOB_ID}" # of an array's task the latter may be the whole array's number
 trap : TERM # is meant for the step, which Slurm tells as well
 
-ask() { squeue --noheader --jobs="$SLURM_JOB_ID" --format="$1"; }
+ask() { squeue --noheader --jobs="$job" --format="$1"; }
 
 watch() {
     trap '[ -z "${nap:-}" ] || kill "$nap"; exit' TERM

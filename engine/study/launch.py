@@ -90,9 +90,13 @@ def _ignore_warning() -> None:
 
 def _goes_on() -> bool:
     """Whether this is a Slurm job that nobody has cancelled."""
-    job = os.environ.get("SLURM_JOB_ID")
-    code, state, _ = call(["squeue", "--noheader", f"--jobs={job}", "--format=%T"]) if job else (1, "", "")
-    return not code and state.split()[:1] == ["RUNNING"]
+    if "SLURM_JOB_ID" not in os.environ:
+        return False
+    job, array = os.environ["SLURM_JOB_ID"], os.environ.get("SLURM_ARRAY_JOB_ID")
+    if array is not None:  # the first number of an array's task may be the whole array's
+        job = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    code, state, _ = call(["squeue", "--noheader", f"--jobs={job}", "--format=%T"])
+    return not code and state.strip() == "RUNNING"
 
 
 @dataclass
