@@ -164,17 +164,22 @@ def test_ranks_under_srun_meet_at_the_first_host(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_port_that_another_study_holds_is_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In words, on both kinds of address; torchrun's own process waits at its ranks' port, which is no fault."""
+    """In words, on both kinds of address, by every rank of that machine; not the port of a rank 0 of the same launch."""
     for family, address in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::")):
-        with socket.create_server((address, 0), family=family) as other:
-            port = other.getsockname()[1]
-            with pytest.raises(UserError, match=f"port {port} of .*deepspeed --master_port ") as caught:
-                world.refuse_taken_port(port)
-            assert caught.value.alone
+        with socket.create_server((address, 0), family=family) as listener:
+            port = listener.getsockname()[1]
+            world.refuse_taken_port(port, 1, 1)  # it listens itself: of this launch
+            world.refuse_taken_port(port, 2, 0)  # on another machine than rank 0
+            with monkeypatch.context() as other_launch:
+                other_launch.setattr(os, "getppid", lambda: -1)
+                for rank in (0, 1):
+                    with pytest.raises(UserError, match=f"port {port} of .*deepspeed --master_port "):
+                        world.refuse_taken_port(port, rank, rank)
             with monkeypatch.context() as torchrun:
                 torchrun.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
-                world.refuse_taken_port(port)
-    world.refuse_taken_port(port)  # free again
+                world.refuse_taken_port(port, 0, 0)
+    world.refuse_taken_port(port, 0, 0)  # free again
+    world.refuse_taken_port(port, 1, 1)
 
 
 def test_a_batch_step_without_srun_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 
+import psutil
 import torch
 import torch.distributed as dist
 
@@ -92,20 +93,41 @@ def refuse_shared_devices(places: Sequence[tuple[str, str]]) -> None:
             )
 
 
-def refuse_taken_port(port: int) -> None:
-    """UserError if the port where rank 0 is to wait for the others is in use. Under torchrun its own process waits there."""
-    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+def refuse_taken_port(port: int, rank: int, local_rank: int) -> None:
+    """UserError if the port where rank 0 is to wait for the others is another launch's: on every rank of its machine, or
+    the others would join that launch. Under torchrun its own process waits there."""
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" or rank != local_rank:
         return
+    fault = _cannot_listen(port) if rank == 0 else _foreign_listener(port)
+    if fault:
+        raise UserError(
+            f"port {port} of {socket.gethostname()}, where the processes are to meet, can't be had ({fault}); if a study is "
+            f"at work here, give this one its own: deepspeed --master_port {_free_port()}, or MASTER_PORT in the environment"
+        )
+
+
+def _cannot_listen(port: int) -> str:
+    """Why this process can't listen at a port; '' if it can."""
     family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
     try:
         socket.create_server(("", port), family=family, dualstack_ipv6=family == socket.AF_INET6).close()
     except OSError as error:
-        raise UserError(
-            f"port {port} of {socket.gethostname()}, where the processes are to meet, can't be had ({error.strerror}); if a "
-            f"study is at work here, give this one its own: deepspeed --master_port {_free_port()}, or MASTER_PORT in the "
-            "environment",
-            alone=True,
-        ) from None
+        return os.strerror(error.errno or 0)
+    return ""
+
+
+def _foreign_listener(port: int) -> str:
+    """Which process listens at a port, if it was not started by whoever started this one; '' if none does."""
+    for connection in psutil.net_connections("tcp"):
+        if connection.status != psutil.CONN_LISTEN or connection.laddr.port != port:
+            continue
+        try:
+            if connection.pid is not None and psutil.Process(connection.pid).ppid() == os.getppid():
+                continue
+        except psutil.NoSuchProcess:
+            continue
+        return f"process {connection.pid or '?'} listens there"
+    return ""
 
 
 def init_distributed(limit: float = 1800.0, threads: int | None = None) -> World:
@@ -121,8 +143,7 @@ def init_distributed(limit: float = 1800.0, threads: int | None = None) -> World
         variables = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": local_rank, "MASTER_ADDR": address, "MASTER_PORT": port}
         for name, value in variables.items():
             os.environ.setdefault(name, str(value))
-        if rank == 0:
-            refuse_taken_port(int(os.environ["MASTER_PORT"]))
+        refuse_taken_port(int(os.environ["MASTER_PORT"]), rank, local_rank)
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timedelta(seconds=limit + 60))  # the watchdog speaks before
         if size > 1:
