@@ -9,7 +9,7 @@ from records.digests import file_digest
 from records.folder import WEIGHTS, RecordFile, finished
 from records.json_file import damaged
 from records.manifest import least_journal
-from records.rows import FILE, JournalRows, read_journal, read_rows
+from records.rows import FILE, AnyRow, JournalRows, read_journal, read_rows, whole_rows
 
 
 class Usage(RecordFile):
@@ -80,6 +80,11 @@ def run_journal(folder: Path) -> JournalRows:
         return read_journal(folder / FILE, least=least_journal(folder))
     end = FinishedJson.read_whole(folder)
     return read_journal(folder / FILE, None if end is None else end.journal)
+
+
+def run_rows(folder: Path) -> list[AnyRow]:
+    """The same rows; Damaged if the journal is."""
+    return whole_rows(folder / FILE, run_journal(folder))
 
 
 def measured_as(folder: Path, measured: dict[str, Any]) -> bool:

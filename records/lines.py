@@ -57,7 +57,8 @@ def read_lines(path: Path, length: int | None = None, least: int = 0) -> Lines:
         else:
             damaged.append(number)
         last = digest
-    if len(body) < least or length is not None and (rest or len(body) < length):
+    cut = least and body[least - 1 : least] != b"\n"
+    if cut or length is not None and (rest or len(body) < length):
         damaged.append(len(lines) + 1)
     return Lines(whole, damaged, last)
 

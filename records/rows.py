@@ -124,7 +124,11 @@ def read_journal(path: Path, length: int | None = None, least: int = 0) -> Journ
 
 def read_rows(path: Path, length: int | None = None) -> list[StepRow | BadRow | MeasureRow]:
     """The same rows; Damaged if a line is not as it was written."""
-    journal = read_journal(path, length)
+    return whole_rows(path, read_journal(path, length))
+
+
+def whole_rows(path: Path, journal: JournalRows) -> list[StepRow | BadRow | MeasureRow]:
+    """The rows of a journal as read from there; Damaged if a line is not as it was written."""
     if journal.damaged:
         raise damaged(path, f"line {journal.damaged[0]:,} is not as it was written", REMEDY)
     return journal.rows

@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 from collections import Counter
@@ -14,6 +15,8 @@ from typing import Any
 
 import damage
 import pytest
+from conftest import antidote, journals
+from test_run import kill_after, whole  # noqa: F401  (a fixture)
 from test_sweep import RATE, finish, swept
 
 from configs.plan import runs
@@ -64,14 +67,14 @@ def silent(name: str, before: Any, after: Any, printed: str, former: Any) -> boo
 
 def tried(loaded: Loaded, tmp_path: Path, draws: int, seed: int) -> Counter[str]:
     """How many draws some reader named, or read as the state before; how many changed nothing that is read."""
-    whole, place, scratch = tmp_path / "whole/runs/tiny", tmp_path / "runs/tiny", tmp_path / "scratch"
-    damage.make(whole, loaded)
-    paths = sorted(path.relative_to(whole) for path in whole.rglob("*") if path.is_file())
+    origin, place, scratch = tmp_path / "origin/runs/tiny", tmp_path / "runs/tiny", tmp_path / "scratch"
+    damage.make(origin, loaded)
+    paths = sorted(path.relative_to(origin) for path in origin.rglob("*") if path.is_file())
 
     def again(*without: Path) -> None:
         for folder in (place.parent, scratch):
             shutil.rmtree(folder, ignore_errors=True)
-        damage.copied(whole, place)
+        damage.copied(origin, place)
         scratch.mkdir()
 
     again()
@@ -111,6 +114,67 @@ def test_two_thousand_damages_are_answered(loaded: Loaded, tmp_path: Path) -> No
     print(dict(outcomes))
     assert outcomes.total() == 2000
     assert outcomes["named"] > 1000
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_stopped_study_that_is_damaged_goes_on_or_is_refused(
+    whole: Path,  # noqa: F811
+    spec: Path,
+    tmp_path: Path,
+) -> None:
+    """Ten times, by the whole command."""
+    kill_after(20, spec, [])
+    stopped = spec.parent / "runs/tiny"
+    paths = sorted(
+        path.relative_to(stopped) for path in stopped.rglob("*") if path.is_file() and "tensorboard" not in str(path)
+    )
+    outcomes: Counter[int] = Counter()
+    for number in range(10):
+        draw, here = random.Random(number), tmp_path / str(number)
+        shutil.copytree(stopped, here / "runs/tiny")
+        path, kind = draw.choice(paths), draw.choice(damage.KINDS)
+        damage.damage(here / "runs/tiny" / path, kind, draw)
+        out = antidote("--spec", str(spec), cwd=here)
+        said = (number, str(path), kind, out.stdout, out.stderr)
+        print(number, path, kind, out.returncode, flush=True)
+        outcomes[out.returncode] += 1
+        assert "Traceback" not in out.stderr, said
+        if out.returncode:
+            assert out.returncode == 2, said
+            assert "is damaged" in out.stderr or "verifies" in out.stderr, said
+            continue
+        expected = journals(whole)
+        for run, rows in journals(here / "runs/tiny").items():
+            assert rows == expected[run], said
+            weights = [study / run / "weights.safetensors" for study in (whole, here / "runs/tiny")]
+            assert weights[0].read_bytes() == weights[1].read_bytes(), said
+    print(dict(outcomes))
+    assert outcomes[0] >= 5
+
+
+def test_a_study_of_before_there_were_digests_is_read(loaded: Loaded, tmp_path: Path) -> None:
+    study = tmp_path / "runs/tiny"
+    damage.make(study, loaded)
+    (tmp_path / "other").mkdir()
+    before, _ = damage.seen(loaded, damage.copied(study, tmp_path / "with/runs/tiny"), tmp_path / "with")
+    for path in (*study.rglob("*.json"), *study.rglob("*.jsonl")):
+        text = re.sub(r',?\s*"(sha256|digest)": "\w+"(?=\s*}\n)', "", path.read_text())
+        path.write_text(re.sub(r'"files": {\n  "(answers|card)[^}]*}', '"files": {}', text))
+    assert "sha256" not in next(study.glob("*/card.json")).read_text()
+    assert '"digest"' not in next(study.glob("*/metrics.jsonl")).read_text()
+    for path in study.glob("*/finished.json"):  # the journal is shorter without digests
+        end = json.loads(path.read_text())
+        path.write_text(json.dumps({**end, "journal": (path.parent / "metrics.jsonl").stat().st_size}))
+    for path in study.glob("*/checkpoints/*/manifest.json"):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "journal": 0}))
+    after, printed = damage.seen(loaded, study, tmp_path / "other")
+    assert not [value for value in after.values() if isinstance(value, UserError)]
+    assert "damaged" not in printed
+    for name in ("status", "start", "moments", "skipped", "core", "start's card"):
+        assert after[name] == before[name]
+    assert after["report"][0][1] == before["report"][0][1], "the table"
+    assert after["resume"][1] == before["resume"][1], "the weights"
 
 
 @pytest.mark.parametrize("text", OTHERS)

@@ -18,6 +18,9 @@ import torch
 from conftest import ROOT, antidote, environment, journals, plan, settings
 from safetensors.torch import load_file
 
+from records.json_file import read_json, write_json
+from records.lines import seal
+
 LONG = settings("pretrain.epochs=1", "clean.epochs=1")
 
 
@@ -129,6 +132,8 @@ def test_a_finished_run_is_measured_again_when_the_spec_measures_something_else(
     shutil.copy(whole.parent.parent / "tiny.yaml", tmp_path)
     more = settings("attack.twin=first", f"data.test={{tiny: {world}/eval, again: {world}/eval}}")
     more += settings("measure=[{kind: zero_shot, images: again}]")
+    with next((tmp_path / "runs/tiny").glob("pretrain-*/metrics.jsonl")).open("a") as file:  # a launch was killed in it
+        file.write(seal('{"kind": "measure", "epoch": 2, "step": 24, "images": "again"}', "0" * 12)[0])
     for _ in range(2):  # the second time there is nothing left to do
         out = antidote("--spec", "tiny.yaml", *more, cwd=tmp_path)
         assert out.returncode == 0, out.stderr
@@ -143,7 +148,7 @@ def test_a_start_trained_on_other_pairs_is_refused(whole: Path, spec: Path, tmp_
     shutil.copytree(whole.parent, tmp_path / "runs")
     shutil.rmtree(next((tmp_path / "runs/tiny").glob("clean-*")))
     card = next((tmp_path / "runs/tiny").glob("pretrain-*/card.json"))
-    card.write_text(card.read_text().replace('"data_digest": "', '"data_digest": "0'))
+    write_json(card, {**(read_json(card, "") or {}), "data_digest": "0"})
     out = antidote("--spec", str(spec), cwd=tmp_path)
     assert out.returncode == 2
     assert "was trained on other pairs than" in out.stderr

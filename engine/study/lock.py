@@ -78,7 +78,10 @@ def owner(folder: Path, clock: float | None = None) -> LockOwner | None:
     for number, path in reversed(_locks(folder)):
         try:
             age = (folder_time(folder) if clock is None else clock) - path.stat().st_mtime
-            file = LockFile.model_validate(read_json(path, ""))
+            content = read_json(path, "")
+            if content is None:
+                raise FileNotFoundError(path)
+            file = LockFile.model_validate(content)
         except FileNotFoundError:
             continue  # given back in this moment
         except (Damaged, ValidationError):

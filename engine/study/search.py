@@ -26,10 +26,10 @@ from configs.sweep import Arm, Median, Optuna, Range
 from data.seeding import derive_seed
 from engine.study.points import measured_points
 from measures.frontier import worth
-from records.ending import FailedJson, PrunedJson
+from records.ending import FailedJson, PrunedJson, run_rows
 from records.folder import finished
 from records.json_file import Damaged, damaged, read_json, write_json
-from records.rows import FILE, MeasureRow, read_rows
+from records.rows import MeasureRow
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -146,7 +146,7 @@ def _outcome(loaded: Loaded, folder: Path, arm: Arm, trial: Trial) -> list[float
     if not finished(home) and not (home / PrunedJson.FILE).is_file():
         blocked = run.start is not None and (folder / run.start.folder / FailedJson.FILE).is_file()
         return None if (home / FailedJson.FILE).is_file() or blocked else "open"
-    points = measured_points(read_rows(home / FILE))
+    points = measured_points(run_rows(home))
     if search.goal == "capped":
         value = worth(points, search.cap)
         return None if value is None else [value]
@@ -196,10 +196,10 @@ def prune_reason(rule: Median, folder: Path, siblings: list[Path], epoch: float)
     section 3.2), for points of two rates."""
     if epoch < rule.after:
         return None
-    journals = [read_rows(sibling / FILE) for sibling in siblings]
+    journals = [run_rows(sibling) for sibling in siblings]
     as_far = [rows for rows in journals if any(isinstance(row, MeasureRow) and row.epoch >= epoch for row in rows)]
     others = [worth(measured_points(rows, epoch), rule.cap) for rows in as_far]
-    own = worth(measured_points(read_rows(folder / FILE), epoch), rule.cap)
+    own = worth(measured_points(run_rows(folder), epoch), rule.cap)
     if own is None or len(others) < rule.runs:
         return None
     middle = median(value for value in others if value is not None)

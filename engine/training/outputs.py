@@ -30,7 +30,7 @@ from records.card import AdamW, Card, Device
 from records.ending import FinishedJson
 from records.folder import WEIGHTS
 from records.json_file import Damaged, write_json
-from records.rows import FILE, MeasureRow, read_rows
+from records.rows import FILE, MeasureRow, read_journal
 
 SUFFIXES = (".json", ".jsonl", ".png", ".safetensors")  # of files that a run leaves
 PACKAGES = ("torch", "deepspeed", "open_clip_torch", "numpy", "pillow")  # whose versions a card tells
@@ -169,7 +169,7 @@ def _write_weights(
             fresh.rename(inputs.folder / BESIDE)
         checkpoint.write_file(fresh, state)
         fresh.rename(final)
-    measures = [row for row in read_rows(inputs.folder / FILE) if isinstance(row, MeasureRow)]
+    measures = [row for row in read_journal(inputs.folder / FILE).rows if isinstance(row, MeasureRow)]
     journal.hparams(measures)
     FinishedJson(
         steps=inputs.steps,
