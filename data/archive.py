@@ -1,32 +1,30 @@
-"""What one tar holds, found by its headers alone: nothing in it is ever run, unpickled or written.
+"""The pairs that one tar holds: nothing in it is ever run, unpickled or written.
 
-A damaged header ends a shard without an exception in Python's `tarfile`, and a tar cut at a member's boundary looks whole
-to it, so the walk is our own: every header's checksum must hold, and the archive must end in zero blocks. `_quick` does the
-same for a plain tar on this machine with arrays; whatever it meets that is not plain, it leaves to `walk`.
+`data.tar` walks its headers one by one. `_quick` does the same for a plain tar on this machine with arrays; whatever it
+meets that is not plain, it leaves to the walk.
 """
 
 import os
-import tarfile
-import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from data.patience import scheme, with_retries
-from data.refusal import UserError
 from data.seeding import numbers
-from data.store import opened, stamp
+from data.tar import BLOCK as BLOCK
+from data.tar import Damage as Damage
+from data.tar import Member, members_of, shown
+from data.tar import walk as walk
 
-BLOCK = 512
-PACKED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\0", b"(\xb5/\xfd")  # gzip, bzip2, xz, zstd
-LARGEST = 1 << 30  # bytes of a member; beyond it nobody means a picture or a caption
-TIME = b" mtime="  # behind the length of the record, two digits
+LARGEST = 1 << 27  # bytes of a member; beyond it nobody means a picture or a caption
+MOST = 1 << 19  # headers that are held at once
+TIME = b" mtime="  # behind the length of the record
 WINDOW = 1 << 18  # bytes read at a time: at once for the headers of small members
 NAME = 100  # bytes of a name in a header
 IMAGES = ("jpg", "jpeg", "png", "webp")
 PLACES = {**dict.fromkeys(IMAGES, 0), "txt": 2, "json": 4}  # where a member's offset and size stand in a row
-Member = tuple[str, int, int]  # name, offset of its bytes in the file, size in bytes
 
 
 class Keys(Sequence[str]):
@@ -70,111 +68,15 @@ class Contents(NamedTuple):
     damage: str  # where and how the archive is damaged; empty if it is whole
 
 
-class Damage(UserError):
-    """An archive that is damaged or cut off; `members` lie whole before that."""
-
-    def __init__(self, words: str, members: list[Member]) -> None:
-        super().__init__(words)
-        self.members = members
-
-
 def contents(path: str) -> Contents:
     """What a tar holds, a damaged one what lies whole before the damage; UserError if it is compressed or can't be read."""
     quick = None if scheme(path) else with_retries(path, lambda: _quick(path))
     if quick is not None:
         return quick
     try:
-        return grouped(walk(path))
+        return grouped(*with_retries(path, lambda: members_of(path)))
     except Damage as damage:
-        return grouped(damage.members)._replace(damage=str(damage))
-
-
-def walk(path: str) -> list[Member]:
-    """Every regular member of one tar; Damage naming the byte where it is damaged or cut off, UserError if compressed."""
-    size, _ = stamp(path)
-    members: list[Member] = []
-    with opened(path) as file:
-        at, long_name = 0, ""
-        while True:
-            file.seek(at)
-            header = file.read(BLOCK)
-            plain = _plain(header)
-            if plain is not None:
-                name, length = plain
-                kind = b"0"
-            elif len(header) < BLOCK:
-                raise _damage(path, at, members, "ends without the closing zero blocks: it is cut off")
-            elif not header.strip(b"\0"):
-                if _rest(file).strip(b"\0"):
-                    raise _damage(path, at, members, "has data behind its closing zero blocks")
-                return members
-            else:
-                name, length, kind = _other(path, at, members, header)
-            data = at + BLOCK
-            at = data + -(-length // BLOCK) * BLOCK
-            if at > size:
-                promise = f"promises {length} bytes for '{name}' but ends before them: it is cut off"
-                raise _damage(path, data, members, promise)
-            if kind in (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE):
-                if length > 1 << 20:
-                    raise _damage(path, data, members, f"has a name of {length:,} bytes")
-                file.seek(data)
-                try:
-                    long_name = _long_name(kind, file.read(length)) or long_name
-                except ValueError:
-                    raise _damage(path, data, members, "has a damaged name") from None
-            elif kind in (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE):
-                members.append((long_name or name, data, length))
-                long_name = ""
-
-
-def _plain(header: bytes) -> tuple[str, int] | None:
-    """(name, size) of a regular member with a short ASCII name, as almost all are; None for everything else."""
-    if header[156:157] != b"0" or header[257:262] != b"ustar" or header[345:346] != b"\0" or header[124] & 0x80:
-        return None
-    try:
-        checksum = int(header[148:156].rstrip(b"\0 "), 8)
-        size = int(header[124:136].rstrip(b"\0 "), 8)
-        name = header[: header.index(b"\0", 0, 101)].decode("ascii")
-    except ValueError:
-        return None
-    # the sum of all bytes, its own eight read as blanks; Adler's low half is 1 + the sum, modulo 65521
-    low = zlib.adler32(header[156:], zlib.adler32(header[:148])) & 0xFFFF
-    return (name, size) if low == (1 + checksum - 8 * 32) % 65521 else None
-
-
-def _other(path: str, at: int, members: list[Member], header: bytes) -> tuple[str, int, bytes]:
-    try:
-        info = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
-    except tarfile.HeaderError as error:
-        if not at and header.startswith(PACKED):
-            words = f"shard {path} is compressed, and pairs are read from the middle of a shard; unpack it first"
-            raise UserError(words) from None
-        raise _damage(path, at, members, f"has a bad header ({error})") from None
-    return info.name, info.size, info.type
-
-
-def _rest(file: BinaryIO) -> bytes:
-    """What follows, a megabyte of it at most: tar pads to 10 KiB."""
-    return file.read(1 << 20)
-
-
-def _damage(path: str, at: int, members: list[Member], reason: str) -> Damage:
-    where = f"(at byte {at:,}, after {len(members):,} whole members)"
-    return Damage(f"shard {path} {reason} {where}; fetch or write it again, or take it out of the pattern", members)
-
-
-def _long_name(kind: bytes, body: bytes) -> str:
-    """The name that a GNU long-name or a pax header gives the next member; empty if it gives none."""
-    if kind == tarfile.GNUTYPE_LONGNAME:
-        return body.rstrip(b"\0").decode("utf-8", "surrogateescape")
-    while body:
-        length, _, rest = body.partition(b" ")
-        record = rest[: int(length) - len(length) - 2]
-        if record.startswith(b"path="):
-            return record[5:].decode("utf-8", "surrogateescape")
-        body = body[int(length) :]
-    return ""
+        return grouped(damage.members, damage.others)._replace(damage=str(damage))
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -184,26 +86,81 @@ def split_name(name: str) -> tuple[str, str]:
     return (f"{folder}/{stem}" if folder else stem), ending.lower()
 
 
-def grouped(members: Iterable[Member]) -> Contents:
-    """Members grouped by key: those with a picture and a caption are samples, the others are bad."""
-    by_key: dict[str, list[int]] = {}
-    bad: list[list[str]] = []
-    for name, offset, size in members:
+def dotted(name: str) -> tuple[str, str] | None:
+    """(key, lower-case ending) of a picture or caption cut at its last dot, if that is not its first."""
+    stem, _, ending = name.rpartition(".")
+    base = stem.rpartition("/")[2]
+    return (stem, ending.lower()) if "." in base[1:] and base[0] != "." and ending.lower() in PLACES else None
+
+
+class _Groups:
+    """The members of one tar by key, those with several dots in their names under the key that they were meant to have."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, list[int]] = {}  # as of Contents.places
+        self.owners: dict[str, str] = {}  # of a key with a dot: the key up to its first dot
+        self.unstored: set[str] = set()  # keys with a picture or caption that is a link or sparse
+        self.seen: set[tuple[str, str]] = set()
+        self.again: Counter[tuple[str, str]] = Counter()
+
+    def add(self, name: str, offset: int = -1, size: int = -1) -> None:
+        """One member, at an offset of -1 if its bytes are not there."""
         key, ending = split_name(name)
+        if "." in ending and (apart := dotted(name)):
+            self.owners[apart[0]] = key
+            key, ending = apart
+        row = self.rows.setdefault(key, [-1] * 6)
         place = PLACES.get(ending)
-        row = by_key.setdefault(key, [-1] * 6)
-        if place is not None and row[place] < 0:
+        if place is None:
+            return
+        if (key, ending) in self.seen:
+            self.again[key, ending] += 1
+        self.seen.add((key, ending))
+        if offset < 0:
+            self.unstored.add(key)
+        elif row[place] < 0:
             row[place], row[place + 1] = offset, size
-    keys = []
-    rows = []
-    for key, row in by_key.items():
-        cause = "no_image" if row[0] < 0 else "no_caption" if row[2] < 0 and row[4] < 0 else None
-        cause = "huge_member" if max(row[1::2]) > LARGEST else cause
-        if cause:
-            bad.append([key, cause])
-        else:
+
+    def cause(self, key: str) -> str | None:
+        """Why a key is no pair; None of one that is."""
+        if shown(key) != key:
+            return "name_not_utf8"
+        row = self.rows.get(key, [-1] * 6)
+        lacks = "no_image" if row[0] < 0 else "no_caption" if row[2] < 0 and row[4] < 0 else None
+        if lacks and key in self.unstored:
+            return "link_or_sparse"
+        return "huge_member" if max(row[1::2]) > LARGEST else lacks
+
+    def further(self, key: str) -> bool:
+        """Whether a key with a dot belongs to a pair, as KEY.mask.png does to KEY, and is no pair that was meant as one."""
+        return key in self.owners and self.cause(key) is not None and self.cause(self.owners[key]) is None
+
+
+def grouped(members: Iterable[Member], others: Iterable[str] = ()) -> Contents:
+    """Members grouped by key: those with a picture and a caption are samples, all else that is no further member of a
+    sample is bad; so is every time that a picture or caption of one name comes again. `others` are members without bytes of
+    their own."""
+    groups = _Groups()
+    for name, offset, size in members:
+        groups.add(name, offset, size)
+    for name in others:
+        groups.add(name)
+    keys, rows, bad = [], [], list[list[str]]()
+    for key, row in groups.rows.items():
+        cause = groups.cause(key)
+        if key in groups.owners:
+            cause = "dot_in_name"
+        if cause is None:
             keys.append(key)
             rows.append(row)
+        elif not groups.further(key):
+            bad.append([shown(key), cause])
+    times: dict[str, int] = {}
+    for (key, _), number in groups.again.items():
+        times[key] = max(times.get(key, 0), number)
+    for key, number in times.items():
+        if not groups.further(key):
+            bad += [[shown(key), "duplicate_key"]] * number
     names = Keys.of(keys)
     return Contents(names, numbers(names.parts()), np.array(rows, np.int64).reshape(-1, 6), bad, "")
 
@@ -225,13 +182,16 @@ def _quick(path: str) -> Contents | None:
     names, cuts, kinds = keyed
     starts = np.flatnonzero(np.concatenate([[True], names[1:] != names[:-1]]))
     group = np.repeat(np.arange(len(starts)), np.diff([*starts, len(names)]))
+    known = kinds >= 0
+    if np.bincount(6 * group[known] + kinds[known]).max(initial=0) > 1:
+        return None  # two pictures, or a name that comes again
     parts = names[starts].tolist()
     hashes = numbers(parts)
     if len(np.unique(hashes)) < len(hashes):
         return None  # a pair in two places
     places = np.full((len(starts), 6), -1, np.int64)
     for place in (0, 2, 4):
-        rows = np.flatnonzero(kinds == place)[::-1]  # the first of several is written last
+        rows = np.flatnonzero(kinds == place)
         places[group[rows], place] = ats[rows] + BLOCK
         places[group[rows], place + 1] = sizes[rows]
     lacks = np.where(places[:, 0] < 0, 1, np.where((places[:, 2] < 0) & (places[:, 4] < 0), 2, 0))
@@ -246,7 +206,7 @@ def _quick(path: str) -> Contents | None:
 def _headers(path: str) -> tuple[np.ndarray, np.ndarray] | None:
     """(headers uint8 [n, 512], their offsets int64 [n], -1 for those that only tell the time of the next) of a tar that
     ends as it should; None if anything looks odd."""
-    window, headers, ats = bytearray(WINDOW), [], []
+    window, headers, ats = bytearray(WINDOW), bytearray(), list[int]()
     with open(path, "rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
         at = begin = have = 0
@@ -264,29 +224,35 @@ def _headers(path: str) -> tuple[np.ndarray, np.ndarray] | None:
                 length = int(window[i + 124 : i + 135], 8)
             except ValueError:
                 return None
-            headers.append(window[i : i + BLOCK])
+            if length < 0 or len(ats) == MOST:
+                return None
+            headers += window[i : i + BLOCK]
             ats.append(at if kind == 0x30 else -1)
             at += BLOCK + (length + BLOCK - 1 & -BLOCK)
-            if kind == 0x78:  # a pax header: webdataset writes one for each member, of nothing but its time
-                if length > BLOCK:
-                    return None
+            if kind == 0x78:  # a pax header: webdataset writes one for each member
                 if at > begin + have:
                     file.seek(at - BLOCK)
                     begin, have = at - BLOCK, file.readinto(window) or 0
-                more = window[at - BLOCK - begin : at - BLOCK - begin + length]
-                if not more.startswith(TIME, 2) or more.count(b"\n") != 1:
+                if not _time_alone(window[at - BLOCK - begin : at - BLOCK - begin + min(length, BLOCK)], length):
                     return None
-        if at + BLOCK > size or size - at > WINDOW:
+        if at + BLOCK > size or size - at > WINDOW or ats[-1:] == [-1]:
             return None
         file.seek(at)
         if file.read(size - at).strip(b"\0"):
             return None
-    return np.frombuffer(b"".join(headers), np.uint8).reshape(-1, BLOCK), np.array(ats, np.int64)
+    return np.frombuffer(headers, np.uint8).reshape(-1, BLOCK), np.array(ats, np.int64)
+
+
+def _time_alone(body: bytearray, length: int) -> bool:
+    """Whether the body of a pax header is one well-formed record of a time."""
+    return body.startswith(b"%d%b" % (length, TIME)) and body.find(b"\n") == length - 1 == len(body) - 1
 
 
 def _regular(heads: np.ndarray) -> bool:
-    """Whether every header is of ustar's kind, has no prefix, and its checksum holds."""
+    """Whether every header is of ustar's kind, has no prefix, its numbers end where they should, and its checksum holds."""
     if (heads[:, 257:262] != np.frombuffer(b"ustar", np.uint8)).any() or heads[:, 345].any():
+        return False
+    if (heads[:, (135, 154)] & 0xDF).any():  # a zero or a blank
         return False
     checksum = _octal(heads[:, 148:154])
     total = np.add.reduce(heads, 1, dtype=np.uint32) - np.add.reduce(heads[:, 148:156], 1, dtype=np.uint32) + 8 * 32
@@ -311,7 +277,7 @@ def _keyed(names: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray] | Non
     if slashes.any():  # only dots behind the last slash count
         dots &= at > np.where(slashes.any(1), NAME - 1 - slashes[:, ::-1].argmax(1), -1)[:, None]
     cuts = np.minimum(np.where(dots.any(1), dots.argmax(1), NAME), length)
-    if (names >= 0x80).any() or not cuts.all():
+    if (names >= 0x80).any() or not cuts.all() or (dots.sum(1) > 1).any():
         return None
     keys = np.ascontiguousarray(np.where(at < cuts[:, None].astype(np.uint8), names, np.uint8(0))).view(f"S{NAME}").ravel()
     behind = cuts[:, None] + 1 + np.arange(6)

@@ -9,10 +9,13 @@ import json
 import os
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
 from pathlib import Path
+
+import numpy as np
 
 from data.decode import DecodeError, caption, whole
 from data.jobs import JobOptions, run_jobs
@@ -21,7 +24,9 @@ from data.refusal import UserError
 from data.shards import Index, Table, read_index, read_table
 from data.store import Range, Reader, expand, stamp
 
+RULES = 2  # raised when pairs are judged otherwise, so that no older audit is taken for today's
 AT_ONCE = 256  # pairs read together
+BYTES = 1 << 26  # of them, unless one pair has more
 
 
 @dataclass(frozen=True)
@@ -34,8 +39,15 @@ class Audit:
 
     def report(self, path: str) -> Path:
         """Where the findings on a shard are kept."""
-        identity = json.dumps([path, *stamp(path), self.field, self.decode])
+        identity = json.dumps([RULES, path, *stamp(path), self.field, self.decode])
         return self.cache / f"audit-{blake2b(identity.encode(), digest_size=12).hexdigest()}.json"
+
+    def found(self, path: str) -> list[tuple[str, str]] | None:
+        """(key, cause) of the pairs of a shard that do not decode, if it has been audited."""
+        try:
+            return [(str(key), str(cause)) for key, cause in json.loads(self.report(path).read_text())]
+        except (OSError, ValueError, TypeError):  # none, or not as it was written
+            return None
 
 
 def audit(how: Audit, path: str) -> None:
@@ -52,9 +64,7 @@ def audit(how: Audit, path: str) -> None:
 def _undecodable(how: Audit, path: str, table: Table, place: int) -> list[tuple[str, str]]:
     bad = []
     reader = Reader()
-    usable = [i for i in range(len(table.keys)) if table.places[i, place] >= 0]
-    for begin in range(0, len(usable), AT_ONCE):
-        part = usable[begin : begin + AT_ONCE]
+    for part in _parts(table, place):
         ranges: list[Range] = []
         for i in part:
             row = [int(n) for n in table.places[i]]
@@ -62,12 +72,27 @@ def _undecodable(how: Audit, path: str, table: Table, place: int) -> list[tuple[
         bodies = reader.read(ranges)
         for i, picture, text in zip(part, bodies[::2], bodies[1::2], strict=True):
             try:
+                caption(text, how.field)  # in the order of a run, so that a pair with two faults has the same cause
                 whole(picture)
-                caption(text, how.field)
             except DecodeError as error:
                 bad.append((table.keys[i], error.cause))
     reader.close()
     return bad
+
+
+def _parts(table: Table, place: int) -> Iterator[list[int]]:
+    """The pairs with a caption at that place of a row, in parts that are read together."""
+    part: list[int] = []
+    size = 0
+    for i in np.flatnonzero(table.places[:, place] >= 0).tolist():
+        mine = int(table.places[i, 1] + table.places[i, place + 1])
+        if part and (len(part) == AT_ONCE or size + mine > BYTES):
+            yield part
+            part, size = [], 0
+        part.append(i)
+        size += mine
+    if part:
+        yield part
 
 
 @dataclass(frozen=True)
@@ -105,6 +130,16 @@ def summary(index: Index, undecodable: dict[str, list[tuple[str, str]]]) -> list
     return rows
 
 
+def of_index(index: Index, undecodable: dict[str, list[tuple[str, str]]]) -> dict[str, list[tuple[str, str]]]:
+    """What does not decode, without the pairs whose key an earlier shard has: they are counted as duplicates alone."""
+    out, doubles = dict(undecodable), {path for path, _, cause in index.bad if cause == "duplicate_key"}
+    for path, end, count in zip(index.paths, index.ends.tolist(), index.counts.tolist(), strict=True):
+        if path in doubles and out.get(path):
+            used = set(index.keys[end - count : end])
+            out[path] = [(key, cause) for key, cause in out[path] if key in used]
+    return out
+
+
 def main(arguments: list[str]) -> int:
     """The command; exit code 2 if too much is bad or a shard can't be read."""
     parser = argparse.ArgumentParser(prog="python -m data.check", description=(__doc__ or "").split("\n\n")[0])
@@ -123,21 +158,36 @@ def main(arguments: list[str]) -> int:
         paths = expand(options.shards, schemes)
         spread_over = JobOptions(options.jobs, options.slurm, options.hours)
         failed = run_jobs(
-            partial(audit, how), paths, lambda path: how.report(path).is_file(), spread_over, how.cache / "jobs", progress
+            partial(audit, how), paths, lambda path: how.found(path) is not None, spread_over, how.cache / "jobs", progress
         )
         progress.end()
         if failed:
             raise UserError("; ".join(failed[:3]))
         index = read_index(options.shards, how.cache, schemes=schemes, caption=options.caption)
+        bad_by_path = of_index(index, {path: _kept(how, path) for path in paths})
+        if options.out:
+            _list(options.out, index, bad_by_path)
     except UserError as refusal:
         print(f"error: {refusal}", file=sys.stderr)
         return 2
-    bad_by_path = {path: [(key, cause) for key, cause in json.loads(how.report(path).read_text())] for path in paths}
-    if options.out:
-        entries = [*index.bad, *((path, key, cause) for path, bad in bad_by_path.items() for key, cause in bad)]
-        with options.out.open("w") as file:
-            file.writelines(json.dumps({"key": k, "shard": s, "cause": c}) + "\n" for s, k, c in entries)
     return _say(summary(index, bad_by_path), options.max_bad)
+
+
+def _kept(how: Audit, path: str) -> list[tuple[str, str]]:
+    found = how.found(path)
+    if found is None:
+        raise UserError(f"shard {path} changed while it was checked; start the same command again")
+    return found
+
+
+def _list(out: Path, index: Index, undecodable: dict[str, list[tuple[str, str]]]) -> None:
+    """Writes a JSON line for each bad pair."""
+    entries = [*index.bad, *((path, key, cause) for path, bad in undecodable.items() for key, cause in bad)]
+    try:
+        with out.open("w") as file:
+            file.writelines(json.dumps({"key": k, "shard": s, "cause": c}) + "\n" for s, k, c in entries)
+    except OSError as error:
+        raise UserError(f"--out {out} can't be written: {error.strerror}; name another file") from None
 
 
 def _say(rows: list[ShardRow], most: float) -> int:
@@ -151,6 +201,8 @@ def _say(rows: list[ShardRow], most: float) -> int:
                 print(f"    {row.why}")
     total, good = sum(row.expected for row in rows), sum(row.good for row in rows)
     words = ", ".join(f"{n:,} {cause}" for cause, n in sorted(causes.items())) or "none bad"
+    if causes["dot_in_name"]:
+        print("dot_in_name: a key ends at the first dot, so a.0.jpg and a.1.jpg are both of 'a'; write a_0.jpg, a_1.jpg")
     print(f"{len(rows):,} shards: {total:,} pairs expected, {good:,} good ({good / max(total, 1):.2%}); {words}")
     if causes.total() > most * total:
         print(f"error: {causes.total() / total:.2%} are bad, more than {most:.2%}; mend or leave out", file=sys.stderr)

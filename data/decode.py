@@ -3,6 +3,10 @@
 Pixels: the shorter side is resized to the model's size with an antialiased bicubic filter and the centre is cut out,
 as CLIP's evaluation transform does (Radford et al. 2021); uint8 throughout. `exact` stays within one level of Pillow's
 result; `fast` decodes at a reduced scale where that suffices and filters linearly.
+
+Whether a picture is good is decided in `whole`, from its bytes alone and never from the size or the mode that is asked for,
+so that an audit and every run judge it alike. What decoding costs is bounded before it begins: about 900 MB and a few
+seconds at MAX_PIXELS.
 """
 
 from __future__ import annotations
@@ -20,6 +24,9 @@ from PIL import Image
 from data.store import Body
 
 MAX_PIXELS = 50_000_000  # a picture beyond this is taken for a decompression bomb, from its header alone
+MAX_RATIO = 500  # of the longer side to the shorter; a model's square of such a strip is a smear of a few pixels
+MAX_PASSES = 20 * MAX_PIXELS  # pixels times the scans of a JPEG, each of which goes over all of them
+PER_BYTE = 512  # pixels that a byte of a JPEG can hold: every block of 64 takes a bit at least
 MAX_CAPTION = 65_536  # bytes
 SIXTEEN_BIT = ("I", "I;16", "I;16B", "I;16L", "F")  # Pillow would cut their values off, not scale them
 DecodeMode = Literal["exact", "fast"]
@@ -41,38 +48,73 @@ def picture(body: Body, size: int, mode: DecodeMode = "exact") -> np.ndarray:
 
 def whole(body: Body, least: int = 0, mode: DecodeMode = "exact") -> np.ndarray:
     """uint8 [H, W, 3], the whole picture; `fast` may give it smaller, its shorter side no less than `least`."""
-    if body[:2] == b"\xff\xd8" and (out := _jpeg(body, least, mode)) is not None:
-        return out
     try:
+        if body[:2] == b"\xff\xd8" and (out := _jpeg(body, least, mode)) is not None:
+            return out
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of odd files; what matters is whether they decode
-            image = Image.open(io.BytesIO(body), formats=("JPEG", "PNG", "WEBP"))
-            if image.width * image.height > MAX_PIXELS:
-                raise DecodeError("huge_image")
-            if getattr(image, "n_frames", 1) > 1:
-                raise DecodeError("animated_image")
-            if image.mode in SIXTEEN_BIT:
-                raise DecodeError("sixteen_bit_image")
-            return np.array(image.convert("RGB"))
+            return np.array(_opened(body).convert("RGB"))  # no name holds what `convert` reads: it goes before the copy
     except DecodeError:
         raise
-    except Exception as error:  # Pillow raises many kinds for damaged files
+    except Image.DecompressionBombError as error:
+        raise DecodeError("huge_image") from error
+    except Exception as error:  # decoders raise many kinds for damaged files, MemoryError among them
         raise DecodeError("undecodable_image") from error
+
+
+def _opened(body: Body) -> Image.Image:
+    """By Pillow, its header read."""
+    image = Image.open(io.BytesIO(body), formats=("JPEG", "PNG", "WEBP"))
+    _bound(image.width, image.height)
+    if image.format == "JPEG":
+        _bound_jpeg(body, image.width * image.height)
+    if getattr(image, "n_frames", 1) > 1:
+        raise DecodeError("animated_image")
+    if image.mode in SIXTEEN_BIT:
+        raise DecodeError("sixteen_bit_image")
+    return image
 
 
 def _jpeg(body: Body, least: int, mode: DecodeMode) -> np.ndarray | None:
     """By libjpeg-turbo; None for what it takes no responsibility for, such as CMYK or a damaged file."""
     try:
         height, width, space, _ = simplejpeg.decode_jpeg_header(body)
-        if height * width > MAX_PIXELS:
-            raise DecodeError("huge_image")
+        _bound(width, height)
         if space not in ("YCbCr", "Gray"):
             return None
+        _bound_jpeg(body, width * height)
         quick = {"fastdct": True, "fastupsample": True, "min_height": least, "min_width": least, "min_factor": 2.0}
         out: np.ndarray = simplejpeg.decode_jpeg(body, "RGB", **(quick if mode == "fast" else {}))
         return out
     except ValueError:
         return None
+
+
+def _bound(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS or max(width, height) > MAX_RATIO * min(width, height):
+        raise DecodeError("huge_image")
+
+
+def _bound_jpeg(body: Body, pixels: int) -> None:
+    """DecodeError if the header promises more than the bytes can hold, or there are too many scans for their size."""
+    most = len(body) // 10  # bytes of the shortest scan
+    if pixels > PER_BYTE * len(body) or pixels * most > MAX_PASSES and pixels * _scans(body) > MAX_PASSES:
+        raise DecodeError("undecodable_image")
+
+
+def _scans(body: Body) -> int:
+    """How often decoding a JPEG goes over all of its pixels: once, unless it holds them in several scans."""
+    at, parts = 2, 0
+    while body[at : at + 1] == b"\xff" and at + 10 <= len(body):
+        marker = body[at + 1]
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # a frame: a progressive one has several scans
+            parts = body[at + 9] if marker & 3 != 2 else 256
+        elif marker == 0xDA and parts <= body[at + 4]:
+            return 1
+        elif marker == 0xDA:
+            break
+        at += 2 + 256 * body[at + 2] + body[at + 3]
+    return bytes(body[at:]).count(b"\xff\xda")
 
 
 def centred(rgb: np.ndarray, size: int, mode: DecodeMode = "exact") -> np.ndarray:
@@ -84,13 +126,24 @@ def centred(rgb: np.ndarray, size: int, mode: DecodeMode = "exact") -> np.ndarra
         height, width = rgb.shape[:2]
     short = min(height, width)
     if short != size:
-        rgb = resized(rgb, int(size * height / short), int(size * width / short), mode)
+        tall, wide = int(size * height / short), int(size * width / short)
+        if short < size and tall * wide > MAX_PIXELS:
+            return np.ascontiguousarray(_cut_first(rgb, size, tall, wide)).transpose(2, 0, 1)
+        rgb = resized(rgb, tall, wide, mode)
     return np.ascontiguousarray(_centre(rgb, size)).transpose(2, 0, 1)
 
 
 def _centre(rgb: np.ndarray, size: int) -> np.ndarray:
     top, left = (int(round((side - size) / 2)) for side in rgb.shape[:2])
     return rgb[top : top + size, left : left + size]
+
+
+def _cut_first(rgb: np.ndarray, size: int, tall: int, wide: int) -> np.ndarray:
+    """uint8 [size, size, 3]: the centre of rgb enlarged to tall x wide, without the rest."""
+    height, width = rgb.shape[:2]
+    top, left = (int(round((side - size) / 2)) for side in (tall, wide))
+    box = (left * width / wide, top * height / tall, (left + size) * width / wide, (top + size) * height / tall)
+    return np.array(Image.fromarray(rgb).resize((size, size), Image.Resampling.BICUBIC, box=box))
 
 
 def squeezed(rgb: np.ndarray, side: int) -> np.ndarray:
@@ -119,10 +172,11 @@ def caption(body: Body, field: str = "txt") -> str:
         raise DecodeError("long_caption")
     try:
         text = bytes(body).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
+        if field != "txt":
+            text = _field(text, field.removeprefix("json."))
+            text.encode()  # JSON can spell half of a surrogate pair
+    except UnicodeError as error:
         raise DecodeError("caption_not_utf8") from error
-    if field != "txt":
-        text = _field(text, field.removeprefix("json."))
     text = text.strip()
     if len(text) > MAX_CAPTION:
         raise DecodeError("long_caption")

@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from PIL import Image
 
-from data.archive import IMAGES, split_name
+from data.archive import IMAGES, Damage, split_name, walk
 from data.attack import Attack, Fits, unbounded
 from data.decode import DecodeError, DecodeMode, caption
 from data.pipeline import attacked
@@ -127,12 +127,18 @@ def write(task: ShardCopy) -> None:
 
 
 def members(path: str) -> Iterator[tuple[str, bytes]]:
-    """(name, bytes) of the regular members of a tar, in order."""
-    with opened(path) as file, tarfile.open(fileobj=file, mode="r|") as tar:
-        for info in tar:
-            part = tar.extractfile(info) if info.isreg() else None
-            if part is not None:
-                yield info.name, part.read()
+    """(name, bytes) of the regular members of a tar in order, as the index finds them: of a damaged one those before."""
+    try:
+        files = walk(path)
+    except Damage as damage:
+        files = damage.members
+    with opened(path) as file:
+        for name, offset, size in files:
+            file.seek(offset)
+            body = file.read(size)
+            if len(body) < size:
+                raise UserError(f"shard {path} became shorter while it was read; write it again and start anew", alone=True)
+            yield name, body
 
 
 def _changed(task: ShardCopy, counts: dict[str, int]) -> Iterator[tuple[str, bytes]]:
@@ -145,13 +151,17 @@ def _changed(task: ShardCopy, counts: dict[str, int]) -> Iterator[tuple[str, byt
     reader.close()
     places = {change.key: i for i, change in enumerate(task.changes)}
     counts["bad"] = sum(picture is None for picture in pictures.values())
+    shown: set[str] = set()
     for name, body in members(task.shard):
         key, ending = split_name(name)
         picture = pictures.get(key)
         if picture is None:
             yield name, body
+        elif ending in IMAGES and key in shown:
+            yield name, body  # a further picture of the pair, which no reader shows
         elif ending in IMAGES:
             counts["poisoned"] += 1
+            shown.add(key)
             yield f"{name[: -len(ending)]}{'png' if task.recipe.format == 'png' else 'jpg'}", picture
         else:
             yield name, _words(task.recipe, plan, places[key], ending, body)

@@ -31,7 +31,7 @@ from data.refusal import UserError
 from data.seeding import mixed, number_of
 from data.store import expand, stamp
 
-FORMAT = 4  # raised when tables or joined files change
+FORMAT = 5  # raised when tables or joined files change
 THREADS = 8  # shards walked at a time by one process: waiting for a disk is most of it
 PARSING = Lock()  # numpy reads array headers with ast, which until Python 3.11.8 raises SystemError in two threads at once
 

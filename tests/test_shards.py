@@ -223,7 +223,9 @@ def test_nothing_of_an_archive_is_unpickled_run_or_written(tmp_path: Path) -> No
     before = sorted(tmp_path.parent.rglob("up*"))
     index = read_index(str(path), tmp_path / "cache")
     assert list(index.keys) == ["../../up"]
-    assert {key for _, key, _ in index.bad} == {"/etc/x", "m"}
+    assert {(key, cause) for _, key, cause in index.bad} == {
+        ("/etc/x", "no_image"), ("m", "no_image"), ("link", "link_or_sparse")
+    }  # fmt: skip
     assert sorted(tmp_path.parent.rglob("up*")) == before
 
 

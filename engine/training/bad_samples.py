@@ -12,6 +12,8 @@ from engine.training.inputs import RunInputs
 from engine.training.journal import Journal
 from records.skipped import LostPairs, SkippedPair, add_skipped, read_skipped, write_skipped
 
+Entry = tuple[str, str, str]  # shard, key, cause
+
 
 class BadSamples:
     """Pairs that can't be used, listed in skipped.jsonl by shard, key and cause, and shown as shares in TensorBoard;
@@ -24,33 +26,37 @@ class BadSamples:
         self.lost = {shard: (pairs, why) for shard, pairs, why in index.lost}
         self.total = len(index) + len(index.bad) + sum(pairs for pairs, _ in self.lost.values())
         self.most = inputs.run.spec.data.max_bad
-        self.entries: dict[str, tuple[str, str]] = {}
+        self.entries: Counter[Entry] = Counter()  # a key may come again and again in one shard
 
     def begin(self, step: int) -> None:
         """Takes what the file lists from before, and what reading the shards' tables found."""
         listed, damaged = on_rank_0(lambda: read_skipped(self.path))
-        self.entries = {entry.key: (entry.shard, entry.cause) for entry in listed if isinstance(entry, SkippedPair)}
+        self.entries = Counter((entry.shard, entry.key, entry.cause) for entry in listed if isinstance(entry, SkippedPair))
         if self.world.first and damaged:
             print(f"{self.path} is damaged (line {damaged[0]:,}); written anew without it", file=sys.stderr, flush=True)
             write_skipped(self.path, listed)
-        if self.world.first and len(listed) == len(self.entries):
+        if self.world.first and len(listed) == self.entries.total():
             for _, (pairs, why) in self.lost.items():
                 print(f"about {pairs:,} pairs are lost: {why}", file=sys.stderr)
             add_skipped(self.path, [LostPairs(shard=s, pairs=pairs, why=why) for s, (pairs, why) in self.lost.items()])
-        self.add(self.known, step)
+        self._add(list((Counter(self.known) - self.entries).elements()), step)
 
-    def add(self, skipped: list[tuple[str, str, str]], step: int) -> None:
-        """Takes the same entries on every rank."""
-        new = {key: (shard, cause) for shard, key, cause in skipped if key not in self.entries}
+    def add(self, skipped: list[Entry], step: int) -> None:
+        """Takes the same entries on every rank; one that came before, in an earlier epoch, counts once."""
+        self._add([entry for entry in dict.fromkeys(skipped) if entry not in self.entries], step)
+
+    def _add(self, new: list[Entry], step: int) -> None:
         self.entries.update(new)
         if new and self.world.first:
-            add_skipped(self.path, [SkippedPair(key=k, shard=s, cause=c) for k, (s, c) in new.items()])
-        causes = Counter(cause for _, cause in self.entries.values())
+            add_skipped(self.path, [SkippedPair(key=k, shard=s, cause=c) for s, k, c in new])
+        causes: Counter[str] = Counter()
+        for (_, _, cause), number in self.entries.items():
+            causes[cause] += number
         causes["lost"] = sum(pairs for pairs, _ in self.lost.values())
         causes = +causes
         self.journal.shares("skipped", {cause: n / self.total for cause, n in causes.items()}, step)
         if causes.total() > self.most * self.total:
-            shards = Counter(shard for shard, _ in self.entries.values())
+            shards = Counter(shard for shard, _, _ in self.entries.elements())
             shards.update({shard: pairs for shard, (pairs, _) in self.lost.items()})
             worst = ", ".join(f"{n:,} in {shard}" for shard, n in shards.most_common(3))
             why = next((f"; {why.split(';')[0]}" for _, why in self.lost.values()), "")
