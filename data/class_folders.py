@@ -12,25 +12,13 @@ from data.archive import IMAGES
 from data.refusal import UserError
 
 WNID = re.compile(r"n[0-9]{8}")  # WordNet's name of a class of ImageNet
-OTHERS = (
-    "avif",
-    "bmp",
-    "gif",
-    "heic",
-    "jfif",
-    "jp2",
-    "jxl",
-    "pbm",
-    "pgm",
-    "ppm",
-    "tif",
-    "tiff",
-)  # pictures that aren't read
+# pictures of kinds that are not read
+OTHERS = ("avif", "bmp", "gif", "heic", "jfif", "jp2", "jxl", "pbm", "pgm", "ppm", "tif", "tiff")
 
 
-def class_folders(root: Path, what: str, listed: bool) -> list[Path]:
-    """The folders in the order of their classes; `listed` says that classnames.txt names them in that order. UserError
-    naming one that has no place there, or a picture that lies beside them."""
+def class_folders(root: Path, what: str, listed: bool, named: bool) -> list[Path]:
+    """The folders in the order of their classes; `listed` says that classnames.txt names them in that order, `named`
+    that they need names. UserError naming one that has no place there, or a picture that lies beside them."""
     entries = [path for path in _inside(root, what) if not path.name.startswith(".")]
     for path in entries:
         _refuse_lost(path, what)
@@ -40,7 +28,7 @@ def class_folders(root: Path, what: str, listed: bool) -> list[Path]:
     names = [path.name for path in folders]
     _refuse_twins(root, names, what)
     if all(re.fullmatch(r"[0-9]+", name) for name in names):
-        if names and not listed:
+        if names and named and not listed:
             raise UserError(
                 f"{what} {root} calls its classes by numbers ({', '.join(sorted(names, key=int)[:3])}); write "
                 "classnames.txt there, a name a line in the order of the numbers"

@@ -120,9 +120,12 @@ class Labelled(ImageSet):
         return ""
 
 
-def read_labelled(folder: str, imagenet: Imagenet, published: bool = False, what: str = "evaluation set") -> Labelled:
+def read_labelled(
+    folder: str, imagenet: Imagenet, published: bool = False, what: str = "evaluation set", named: bool = True
+) -> Labelled:
     """The labelled pictures in a folder; UserError saying of `what` they are which file is missing or wrong. `published`
-    reproduces the label file and the class list of the published code where the set is ImageNet."""
+    reproduces the label file and the class list of the published code where the set is ImageNet; `named` says that prompts
+    are made of the names, so that a number is none."""
     root = Path(folder)
     if not root.is_dir():
         raise Missing(f"{what} {folder} is no folder; check the path")
@@ -136,7 +139,7 @@ def read_labelled(folder: str, imagenet: Imagenet, published: bool = False, what
         for path in shards_of(root, what):
             _read_shard(path, len(classes), where, labels)
     else:
-        classes = _read_folders(root, imagenet, where, labels, what)
+        classes = _read_folders(root, imagenet, where, labels, what, named)
     same = len(classes) == 1000 and classes[657] == imagenet.classes[657] and classes[134] == imagenet.classes[134]
     if same:
         classes = imagenet.named(published)
@@ -198,13 +201,13 @@ def _refuse_twins(classes: list[str], what: str) -> None:
 
 
 def _read_folders(
-    root: Path, imagenet: Imagenet, where: list[tuple[str, str, int, int]], labels: list[int], what: str
+    root: Path, imagenet: Imagenet, where: list[tuple[str, str, int, int]], labels: list[int], what: str, named: bool
 ) -> list[str]:
     listed = _there(root / NAMES)
-    folders = class_folders(root, what, listed)
+    folders = class_folders(root, what, listed, named)
     if listed:
         classes = _names(root)
-    elif folders and all(WNID.fullmatch(path.name) for path in folders):
+    elif named and folders and all(WNID.fullmatch(path.name) for path in folders):
         classes = _named_by_wnid(root, [path.name for path in folders], imagenet, what)
     else:
         classes = [path.name.replace("_", " ") for path in folders]

@@ -142,6 +142,8 @@ def test_folders_called_by_numbers_stand_in_the_order_of_the_numbers(numbers: se
     with TemporaryDirectory() as made:
         root = folders(Path(made), *(form.format(n) for n in numbers))
         refused("calls its classes by numbers", read, root)
+        unnamed = read_labelled(str(root), imagenet(), named=False)  # to learn from, no name is needed
+        assert unnamed.classes == [form.format(n) for n in sorted(numbers)]
         (root / "classnames.txt").write_text("\n".join(f"the {n}" for n in sorted(numbers)))
         labelled = read(root)
         for (_, key, _, _), label in zip(labelled.where, labelled.labels, strict=True):
@@ -176,6 +178,7 @@ def test_folders_called_as_imagenet_calls_its_classes_get_its_names(tmp_path: Pa
     assert read(root).classes == [imagenet().named(False)[i] for i in sorted(some)]
     assert read_labelled(str(root), imagenet(), published=True).classes == read(root).classes
     folders(root, "n00000001")
+    assert read_labelled(str(root), imagenet(), named=False).classes[0] == "n00000001"
     refused("1 folders that are none of ImageNet's 1,000 classes, such as n00000001; write classnames.txt", read, root)
     (root / "classnames.txt").write_text("a\nb\nc\nd\ne\nf")
     assert read(root).classes == list("abcdef")

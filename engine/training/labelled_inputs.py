@@ -57,4 +57,4 @@ def labelled_pairs(run: Run, folder: str, reading: Reading, tokenize: Tokenizer)
 def read(folder: str) -> Labelled:
     """What the folder holds, read once for runs in turn that learn from it. Labels are the right ones whatever data.labels
     says, which is about what is measured and no part of a fingerprint."""
-    return read_labelled(folder, imagenet(), what="data.clean.labelled")
+    return read_labelled(folder, imagenet(), what="data.clean.labelled", named=False)
