@@ -135,9 +135,9 @@ def test_a_stopped_study_that_is_damaged_goes_on_or_is_refused(
         shutil.copytree(stopped, here / "runs/tiny")
         path, kind = draw.choice(paths), draw.choice(damage.KINDS)
         damage.damage(here / "runs/tiny" / path, kind, draw)
+        print(number, path, kind, flush=True)
         out = antidote("--spec", str(spec), cwd=here)
         said = (number, str(path), kind, out.stdout, out.stderr)
-        print(number, path, kind, out.returncode, flush=True)
         outcomes[out.returncode] += 1
         assert "Traceback" not in out.stderr, said
         if out.returncode:

@@ -33,6 +33,7 @@ from objectives.deep_cluster import DeepCluster
 from objectives.learned import initial
 from objectives.sum import objectives_of
 from objectives.unlearn import Unlearn
+from records.ending import verify_files
 
 
 @dataclass
@@ -141,6 +142,7 @@ def read_pairs(
         elif section.classes > len(pairs):
             raise too_many_clusters(section.classes, len(pairs))
     if (unlearn := unlearner(run)) is not None:
+        verify_files(Path(unlearn.flags).parent, Path(unlearn.flags).name)  # it may be a finished run's plan
         flags = read_flags(unlearn.flags, chosen.index)
     return pairs, labels, flags
 
