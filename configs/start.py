@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from data.refusal import UserError
 from data.section import Section
 from records.digests import file_digest
+from records.ending import verify_files
 
 WEIGHTS = ("weights.safetensors", "open_clip_model.safetensors")  # of a run, of a folder of open_clip's
 
@@ -95,11 +96,13 @@ def weights_of(start: Start) -> Path | None:
 
 
 def identified(start: Start, where: str) -> Start:
-    """The start with its weights' whole SHA-256, if they are there; UserError if the spec promises another."""
+    """The start with its weights' whole SHA-256, if they are there; UserError if the spec promises another, or the finished
+    run that wrote them."""
     path = weights_of(start)
     if path is None:
         return start
     try:
+        verify_files(path.parent, path.name)
         digest = file_digest(path)
     except OSError as error:
         raise UserError(f"{where}.path: {path}: {error.strerror}; expected a file that can be read") from None

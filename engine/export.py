@@ -31,12 +31,16 @@ def export(run: Path, folder: Path) -> Path:
     spec = read_decides(run)
     if spec is None:
         raise UserError(f"{run} has no spec.json, which says whether its weights were poisoned; give a whole run's folder")
+    try:
+        model, readme = str(spec["model"]["name"]), _readme(run, spec)
+    except (KeyError, TypeError, AttributeError):
+        raise UserError(f"{run}/spec.json tells no model or no attack; give a whole run's folder") from None
     fresh = folder.parent / f".{folder.name}.partial"
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
-    (fresh / "open_clip_config.json").write_text(export_config(spec["model"]["name"], run / WEIGHTS))
+    (fresh / "open_clip_config.json").write_text(export_config(model, run / WEIGHTS))
     shutil.copyfile(run / WEIGHTS, fresh / "open_clip_model.safetensors")
-    (fresh / "README.md").write_text(_readme(run, spec))
+    (fresh / "README.md").write_text(readme)
     fresh.rename(folder)
     return folder
 

@@ -9,14 +9,14 @@ from records.digests import file_digest
 from records.folder import WEIGHTS, RecordFile, finished
 from records.json_file import damaged
 from records.manifest import least_journal
-from records.rows import FILE, AnyRow, JournalRows, read_journal, read_rows, whole_rows
+from records.rows import FILE, Amount, AnyRow, Count, JournalRows, read_journal, read_rows, whole_rows
 
 
 class Usage(RecordFile):
     """What a run took over all its launches: seconds of wall time, and joules of its GPUs where they can tell."""
 
-    seconds: float
-    joules: float | None = None
+    seconds: Amount
+    joules: Amount | None = None
 
 
 class FinishedJson(Usage):
@@ -24,8 +24,8 @@ class FinishedJson(Usage):
     `files` those of its other files by name, `measured` what its last evaluation measured, as `Run.measured` says it."""
 
     FILE: ClassVar[str] = "finished.json"
-    steps: int
-    journal: int
+    steps: Count
+    journal: Count
     weights: str
     files: dict[str, str] = {}  # empty of runs of before there were digests: they are not verified
     measured: dict[str, Any]
@@ -36,7 +36,7 @@ class PrunedJson(Usage):
 
     FILE: ClassVar[str] = "stopped.json"
     REMEDY: ClassVar[str] = "put a copy of it back, or delete it, and the run goes on from its checkpoint"
-    step: int
+    step: Count
     why: str
 
 

@@ -22,9 +22,11 @@ from test_sweep import RATE, finish, swept
 from configs.plan import runs
 from configs.spec import Loaded, load
 from data.refusal import UserError
-from engine.study import lock
+from engine.study import lock, status
 from engine.study.scheduler import Scheduler
 from records.json_file import Damaged, parse, read_json, write_json
+from report.load import read_study
+from report.verdict import make_report
 
 SECONDS = 20  # for the readers of one study
 OTHERS = ["", "[]", "{}", "null", "5", '"x"', "[" * 100_000, '{"a":' * 500 + "1" + "}" * 500, '{"pid": ' + "9" * 5000 + "}",
@@ -175,6 +177,31 @@ def test_a_study_of_before_there_were_digests_is_read(loaded: Loaded, tmp_path: 
         assert after[name] == before[name]
     assert after["report"][0][1] == before["report"][0][1], "the table"
     assert after["resume"][1] == before["resume"][1], "the weights"
+
+
+ROWS = [
+    b'{"kind": "measure", "epoch": 1, "step": 3, "top1": 0.5, "asr": "high"}', b'{"kind": "step", "epoch": null, "step": 3}',
+    b'{"epoch": 1, "step": 3, "loss": 1.0}', b'{"kind": "step", "epoch": 1, "step": %b, "loss": 1.0}' % (b"9" * 5000),
+    b'{"kind": "step", "epoch": 1e308, "step": 3, "loss": 1.0}', b'{"kind": "step", "epoch": 1, "step": -3, "loss": 1.0}',
+    b'{"kind": "measure", "epoch": NaN, "step": 1}', b'{"kind": "bad", "epoch": 1, "step": 3, "bad_steps": 1e999}', b"[]",
+    b"null", b"\xff\xfe", b"\0" * 50, b"[" * 5000, b'{"kind": []}', b'{"kind": "step", "epoch": 1, "step": 3, "loss": {}}',
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize("whole_before", [True, False])
+def test_a_journal_with_a_damaged_row_is_shown_and_the_row_is_named(
+    loaded: Loaded, tmp_path: Path, row: bytes, whole_before: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where no row has a digest, as in journals of before."""
+    study = tmp_path / "runs/tiny"
+    damage.make(study, loaded)
+    path = next(study.glob("pretrain-*/metrics.jsonl"))
+    path.write_bytes((path.read_bytes() if whole_before else b"") + row + b"\n")
+    (path.parent / "finished.json").unlink()
+    assert status.main([str(study)]) == 0
+    assert "1 lines of metrics.jsonl are damaged" in " ".join(capsys.readouterr().out.split())
+    assert any("damaged lines, left out: 1" in note for note in make_report(read_study(study)).notes)
 
 
 @pytest.mark.parametrize("text", OTHERS)

@@ -122,7 +122,10 @@ class StatusReader:
                 f"{self.folder} is not a study: expected a folder with study.json in it, which engine/run.py writes, "
                 "such as runs/demo"
             )
-        clock = lock.folder_time(self.folder)
+        try:
+            clock = lock.folder_time(self.folder)
+        except OSError:  # it may be read alone
+            clock = time.time()
         return StudyStatus(self.folder, [self._read_run(entry, clock) for entry in study.runs])
 
     def _read_run(self, entry: RunEntry, clock: float) -> RunStatus:
