@@ -34,10 +34,14 @@ class Verdict(NamedTuple):
     sentence: str
 
 
+def grounds_of(panel: Panel) -> dict[str, Ground]:
+    """The ground of each start, by its run."""
+    return {start.label.run: ground(rates(start), _twin(panel, start)) for start in panel.starts}
+
+
 def headline(panel: Panel) -> Verdict:
     """What the panel says, in one sentence with its numbers."""
-    model = f"the {panel.title} model"
-    grounds = {start.label.run: ground(rates(start), _twin(panel, start)) for start in panel.starts}
+    model, grounds = f"the {panel.title} model", grounds_of(panel)
     firm = [start for start in panel.starts if grounds[start.label.run].state == "firm"]
     missing = [(start, grounds[start.label.run]) for start in panel.starts if grounds[start.label.run].state != "firm"]
     if firm:

@@ -21,6 +21,7 @@ from report.write import write_files
 
 LARGEST = 64 * 2**20  # bytes of a file
 MOST = 1_000  # groups of a file
+PARTLY = 5  # pairs of groups that are named for sharing some points
 DRAWN = 60  # groups in the figure; more do not fit a picture
 Groups = dict[str, list[FrontierPoint[int]]]  # by name; the label is the place in the list
 FORM = 'expected one JSON object such as {"group": [[asr, ...], [accuracy, ...]], "empty": []} with fractions in [0, 1]'
@@ -36,6 +37,11 @@ class Overlap(NamedTuple):
     names: tuple[str, str]
     sizes: tuple[int, int]
     shared: int
+
+    @property
+    def whole(self) -> bool:
+        """Whether one of the two lies in the other."""
+        return self.shared in self.sizes
 
     @property
     def sentence(self) -> str:
@@ -192,7 +198,13 @@ def _pair(rate: float | None, at: float | None) -> str:
 
 def remarks(groups: Groups) -> list[str]:
     """What a reader must know before trusting the table."""
-    lines = [NO_START, *(overlap.sentence for overlap in overlaps(groups))]
+    shared = sorted(overlaps(groups), key=lambda overlap: (not overlap.whole, -overlap.shared if not overlap.whole else 0))
+    whole = sum(overlap.whole for overlap in shared)
+    lines = [NO_START, *(overlap.sentence for overlap in shared[: whole + PARTLY])]
+    if len(shared) > whole + PARTLY:
+        lines.append(
+            f"{len(shared) - whole - PARTLY} more pairs of groups share points, no more than these, as collapsed models do."
+        )
     empty = [name for name, points in groups.items() if not points]
     if empty:
         lines.append(f"Without points: {', '.join(empty)}.")

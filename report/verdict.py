@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from measures.frontier import CAP, CAPS, FLOOR, FrontierPoint, best_accuracy, lowest_asr
 from measures.interval import Interval, Test, bootstrap, permutation
 from report.costs import Costs, costs
-from report.headline import Verdict, headline
+from report.headline import Verdict, grounds_of, headline
 from report.load import Study
 from report.points import Panel, PointInfo, panels, percent, rate_text
 from report.scores import BEST, LOWEST, Group, Mean, Score, finite, lacking, mean_of, over_seeds, scores
@@ -99,7 +99,14 @@ def judge(members: Sequence[Panel]) -> Judgement:
     """The verdict's numbers of these panels."""
     seeds = scores(members)
     verdicts = [headline(panel) for panel in members]
-    return Judgement(list(members), seeds, over_seeds(seeds), differences(seeds), verdicts, lacking(seeds))
+    bare = {(panel.title, run) for panel in members for run, reason in grounds_of(panel).items() if reason.look}
+    firm = [score for score in seeds if not score.start or (score.group[0], score.start.label.run) not in bare]
+    remarks = lacking(seeds)
+    if len(firm) < len(seeds):
+        remarks.append(
+            f"{len(seeds) - len(firm)} of {len(seeds)} seeds of a cleaner have no ground: no difference counts them."
+        )
+    return Judgement(list(members), seeds, over_seeds(seeds), differences(firm), verdicts, remarks)
 
 
 def differences(seeds: Sequence[Score]) -> list[Difference]:

@@ -11,6 +11,7 @@ from report.ground import Rates, at_chance, ground, too_few
 from report.headline import headline
 from report.load import read_study
 from report.points import Counts, Origin, Panel, PointInfo, panels
+from report.verdict import judge
 
 SET = Counts(pictures=1000, others=900, classes=10, floor=0.02)
 OLD = Counts(pictures=1000, others=900, least_classes=6)  # of a journal that tells neither classes nor floor
@@ -140,3 +141,12 @@ def test_a_study_of_retrieval_alone_is_not_called_unmeasured(tmp_path: Path) -> 
     (shown,) = panels(read_study(study(tmp_path / "s", {"before": numbers, "after": numbers})))
     assert headline(shown) == ("open", headline(shown).sentence)
     assert "Only retrieval was measured" in headline(shown).sentence
+
+
+def test_no_difference_counts_a_seed_without_ground() -> None:
+    one, other = panel((GOOD, (0.79, 0.01)), (GOOD, (0.77, 0.02))), panel((GOOD, (0.70, 0.01)), (BAD, (0.11, 0.0)))
+    judged = judge([one, other._replace(title="SSL")])
+    (difference,) = judged.differences
+    assert difference.value == pytest.approx(0.78 - 0.70)
+    assert "2 of 2 and 1 of 1 seeds" in difference.sentence
+    assert any("1 of 4 seeds of a cleaner have no ground" in note for note in judged.notes)

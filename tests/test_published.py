@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from measures.frontier import FrontierPoint
 from report.__main__ import main
-from report.published import frontier_rows, overlaps, read_all
+from report.published import frontier_rows, overlaps, read_all, remarks
 
 Points = list[tuple[float, float]]
 HAND = {
@@ -42,6 +43,16 @@ def test_a_published_file_by_hand(
     assert len((out / "results.csv").read_text().splitlines()) == 9
     assert (out / "frontier.png").read_bytes().startswith(b"\x89PNG")
     assert (out / "frontier.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_subsets_come_first_and_chance_overlaps_are_counted() -> None:
+    """Twelve groups that share one collapsed model, the last two of them a group and its part."""
+    points = {f"g{n:02}": [(0.0, 0.1), (round(0.01 * n + 0.2, 2), 0.3)] for n in range(11)} | {"part": [(0.30, 0.3)]}
+    groups = {name: [FrontierPoint(asr, top1, at) for at, (asr, top1) in enumerate(rows)] for name, rows in points.items()}
+    said = remarks(groups)
+    assert said[1] == "part is a subset of g10: all its points, 1, are also there; count them once."
+    assert sum("share identical points: 1" in line for line in said) == 5
+    assert said[-1] == "50 more pairs of groups share points, no more than these, as collapsed models do."  # of 11 * 10 / 2
 
 
 def test_two_files_keep_their_groups_apart(tmp_path: Path) -> None:

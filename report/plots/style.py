@@ -73,6 +73,7 @@ def grid(count: int, columns: int, x: str, y: str, height: float = 3.7) -> "tupl
     for at, ax in enumerate(used):
         if at + columns >= count:
             ax.set_xlabel(x)
+        if at + columns >= count or rows > 3:  # in a tall figure the last row is far away
             ax.tick_params(labelbottom=True)
         if y and at % columns == 0:
             ax.set_ylabel(y)
