@@ -116,10 +116,14 @@ def _without_ground(panel: Panel, missing: Sequence[tuple[FrontierPoint[Origin],
 
 def _judged(model: str, points: Sequence[Cleaned], starts: Sequence[FrontierPoint[Origin]]) -> Verdict:
     """What cleaning did to a model that had learned, and the attack with it."""
-    if len({point.label.seed for point in points}) > 1 and starts:
+    best, lowest = best_accuracy(points, CAP), lowest_asr(points, 0.0)
+    if best and starts and len({point.label.seed for point in points}) > 1:
         return _over_seeds(model, points, starts)
     begun = f"ASR {asr_text(starts[0])} at top-1 {top1_text(starts[0])}" if starts else "not measured"
-    best, lowest = best_accuracy(points, CAP), lowest_asr(points, 0.0)
+    if len(starts) > 1:
+        begun = (
+            f"ASR {mean_text([s.asr for s in starts])} at top-1 {mean_text([s.top1 for s in starts])}, mean of {len(starts)}"
+        )
     if best:
         return _cleaned(model, best)
     if lowest:
@@ -146,7 +150,7 @@ def _cleaned(model: str, best: Cleaned) -> Verdict:
 
 
 def _over_seeds(model: str, points: Sequence[Cleaned], starts: Sequence[FrontierPoint[Origin]]) -> Verdict:
-    """Status and sentence for a model of several seeds."""
+    """Status and sentence for a model of several seeds, at least one of which has a point at that ASR."""
     seeds: dict[int | None, list[Cleaned]] = {}
     for point in points:
         seeds.setdefault(point.label.seed, []).append(point)

@@ -93,6 +93,7 @@ CASES: list[tuple[Panel, str, str]] = [
     (panel((GOOD, (0.79, 0.01)), (GOOD, (0.77, 0.02))), "cleaned", "in 2 of 2 seeds, at top-1 78.0 % [77.0, 79.0]"),
     (panel((GOOD, (0.79, 0.01)), (BAD, (0.77, 0.0))), "partly", "Too little training of the MMCL model in 1 of 2 seeds"),
     (panel((GOOD, (0.79, 0.90)), (BAD, (0.77, 0.0))), "poisoned", "No cleaning run reached"),
+    (panel((GOOD, (0.79, 0.90)), (GOOD, (0.77, 0.4))), "poisoned", "lowest was 40.0 % [36.8, 43.2] at top-1 77.0 %"),
     (panel((BAD, (0.79, 0.0)), (BAD, (0.77, 0.0))), "unlearned", "in 2 of 2 seeds: top-1 11.0 % [9.2, 13.1] is not above"),
     (panel((BAD, (0.79, 0.0)), (NEVER, (0.77, 0.0))), "open", "never planted in the MMCL model in 1 of 2 seeds"),
     (panel((GOOD, (0.11, 0.01)), (GOOD, (0.77, 0.02))), "partly", "1 cleaned to ASR ≤ 5 % are at chance"),
