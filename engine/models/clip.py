@@ -23,6 +23,7 @@ from configs.explain import suggestion
 from data.labelled import Imagenet
 from data.refusal import UserError
 from data.seeding import derive_seed
+from engine.models.normalization import Normalization, from_config, of_file
 from engine.models.towers import Towers
 
 OWN = Path(__file__).resolve().parents[2] / "configs" / "models"
@@ -90,7 +91,7 @@ def build(name: str, seed: int) -> Towers:
         torch.default_generator.manual_seed(derive_seed(seed, "init"))
         clip = open_clip_module().create_model(name)
     _refuse_strange_norms(name, clip)
-    return Towers(clip, clip.visual.preprocess_cfg["mean"], clip.visual.preprocess_cfg["std"])
+    return Towers(clip)
 
 
 def _refuse_strange_norms(name: str, clip: nn.Module) -> None:
@@ -117,7 +118,7 @@ def _built_on_meta(name: str) -> Towers:
     with torch.device("meta"), quiet():
         clip = open_clip_module().create_model(name, device="meta")
     _refuse_strange_norms(name, clip)
-    return Towers(clip, (0.0,) * 3, (1.0,) * 3)
+    return Towers(clip)
 
 
 def weights(towers: Towers, learned: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -135,6 +136,7 @@ def load_weights(towers: Towers, path: Path) -> dict[str, torch.Tensor]:
     mismatching tensors."""
     from safetensors.torch import load_file
 
+    towers.normalize(of_file(path))
     return put_weights(towers, load_file(path), str(path), "the towers")
 
 
@@ -171,11 +173,19 @@ def fitting(towers: Towers, state: dict[str, torch.Tensor], path: str, name: str
 
 
 def check_tag(name: str, tag: str) -> None:
-    """UserError naming the valid tags if open_clip knows no weights under this one."""
+    """UserError naming the valid tags if open_clip knows no weights under this one, or if they take other pictures."""
     tags = open_clip_module().list_pretrained_tags_by_model(name)
     if tag not in tags:
         known = suggestion(tag, tags) if tags else "; it has none for this model, so give start.path"
         raise UserError(f"start.pretrained is '{tag}', which open_clip does not know for {name}{known}")
+    tag_normalization(name, tag)
+
+
+def tag_normalization(name: str, tag: str) -> Normalization:
+    """How the weights under a tag want pictures normalised; UserError if they want them resized in another way than ours."""
+    from open_clip.pretrained import get_pretrained_cfg
+
+    return from_config(get_pretrained_cfg(name, tag), f"start.pretrained '{tag}'")
 
 
 def pretrained(name: str, tag: str) -> Path:
@@ -218,9 +228,8 @@ def export_config(name: str, weights: Path) -> str:
     """open_clip_config.json for these weights of this architecture."""
     from safetensors import safe_open
 
-    mean, std = open_clip_module().OPENAI_DATASET_MEAN, open_clip_module().OPENAI_DATASET_STD
     config = model_config(name)
     with safe_open(weights, "pt") as file:
         if SCALARS["bias"] in file.keys():  # noqa: SIM118  (no mapping)
             config["init_logit_bias"] = -10.0
-    return json.dumps({"model_cfg": config, "preprocess_cfg": {"mean": mean, "std": std}}, indent=2) + "\n"
+    return json.dumps({"model_cfg": config, "preprocess_cfg": of_file(weights)._asdict()}, indent=2) + "\n"

@@ -26,9 +26,11 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from engine.models.layers import Attention, LastBlock, is_plain
+from engine.models.normalization import Normalization
 from engine.models.norms import GroupedNorm, update_running_stats
 from engine.models.precision import Casts
 
+OPENAI = Normalization()
 FEW = 4  # captions of a length that are not run by themselves, but with those of the next
 BLOCKS = ("Bottleneck", "ResidualAttentionBlock")  # classes that are compiled, and recomputed, each by itself
 GRAPHS = 64  # of one block's code
@@ -54,7 +56,7 @@ class Piece(NamedTuple):
 class Towers(nn.Module):
     """Pictures and token rows to unit rows; everything goes through `forward`, as ZeRO-3 needs."""
 
-    def __init__(self, clip: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    def __init__(self, clip: nn.Module, normalization: Normalization = OPENAI) -> None:
         super().__init__()
         for name in ("logit_scale", "logit_bias"):
             if hasattr(clip, name):
@@ -63,7 +65,7 @@ class Towers(nn.Module):
         self.cuts = True  # whether captions are cut where that is exact
         self.casts: Casts | None = None  # None: computes in the parameters' own type
         self.whole_pictures = False  # whether micro-batches divide captions alone
-        self.mean, self.std = (torch.tensor(values).view(1, 3, 1, 1) for values in (mean, std))
+        self.normalize(normalization)
         for module in clip.modules():
             if type(module) is nn.BatchNorm2d:
                 module.__class__ = GroupedNorm
@@ -74,6 +76,11 @@ class Towers(nn.Module):
             block = _last(tower)
             if block is not None and (self.trims if text else _takes_the_first(tower)):
                 block.forward = LastBlock(block, text)
+
+    def normalize(self, normalization: Normalization) -> None:
+        """Sets how pictures are normalised, from now on."""
+        self.normalization = normalization
+        self.mean, self.std = (torch.tensor(values).view(1, 3, 1, 1) for values in normalization)
 
     def compute_in(self, dtype: torch.dtype) -> None:
         """Makes the towers compute in a lower precision than their parameters have, from now on."""

@@ -17,7 +17,7 @@ from engine.models.towers import Towers
 from engine.models.transforms.registry import build as build_transform
 from engine.training import checkpoint, named_state, zero
 from engine.training.head import Head
-from engine.training.init_weights import load_start, moments_of, path_of, published_decay
+from engine.training.init_weights import load_start, moments_of, path_of, published_decay, start_normalization
 from engine.training.inputs import RunInputs
 from engine.training.learner import Learner
 from engine.training.loss_core import LossCore, loss_core
@@ -119,6 +119,7 @@ def load_start_weights(inputs: RunInputs, towers: Towers) -> tuple[dict[str, tor
         path = path_of(run.settings.start, run.spec.model.name)
     else:
         return {}, None
+    towers.normalize(start_normalization(run.settings.start, path, run.spec.model.name))
     return load_start(towers, path, run.spec.model.name), path
 
 

@@ -63,11 +63,11 @@ def name_of(step: int) -> str:
     return f"step-{step:09d}"
 
 
-def write_file(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+def write_file(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str, str] | None = None) -> None:
     """A safetensors file of these tensors, which whoever may read its folder may read."""
     from safetensors.torch import save_file
 
-    save_file(tensors, path)
+    save_file(tensors, path, metadata)
     path.chmod(path.parent.stat().st_mode & 0o666)  # safetensors makes it for its owner alone
 
 

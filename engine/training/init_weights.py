@@ -15,6 +15,7 @@ from configs.stage import Optimizer
 from configs.start import Start, weights_of
 from data.refusal import Missing, UserError
 from engine.models import clip
+from engine.models.normalization import Normalization, of_file
 from engine.models.towers import Towers
 from engine.training.optimizer import decays
 from records.card import Card
@@ -39,6 +40,11 @@ def path_of(start: Start, name: str) -> Path:
             ".safetensors or a .pt file"
         )
     return path
+
+
+def start_normalization(start: Start | None, path: Path, name: str) -> Normalization:
+    """How the pictures of a start's weights, which lie in a file, are normalised."""
+    return of_file(path) if start is None or start.pretrained is None else clip.tag_normalization(name, start.pretrained)
 
 
 def distance(parameters: Mapping[str, torch.Tensor], start: Mapping[str, torch.Tensor]) -> float:
@@ -136,6 +142,7 @@ def check_start(path: Path, name: str, section: Optimizer) -> None:
     Of a safetensors file the header alone is read."""
     content = _header(path) if path.suffix == ".safetensors" else read(path)
     clip.fitting(clip.on_meta(name), weights_in(content), str(path), name)
+    of_file(path)
     if section.state == "fresh":
         return
     if path.suffix == ".safetensors":

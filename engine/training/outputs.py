@@ -150,14 +150,15 @@ def finish(run: RunState) -> None:
     if moments:
         moments |= learner.head.moments()
     usage = run.usage.total()
-    collectives.on_rank_0(lambda: _write_weights(inputs, state, moments, run.journal, usage))
+    metadata = towers.towers.normalization.metadata()
+    collectives.on_rank_0(lambda: _write_weights(inputs, (state, metadata), moments, run.journal, usage))
     if run.world.first:
         shutil.rmtree(inputs.folder / "checkpoints", ignore_errors=True)
 
 
 def _write_weights(
     inputs: RunInputs,
-    state: dict[str, torch.Tensor],
+    weights: tuple[dict[str, torch.Tensor], dict[str, str] | None],
     moments: dict[str, torch.Tensor],
     journal: Journal,
     usage: dict[str, float],
@@ -167,7 +168,7 @@ def _write_weights(
         if moments:
             checkpoint.write_file(fresh, moments)
             fresh.rename(inputs.folder / BESIDE)
-        checkpoint.write_file(fresh, state)
+        checkpoint.write_file(fresh, *weights)
         fresh.rename(final)
     measures = [row for row in read_journal(inputs.folder / FILE).rows if isinstance(row, MeasureRow)]
     journal.hparams(measures)
