@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -68,12 +69,10 @@ def test_the_steps_of_the_image_work_in_a_fresh_folder(tmp_path: Path, spec: Pat
             *sources, _ = shlex.split(words)
             files = subprocess.run(["git", "ls-files", *sources], cwd=ROOT, capture_output=True, text=True, check=True)
             assert files.stdout
-            subprocess.run(
-                ["tar", "--create", "--files-from=-", "--file=copied.tar", f"--directory={ROOT}"],
-                cwd=place, input=files.stdout, text=True, check=True,
-            )  # fmt: skip
-            subprocess.run(["tar", "--extract", "--file=copied.tar"], cwd=place, check=True)
-            (place / "copied.tar").unlink()
+            for name in filter(os.path.isfile, (ROOT / line for line in files.stdout.splitlines())):
+                target = place / name.relative_to(ROOT)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(name, target)
         elif kind == "RUN":
             done = subprocess.run(words, shell=True, cwd=place, env=env, capture_output=True, text=True, check=False)  # noqa: S602
             assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
