@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import slurm
 from conftest import ROOT, SPEC, Journals, antidote, assert_close, environment, journals, settings
@@ -213,7 +214,7 @@ def steps_done(study: Path) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1500)
 def test_two_nodes_go_on_after_their_time_limit_and_a_request_to_save(cluster: slurm.Slurm, checkout: Path) -> None:
     """slurm.sh, unchanged, on nodes without GPUs: once asked by hand, then by its time limit; as one process undisturbed."""
     study, out = checkout / "runs/tiny", checkout / "out.txt"
@@ -222,9 +223,10 @@ def test_two_nodes_go_on_after_their_time_limit_and_a_request_to_save(cluster: s
     until(lambda: steps_done(study) > 20)
     cluster.call("scancel", "--signal=TERM", job)
     until(lambda: restarts(cluster, job) == 1)
-    until(lambda: states(cluster, job) == ["COMPLETED"], 600)
+    until(lambda: restarts(cluster, job) == 2)  # by its time limit
+    cluster.call("scontrol", "update", f"JobId={job}", "TimeLimit=60")
+    until(lambda: states(cluster, job) == ["COMPLETED"], 900)
     said = out.read_text()
-    assert restarts(cluster, job) >= 2, "its time limit, too"
     assert said.count("stopped and saved") == said.count("goes back into the queue") == restarts(cluster, job)
     assert said.count("goes on at step") == restarts(cluster, job)
     assert "no GPUs were asked for" in said
@@ -322,3 +324,23 @@ def test_gpus_on_nodes_without_any_are_refused_in_a_sentence(cluster: slurm.Slur
     assert "gpus: false on nodes without GPUs" in out.stderr
     assert "Traceback" not in out.stderr
     assert not (checkout / "runs/tiny/study.json").exists()
+
+
+@pytest.mark.slow
+def test_nothing_of_it_outlives_a_killed_session(tmp_path: Path) -> None:
+    if why := slurm.missing():
+        pytest.skip(why)
+    home = tmp_path / "home"
+
+    def daemons() -> list[int]:
+        named = [(process.pid, " ".join(process.info["cmdline"] or [])) for process in psutil.process_iter(["cmdline"])]
+        return [pid for pid, words in named if str(home) in words and "-c" not in words.split()[:2]]
+
+    start = f"import pathlib, time, slurm; of = slurm.Slurm(pathlib.Path({str(home)!r}))"
+    words = f"{start}; print('up', flush=True); time.sleep(99)"
+    with subprocess.Popen([sys.executable, "-c", words], cwd=ROOT / "tests", stdout=subprocess.PIPE, text=True) as session:
+        assert session.stdout is not None
+        assert session.stdout.readline() == "up\n"
+        assert len(daemons()) >= 4
+        session.kill()
+    until(lambda: not daemons(), 20)
