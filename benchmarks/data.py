@@ -288,12 +288,10 @@ def millions(folder: str, what: str) -> dict[str, float]:
 
 def make_millions(folder: Path, shards: int = 600, each: int = 10_000) -> None:
     """600 links to one shard of 10,000 small pairs, with tables that give each link keys of its own."""
-    import numpy as np
-
     from data.archive import Keys
     from data.seeding import number_of
-    from data.shards import FORMAT, _keep, read_table
     from data.store import stamp
+    from data.table import FORMAT, keep, read_table
 
     make(folder / "one", 1, (64, 48), each)
     table = read_table(str(folder / "one/00000.tar"), folder / "cache")
@@ -302,9 +300,8 @@ def make_millions(folder: Path, shards: int = 600, each: int = 10_000) -> None:
         path.symlink_to(folder / "one/00000.tar")
         keys = Keys.of(f"{shard:05d}{i:04d}" for i in range(each))
         size, mark = stamp(str(path))
-        content = {"stamp": np.array([str(FORMAT), str(size), mark]), "body": keys.body, "ends": keys.ends,
-                   "hashes": number_of(keys), "places": table.places, "rest": np.array(json.dumps(table[3:]))}  # fmt: skip
-        _keep(Path(f"{path}.index.npz"), content)
+        own = table._replace(keys=keys, hashes=number_of(keys))
+        keep(Path(f"{path}.index.npz"), own, [str(FORMAT), str(size), mark])
 
 
 def old_packages(folder: Path) -> Path:

@@ -21,8 +21,9 @@ from data.decode import DecodeError, caption, whole
 from data.jobs import JobOptions, run_jobs
 from data.progress import Progress
 from data.refusal import UserError
-from data.shards import Index, Table, read_index, read_table
+from data.shards import Index, read_index
 from data.store import Range, Reader, expand, stamp
+from data.table import Table, read_table
 
 RULES = 2  # raised when pairs are judged otherwise, so that no older audit is taken for today's
 AT_ONCE = 256  # pairs read together

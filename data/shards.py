@@ -3,37 +3,32 @@
 Reads the layout of webdataset and img2dataset: members of a sample share the name up to its first dot; the ending says
 what they are.
 
-    PATH.tar -> walk -> Table (kept as PATH.tar.index.npz, or in the cache where the folder is read-only)
-    all tables -> Index: files in the cache that every process maps into its memory, so that millions of pairs cost
-    nothing to open and are held once a machine
+    PATH.tar -> walk -> Table (data/table.py; kept as PATH.tar.index.npz, or in the cache where the folder is read-only)
+    all tables -> Index: files in the cache that every process maps into its memory (data/joined.py), so that millions of
+    pairs cost little to open and are held once a machine
 """
 
 import json
-import os
-import shutil
-import tempfile
-import zipfile
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
-from io import BytesIO
 from pathlib import Path
-from threading import Lock
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from data.archive import Keys, contents
-from data.patience import scheme
+from data import joined
+from data.archive import Keys
 from data.refusal import UserError
 from data.seeding import mixed, number_of
 from data.store import expand, stamp
+from data.table import Table, read_table
 
-FORMAT = 5  # raised when tables or joined files change
+FORMAT = 6  # raised when joined files change
 THREADS = 8  # shards walked at a time by one process: waiting for a disk is most of it
-PARSING = Lock()  # numpy reads array headers with ast, which until Python 3.11.8 raises SystemError in two threads at once
 
 
 @dataclass(frozen=True)
@@ -47,7 +42,7 @@ class Index:
     where: np.ndarray  # int64 [N, 4]: offset and size of the picture, offset and size of the caption
     bad: tuple[tuple[str, str, str], ...]  # (shard path, key, cause) of what can't be a sample
     lost: tuple[tuple[str, int, str], ...]  # (shard path, pairs that should be there and are not, why)
-    digest: str  # hex; equal exactly if the same samples are there
+    digest: str  # hex; of the keys and sizes, then of the bytes, of the samples in their order
     sources: tuple[int, ...]  # [S], which of the patterns names each shard
 
     def __len__(self) -> int:
@@ -73,70 +68,6 @@ class Index:
         return [(self.paths[shard], row) for shard, row in zip(shards, rows, strict=True)]
 
 
-class Table(NamedTuple):
-    """What one shard holds: its Contents, and what is said of it."""
-
-    keys: Keys
-    hashes: np.ndarray
-    places: np.ndarray
-    bad: list[list[str]]
-    damage: str
-    promised: int  # pairs that img2dataset's PATH_stats.json says were written; -1 without one
-
-
-def read_table(path: str, cache: Path, beside: bool = True) -> Table:
-    """What one shard holds: from its table if that is no older than the shard, else by a walk whose table is kept."""
-    size, mark = stamp(path)
-    near = Path(f"{path}.index.npz")
-    far = (
-        cache
-        / f"{blake2b(os.path.abspath(path).encode() if not scheme(path) else path.encode(), digest_size=16).hexdigest()}.npz"
-    )
-    for entry in (far,) if scheme(path) else (near, far):
-        try:
-            body = BytesIO(entry.read_bytes())
-            with PARSING, np.load(body, allow_pickle=False) as kept:
-                if kept["stamp"].tolist() == [str(FORMAT), str(size), mark]:
-                    keys = Keys(kept["body"], kept["ends"])
-                    return Table(keys, kept["hashes"], kept["places"], *json.loads(str(kept["rest"])))
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile):
-            pass  # not there, stale, or half-written by a killed process: walk
-    table = Table(*contents(path), _promised(path))
-    content = {
-        "stamp": np.array([str(FORMAT), str(size), mark]), "body": table.keys.body, "ends": table.keys.ends,
-        "hashes": table.hashes, "places": table.places, "rest": np.array(json.dumps(table[3:])),
-    }  # fmt: skip
-    try:
-        if scheme(path) or not beside:
-            raise OSError
-        _keep(near, content)
-    except OSError:  # a folder that is read-only, or none at all
-        cache.mkdir(parents=True, exist_ok=True)
-        _keep(far, content)
-    return table
-
-
-def _keep(entry: Path, content: dict[str, np.ndarray]) -> None:
-    with tempfile.NamedTemporaryFile(dir=entry.parent, prefix=".index", suffix=".npz", delete=False) as file:
-        try:
-            np.savez(file, **content)  # type: ignore[arg-type]
-            os.chmod(file.name, 0o644)
-            os.replace(file.name, entry)
-        except OSError:
-            os.unlink(file.name)
-            raise
-
-
-def _promised(path: str) -> int:
-    """How many pairs img2dataset says it has written to a shard; -1 if it says nothing."""
-    if scheme(path):
-        return -1
-    try:
-        return int(json.loads(Path(f"{path.removesuffix('.tar')}_stats.json").read_text())["successes"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return -1
-
-
 def read_index(  # noqa: PLR0913  (all but two have defaults and are given by name)
     patterns: str | dict[str, str],
     cache: Path,
@@ -160,6 +91,9 @@ def read_index(  # noqa: PLR0913  (all but two have defaults and are given by na
     home = cache / f"joined-{blake2b(identity.encode(), digest_size=12).hexdigest()}"
     refusal: UserError | None = None
     try:
+        if share[0] == 0 and home.exists() and (fault := joined.fault(home)):
+            print(f"index {home}: {fault}; made anew", file=sys.stderr, flush=True)
+            joined.set_aside(home)
         if not home.exists():
             _tables([path for _, path in shards[share[0] :: share[1]]], cache, progress, beside)
     except UserError as error:  # meet the others first: they read the same shard and refuse with the same words
@@ -167,7 +101,8 @@ def read_index(  # noqa: PLR0913  (all but two have defaults and are given by na
     barrier()
     if refusal is None and not share[0] and not home.exists():
         try:
-            _join(shards, _tables([path for _, path in shards], cache, beside=beside), caption, home)
+            tables = _tables([path for _, path in shards], cache, beside=beside)
+            joined.write(home, lambda fresh: _join(shards, tables, caption, fresh))
         except UserError as error:
             refusal = error
     barrier()
@@ -190,8 +125,8 @@ def _tables(
         return out
 
 
-def _join(shards: list[tuple[str, str]], tables: list[Table], caption: str, home: Path) -> None:
-    """Writes the joined index whole or not at all."""
+def _join(shards: list[tuple[str, str]], tables: list[Table], caption: str, fresh: Path) -> dict[str, Any]:
+    """Writes the arrays and the keys of the joined index into a folder; the rest of it."""
     starts = np.cumsum([0, *(len(table.keys) for table in tables)])
 
     def key(i: int) -> str:
@@ -213,29 +148,30 @@ def _join(shards: list[tuple[str, str]], tables: list[Table], caption: str, home
     doubles = _doubles(hashes, alive, key)
     alive[doubles] = False
     bad += [entry(i, "duplicate_key") for i in doubles]
-    fresh = Path(tempfile.mkdtemp(dir=_made(home.parent), prefix=".joined-"))
     places = np.concatenate([table.places for table in tables])[alive]
     where = places[:, [0, 1, place, place + 1]]
     parts = [alive[low:high] for low, high in zip(starts, starts[1:], strict=False)]
     ends, digest = _write_keys(fresh / "keys.bin", [name for name, _ in shards], tables, parts)
     digest.update(where[:, (1, 3)].tobytes() + ends.tobytes())
+    content = np.concatenate([table.sums for table in tables])[alive][:, [0, place // 2]]
     counts = np.array([int(part.sum()) for part in parts])
     for part, array in (("ends", ends), ("hashes", hashes[alive]), ("where", where), ("counts", counts)):
         np.save(fresh / f"{part}.npy", array)
     names = list(dict.fromkeys(name for name, _ in shards))
-    meta = {
+    return {
         "paths": [path for _, path in shards],
         "bad": bad,
         "lost": [(path, *loss) for (_, path), loss in zip(shards, missing(tables), strict=True) if loss],
-        "digest": digest.hexdigest(),
+        "digest": f"{digest.hexdigest()}-{blake2b(content.tobytes(), digest_size=8).hexdigest()}",
         "sources": [names.index(name) for name, _ in shards],
     }
-    (fresh / "meta.json").write_text(json.dumps(meta))
-    os.chmod(fresh, 0o755)
-    try:
-        os.rename(fresh, home)
-    except OSError:  # another study joined the same shards in the meantime
-        shutil.rmtree(fresh)
+
+
+def same_pairs(one: str, other: str) -> bool:
+    """Whether two indices of these digests hold the same pairs; a digest of before November 2026 tells their names and
+    sizes alone."""
+    layouts, contents = zip(*(digest.partition("-")[::2] for digest in (one, other)), strict=True)
+    return len(set(layouts)) == 1 and len(set(filter(None, contents))) < 2
 
 
 def missing(tables: Sequence[Table]) -> list[tuple[int, str] | None]:
@@ -269,20 +205,12 @@ def _write_keys(path: Path, names: list[str], tables: list[Table], alive: list[n
     return np.concatenate(ends), hasher
 
 
-def _made(folder: Path) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
 def _mapped(home: Path) -> Index:
-    meta = json.loads((home / "meta.json").read_text())
-    arrays = {name: np.load(home / f"{name}.npy", mmap_mode="r") for name in ("ends", "hashes", "where", "counts")}
-    size = (home / "keys.bin").stat().st_size
-    body = np.memmap(home / "keys.bin", np.uint8, "r") if size else np.zeros(0, np.uint8)
+    arrays, meta = joined.mapped(home)
     return Index(
-        tuple(meta["paths"]), np.array(arrays["counts"]), Keys(body, arrays["ends"]), arrays["hashes"], arrays["where"],
-        tuple(tuple(entry) for entry in meta["bad"]), tuple(tuple(entry) for entry in meta["lost"]), meta["digest"],
-        tuple(meta["sources"]),
+        tuple(meta["paths"]), np.array(arrays["counts"]), Keys(arrays["keys"], arrays["ends"]), arrays["hashes"],
+        arrays["where"], tuple(tuple(entry) for entry in meta["bad"]), tuple(tuple(entry) for entry in meta["lost"]),
+        meta["digest"], tuple(meta["sources"]),
     )  # fmt: skip
 
 

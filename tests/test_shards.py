@@ -1,14 +1,18 @@
 """What the shards hold, and every way in which they can be damaged."""
 
 import ast
+import errno
 import gzip
 import json
 import os
+import random
 import tarfile
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,10 +20,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tars import named, write_tar
 
-from data import archive
+from data import archive, table
 from data.archive import BLOCK, Damage, contents, grouped, split_name, walk
+from data.disk import DiskFull
 from data.refusal import UserError
-from data.shards import Index, read_index, read_table
+from data.shards import Index, read_index, same_pairs
+from data.table import read_table
 
 
 def test_walk_finds_what_tarfile_finds(world: Path) -> None:
@@ -135,19 +141,114 @@ def test_index_is_kept_and_renewed_when_a_shard_changes(tmp_path: Path, beside: 
 
 def test_tables_of_a_folder_that_is_read_only_are_kept_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_tar(tmp_path / "0.tar", named(3))
-    from data import shards
+    keep = table.keep
 
-    keep = shards._keep
-
-    def refuse(entry: Path, content: object) -> None:
+    def refuse(entry: Path, *content: Any) -> None:
         if entry.parent == tmp_path:
             raise PermissionError
-        keep(entry, content)  # type: ignore[arg-type]
+        keep(entry, *content)
 
-    monkeypatch.setattr(shards, "_keep", refuse)
+    monkeypatch.setattr(table, "keep", refuse)
     read_index(str(path), tmp_path / "cache")
     assert len(list((tmp_path / "cache").glob("*.npz"))) == 1
     assert not (tmp_path / "0.tar.index.npz").exists()
+
+
+def damaged(body: bytes, draw: random.Random, number: int) -> Iterator[bytes]:
+    """Copies of a file's bytes with one bit flipped, cut, emptied."""
+    for _ in range(number):
+        at = draw.randrange(len(body))
+        yield body[:at] + bytes([body[at] ^ 1 << draw.randrange(8)]) + body[at + 1 :]
+    yield body[: draw.randrange(len(body))]
+    yield body[:-1]
+    yield body + b"\0"
+    yield b""
+
+
+def test_no_damage_of_the_joined_index_is_believed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for i in range(3):
+        write_tar(tmp_path / f"{i}.tar", named(9, 9 * i))
+    (tmp_path / "0.tar").write_bytes((tmp_path / "0.tar").read_bytes()[:-30000])  # so that something is lost
+    whole = read_index(f"{tmp_path}/*.tar", tmp_path / "cache")
+    (home,) = (tmp_path / "cache").glob("joined-*")
+    draw, tried = random.Random(0), 0
+    for path in sorted(home.iterdir()):
+        body = path.read_bytes()
+        for bad in (*damaged(body, draw, 5), None):
+            if bad is None:
+                path.unlink()
+            else:
+                path.write_bytes(bad)
+            capsys.readouterr()
+            again = read_index(f"{tmp_path}/*.tar", tmp_path / "cache")
+            assert same(again, whole)
+            assert again.lost == whole.lost
+            assert again.sources == whole.sources
+            said = capsys.readouterr().err.splitlines()
+            assert [line.split(": ")[0] for line in said] in ([f"index {home}"], [])
+            assert said or json.loads(bad or b"") == json.loads(body)  # a flip among the blanks of a list of digests
+            assert path.read_bytes() == body
+            tried += 1
+    assert tried == 7 * 10
+    assert sorted(path.name for path in home.parent.iterdir()) == [home.name]
+
+
+def test_no_damage_of_a_table_is_believed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_tar(tmp_path / "0.tar", named(9))
+    whole = read_table(str(path), tmp_path)
+    kept = tmp_path / "0.tar.index.npz"
+    body = kept.read_bytes()
+    for bad in damaged(body, random.Random(1), 300):
+        kept.write_bytes(bad)
+        again = read_table(str(path), tmp_path)
+        assert list(again.keys) == list(whole.keys)
+        assert np.array_equal(again.sums, whole.sums)
+        assert np.array_equal(again.places, whole.places)
+        assert capsys.readouterr().err == f"index {kept} is not what was written; its shard is walked again\n"
+        assert kept.read_bytes() == body
+
+
+@pytest.mark.parametrize("name", ["meta.json", "where.npy", "digests.json"])
+def test_a_full_disk_is_said_in_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Whatever file of the index it is that has no room, none is left half-written."""
+    write_tar(tmp_path / "0.tar", named(3))
+    write, save = Path.write_text, np.save
+
+    def refuse(path: Path, *content: Any) -> Any:
+        if path.name == name:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return save(path, *content) if path.suffix == ".npy" else write(path, *content)
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    monkeypatch.setattr(np, "save", refuse)
+    with pytest.raises(DiskFull, match=r"disk full while the index of shards was written into .*cache \(No space left"):
+        read_index(f"{tmp_path}/*.tar", tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+@pytest.mark.parametrize("ending", ["jpg", "txt"])
+@pytest.mark.parametrize("beside", [True, False])
+def test_a_member_replaced_by_another_of_its_size_is_seen(tmp_path: Path, ending: str, beside: bool) -> None:
+    members = named(50)
+    path = write_tar(tmp_path / "0.tar", members)
+    first = read_index(str(path), tmp_path / "cache", beside=beside)
+    os.utime(path, ns=(1, 1))
+    assert read_index(str(path), tmp_path / "cache", beside=beside).digest == first.digest  # the same bytes, another time
+    write_tar(path, [(name, body.swapcase() if name == f"0031.{ending}" else body) for name, body in members])
+    changed = read_index(str(path), tmp_path / "cache", beside=beside)
+    assert np.array_equal(changed.where, first.where)
+    assert not same_pairs(changed.digest, first.digest)
+    assert same_pairs(first.digest, first.digest.split("-")[0])  # a study of before digests told the bytes
+    assert not same_pairs(first.digest, "0" + first.digest[1:])
+
+
+def test_the_same_shards_elsewhere_are_the_same_pairs(tmp_path: Path) -> None:
+    for name in ("here", "there"):
+        (tmp_path / name).mkdir()
+        for i in range(2):
+            write_tar(tmp_path / name / f"{i}.tar", named(5, 5 * i))
+    here, there = (read_index(f"{tmp_path}/{name}/*.tar", tmp_path / "cache") for name in ("here", "there"))
+    assert here.digest == there.digest
 
 
 @pytest.mark.parametrize("ranks", [2, 3])

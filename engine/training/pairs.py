@@ -15,7 +15,7 @@ from data.poison_plan import PoisonPlan, make_plan
 from data.progress import Progress
 from data.refusal import UserError
 from data.seeding import ranks, smallest_k
-from data.shards import Index, read_index
+from data.shards import Index, read_index, same_pairs
 from data.sources import CleanSource, Data, clean_rows
 from data.store import InStore, NoShards, check_package, in_store
 from engine.distributed import collectives
@@ -88,7 +88,7 @@ class StudyPairs:
             return
         folder = self.study / run.start.folder
         card = Card.read(folder) if finished(folder) else None
-        if card is not None and card.data_digest != index.digest:
+        if card is not None and not same_pairs(card.data_digest, index.digest):
             raise UserError(
                 f"{folder} was trained on other pairs than {run.spec.data.pretrain.shards} holds now; put the shards back, "
                 "give the spec another name, or delete that folder"

@@ -9,6 +9,7 @@ import torch
 
 from data.refusal import UserError
 from data.seeding import derive_seed
+from data.shards import same_pairs
 from engine.distributed import collectives
 from engine.distributed.world import World
 from engine.evaluation.encode import SCALE, Encoder
@@ -40,7 +41,7 @@ def restore(inputs: RunInputs, learner: Learner, world: World) -> Position:
     if newest is None:
         return Position(0, 0, {})
     path, manifest = newest
-    if manifest.data != inputs.pairs.index.digest:
+    if not same_pairs(manifest.data, inputs.pairs.index.digest):
         raise UserError(
             f"{path} was trained on other pairs than the shards hold now; "
             f"put the shards back, or delete {path.parent.parent}"
