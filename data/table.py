@@ -77,7 +77,8 @@ def _kept(entry: Path, now: list[str]) -> Table | None:
         if kept["stamp"].tolist() != now:
             return None
         keys = Keys(kept["body"], kept["ends"])
-        return Table(keys, kept["hashes"], kept["places"], *json.loads(str(kept["rest"])), kept["sums"])
+        bad, damage, promised = json.loads(str(kept["rest"]))
+        return Table(keys, kept["hashes"], kept["places"], bad, damage, promised, kept["sums"])
 
 
 def keep(entry: Path, table: Table, now: list[str]) -> None:

@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 
 from configs.plan import Run
+from data.disk import DiskFull
 from data.refusal import UserError
 from engine.distributed import collectives
 from engine.distributed.watchdog import heartbeat
@@ -25,7 +26,6 @@ from engine.study.search import prune_reason
 from engine.study.status import StatusReader
 from engine.study.stop_signal import StopSignal
 from engine.training import trainer
-from engine.training.checkpoint import DiskFull
 from engine.training.inputs import StudyInputs, prepare_inputs
 from engine.training.loop import Stopped
 from records.card import Card

@@ -17,16 +17,12 @@ from pathlib import Path
 
 import torch
 
+from data.disk import DiskFull
 from data.refusal import UserError
 from engine.distributed import collectives
 from records.json_file import Damaged, read_json, sync_folder
 from records.manifest import FORMAT, Manifest
 from records.rows import FILE, read_rows
-
-
-class DiskFull(UserError):
-    """There is no space left; whatever a study tries next would fail too."""
-
 
 KEEP = 2
 
