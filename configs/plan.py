@@ -2,8 +2,8 @@
 
 import json
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
@@ -14,6 +14,7 @@ from configs.stage import Stage
 from records.json_file import damaged, read_json
 from records.study_json import RunEntry, StageName
 
+Address = str | dict[str, str]  # of shards: a pattern, or patterns by name
 SPEC = "spec.json"  # in a run's folder
 FORMAT = 5  # raised when the same spec comes to mean another computation
 
@@ -28,6 +29,7 @@ class Run:
     swept: tuple[tuple[str, Any], ...]
     start: "Run | None" = None
     cleaning: frozenset[str] = frozenset()  # the names in swept that concern the cleaning alone
+    places: Mapping[str, Address] = field(default_factory=dict)  # where other runs have the shards of an address
 
     @property
     def settings(self) -> Stage:
@@ -45,6 +47,7 @@ class Run:
         for key in ("test", "made_by", "labels", "schemes", "patience"):
             data.pop(key)
         data["pretrain"].pop("expect")
+        self._move(data["pretrain"], clean)
         attack.pop("twin")
         attack.pop("proxy")
         if self.stage == "twin":
@@ -60,6 +63,17 @@ class Run:
         if self.stage == "clean":
             out["clean"] = spec["clean"]
         return out
+
+    def _move(self, pretrain: dict[str, Any], clean: dict[str, Any]) -> None:
+        """Puts into a spec's sections the addresses under which other runs know the same shards."""
+        source = self.spec.data.pretrain
+        place = self.places.get(address(source.patterns))
+        if isinstance(place, str):
+            pretrain["shards"] = place
+        elif place is not None:
+            pretrain["sources"] = {name: {**pretrain["sources"][name], "shards": place[name]} for name in place}
+        if clean["shards"] is not None:
+            clean["shards"] = self.places.get(address(clean["shards"]), clean["shards"])
 
     @property
     def measured(self) -> dict[str, Any]:
@@ -155,20 +169,25 @@ def stage_of(decides: dict[str, Any]) -> StageName:
     return "pretrain" if decides.get("attack") else "twin"
 
 
-def runs(points: Iterable[Point], stage: str | None = None) -> list[Run]:
+def address(patterns: Address) -> str:
+    """The address of shards as one text."""
+    return json.dumps(patterns, sort_keys=True)
+
+
+def runs(points: Iterable[Point], stage: str | None = None, places: Mapping[str, Address] = {}) -> list[Run]:
     """All runs of a study, each once, a start before what starts from it; `stage` keeps those of one stage."""
     out: dict[str, Run] = {}
     for number, point in enumerate(points):
         swept, spec = tuple(point.swept.items()), point.spec
         first: Run | None = None
         if spec.pretrain is not None and (spec.clean is None or spec.clean.start is None):
-            first = Run("pretrain", spec, swept, cleaning=point.cleaning)
+            first = Run("pretrain", spec, swept, cleaning=point.cleaning, places=places)
             first = out.setdefault(first.folder, first)
             if spec.attack.twin == "each" or spec.attack.twin == "first" and number == 0:
-                twin = Run("twin", spec, swept, cleaning=point.cleaning)
+                twin = Run("twin", spec, swept, cleaning=point.cleaning, places=places)
                 out.setdefault(twin.folder, twin)
         if spec.clean is not None:
-            last = Run("clean", spec, swept, first, point.cleaning)
+            last = Run("clean", spec, swept, first, point.cleaning, places)
             out.setdefault(last.folder, last)
     order = {"pretrain": 0, "twin": 1, "clean": 2}
     chosen = [run for run in out.values() if stage is None or (run.stage == "clean") == (stage == "clean")]

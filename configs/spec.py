@@ -1,8 +1,8 @@
 """A spec: one experiment. This file composes the sections; each stands beside the function that it configures."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -109,6 +109,7 @@ class Loaded:
     spec: Spec
     source: SpecTree
     points: list[Point]  # of a search by Optuna, each arm's first trials
+    places: Mapping[str, str | dict[str, str]] = field(default_factory=dict)  # of the same shards in other runs
     say: Callable[[str], None] = lambda words: None
 
     @property
@@ -141,7 +142,7 @@ def load(path: str | Path, settings: list[str] = [], say: Callable[[str], None] 
     except ValidationError as error:
         lines = explain(error, source, Spec)
         raise UserError("\n".join([f"{path}: {len(lines)} error{'s' * (len(lines) > 1)} in the spec", *lines])) from None
-    loaded = Loaded(_settled(spec, lambda words: None), source, [], cache(say))  # the same words once
+    loaded = Loaded(_settled(spec, lambda words: None), source, [], say=cache(say))  # the same words once
     return replace(loaded, points=expand(loaded))
 
 

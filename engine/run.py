@@ -121,14 +121,16 @@ def print_plan(options: argparse.Namespace, loaded: "Loaded") -> int:
     from engine.estimate.dry_run import dry_run
     from engine.estimate.gpus import assumed
     from engine.study.check import refusals, refuse_changed
+    from engine.study.places import with_places
     from engine.study.scheduler import Scheduler
     from engine.training.check import at_hand, refuse
     from engine.training.inputs import StudyInputs
 
     machine = assumed(options.processes, options.gpu, options.dollars)
     with TemporaryDirectory() as scratch:
-        scheduler = Scheduler.of(loaded, RUNS / loaded.spec.name, options.stage)
-        shared = StudyInputs(scheduler.folder, machine.world, Path(scratch))
+        shared = StudyInputs(RUNS / loaded.spec.name, machine.world, Path(scratch))
+        loaded = with_places(loaded, shared.pairs, options.stage)
+        scheduler = Scheduler.of(loaded, shared.study, options.stage)
         refused, missing = at_hand(refusals(scheduler, shared), loaded.spec.data.pretrain.expect is not None)
         refuse(refused)
         refuse_changed(scheduler)

@@ -53,7 +53,7 @@ class Scheduler:
             from engine.study.search import proposed
 
             points += proposed(self.loaded, self.folder)
-        self.runs = runs(points, self.stage)
+        self.runs = runs(points, self.stage, self.loaded.places)
 
     def _proposals(self) -> frozenset[tuple[str, int]]:
         files = set()

@@ -141,7 +141,7 @@ def _outcome(loaded: Loaded, folder: Path, arm: Arm, trial: Trial) -> list[float
     """What the run of a trial reached: its goal's values, None if it failed, "open" if it has not ended."""
     search = loaded.spec.sweep.search
     assert isinstance(search, Optuna)
-    run: Run = runs([loaded.point(arm, trial)], "clean")[0]
+    run: Run = runs([loaded.point(arm, trial)], "clean", loaded.places)[0]
     home = folder / run.folder
     if not finished(home) and not (home / PrunedJson.FILE).is_file():
         blocked = run.start is not None and (folder / run.start.folder / FailedJson.FILE).is_file()

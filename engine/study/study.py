@@ -17,6 +17,7 @@ from engine.distributed import collectives
 from engine.distributed.world import World, describe_lost_rank, destroy_distributed, init_distributed, is_rank_failure
 from engine.study.check import own_runs, refusals, refuse_changed
 from engine.study.launch import WORKER_SINCE, launch_workers
+from engine.study.places import with_places
 from engine.study.reuse import reuse_finished_runs
 from engine.study.scheduler import Scheduler
 from engine.study.stop_signal import StopSignal
@@ -36,8 +37,9 @@ def run_study(loaded: Loaded, options: Namespace, command: str) -> int:
     world = init_distributed(60 * spec.machine.timeout_minutes, spec.machine.threads)
     try:
         collectives.assert_equal_on_ranks(_facts_of_rank(loaded))
-        scheduler = Scheduler.of(loaded, RUNS / spec.name, options.stage)
-        shared = StudyInputs(scheduler.folder, world)
+        shared = StudyInputs(RUNS / spec.name, world)
+        loaded = with_places(loaded, shared.pairs, options.stage)
+        scheduler = Scheduler.of(loaded, shared.study, options.stage)
         refuse(refusals(scheduler, shared))
         if not is_worker:
             collectives.on_rank_0(lambda: begin(scheduler, command))
