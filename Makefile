@@ -2,7 +2,7 @@
 # make test    every check and test, as CI runs them; SHUFFLE=7 draws their order
 # make check   the same: ruff, mypy, import contracts, tests
 # make nightly the slow tests too, half an hour for each Python of the two that is here; other examples each time
-# make nightly-tools  what its real parts need, on Debian, as root or with sudo: Slurm, munge, sshd, pdsh
+# make nightly-tools  what its real parts need, on Debian, as root or with sudo: Slurm, munge, sshd, pdsh, moto
 # make mini    the paper's experiments in miniature, hours on two CPU cores; goes on where it was stopped
 # make bench   side by side with peers, about 40 minutes on an otherwise idle machine
 # make gpu     on a machine with a GPU and no network: its tests and figures in nine minutes; docs/clusters.md
@@ -49,7 +49,8 @@ nightly: nightly-one
 	else echo "SKIPPED: the suite under $$other, which is not on the PATH"; fi
 
 # their services need not run: tests start their own
-nightly-tools:
+nightly-tools: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-build-isolation --editable '.[nightly]'
 	$(if $(filter 0,$(shell id -u)),,sudo) apt-get update
 	$(if $(filter 0,$(shell id -u)),,sudo) apt-get install --yes --no-install-recommends slurm-wlm munge openssh-server pdsh iproute2
 

@@ -4,10 +4,12 @@ A text file with one JSON object a line, each with a "key"; or a run's poison.js
 """
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from data.plan_file import verified
 from data.refusal import Missing, UserError
 from data.shards import Index
 from data.texts import decoded, file_bytes, split_lines
@@ -51,7 +53,8 @@ def _entries(path: str) -> list[tuple[int, dict[str, Any]]]:
         raise Missing(f"{path} can't be read ({error.fault}); {wants}") from None
     whole = _parsed(text)
     if isinstance(whole, dict) and isinstance(whole.get("entries"), list):
-        entries: list[tuple[int, Any]] = list(enumerate(whole["entries"], 1))
+        rows = verified(whole, Path(path))[1] if "plan" in whole else whole["entries"]
+        entries: list[tuple[int, Any]] = list(enumerate(rows, 1))
     else:
         lines = enumerate(split_lines(text), 1)
         entries = [(number, _parsed(line)) for number, line in lines if line.strip()]

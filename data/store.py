@@ -78,7 +78,18 @@ def _globbed(name: str) -> list[str]:
     if not scheme(name):
         return sorted(glob.glob(name))
     paths: list[str] = with_retries(name, lambda: filesystem(name).glob(name))
+    if not paths and (bucket := _bucket(name)):  # a glob keeps to itself why nothing matches
+        with_retries(name, lambda: filesystem(name).ls(bucket))
     return sorted(f"{scheme(name)}://{path}" if "://" not in path else path for path in paths)
+
+
+def _bucket(name: str) -> str:
+    """The folder of a pattern in a bucket above its first magic part, or the bucket; empty for other URLs."""
+    if scheme(name) not in ("s3", "gs", "gcs"):
+        return ""
+    parts = name.split("/")
+    plain = next(i for i, part in enumerate(parts) if glob.has_magic(part))
+    return "/".join(parts[: max(3, plain)])
 
 
 def check_package(path: str) -> None:

@@ -22,13 +22,13 @@ from data.jobs import JobOptions, run_jobs
 from data.materialise import Format, Recipe, ShardCopy, compare, done, shard_copies, write
 from data.patience import PATIENCE
 from data.pipeline import Pairs, Reading
+from data.plan_file import read_plan, write_plan
 from data.poison_plan import PoisonPlan
 from data.progress import Progress
 from data.refusal import UserError
 from engine.distributed.world import World
 from engine.models.clip import image_size
 from engine.models.tokenizer import Tokenizer
-from engine.training.outputs import write_plan
 from engine.training.pairs import StudyPairs
 from records.folder import RUNS
 
@@ -138,11 +138,15 @@ def compare_with_runs(poisoned: PoisonedPairs) -> list[str]:
     """How the plans that lie in the study differ from the one made anew."""
     faults = []
     for path in sorted([*poisoned.study.glob("pretrain-*/poison.json"), *poisoned.study.glob("poison.json")]):
-        saved = json.loads(path.read_text())
-        if saved["plan"]["digest"] == poisoned.plan.digest:
-            print(f"{path}: the same plan, {saved['plan']['pairs']:,} pairs")
+        try:
+            head, entries = read_plan(path)
+        except UserError as damage:
+            faults.append(str(damage))
             continue
-        then, now = {entry["key"] for entry in saved["entries"]}, {entry.key for entry in poisoned.plan.entries.values()}
+        if head.get("digest") == poisoned.plan.digest:
+            print(f"{path}: the same plan, {len(entries):,} pairs")
+            continue
+        then, now = {entry.get("key") for entry in entries}, {entry.key for entry in poisoned.plan.entries.values()}
         faults.append(
             f"{path} is another plan: {len(then - now):,} of its pairs are not in the spec's, {len(now - then):,} are "
             f"missing, {len(then & now):,} in both"

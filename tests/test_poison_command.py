@@ -1,6 +1,7 @@
 """Plans made, compared and written out without training."""
 
 import json
+import random
 import shutil
 import tarfile
 from pathlib import Path
@@ -9,10 +10,13 @@ import pytest
 import torch
 from conftest import plan as entries_of
 from test_pipeline import data_of, words_to_tokens
+from test_shards import damaged
 
 from data import materialise
 from data.augmentation.augment import Augment
 from data.pipeline import Pairs, Reading
+from data.plan_file import read_plan
+from data.refusal import UserError
 from data.shards import read_index
 from engine.models.tokenizer import Tokenizer
 from engine.poison import main
@@ -55,6 +59,24 @@ def test_a_plan_is_made_without_training_and_is_the_one_that_runs_use(
     assert f"{len(named)} of 192 captions name 'banana' by themselves" in said
     assert command(spec, "verify", "--set", "seed=4") == 2
     assert "is another plan" in capsys.readouterr().err
+    path = here / "runs/tiny/pretrain-x/poison.json"
+    whole, draw, refused = path.read_bytes(), random.Random(0), 0
+    head, _ = read_plan(path)
+    for bad in damaged(whole, draw, 200):
+        path.write_bytes(bad)
+        try:
+            read = read_plan(path)
+        except UserError as error:
+            refused += str(error).startswith(f"{path} is not the poison plan that was written; ")
+        else:
+            assert read == (head, saved["entries"])  # one blank for another
+    assert refused > 150
+    old = {"plan": {name: value for name, value in saved["plan"].items() if name != "file"}, "entries": saved["entries"]}
+    path.write_text(json.dumps(old))  # of before the file had a digest
+    assert read_plan(path)[1] == saved["entries"]
+    path.write_text(json.dumps(old).replace("banana", "bananb", 1))
+    assert command(spec, "verify") == 2
+    assert "pretrain-x/poison.json is not the poison plan that was written" in capsys.readouterr().err
 
 
 def test_a_sweep_over_attacks_and_an_attack_without_poison_are_refused(

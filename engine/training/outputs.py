@@ -1,11 +1,9 @@
 """What a run leaves in its folder beside its journal: card, poison plan and pictures, weights, finished.json."""
 
 import json
-import os
 import platform
 import shutil
 import sys
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,9 +11,8 @@ import torch
 
 from configs.plan import SPEC, differences, read_decides
 from data.decode import DecodeError
-from data.poison_plan import PoisonPlan
+from data.plan_file import write_plan
 from data.refusal import UserError
-from data.shards import Index
 from data.sheet import pairs_grid, small_grid
 from engine.distributed import collectives
 from engine.distributed.world import World
@@ -95,19 +92,6 @@ def _device(world: World) -> Device:
     gpu = world.device.type == "cuda"
     name = torch.cuda.get_device_name() if gpu else f"{platform.processor() or platform.machine()} CPU"
     return Device(name=name, gpu=gpu, threads=torch.get_num_threads())
-
-
-def write_plan(path: Path, plan: PoisonPlan, index: Index, fingerprint: str) -> None:
-    """The plan as JSON: a head, then the pairs in the order of their draw, a line each."""
-    head = {"spec": fingerprint, "seed": plan.seed, "data": index.digest, "pairs": len(plan), "digest": plan.digest}
-    rows = [
-        json.dumps({**asdict(entry), "shard": os.path.basename(index.path(sample))})
-        for sample, entry in plan.entries.items()
-    ]
-    fresh = path.with_name(f".{path.name}")
-    text = json.dumps({"plan": head, "entries": []})[:-2] + "\n" + ",\n".join(rows) + "\n]}\n"
-    fresh.write_text(text)
-    os.replace(fresh, path)
 
 
 def write_pictures(inputs: RunInputs, journal: Journal) -> None:
