@@ -13,7 +13,7 @@ from typing import Any
 
 from configs.plan import SPEC, Address, Run, address, read_decides, runs
 from configs.spec import Loaded
-from data.refusal import UserError
+from data.refusal import Missing
 from data.sources import Data
 from engine.distributed import collectives
 from engine.training.pairs import StudyPairs
@@ -22,11 +22,15 @@ from records.card import Card
 
 def with_places(loaded: Loaded, pairs: StudyPairs, stage: str | None) -> Loaded:
     """The spec, with the addresses under which runs beside this study know the same pairs; all ranks call it. UserError if
-    one rank alone can't read the shards."""
-    folder = pairs.study
-    missing = [run for run in runs(loaded.points, stage) if not (folder / run.folder).is_dir()]
-    wanted = {address(where): (where, run.spec.data) for run in missing for where in _addresses(run)}
-    known = collectives.on_rank_0(lambda: _known(folder.parent) if wanted else {})
+    the shards can't be read, not if they are missing, which the study's check says."""
+    every = runs(loaded.points, stage)
+    wanted = {address(where): (where, run.spec.data) for run in every for where in _addresses(run)}
+
+    def look() -> dict[str, str]:
+        begun = all((pairs.study / run.folder).is_dir() for run in every)
+        return {} if begun else _known(pairs.study.parent)
+
+    known = collectives.on_rank_0(look)
     if not known.keys() - wanted.keys():
         return loaded
     places = {}
@@ -47,12 +51,10 @@ def _addresses(run: Run) -> Iterator[Address]:
 
 
 def _digest(pairs: StudyPairs, where: Address, data: Data) -> str | None:
-    """The digest of the pairs at an address; None if they can't be read, which the study's check says."""
+    """The digest of the pairs at an address; None if they are missing."""
     try:
         return pairs.index(where, data).digest
-    except UserError as error:
-        if error.alone and pairs.world.size > 1:
-            raise
+    except Missing:
         return None
 
 
