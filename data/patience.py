@@ -38,6 +38,7 @@ CONNECTION = {  # names of what they raise where nothing answers; what derives f
     "HTTPClientError", "ClientConnectionError", "ClientConnectorError", "ClientOSError", "ServerDisconnectedError",
     "ServerTimeoutError", "ClientPayloadError", "TimeoutError", "FSTimeoutError", "gaierror",
 }  # fmt: skip
+BROKEN = {"HTTPClientError", "HttpProcessingError"}  # what came was no answer: their status is the library's own
 
 
 @dataclass
@@ -130,6 +131,8 @@ def _of_disk(chain: list[BaseException]) -> Fault:
 def _of_store(path: str, chain: list[BaseException]) -> Fault:
     status, code, said = _answer(chain)
     kinds = {base.__name__ for error in chain for base in type(error).__mro__}
+    if kinds & BROKEN:
+        status = None
     text = " ".join(said.split())[:300]
     where, bucket = scheme(path), path.partition("://")[2].partition("/")[0]
     rights = CREDENTIALS.get(where, "what the server asks for")

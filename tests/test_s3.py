@@ -12,7 +12,7 @@ from conftest import antidote, journals, settings
 from forked import free_port
 from test_run import kill_after
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 KEYS = {"AWS_ACCESS_KEY_ID": "tester", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
 ERROR = "<?xml version='1.0'?><Error><Code>{code}</Code><Message>{words}</Message></Error>"
 
@@ -45,6 +45,8 @@ class Store:
         if isinstance(fault, tuple):
             status, code = fault
             start(f"{status} {code}", [("Content-Type", "application/xml")])
+            if environ["REQUEST_METHOD"] == "HEAD":
+                return []  # a body would be taken for the next answer
             return [ERROR.format(code=code, words=f"told so by the test: {code}").encode()]
         if fault:
             time.sleep(fault)
@@ -123,8 +125,8 @@ def test_an_outage_is_waited_for_and_after_patience_the_same_command_goes_on(
         ("forbidden", r"the store refuses access (403"),
         ("no bucket", "the store has no bucket 'nowhere'; check the bucket's name"),
         ("no bucket, *", "the store has no bucket 'nowhere'; check the bucket's name"),
-        ("no file", "00009.tar: not found (404); check the path"),
-        ("no file, *", "nothing matches"),
+        ("no file", "00004.tar: not found (404); check the path"),
+        ("no file, *", "other/*.tar: not found (404); check the path"),
         ("refused", "the store can't be reached"),
         ("no host", "the store can't be reached"),
         ("endpoint", "Invalid endpoint: nonsense; check the endpoint (AWS_ENDPOINT_URL"),

@@ -177,6 +177,12 @@ class NoCredentialsError(Exception):
     """As botocore's."""
 
 
+class HTTPClientError(Exception):
+    """As botocore's, of what was no answer."""
+
+    status = 400
+
+
 class Slow:
     """A clock that only sleeping moves."""
 
@@ -235,6 +241,7 @@ def test_what_no_waiting_helps_is_said_at_once(
         ("s3://b/0.tar", EndpointConnectionError("Could not connect"), r"can't be reached \(Could not connect\)"),
         ("https://b/0.tar", ConnectionRefusedError(111, "refused"), r"can't be reached \(.Errno 111. refused\)"),
         ("s3://b/0.tar", TimeoutError(), "can't be reached"),
+        ("s3://b/0.tar", HTTPClientError("bad status line"), r"can't be reached \(bad status line\)"),
         ("s3://b/0.tar", Said("Slow Down", 503), r"answers 503 \(Slow Down\)"),
         ("s3://b/0.tar", Said("Internal", 500, "InternalError"), r"answers 500"),
         ("gs://b/0.tar", Said("Too Many", 429), r"answers 429"),
