@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from records.folder import RecordFile
 
@@ -12,6 +12,15 @@ FORMAT: Final = 2  # 1: DeepSpeed's own files, which only as many processes as w
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Bytes = Annotated[int, Field(ge=0)]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class BadSteps(BaseModel):
+    """Steps that were not taken, as their loss or a gradient was not finite, over all launches of a run."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+    in_a_row: int = Field(0, ge=0)  # the last ones
+    total: int = Field(0, ge=0)
+    listed: int = Field(0, ge=0)  # bytes of bad_batches.jsonl that belong to the checkpoint
 
 
 class Manifest(RecordFile):
@@ -30,6 +39,7 @@ class Manifest(RecordFile):
     spec: dict[str, Any]
     versions: dict[str, str]
     spent: dict[str, float]  # seconds and joules
+    bad: BadSteps | None = None  # None: written by a version that did not count over launches
     files: dict[FileName, tuple[Bytes, Sha256]] = Field(default_factory=dict)
 
 

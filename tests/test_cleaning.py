@@ -4,6 +4,7 @@ import json
 import math
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from configs.spec import load
 from data.refusal import UserError
 from engine.models import clip
 from engine.training import init_weights as start
+from engine.training.build import load_start_weights
 from engine.training.optimizer import decays
 
 CHOICES = """\
@@ -338,6 +340,17 @@ def test_weights_that_cannot_be_started_from_are_refused(
     assert "code ran" not in capsys.readouterr().out
     if name == "other.safetensors":
         assert re.search(r"first \S+ \((\[.*?\]|missing) there, \[.*?\] in test-vit\), ", str(caught.value))
+
+
+@pytest.mark.parametrize("name", ["visual.proj", "logit_scale", "token_embedding.weight"])
+def test_a_start_that_is_not_finite_is_refused(name: str, tmp_path: Path) -> None:
+    state = clip.weights(clip.build("test-vit", 0), {"scale": torch.ones(1)})
+    state[name].view(-1)[-1] = float("nan")
+    save_file(state, tmp_path / "x.safetensors")
+    of = SimpleNamespace(start=start.Start(path=str(tmp_path / "x.safetensors")))
+    run = SimpleNamespace(start=None, settings=of, spec=SimpleNamespace(model=SimpleNamespace(name="test-vit")))
+    with pytest.raises(UserError, match="numbers that are not finite; nothing can be learned from them"):
+        load_start_weights(SimpleNamespace(run=run), clip.build("test-vit", 1))  # type: ignore[arg-type]
 
 
 def test_a_digest_that_does_not_fit_and_a_tag_that_is_none_are_refused(tmp_path: Path, spec: Path) -> None:

@@ -61,13 +61,50 @@ def test_an_owner_who_died_on_this_machine_is_known_at_once(tmp_path: Path) -> N
     assert not list(tmp_path.glob("claim.*"))
 
 
-def test_an_owner_elsewhere_is_alive_as_long_as_it_gives_signs_of_life(tmp_path: Path) -> None:
+def test_an_owner_elsewhere_is_alive_as_long_as_it_gives_signs_of_life(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     foreign(tmp_path, age=lock.STALE - 10)
     assert lock.acquire(tmp_path) is None
     foreign(tmp_path, age=lock.STALE + 10)
+    assert lock.acquire(tmp_path) is None, "not yet: its age is told by a clock that may have jumped"
+    monkeypatch.setattr(lock, "WATCH", 0.2)
+    time.sleep(0.3)
     taken = lock.acquire(tmp_path)
     assert taken is not None
     taken.release()
+
+
+def test_a_folder_s_clock_that_jumps_ends_no_living_owner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two hours, forth or back, while it gives signs of life; when these stop, another takes over in time."""
+    monkeypatch.setattr(lock, "WATCH", 0.3)
+    clock = lock.folder_time(tmp_path)
+    for jump in (7200, -7200, 3600):
+        monkeypatch.setattr(lock, "folder_time", lambda folder, jump=jump: clock + jump)
+        for beat in range(10):
+            foreign(tmp_path, age=-0.01 * beat)
+            assert lock.acquire(tmp_path) is None
+            time.sleep(0.05)
+    time.sleep(0.3)
+    taken = lock.acquire(tmp_path)
+    assert taken is not None
+    taken.release()
+
+
+def test_deaths_count_while_a_run_comes_no_further(tmp_path: Path) -> None:
+    """Owners of this machine that died, each after the run stood where it is said to have stood."""
+    dead = lock.LockFile.of_this_process().model_copy(update={"pid": 2**22 + 1})
+    for stood, deaths, stands, counted in (
+        ("", 0, "", 1), ("", 3, "", 4), ("", 4, "step-1", 0), ("step-1", 0, "step-1", 1), ("step-1", 4, "step-2", 0),
+    ):  # fmt: skip
+        file = dead.model_copy(update={"deaths": deaths, "progress": stood})
+        (tmp_path / "claim.7").write_text(file.model_dump_json())
+        taken = lock.acquire(tmp_path, stands)
+        assert taken is not None
+        assert (taken.number, taken.deaths) == (8, counted)
+        kept = lock.LockFile.model_validate_json(taken.path.read_bytes())
+        assert (kept.deaths, kept.progress) == (counted, stands)
+        taken.release()
 
 
 def test_a_file_of_an_earlier_version_counts(tmp_path: Path) -> None:
@@ -81,7 +118,7 @@ def test_a_file_of_an_earlier_version_counts(tmp_path: Path) -> None:
     assert lock.acquire(tmp_path) is None
     owned = lock.acquire(tmp_path / "other")
     assert owned is not None
-    assert set(json.loads((tmp_path / "other/claim.1").read_text())) == {*fields, "since", "sha256"}
+    assert set(json.loads((tmp_path / "other/claim.1").read_text())) == {*fields, "since", "deaths", "progress", "sha256"}
     owned.release()
 
 

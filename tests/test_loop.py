@@ -1,7 +1,9 @@
 """The one loop, around a learner that only looks at its batches."""
 
+import json
 import weakref
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,10 +14,14 @@ from test_pipeline import pairs_of
 
 from data.loader import Workers
 from data.pipeline import Batch, batches
+from data.refusal import UserError
 from data.shards import read_index
 from engine.distributed.world import World
+from engine.training.bad_samples import BadBatches
+from engine.training.finite import refuse_not_finite
 from engine.training.learner import Outcome
 from engine.training.loop import train
+from records.manifest import BadSteps
 
 ONE = World(0, 1, 0, 1, torch.device("cpu"))
 
@@ -34,6 +40,7 @@ def run_of(
         learner=SimpleNamespace(learn=learn, head=head),
         engine=SimpleNamespace(get_global_grad_norm=lambda: None),
         journal=SimpleNamespace(row=lambda kind, **numbers: rows.append((kind, numbers))),
+        bad_batches=BadBatches(Path("nowhere"), ONE, None),
         begin_epoch=lambda epoch: None,
         seed=lambda step: None,
         measure=measure,
@@ -65,3 +72,50 @@ def test_a_batch_is_gone_when_its_step_is_done(world: Path, tmp_path: Path, work
     assert [numbers["step"] for _, numbers in rows] == [3, 6, 8, 9, 12, 15, 16]
     assert [numbers["poisoned"] for _, numbers in rows] == [poisoned[numbers["step"] - 1] for _, numbers in rows]
     assert sum(poisoned) == 20
+
+
+def listed(folder: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in (folder / "bad_batches.jsonl").read_text().splitlines()]
+
+
+def test_steps_that_were_not_taken_are_counted_over_restarts_and_listed_once(tmp_path: Path) -> None:
+    """As the checkpoint has them: what came after it comes again."""
+    before = BadBatches(tmp_path, ONE, BadSteps())
+    for step, taken in enumerate((True, False, True, False, False), 1):
+        before.count(taken, step, [f"key {step}"])
+    saved = before.committed()
+    assert (saved.in_a_row, saved.total) == (2, 3)
+    before.count(False, 6, ["killed after this one"])
+    assert listed(tmp_path) == [2, 4, 5, 6]
+    after = BadBatches(tmp_path, ONE, saved)
+    assert listed(tmp_path) == [2, 4, 5]
+    after.count(False, 6, ["killed after this one"])
+    assert (after.in_a_row, after.total) == (3, 4)
+    assert listed(tmp_path) == [2, 4, 5, 6]
+    after.refuse(4, 6)
+    with pytest.raises(UserError, match=r"^the loss was not finite in the last 3 steps, to step 6; none of them was taken"):
+        after.refuse(3, 6)
+    BadBatches(tmp_path, ONE, BadSteps())
+    assert listed(tmp_path) == [], "a run that begins anew"
+
+
+@pytest.mark.parametrize(
+    ("bad", "steps", "refused"), [(0, 1, False), (1, 1, True), (6, 12, False), (7, 12, True), (11, 12, True)]
+)
+def test_a_run_most_of_whose_steps_were_not_taken_does_not_finish(
+    tmp_path: Path, bad: int, steps: int, refused: bool
+) -> None:
+    batches_ = BadBatches(tmp_path, ONE, BadSteps(total=bad))
+    words = f"not finite in {bad} of {steps} steps, which were not taken, so the run does not"
+    with pytest.raises(UserError, match=words) if refused else nullcontext():
+        batches_.refuse_end(steps)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_number_that_is_not_finite_is_found_among_many(number: float, dtype: torch.dtype) -> None:
+    tensors = {"a": torch.zeros(100, dtype=dtype), "b": torch.zeros(3, 7, dtype=dtype), "count": torch.tensor(3)}
+    refuse_not_finite(tensors, "here", "do that")
+    tensors["b"][1, 3] = number
+    with pytest.raises(UserError, match=r"^here: b holds numbers that are not finite; do that$"):
+        refuse_not_finite(tensors, "here", "do that")

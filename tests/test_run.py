@@ -387,7 +387,7 @@ def test_bad_input_ends_in_one_sentence_and_code_2(
 @pytest.mark.parametrize("zero", [0, 3])
 def test_steps_without_a_finite_loss_are_listed_and_stop_the_run_before_harm(spec: Path, zero: int) -> None:
     """A rate of 1e30 makes the second step's loss infinite: that step and the next are not taken, and the run ends with a
-    checkpoint of the weights before them."""
+    checkpoint of the weights before them. The same command does not count anew, and no limit makes such a run finished."""
     sets = settings("pretrain.optimizer.rate=1e30", "pretrain.optimizer.warmup=0", "machine.max_bad_steps=2")
     sets += settings(f"machine.zero={zero}")
     out = antidote("--spec", str(spec), *sets, cwd=spec.parent)
@@ -399,6 +399,18 @@ def test_steps_without_a_finite_loss_are_listed_and_stop_the_run_before_harm(spe
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [row["kind"] for row in rows if row["kind"] != "measure"] == ["step", "bad", "bad"]
     assert (run / "checkpoints/step-000000003/manifest.json").exists()
+    if zero:
+        return
+    again = antidote("--spec", str(spec), *sets, cwd=spec.parent)
+    assert again.returncode == 2
+    assert "the loss was not finite in the last 3 steps, to step 4; none of them was taken" in again.stderr
+    last = antidote("--spec", str(spec), *sets, *settings("machine.max_bad_steps=100"), cwd=spec.parent)
+    assert last.returncode == 2
+    assert "not finite" in last.stderr
+    assert not list(run.parent.glob("*/finished.json"))
+    steps = [json.loads(line)["step"] for line in (run / "bad_batches.jsonl").read_text().splitlines()]
+    assert steps == list(range(2, steps[-1] + 1)), "each once"
+    assert "Traceback" not in again.stderr + last.stderr
 
 
 MICRO = settings(

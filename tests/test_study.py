@@ -189,11 +189,11 @@ def test_a_run_whose_process_died_five_times_is_given_up(twelve: Path) -> None:
     run = runs(load(twelve, words[1::2]).points)[-1]
     home = twelve.parent / "runs/tiny" / run.folder
     home.mkdir(parents=True)
-    dead = lock.LockFile.of_this_process().model_copy(update={"pid": 2**22 + 1})
-    (home / f"claim.{lock.DEATHS}").write_text(dead.model_dump_json())
+    dead = lock.LockFile.of_this_process(lock.DEATHS - 1).model_copy(update={"pid": 2**22 + 1})
+    (home / "claim.9").write_text(dead.model_dump_json())
     out = antidote("--spec", str(twelve), *words, cwd=twelve.parent)
     assert out.returncode == 2
-    assert "its process died 5 times" in out.stderr
+    assert "its process died 5 times without coming further" in out.stderr
     again = antidote("--spec", str(twelve), *words, cwd=twelve.parent)
     assert again.returncode == 0, again.stderr
 

@@ -31,7 +31,7 @@ SCRIPT = Path(__file__).resolve().parents[1] / "run.py"
 POLL = 1.0  # seconds between looks
 GRACE = 600.0  # seconds that a worker may take to save when it is asked to stop
 SAVES = WARNING - 60.0  # seconds that its run may take to save, so that a Slurm job is put back into the queue in time
-DEATHS = 20  # of workers, in one launch, after which something must be wrong with the machine
+DEATHS = 20  # of workers in turn while no run comes further, after which something must be wrong with the machine
 MEMORY = 2.5 * 2**30  # bytes of a process on CPU: imports, towers, evaluation pictures
 OF_THE_LAUNCHER = (  # what a worker must not take over from the process that starts it
     "RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "SLURM_STEP_NUM_TASKS", "CUDA_VISIBLE_DEVICES",
@@ -164,7 +164,7 @@ def launch_workers(scheduler: Scheduler, options: Namespace, stop: StopSignal) -
     sweep, folder = scheduler.loaded.spec.sweep, scheduler.folder
     scheduler.since = lock.folder_time(folder)
     slots = worker_slots(sweep, max(1, scheduler.count()["open"]))
-    view, deaths = LiveView(folder), 0
+    view, deaths, stood = LiveView(folder), 0, scheduler.progress()
     try:
         while True:
             if stop.number:
@@ -176,7 +176,9 @@ def launch_workers(scheduler: Scheduler, options: Namespace, stop: StopSignal) -
                     return 0
                 continue
             died = [slot for slot in free if slot.job is not None] if open_runs else []
-            deaths += len(died)
+            if died:
+                before, stood = stood, scheduler.progress()
+                deaths = len(died) + (deaths if stood == before else 0)
             errors = [error for slot in died if (error := slot.error())]
             if errors:  # not of one run, but of all: a full disk, say
                 print(errors[0], file=sys.stderr, flush=True)

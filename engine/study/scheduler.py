@@ -14,6 +14,7 @@ from engine.study import lock
 from engine.study.lock import Lock
 from records.ending import FailedJson, PrunedJson, measured_as
 from records.folder import finished
+from records.manifest import Manifest
 from records.study_json import StudyJson
 
 State = Literal["ended", "failed", "blocked", "open"]
@@ -102,16 +103,22 @@ class Scheduler:
     def _acquire(self, run: Run) -> Lock | None:
         """The lock of an open run; None if another process owns it, ended it a moment ago, or too many died of it."""
         folder = self.folder / run.folder
-        owned = lock.acquire(folder)
+        owned = lock.acquire(folder, _progress(folder))
         if owned is None:
             return None
         is_open = self.state(run) == "open"
-        if is_open and owned.number <= lock.DEATHS:
+        if is_open and owned.deaths < lock.DEATHS:
             return owned
         if is_open:
-            FailedJson.now(f"its process died {lock.DEATHS} times; look at its log and the machine's memory").write(folder)
+            FailedJson.now(
+                f"its process died {lock.DEATHS} times without coming further; look at its log and the machine's memory"
+            ).write(folder)
         owned.release()
         return None
+
+    def progress(self) -> list[str]:
+        """How far the runs have come that nothing takes back."""
+        return ["ended" if self.state(run) == "ended" else _progress(self.folder / run.folder) for run in self.runs]
 
     def search_further(self) -> bool:
         """Whether a search has proposed further runs, now that those before have ended."""
@@ -160,3 +167,8 @@ class Scheduler:
             spec=spec.model_dump(mode="json"),
             runs=[run.entry() for run in self.all_stages.runs],
         ).write(self.folder)
+
+
+def _progress(folder: Path) -> str:
+    """How far a run has come that nothing takes back: the name of its newest checkpoint."""
+    return max((path.parent.name for path in folder.glob(f"checkpoints/step-*/{Manifest.FILE}")), default="")

@@ -1,6 +1,7 @@
-"""Pairs that can't be used, run by run."""
+"""Pairs that can't be used, and batches whose step was not taken, run by run."""
 
 import json
+import os
 import sys
 from collections import Counter
 from pathlib import Path
@@ -10,6 +11,7 @@ from engine.distributed.collectives import gather_objects, on_rank_0
 from engine.distributed.world import World
 from engine.training.inputs import RunInputs
 from engine.training.journal import Journal
+from records.manifest import BadSteps
 from records.skipped import LostPairs, SkippedPair, add_skipped, read_skipped, write_skipped
 
 Entry = tuple[str, str, str]  # shard, key, cause
@@ -67,10 +69,51 @@ class BadSamples:
             )
 
 
-def log_bad_batch(folder: Path, step: int, keys: list[str], world: World) -> None:
-    """Adds a batch whose loss was not finite to bad_batches.jsonl: its step and the keys of all ranks' pairs. To be called
-    by all ranks."""
-    whole = [key for part in gather_objects(keys) for key in part]
-    if world.first:
-        with (folder / "bad_batches.jsonl").open("a") as file:
-            file.write(json.dumps({"step": step, "keys": whole}) + "\n")
+class BadBatches:
+    """Batches whose step was not taken, as its loss or a gradient was not finite: counted over all launches of a run, listed
+    in bad_batches.jsonl by step and the keys of all ranks' pairs. Every rank calls the same methods."""
+
+    def __init__(self, folder: Path, world: World, before: BadSteps | None) -> None:
+        """`before` as the checkpoint has it that the run goes on from: what the file lists beyond is taken off, since those
+        steps come again."""
+        self.path, self.world = folder / "bad_batches.jsonl", world
+        self.in_a_row, self.total = (before.in_a_row, before.total) if before else (0, 0)
+        if world.first and before is not None and self.path.exists() and self.path.stat().st_size > before.listed:
+            os.truncate(self.path, before.listed)
+
+    def count(self, taken: bool, step: int, keys: list[str]) -> None:
+        """Takes in a step (from 1) with the keys of this rank's pairs."""
+        self.in_a_row = 0 if taken else self.in_a_row + 1
+        if taken:
+            return
+        self.total += 1
+        whole = [key for part in gather_objects(keys) for key in part]
+        if self.world.first:
+            with self.path.open("a") as file:
+                file.write(json.dumps({"step": step, "keys": whole}) + "\n")
+
+    def committed(self) -> BadSteps:
+        """What a checkpoint keeps; what is listed is safe on disk."""
+        listed = 0
+        if self.world.first and self.path.exists():
+            with self.path.open("rb") as file:
+                os.fsync(file.fileno())
+                listed = os.fstat(file.fileno()).st_size
+        return BadSteps(in_a_row=self.in_a_row, total=self.total, listed=listed)
+
+    def refuse(self, most: int, step: int) -> None:
+        """UserError if the last `most` steps, to this one, were not taken; to be called when the run is saved."""
+        if self.in_a_row >= most:
+            raise UserError(
+                f"the loss was not finite in the last {self.in_a_row} steps, to step {step}; none of them was taken, and "
+                f"the weights from before are saved; lower optimizer.rate, set optimizer.clip, or look at {self.path}"
+            )
+
+    def refuse_end(self, steps: int) -> None:
+        """UserError if most steps of the whole run were not taken: its weights are not what the spec asks for."""
+        if 2 * self.total > steps:
+            raise UserError(
+                f"the loss was not finite in {self.total:,} of {steps:,} steps, which were not taken, so the run does not "
+                f"count as finished; lower optimizer.rate, set optimizer.clip, or look at {self.path}; delete "
+                f"{self.path.parent} to begin it anew"
+            )

@@ -16,6 +16,7 @@ from engine.models import clip
 from engine.models.towers import Towers
 from engine.models.transforms.registry import build as build_transform
 from engine.training import checkpoint, named_state, zero
+from engine.training.finite import refuse_not_finite
 from engine.training.head import Head
 from engine.training.init_weights import load_start, moments_of, path_of, published_decay, start_normalization
 from engine.training.inputs import RunInputs
@@ -25,6 +26,8 @@ from engine.training.norm_groups import NormGroups, norm_groups, set_norm_groups
 from engine.training.optimizer import Schedule
 from engine.training.step_inputs import Annotations, MicroBatches
 from records.card import Card
+
+OTHER_START = "nothing can be learned from them; start from other weights, or make these anew"
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,9 @@ def load_start_weights(inputs: RunInputs, towers: Towers) -> tuple[dict[str, tor
     else:
         return {}, None
     towers.normalize(start_normalization(run.settings.start, path, run.spec.model.name))
-    return load_start(towers, path, run.spec.model.name), path
+    scalars = load_start(towers, path, run.spec.model.name)
+    refuse_not_finite({**towers.clip.state_dict(), **scalars}, path, OTHER_START)
+    return scalars, path
 
 
 def _copied(towers: Towers) -> dict[str, torch.Tensor]:
@@ -162,6 +167,7 @@ def _moments(inputs: RunInputs, source: Path | None) -> tuple[dict[str, torch.Te
         return {}, section
     assert source is not None
     moments, decay = moments_of(source)
+    refuse_not_finite(moments, source, OTHER_START)
     if section.state == "inherited":
         return moments, section
     return moments, section.model_copy(update={"decay": published_decay(source, decay)})

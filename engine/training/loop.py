@@ -8,10 +8,8 @@ from typing import NamedTuple
 import torch
 
 from data.pipeline import Batch
-from data.refusal import UserError
 from engine.distributed import collectives
 from engine.distributed.watchdog import heartbeat
-from engine.training.bad_samples import log_bad_batch
 from engine.training.learner import Outcome
 from engine.training.run_state import RunState
 
@@ -44,7 +42,6 @@ class Window:
     begun: float
     steps: list[Step] = field(default_factory=list)
     skipped: list[tuple[str, str, str]] = field(default_factory=list)
-    bad_in_a_row: int = 0
 
 
 def train(
@@ -71,9 +68,9 @@ def train(
         logs = ends_epoch or done % machine.log_steps == 0
         if logs:
             write_row(run, window)
-            if window.bad_in_a_row >= machine.max_bad_steps:
+            if run.bad_batches.in_a_row >= machine.max_bad_steps:
                 run.save(done)  # none of these steps was taken: the weights are those from before
-                raise _too_many_bad_steps(window.bad_in_a_row, done)
+                run.bad_batches.refuse(machine.max_bad_steps, done)
         if ends_epoch or measure_steps and done % measure_steps == 0:
             began = time.monotonic()
             run.measure(done // epoch_steps if ends_epoch else done / epoch_steps, done)
@@ -103,9 +100,7 @@ def write_row(run: RunState, window: Window) -> None:
     steps, window.steps = window.steps, []
     taken = torch.stack([step.outcome.taken for step in steps]).tolist()
     for step_taken, step in zip(taken, steps, strict=True):
-        window.bad_in_a_row = 0 if step_taken else window.bad_in_a_row + 1
-        if not step_taken:
-            log_bad_batch(run.inputs.folder, step.number + 1, step.keys, run.world)
+        run.bad_batches.count(step_taken, step.number + 1, step.keys)
     done = steps[-1].number + 1
     epoch = -(-done // run.inputs.pairs.steps)
     seconds = time.monotonic() - window.begun
@@ -124,10 +119,3 @@ def write_row(run: RunState, window: Window) -> None:
         numbers["grad_norm"] = float(norm)
     numbers["poisoned"] = collectives.all_reduce_sum([steps[-1].poisoned])[0]
     run.journal.row("step", epoch=epoch, step=done, **numbers, rate=outcome.rate, **not_taken, **timing)
-
-
-def _too_many_bad_steps(number: int, step: int) -> UserError:
-    return UserError(
-        f"the loss was not finite in the last {number} steps, to step {step}; none of them was taken, and the weights from "
-        "before are saved; lower optimizer.rate, set optimizer.clip, or look at bad_batches.jsonl"
-    )

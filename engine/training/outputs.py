@@ -19,6 +19,7 @@ from engine.distributed.world import World
 from engine.models import clip
 from engine.training import checkpoint, named_state
 from engine.training.build import BuildFacts
+from engine.training.finite import refuse_not_finite
 from engine.training.init_weights import BESIDE
 from engine.training.inputs import RunInputs
 from engine.training.journal import Journal
@@ -147,6 +148,8 @@ def _write_weights(
     journal: Journal,
     usage: dict[str, float],
 ) -> None:
+    remedy = f"lower optimizer.rate or set optimizer.clip, and delete {inputs.folder} to begin it anew"
+    refuse_not_finite({**state, **moments}, f"the weights that {inputs.run.title} has come to", remedy)
     fresh, final = inputs.folder / ".weights.safetensors", inputs.folder / WEIGHTS
     with checkpoint.disk(inputs.folder):
         if moments:

@@ -15,14 +15,14 @@ from engine.distributed.world import World
 from engine.evaluation.encode import SCALE, Encoder
 from engine.evaluation.evaluate import EvalCosts, evaluate
 from engine.training import checkpoint, learner_state, named_state
-from engine.training.bad_samples import BadSamples
+from engine.training.bad_samples import BadBatches, BadSamples
 from engine.training.init_weights import distance
 from engine.training.inputs import RunInputs, clusterer
 from engine.training.journal import Journal
 from engine.training.kmeans import clustered
 from engine.training.learner import Learner
 from engine.training.usage import UsageMeter
-from records.manifest import Manifest
+from records.manifest import BadSteps, Manifest
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Position:
     step: int
     journal_bytes: int
     usage: Mapping[str, float]
+    bad: BadSteps | None
 
 
 def restore(inputs: RunInputs, learner: Learner, world: World) -> Position:
@@ -39,7 +40,7 @@ def restore(inputs: RunInputs, learner: Learner, world: World) -> Position:
     from there."""
     newest = checkpoint.newest(inputs.folder / "checkpoints")
     if newest is None:
-        return Position(0, 0, {})
+        return Position(0, 0, {}, BadSteps())
     path, manifest = newest
     if not same_pairs(manifest.data, inputs.pairs.index.digest):
         raise UserError(
@@ -47,7 +48,7 @@ def restore(inputs: RunInputs, learner: Learner, world: World) -> Position:
             f"put the shards back, or delete {path.parent.parent}"
         )
     learner_state.restore(learner, path, world)
-    return Position(manifest.step, manifest.journal, manifest.spent)
+    return Position(manifest.step, manifest.journal, manifest.spent, manifest.bad)
 
 
 @dataclass
@@ -59,6 +60,7 @@ class RunState:
     learner: Learner
     journal: Journal
     bad_samples: BadSamples
+    bad_batches: BadBatches
     usage: UsageMeter
     versions: Mapping[str, str]  # of Python and packages
     start_weights: Mapping[str, torch.Tensor]  # what a cleaning starts from, on the first rank
@@ -117,6 +119,7 @@ class RunState:
             spec=self.inputs.run.decides,
             versions=dict(self.versions),
             spent=dict(self.usage.total()),
+            bad=self.bad_batches.committed(),
         )
         files = learner_state.share(self.learner, self.world)
         checkpoint.save(self.inputs.folder / "checkpoints", manifest, files)

@@ -13,7 +13,7 @@ from engine.distributed import collectives
 from engine.distributed.world import World
 from engine.models import clip
 from engine.training import zero
-from engine.training.bad_samples import BadSamples
+from engine.training.bad_samples import BadBatches, BadSamples
 from engine.training.build import Built, build
 from engine.training.inputs import RunInputs
 from engine.training.journal import Journal
@@ -63,7 +63,10 @@ def _train(inputs: RunInputs, world: World, built: Built, usage: UsageMeter, cal
         say(card, begin.step)
     journal = Journal(inputs.folder, inputs.run.entry(), inputs.steps, begin.step, begin.journal_bytes, world.first)
     bad_samples = BadSamples(inputs, world, journal)
-    run = RunState(inputs, world, built.learner, journal, bad_samples, usage, card.versions, built.start_weights)
+    bad_batches = BadBatches(inputs.folder, world, begin.bad)
+    run = RunState(
+        inputs, world, built.learner, journal, bad_samples, bad_batches, usage, card.versions, built.start_weights
+    )
     try:
         if not begin.step:
             if world.first:
@@ -71,6 +74,7 @@ def _train(inputs: RunInputs, world: World, built: Built, usage: UsageMeter, cal
             run.measure(0, 0)
         bad_samples.begin(begin.step)
         train(run, batches(inputs.pairs, inputs.run.settings.epochs, begin.step, inputs.workers), stop, prune)
+        bad_batches.refuse_end(inputs.steps)
         finish(run)
     except Pruned as pruned:
         elapsed = usage.total()
