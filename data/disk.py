@@ -12,6 +12,9 @@ from data.refusal import UserError
 class DiskFull(UserError):
     """There is no space left; whatever a study tries next would fail too."""
 
+    def __init__(self, words: object) -> None:
+        super().__init__(words, again=True)
+
 
 @contextmanager
 def writing(folder: Path, what: str) -> Iterator[None]:

@@ -1,13 +1,20 @@
 """Items of a dataset made ahead of their use: by worker processes that hand them over in shared memory, within bounds.
 
 Workers shut out the signals that stop a run, so that the run itself can save before it ends. They end with the loop over
-their items, whatever ends it; when the run is killed they see within five seconds that their parent is gone.
+their items, whatever ends it; when the run is killed they see within five seconds that their parent is gone. A
+worker that is killed, stopped, or that finds no room in shared memory ends the run in one sentence.
 """
 
 import os
+import re
 import signal
+import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing import active_children
+from multiprocessing.process import BaseProcess
+from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -21,6 +28,9 @@ from data.refusal import UserError
 AHEAD = 4  # items that a worker has ready or in the making, at most
 BUDGET = 4 << 30  # bytes of the items that one rank's workers have ready or in the making, at most
 SHARED = Path("/dev/shm")  # where workers hand tensors over
+LOOK = 5.0  # seconds between looks at workers whose item does not come
+STOPPED = 10.0  # seconds that a worker may stand stopped while its item is waited for
+NO_ROOM = 28  # exit code of a worker that could not hand over its item
 Item = TypeVar("Item", covariant=True)
 
 
@@ -97,13 +107,24 @@ def loaded(source: Source[Item], places: Sequence[Any], workers: Workers, item_b
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=_shield,
         multiprocessing_context="fork" if number else None,
+        timeout=LOOK if number else 0,
     )
+    others = active_children()
     items = iter(loader)
+    crew = Crew([child for child in active_children() if child not in others])
     try:
         for _ in places:
-            yield _good(next(items))
+            while True:
+                try:
+                    yield _good(next(items))
+                    break
+                except (RuntimeError, OSError, EOFError) as error:
+                    fault = crew.fault(error)
+                if fault is not None:  # raised out here, so that it holds no frame of the loader's
+                    raise fault
     finally:
         del items  # ends the workers, even where an exception's traceback keeps this frame
+        crew.end()
 
 
 def _good(item: Any) -> Any:
@@ -112,7 +133,85 @@ def _good(item: Any) -> Any:
     return item
 
 
+class Crew:
+    """The workers of one loader, looked at when an item does not come."""
+
+    def __init__(self, processes: Sequence[BaseProcess]) -> None:
+        self.processes = processes
+        self.stopped: list[int] = []
+        self.since = 0.0  # when one was first seen stopped
+
+    def fault(self, error: BaseException) -> UserError | None:
+        """What is wrong with a worker, now that this came instead of an item; None if it is only slow. Raises the error if
+        it has nothing to do with workers."""
+        for process in self.processes:
+            if isinstance(error, OSError | EOFError):  # it may be about to die
+                process.join(LOOK)
+            if process.exitcode:
+                return _died(process.pid, process.exitcode)
+        if "timed out after" not in str(error):
+            raise lost_worker(error) or error
+        self.stopped = [process.pid for process in self.processes if process.pid is not None and _is_stopped(process.pid)]
+        self.since = (self.since or time.monotonic()) if self.stopped else 0.0
+        if not self.stopped or time.monotonic() - self.since < STOPPED:
+            return None
+        return UserError(
+            f"a loader worker (process {self.stopped[0]}) was stopped and its batch does not come; find out what stopped it",
+            alone=True,
+            again=True,
+        )
+
+    def end(self) -> None:
+        """Ends those that were stopped, which nothing else does."""
+        for pid in self.stopped:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def end_workers() -> None:
+    """Ends whatever loader workers are left, before this process ends: they shut out the signal by which Python would end
+    them."""
+    if signal.getsignal(signal.SIGCHLD) not in (signal.SIG_DFL, signal.SIG_IGN):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch raises an error for each that dies
+    for child in active_children():
+        child.kill()
+
+
+def _is_stopped(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "tT"
+    except OSError:  # gone, or another system
+        return False
+
+
+def lost_worker(error: BaseException) -> UserError | None:
+    """What an exception says of a loader worker that died; None if it says nothing of one. It may be raised wherever the
+    process is, since torch does so when the kernel tells of the death."""
+    if type(error) is not RuntimeError or not (found := re.search(r"DataLoader worker \(pid(?:\(s\))? (\d+)", str(error))):
+        return None
+    exited = re.search(r"exit code (\d+)", str(error))
+    code = int(exited[1]) if exited else -signal.SIGBUS if "Bus error" in str(error) else -signal.SIGKILL
+    return _died(int(found[1]), code)
+
+
+def _died(pid: int | None, code: int) -> UserError:
+    """The sentence on a worker with that exit code; negative: the signal that ended it."""
+    if code in (NO_ROOM, -signal.SIGBUS):
+        why = f"{SHARED} was full; start the container with a larger --shm-size, or set machine.workers to 0"
+    elif code == -signal.SIGKILL:
+        why = "it was killed, as the kernel does when memory is short; give the machine more, or lower machine.workers"
+    else:
+        why = f"with {'signal' if code < 0 else 'exit code'} {abs(code)}; look at its messages"
+    return UserError(f"a loader worker (process {pid}) ended before its time: {why}", alone=True, again=True)
+
+
+def _no_room(error: Exception, item: object) -> None:
+    """Called where an item can't be handed over: the run would wait for it for ever."""
+    os._exit(NO_ROOM)
+
+
 def _shield(worker: int) -> None:
+    Queue._on_queue_feeder_error = staticmethod(_no_room)  # type: ignore[attr-defined]
     torch.set_num_threads(1)
     PATIENCE.quiet |= worker > 0
     reopen_wordnet()

@@ -4,12 +4,13 @@
 class UserError(ValueError):
     """What was given, what was expected and what to do, in one sentence; ends the program with exit code 2.
 
-    `alone` says that one rank may have met it without the others, so that this rank must speak for itself.
+    `alone` says that one rank may have met it without the others, so that this rank must speak for itself; `again` that the
+    same command goes on, once what happened outside is over or put right.
     """
 
-    def __init__(self, words: object, alone: bool = False) -> None:
+    def __init__(self, words: object, alone: bool = False, again: bool = False) -> None:
         super().__init__(words)
-        self.alone = alone
+        self.alone, self.again = alone, again
 
     @property
     def fault(self) -> str:

@@ -5,7 +5,6 @@ Reads the command line and answers errors; what a study does is told in engine/s
 
 import argparse
 import os
-import shlex
 import sys
 from functools import partial
 from pathlib import Path
@@ -18,6 +17,7 @@ if Path(sys.path[0] or ".").resolve() == ROOT / "engine":
 
 from data.refusal import UserError  # noqa: E402  (after the path)
 from engine import deferred  # noqa: E402
+from engine.command import given_command  # noqa: E402
 from records.folder import RUNS  # noqa: E402
 
 if TYPE_CHECKING:
@@ -60,14 +60,6 @@ def arguments(args: list[str]) -> argparse.Namespace:
     return options
 
 
-def command(args: list[str]) -> str:
-    """The command that goes on with this study."""
-    words = [word for word in args if not word.startswith("--local_rank")]
-    size = int(os.environ.get("WORLD_SIZE", 1))
-    launcher = f"deepspeed --num_gpus {size}" if size > 1 else "deepspeed" if "CROSS_RANK" in os.environ else "python"
-    return f"{launcher} {shlex.join([os.path.relpath(__file__), *words])}"
-
-
 def main(args: list[str]) -> int:
     """The exit code: 0 done, 2 the user can put something right, 143 saved after SIGTERM, 130 after Ctrl-C."""
     options = arguments(args)
@@ -84,7 +76,7 @@ def main(args: list[str]) -> int:
         deferred.load("torch")
         if options.dry_run:
             return print_plan(options, loaded)
-        return study(options, loaded, command(args), is_first)
+        return study(options, loaded, given_command(Path(__file__), args))
     except UserError as error:
         print_error(error, is_first)
         return 2
@@ -138,20 +130,11 @@ def print_plan(options: argparse.Namespace, loaded: "Loaded") -> int:
     return 0
 
 
-def study(options: argparse.Namespace, loaded: "Loaded", again: str, is_first: bool) -> int:
-    """Carries out the study; where it is not done, says how to go on with it, whatever ended it."""
+def study(options: argparse.Namespace, loaded: "Loaded", again: str) -> int:
+    """Carries out the study; where it is not done, says why, and how to go on with it where the same command helps."""
     from engine.study.study import run_study
 
-    code = 1
-    try:
-        code = run_study(loaded, options, again)
-    except UserError as error:
-        print_error(error, is_first)
-        code = 2
-    finally:
-        if code and is_first:
-            print(f"go on with: {again}", file=sys.stderr, flush=True)
-    return code
+    return run_study(loaded, options, again)
 
 
 def print_error(error: UserError, is_first: bool) -> None:

@@ -2,7 +2,10 @@
 
 import gc
 import os
+import re
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from multiprocessing import active_children, get_context
@@ -12,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import ROOT
 from test_pipeline import index, pairs_of
 
 from configs.plan import runs
@@ -166,3 +170,65 @@ def test_workers_do_not_outlive_a_run_that_is_killed(tmp_path: Path) -> None:
     while any(Path(f"/proc/{pid}/exe").exists() for pid in pids) and time.monotonic() < until:
         time.sleep(0.1)
     assert not [pid for pid in pids if Path(f"/proc/{pid}/exe").exists()]
+
+
+class Slow(Numbers):
+    """Each of them takes a while."""
+
+    def __getitem__(self, at: int) -> torch.Tensor:
+        time.sleep(0.1)
+        return super().__getitem__(at)
+
+
+@pytest.mark.parametrize(
+    ("sign", "words"),
+    [
+        (
+            signal.SIGKILL,
+            r"a loader worker \(process \d+\) ended before its time: it was killed, as the kernel does when",
+        ),
+        (signal.SIGSTOP, r"a loader worker \(process \d+\) was stopped and its batch does not come"),
+    ],
+)
+def test_a_worker_that_is_killed_or_stopped_ends_the_run_in_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, sign: signal.Signals, words: str
+) -> None:
+    monkeypatch.setattr(loader, "LOOK", 0.3)
+    monkeypatch.setattr(loader, "STOPPED", 0.6)
+    feed = loaded(Slow(), range(1000, 2000), Workers(2), 16)
+    pid = int(next(feed)[1])
+    os.kill(pid, sign)
+    with pytest.raises((UserError, RuntimeError)) as caught:
+        for _ in range(100):
+            next(feed)
+    fault = caught.value if isinstance(caught.value, UserError) else loader.lost_worker(caught.value)
+    assert fault is not None
+    assert re.match(words, str(fault)), fault
+    assert fault.alone
+    assert fault.again
+    caught = None  # type: ignore[assignment]
+    feed.close()  # type: ignore[attr-defined]
+    until = time.monotonic() + 10
+    while active_children() and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not active_children(), "stopped ones too"
+
+
+@pytest.mark.parametrize("room", [64, 300])
+def test_shared_memory_that_is_full_ends_the_run_in_one_sentence(tmp_path: Path, room: int) -> None:
+    """In a namespace of its own whose /dev/shm has so many KiB: too few for one batch, or for the next one."""
+    script = tmp_path / "run.py"
+    script.write_text(
+        f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
+        "from test_loader import loaded, Workers, UserError, torch\n"
+        "class Large:\n    def __getitem__(self, at): return torch.zeros(25_000)\n"
+        "try:\n    kept = list(loaded(Large(), range(50), Workers(1), 1))\n"
+        "except UserError as error:\n    print(error)\n"
+    )
+    inside = f"mount -t tmpfs -o size={room}k none /dev/shm && exec {sys.executable} {script}"
+    out = subprocess.run(["unshare", "-m", "sh", "-c", inside], capture_output=True, text=True, timeout=100, check=False)
+    if "unshare" in out.stderr or "mount" in out.stderr:
+        pytest.skip("mounting a small /dev/shm is not permitted here")
+    assert out.stdout.startswith("a loader worker (process "), out.stderr
+    assert "/dev/shm was full; start the container with a larger --shm-size, or set machine.workers to 0" in out.stdout
+    assert "Traceback" not in out.stderr

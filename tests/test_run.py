@@ -573,42 +573,6 @@ def test_ranks_that_disagree_are_named_before_the_first_step(spec: Path) -> None
     assert "Traceback" not in said[0] + said[1]
 
 
-def test_a_rank_that_hangs_is_named_and_the_others_end(spec: Path) -> None:
-    more = settings("machine.timeout_minutes=0.15", "pretrain.epochs=500")
-    started = ranks_of(spec, more, more)
-    study = spec.parent / "runs/tiny"
-    try:
-        while sum(len(rows) for rows in journals(study).values()) < 5:
-            assert all(process.poll() is None for process in started)
-            time.sleep(0.05)
-        started[1].send_signal(signal.SIGSTOP)
-        _, said = started[0].communicate(timeout=100)
-    finally:
-        for process in started:
-            process.kill()
-            process.communicate()
-    assert started[0].returncode == 2
-    assert "no progress for 9 s; waiting for rank 1 on" in said
-
-
-def test_a_rank_that_dies_is_named(spec: Path) -> None:
-    started = ranks_of(spec, *[settings("pretrain.epochs=500")] * 2)
-    study = spec.parent / "runs/tiny"
-    try:
-        while sum(len(rows) for rows in journals(study).values()) < 5:
-            assert all(process.poll() is None for process in started)
-            time.sleep(0.05)
-        started[1].kill()
-        _, said = started[0].communicate(timeout=100)
-    finally:
-        for process in started:
-            process.kill()
-            process.communicate()
-    assert started[0].returncode == 2, said
-    assert "error: lost contact with" in said
-    assert "Traceback" not in said
-
-
 def test_a_few_bad_pairs_are_counted_listed_and_replaced(world: Path, spec: Path) -> None:
     shutil.copytree(world, spec.parent / "world")
     rewrite(spec.parent / "world", ".jpg", b"<html>", 48)

@@ -177,6 +177,12 @@ def barrier() -> None:
         dist.barrier()
 
 
+def _travels(error: Exception) -> bool:
+    """Whether other ranks can be told an exception as it is; not all of a library's can."""
+    alone = not dist.is_initialized() or dist.get_world_size() == 1
+    return alone or isinstance(error, UserError) or type(error).__module__ == "builtins"
+
+
 def on_rank_0(action: Callable[[], T]) -> T:
     """What rank 0's action returns, on every rank; an exception on rank 0 is raised on every rank."""
     outcome: tuple[T | None, Exception | None] = (None, None)
@@ -184,7 +190,7 @@ def on_rank_0(action: Callable[[], T]) -> T:
         try:
             outcome = (action(), None)
         except Exception as error:
-            outcome = (None, error)
+            outcome = (None, error if _travels(error) else RuntimeError(f"{type(error).__name__}: {error}"))
     value, error_of_rank_0 = gather_objects(outcome)[0]
     if error_of_rank_0 is not None:
         raise error_of_rank_0

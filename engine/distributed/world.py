@@ -145,7 +145,10 @@ def init_distributed(limit: float = 1800.0, threads: int | None = None) -> World
             os.environ.setdefault(name, str(value))
         refuse_taken_port(int(os.environ["MASTER_PORT"]), rank, local_rank)
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(seconds=limit + 60))  # the watchdog speaks before
+        try:
+            dist.init_process_group(backend, timeout=timedelta(seconds=limit + 60))  # the watchdog speaks before
+        except RuntimeError as error:
+            raise _not_met(rank, size, limit, error) from error
         if size > 1:
             start_watchdog(rank, size, limit, dist.distributed_c10d._get_default_store().clone())
     if device.type == "cuda":
@@ -153,16 +156,36 @@ def init_distributed(limit: float = 1800.0, threads: int | None = None) -> World
     return World(rank, size, local_rank, local_size, device)
 
 
-def describe_lost_rank(error: BaseException) -> str:
+def _not_met(rank: int, size: int, limit: float, error: RuntimeError) -> UserError:
+    """What kept this rank from meeting the others."""
+    address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    return UserError(
+        f"rank {rank} has not met the other {size - 1} at {address}, port {port}, within {limit:,.0f} s "
+        f"({str(error).splitlines()[0]}); start them all, and let their machines reach each other",
+        alone=True,
+        again=True,
+    )
+
+
+def lost_rank(error: BaseException) -> UserError:
     """Which rank went away, as far as this one can tell."""
-    who = missing_ranks() or "another rank"
-    return f"lost contact with {who} ({str(error).splitlines()[0]}); look at its messages and start again"
+    who, why = missing_ranks() or "another rank", str(error).splitlines()[0].split(". ")[0]
+    words = f"lost contact with {who} ({why}); look at its messages and start again"
+    return UserError(words, alone=True, again=True)
 
 
 def is_rank_failure(error: BaseException) -> bool:
     """Whether an exception says that another rank went away; gloo and NCCL say so only by the text of a RuntimeError."""
-    signs = ("Connection closed by peer", "Connection reset", "Timed out waiting", "Broken pipe", "NCCL", "DistBackendError")
-    return dist.is_initialized() and any(sign in f"{type(error).__name__} {error}" for sign in signs)
+    signs = (
+        "Connection closed by peer", "Connection reset", "Timed out waiting", "Broken pipe", "NCCL", "gloo/",
+        "Socket closed", "DistBackendError", "DistNetworkError", "DistStoreError",
+    )  # fmt: skip
+    return (
+        isinstance(error, RuntimeError)
+        and dist.is_initialized()
+        and dist.get_world_size() > 1
+        and any(sign in f"{type(error).__name__} {error}" for sign in signs)
+    )
 
 
 def destroy_distributed() -> None:

@@ -7,15 +7,18 @@ newest checkpoint. Any number of processes may join the same study; its folder s
 import os
 import sys
 from argparse import Namespace
+from functools import partial
 from hashlib import blake2b
 from importlib.metadata import version
 
 from configs.spec import Loaded
+from data.loader import end_workers
 from data.patience import PATIENCE
-from data.refusal import UserError
 from engine.distributed import collectives
-from engine.distributed.world import World, describe_lost_rank, destroy_distributed, init_distributed, is_rank_failure
+from engine.distributed.watchdog import speak_last
+from engine.distributed.world import World, destroy_distributed, init_distributed
 from engine.study.check import own_runs, refusals, refuse_changed
+from engine.study.ending import end_study, say_again
 from engine.study.launch import WORKER_SINCE, launch_workers
 from engine.study.places import with_places
 from engine.study.reuse import reuse_finished_runs
@@ -31,35 +34,48 @@ from records.folder import RUNS
 def run_study(loaded: Loaded, options: Namespace, command: str) -> int:
     """Carries out every run of the study that is not finished, then writes the report; the exit code. `command` is what goes
     on with the study, `options` the command line that a worker is started with."""
-    spec, stop = loaded.spec, StopSignal()
+    stop = StopSignal()
+    try:
+        return _carry_out(loaded, options, command, stop)
+    except BaseException as error:
+        stop.leave()
+        return end_study(error, stop, command)
+    finally:
+        stop.leave()
+        end_workers()
+        destroy_distributed()
+
+
+def _carry_out(loaded: Loaded, options: Namespace, command: str, stop: StopSignal) -> int:
+    spec = loaded.spec
     PATIENCE.seconds = 60 * spec.data.patience
     is_worker = WORKER_SINCE in os.environ  # started by another launch, which lists the runs and reports
     world = init_distributed(60 * spec.machine.timeout_minutes, spec.machine.threads)
-    try:
-        collectives.assert_equal_on_ranks(_facts_of_rank(loaded))
-        shared = StudyInputs(RUNS / spec.name, world)
-        loaded = with_places(loaded, shared.pairs, options.stage)
-        scheduler = Scheduler.of(loaded, shared.study, options.stage)
-        refuse(refusals(scheduler, shared))
-        if not is_worker:
-            collectives.on_rank_0(lambda: begin(scheduler, command))
-        if spec.sweep.executor == "here" or world.size > 1:
-            zero.prepare()
-            own = _own_part(scheduler, world)
-            code = work(own, shared, stop, command)
-            collectives.barrier()
-            if code or own.runs == scheduler.runs:
-                return code or (conclude(scheduler) if world.first and not is_worker else 0)
-        destroy_distributed()
-        if not world.first:
-            return 0
-        return launch_workers(scheduler, options, stop) or conclude(scheduler)
-    except RuntimeError as error:
-        if is_rank_failure(error):
-            raise UserError(describe_lost_rank(error), alone=True) from error
-        raise
-    finally:
-        destroy_distributed()
+    speak_last(partial(say_again, command))
+    collectives.assert_equal_on_ranks(_facts_of_rank(loaded))
+    shared = StudyInputs(RUNS / spec.name, world)
+    loaded = with_places(loaded, shared.pairs, options.stage)
+    scheduler = Scheduler.of(loaded, shared.study, options.stage)
+    refuse(refusals(scheduler, shared))
+    if not is_worker:
+        collectives.on_rank_0(lambda: begin(scheduler, command))
+    if spec.sweep.executor == "here" or world.size > 1:
+        zero.prepare()
+        own = _own_part(scheduler, world)
+        code = work(own, shared, stop, command)
+        if code and world.first:
+            say_again(command)
+        collectives.barrier()  # all leave together: a launcher ends the others when the first is gone
+        if code or own.runs == scheduler.runs:
+            return code or (0 if is_worker else collectives.on_rank_0(lambda: conclude(scheduler)))
+    destroy_distributed()
+    if not world.first:
+        return 0
+    with stop.saving():
+        code = launch_workers(scheduler, options, stop)
+    if code > 128:
+        say_again(command)
+    return code or conclude(scheduler)
 
 
 def _facts_of_rank(loaded: Loaded) -> dict[str, str]:

@@ -1,9 +1,7 @@
 """One process's way through a study, or that of several which train together: it takes one run after another."""
 
-import errno
 import gc
 import os
-import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -14,17 +12,18 @@ from typing import Literal
 import torch
 
 from configs.plan import Run
-from data.disk import DiskFull
 from data.refusal import UserError
 from engine.distributed import collectives
-from engine.distributed.watchdog import heartbeat
+from engine.distributed.watchdog import all_come, heartbeat
+from engine.distributed.world import World
 from engine.study import lock
+from engine.study.ending import outside
 from engine.study.launch import WORKER_SINCE
 from engine.study.lock import Lock
 from engine.study.scheduler import Scheduler
 from engine.study.search import prune_reason
 from engine.study.status import StatusReader
-from engine.study.stop_signal import StopSignal
+from engine.study.stop_signal import Interrupted, StopSignal
 from engine.training import trainer
 from engine.training.inputs import StudyInputs, prepare_inputs
 from engine.training.loop import Stopped
@@ -43,6 +42,8 @@ def work(scheduler: Scheduler, shared: StudyInputs, stop: StopSignal, command: s
     reader = StatusReader(scheduler.folder) if world.first and not since and len(scheduler.runs) > 1 else None
     while True:
         if number := max(collectives.gather_objects(stop.number)):
+            if world.first:
+                print("stopped between two runs", file=sys.stderr, flush=True)
             return 128 + int(number)
         run, owned = _next(scheduler, command)
         heartbeat()
@@ -57,18 +58,26 @@ def work(scheduler: Scheduler, shared: StudyInputs, stop: StopSignal, command: s
             except Stopped:
                 if world.first:
                     print("stopped and saved", file=sys.stderr, flush=True)
-                return 128 + (max(collectives.gather_objects(stop.number)) or signal.SIGTERM)
+                return 128 + max(collectives.gather_objects(stop.number))
             except UserError as error:
-                # of a full disk others would die too; of what one process met alone the others know nothing
-                if isinstance(error, DiskFull) or error.alone and world.size > 1:
-                    raise
-                if world.first:
-                    FailedJson.now(str(error)).write(scheduler.folder / run.folder)
-                    print(f"error: {run.folder} ({run.title}): {error}", file=sys.stderr, flush=True)
+                _pass_over(error, run, scheduler, world)
         _collect()
         if reader is not None:
             status = reader.read()
             print(status.line(1 + status.count("running")), file=sys.stderr, flush=True)
+
+
+def _pass_over(error: UserError, run: Run, scheduler: Scheduler, world: World) -> None:
+    """Notes a run that failed. Raises the error again where others would fail of it too, as of a full disk, and where one
+    process met it alone, of which the others know nothing."""
+    if error.again:
+        raise error
+    if world.size > 1 and (error.alone or not all_come(f"failure of {run.folder}")):
+        error.alone = True
+        raise error
+    if world.first:
+        FailedJson.now(str(error)).write(scheduler.folder / run.folder)
+        print(f"error: {run.folder} ({run.title}): {error}", file=sys.stderr, flush=True)
 
 
 def _collect() -> None:
@@ -106,16 +115,13 @@ def _owning(owned: Lock | None) -> Iterator[None]:
     """Gives the run back in the end. Not after a defect of ours: then the lock tells that its process died of the run."""
     try:
         yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except (Exception, Interrupted) as error:
+        fault = outside(error)
+        if owned is not None and (fault is not None or isinstance(error, Interrupted)):
+            owned.release()
+        if fault is None or fault is error:
             raise
-        if owned is not None:
-            owned.release()
-        raise DiskFull(f"disk full ({error.strerror}); free some space and run the same command again") from error
-    except UserError:
-        if owned is not None:
-            owned.release()
-        raise
+        raise fault from error
     if owned is not None:
         owned.release()
 
@@ -135,7 +141,7 @@ def _carry_out(scheduler: Scheduler, run: Run, shared: StudyInputs, stop: StopSi
 
     count = scheduler.count()
     number = count["ended"] + count["failed"] + 1
-    trainer.run_training(inputs, world, lambda: bool(stop.number), partial(show_card, number, len(scheduler.runs)), prune)
+    trainer.run_training(inputs, world, stop, partial(show_card, number, len(scheduler.runs)), prune)
 
 
 def show_card(number: int, total: int, card: Card, step: int) -> None:

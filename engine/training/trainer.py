@@ -4,7 +4,10 @@ runs/NAME/STAGE-FINGERPRINT/
     spec.json card.json metrics.jsonl poison.json poison.png skipped.jsonl checkpoints/ weights.safetensors finished.json
 """
 
+import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Protocol
 
 import torch
 
@@ -26,13 +29,28 @@ from records.ending import FailedJson, FinishedJson, PrunedJson, verify_files
 from records.folder import WEIGHTS
 from records.rows import FILE, read_rows
 
-Calls = tuple[Callable[[], bool], Callable[[Card, int], None], Callable[[float], str | None]]
+LONG = 60.0  # seconds of the first evaluation after which its rows are worth a checkpoint
+
+
+class Stop(Protocol):
+    """Whether this process was asked to stop; inside `saving` it is asked, elsewhere it ends without."""
+
+    def __call__(self) -> bool:
+        """Whether it was."""
+        ...
+
+    def saving(self) -> AbstractContextManager[None]:
+        """Where whoever asks saves."""
+        ...
+
+
+Calls = tuple[Stop, Callable[[Card, int], None], Callable[[float], str | None]]
 
 
 def run_training(
     inputs: RunInputs,
     world: World,
-    stop: Callable[[], bool],
+    stop: Stop,
     say: Callable[[Card, int], None],
     prune: Callable[[float], str | None] = lambda epoch: None,
 ) -> None:
@@ -68,14 +86,18 @@ def _train(inputs: RunInputs, world: World, built: Built, usage: UsageMeter, cal
         inputs, world, built.learner, journal, bad_samples, bad_batches, usage, card.versions, built.start_weights
     )
     try:
-        if not begin.step:
+        if not begin.journal_bytes:
             if world.first:
                 write_pictures(inputs, journal)
+            began = time.monotonic()
             run.measure(0, 0)
+            if collectives.on_rank_0(lambda: time.monotonic() - began > LONG):
+                run.save(0)  # it need not be done again
         bad_samples.begin(begin.step)
-        train(run, batches(inputs.pairs, inputs.run.settings.epochs, begin.step, inputs.workers), stop, prune)
-        bad_batches.refuse_end(inputs.steps)
-        finish(run)
+        with stop.saving():
+            train(run, batches(inputs.pairs, inputs.run.settings.epochs, begin.step, inputs.workers), stop, prune)
+            bad_batches.refuse_end(inputs.steps)
+            finish(run)
     except Pruned as pruned:
         elapsed = usage.total()
         if world.first:
