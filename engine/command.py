@@ -3,6 +3,7 @@
 import os
 import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 GIVEN = "ANTIDOTE_COMMAND"  # set by a job's script that knows how it was submitted
@@ -22,13 +23,11 @@ def started_by(script: Path) -> str:
     import psutil
 
     found: list[str] = []
-    try:
-        for parent in psutil.Process().parents():
-            words = parent.cmdline()
-            if any(_names(parent.cwd(), word, script) for word in words):
-                found = found if "deepspeed.launcher.launch" in words else words
-    except psutil.Error:
-        return ""
+    for parent in psutil.Process().parents():
+        with suppress(psutil.Error):  # another user's
+            words, folder = parent.cmdline(), parent.cwd()
+            if "deepspeed.launcher.launch" not in words and any(_names(folder, word, script) for word in words):
+                found = words
     if found and Path(found[0]).name.startswith("python"):
         found = [Path(found[1]).name, *found[2:]] if found[1:2] and found[1].startswith("/") else ["python", *found[1:]]
     return shlex.join(found)

@@ -1,5 +1,6 @@
 """What a command imports before it answers: a spec with an error needs no torch."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, environment, settings
 
-from engine import deferred
+from engine import command, deferred
 
 ASK = """
 import atexit, os, runpy, sys
@@ -89,3 +90,41 @@ def test_a_deferred_package_is_loaded_once_and_whole(tmp_path: Path, monkeypatch
     assert part.VALUE is slow.VALUE
     deferred.load("slow")
     assert part.VALUE is slow.VALUE
+
+
+def test_the_command_that_goes_on_is_the_one_that_was_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With its launcher, its options and whatever stood before it; like it where the launcher is on another machine."""
+    script = ROOT / "engine/run.py"
+    (tmp_path / "run.py").symlink_to(script)
+    child = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from pathlib import Path; from engine.command import *; "
+    child += f"print(given_command(Path({str(script)!r}), ['--spec', 'x y.yaml', '--local_rank=0']))"
+    launcher = tmp_path / "torchrun"
+    launcher.write_text(f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {child!r}], check=True)\n")
+    given = ["env", "A=1", sys.executable, str(launcher), "--nproc-per-node", "2", "run.py", "--spec", "x y.yaml"]
+    for words, said in (
+        (given[2:], "torchrun --nproc-per-node 2 run.py --spec 'x y.yaml'"),
+        ([sys.executable, "-c", child], f"python {os.path.relpath(script, tmp_path)} --spec 'x y.yaml'"),
+    ):
+        out = subprocess.run(words, cwd=tmp_path, env=environment(), capture_output=True, text=True, check=True)
+        assert out.stdout.strip() == said
+    words = ["--spec", "x.yaml"]
+    monkeypatch.setattr(command, "started_by", lambda script: "")
+    monkeypatch.chdir(ROOT)
+    for variables, said in (
+        ({"WORLD_SIZE": "2", "LOCAL_SIZE": "2", "RANK": "0"}, "deepspeed --num_gpus 2"),
+        ({"WORLD_SIZE": "16", "LOCAL_SIZE": "8", "RANK": "0"}, "deepspeed --hostfile HOSTFILE"),
+        (
+            {"WORLD_SIZE": "16", "LOCAL_WORLD_SIZE": "8", "TORCHELASTIC_RUN_ID": "x"},
+            "torchrun --nnodes 2 --nproc-per-node 8",
+        ),
+        ({"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "4", "WORLD_SIZE": "4"}, "srun --ntasks 4 python"),
+        ({}, "python"),
+    ):
+        with monkeypatch.context() as patch:
+            for name in ("WORLD_SIZE", "LOCAL_SIZE", "LOCAL_WORLD_SIZE", "RANK", "CROSS_RANK", "TORCHELASTIC_RUN_ID"):
+                patch.delenv(name, raising=False)
+            for name, value in variables.items():
+                patch.setenv(name, value)
+            assert command.given_command(script, words) == f"{said} engine/run.py --spec x.yaml"
+            patch.setenv(command.GIVEN, "sbatch it")
+            assert command.given_command(script, words) == "sbatch it"

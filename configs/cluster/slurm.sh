@@ -12,6 +12,9 @@
 set -uo pipefail
 cd "${SLURM_SUBMIT_DIR:-.}" || exit 2
 spec="${1:?give a spec, for example specs/cc6m.yaml}"
+options="--nodes=${SLURM_JOB_NUM_NODES:-1}${SLURM_NTASKS_PER_NODE:+ --ntasks-per-node=$SLURM_NTASKS_PER_NODE}${SLURM_GPUS_PER_NODE:+ --gpus-per-node=$SLURM_GPUS_PER_NODE}"
+options="$options${SLURM_CPUS_PER_TASK:+ --cpus-per-task=$SLURM_CPUS_PER_TASK}"
+export ANTIDOTE_COMMAND="sbatch $options configs/cluster/slurm.sh $*" # which a run names where the same command goes on
 shift
 source .venv/bin/activate || exit 2
 [ -n "${SLURM_GPUS_ON_NODE:-}" ] || echo "no GPUs were asked for (sbatch --gpus-per-node=8): every task computes on a CPU" >&2

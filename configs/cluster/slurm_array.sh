@@ -14,6 +14,9 @@
 set -uo pipefail
 cd "${SLURM_SUBMIT_DIR:-.}" || exit 2
 spec="${1:?give a spec, for example specs/cc6m.yaml}"
+options="--array=${SLURM_ARRAY_TASK_MIN:-0}-${SLURM_ARRAY_TASK_MAX:-7}${SLURM_GPUS_PER_NODE:+ --gpus-per-node=$SLURM_GPUS_PER_NODE}"
+options="$options${SLURM_CPUS_PER_TASK:+ --cpus-per-task=$SLURM_CPUS_PER_TASK}"
+export ANTIDOTE_COMMAND="sbatch $options configs/cluster/slurm_array.sh $*" # which a run names where the same command goes on
 shift
 source .venv/bin/activate || exit 2
 [ -n "${SLURM_GPUS_ON_NODE:-}" ] || echo "no GPU was asked for (sbatch --gpus-per-node=1): this task computes on a CPU" >&2

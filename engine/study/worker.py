@@ -14,8 +14,8 @@ import torch
 from configs.plan import Run
 from data.refusal import UserError
 from engine.distributed import collectives
-from engine.distributed.watchdog import all_come, heartbeat
-from engine.distributed.world import World
+from engine.distributed.watchdog import PATIENCE, all_come, heard_end, heartbeat
+from engine.distributed.world import World, is_rank_failure
 from engine.study import lock
 from engine.study.ending import outside
 from engine.study.launch import WORKER_SINCE
@@ -112,12 +112,14 @@ def _next(scheduler: Scheduler, command: str) -> tuple[Run | Literal["wait", "no
 
 @contextmanager
 def _owning(owned: Lock | None) -> Iterator[None]:
-    """Gives the run back in the end. Not after a defect of ours: then the lock tells that its process died of the run."""
+    """Gives the run back in the end. Not after a defect of ours, or when another rank died: then the lock tells that a
+    process died of the run."""
     try:
         yield
     except (Exception, Interrupted) as error:
         fault = outside(error)
-        if owned is not None and (fault is not None or isinstance(error, Interrupted)):
+        left = isinstance(error, Interrupted) or is_rank_failure(error) and heard_end(PATIENCE) is not None
+        if owned is not None and (fault is not None or left):
             owned.release()
         if fault is None or fault is error:
             raise
