@@ -228,6 +228,11 @@ def heartbeat() -> None:
         _watchdog.last = time.monotonic()
 
 
+def is_watched() -> bool:
+    """Whether this rank has met others and watches them."""
+    return _watchdog is not None
+
+
 def announce(end: End) -> End:
     """Tells the other ranks that this one ends; the end that was told first, with whose code all leave."""
     return _watchdog.announce(end) if _watchdog is not None else end

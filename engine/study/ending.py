@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from data.disk import DiskFull
 from data.loader import lost_worker
 from data.refusal import UserError
-from engine.distributed.watchdog import PATIENCE, End, announce, heard_end
+from engine.distributed.watchdog import PATIENCE, End, announce, heard_end, is_watched
 from engine.distributed.world import is_rank_failure, lost_rank, rank_from_env
 from engine.study.launch import WORKER_SINCE
 from engine.study.stop_signal import Interrupted, StopSignal
@@ -84,6 +84,8 @@ def end_study(error: BaseException, stop: StopSignal, command: str) -> int:
         error = Interrupted()
     elif failed:
         fault = lost_rank(error)
+    if rank and not alone and not is_watched():  # before the ranks have met: rank 0 says it
+        return 2
     code = stop.code if isinstance(error, Interrupted) else 2 if fault is not None else 1
     words = f"stopped by {signal.Signals(stop.number).name}" if isinstance(error, Interrupted) else str(fault or error)
     end = announce(End(rank, code, words))
