@@ -149,7 +149,7 @@ def _write_weights(
     usage: dict[str, float],
 ) -> None:
     remedy = f"lower optimizer.rate or set optimizer.clip, and delete {inputs.folder} to begin it anew"
-    refuse_not_finite({**state, **moments}, f"the weights that {inputs.run.title} has come to", remedy)
+    refuse_not_finite({**weights[0], **moments}, f"the weights that {inputs.run.title} has come to", remedy)
     fresh, final = inputs.folder / ".weights.safetensors", inputs.folder / WEIGHTS
     with checkpoint.disk(inputs.folder):
         if moments:
