@@ -97,8 +97,8 @@ def _end(home: Path, run: Run) -> None:
     FinishedJson(steps=STEPS, journal=(home / FILE).stat().st_size, **facts).write(home)  # type: ignore[arg-type]
 
 
-KINDS = ("flip", "flip", "flip", "flip", "flip number", "flip key", "cut", "add", "empty", "[]", "{}", "null", "5", "binary",
-         "deep", "digits", "half")  # fmt: skip
+KINDS = ("flip", "flip", "flip", "flip number", "flip number", "flip number", "flip number", "flip key", "cut", "add",
+         "empty", "[]", "{}", "null", "5", "binary", "deep", "digits", "half")  # fmt: skip
 
 
 def damage(path: Path, kind: str, draw: random.Random) -> None:

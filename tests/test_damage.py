@@ -25,6 +25,7 @@ from data.refusal import UserError
 from engine.study import lock, status
 from engine.study.scheduler import Scheduler
 from records.json_file import Damaged, parse, read_json, write_json
+from records.lines import read_lines, seal
 from report.load import read_study
 from report.verdict import make_report
 
@@ -225,6 +226,26 @@ def test_every_flipped_bit_of_a_file_of_ours_is_found_or_changes_nothing(tmp_pat
         except ValueError:
             continue
         assert {name: value for name, value in read.items() if name in content} == content, "but for the digest's own name"
+
+
+def test_every_flipped_bit_cut_and_doubled_line_of_a_journal_is_found(tmp_path: Path) -> None:
+    path, last, lines = tmp_path / "x.jsonl", "", []
+    for step in range(3):
+        line, last = seal(f'{{"step": {step}, "loss": 0.{step + 1}25}}', last)
+        lines.append(line.encode())
+    first, second, third = lines
+    body = first + second + third
+    path.write_bytes(body)
+    assert [(len(read.whole), read.damaged, read.last) for read in [read_lines(path, len(body))]] == [(3, [], last)]
+    harmed = [body[:end] for end in range(len(body))]
+    for bit in range(8 * len(body)):
+        harmed.append(body[: bit // 8] + bytes([body[bit // 8] ^ 1 << bit % 8]) + body[bit // 8 + 1 :])
+    for other in harmed:
+        path.write_bytes(other)
+        assert read_lines(path, len(body)).damaged, other
+    for other in (first + third, first + first + second + third, second + first + third, second + third):
+        path.write_bytes(other)
+        assert read_lines(path).damaged, other
 
 
 @pytest.mark.parametrize("text", [*OTHERS, "half"])

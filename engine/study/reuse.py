@@ -11,9 +11,10 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from configs.plan import Run, read_decides
-from records.ending import verify_run
+from records.ending import FinishedJson, verify_run
 from records.folder import finished
 from records.json_file import Damaged
+from records.rows import FILE
 
 KEPT = (
     "spec.json",
@@ -66,6 +67,8 @@ def _take_over(source: Path, home: Path) -> None:
     for name in (*KEPT, "finished.json"):
         if (source / name).is_file():
             shutil.copyfile(source / name, staged / name)
+    if (end := FinishedJson.read(staged)) is not None:
+        os.truncate(staged / FILE, end.journal)  # a launch that was killed when it measured again may have left more
     try:
         staged.rename(home)
     except OSError:  # another launch took it over, or began it
