@@ -68,12 +68,16 @@ def members_of(path: str) -> Members:
         said: _Said | None = None
         while True:
             file.seek(at)
-            header = file.read(BLOCK)
+            header, data = file.read(BLOCK), at + BLOCK
+            plain = _plain(header)
+            if plain and said is None and data + plain[1] + BLOCK < size:  # as almost all members
+                found.files.append((plain[0], data, plain[1]))
+                at = data + -(-plain[1] // BLOCK) * BLOCK
+                continue
             if not header.strip(b"\0") and len(header) == BLOCK:
                 _end(path, at, found, said, file)
                 return found
-            name, length, kind = _plain(header) or _other(path, at, found, header)
-            data = at + BLOCK
+            name, length, kind = plain or _other(path, at, found, header)
             if kind in LONG or kind in PAX:
                 said = _merged(said, _extended(path, data, found, file, (kind, length)), kind)
             elif said:
