@@ -151,3 +151,15 @@ def test_only_so_many_headers_are_held_at_once(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(archive, "MOST", 3)
     assert archive._quick(path) is None
     assert np.array_equal(grouped(walk(path)).places, quick.places)
+
+
+def test_numbers_that_fill_their_fields_are_left_to_the_walk(tmp_path: Path) -> None:
+    found = pairs_of(header(b"a.jpg", b"000000000010") + bytes(512), member(b"a.txt", b"x"))(tmp_path)
+    assert archive._quick(str(tmp_path / "0.tar")) is None
+    assert found.places.tolist() == [[512, 8, 1536, 1, -1, -1]]
+
+
+def test_a_name_twice_in_a_row_is_left_to_the_walk(tmp_path: Path) -> None:
+    found = pairs_of(member(b"a.jpg", b"1"), member(b"a.jpg", b"2"), member(b"a.txt", b"x"))(tmp_path)
+    assert archive._quick(str(tmp_path / "0.tar")) is None
+    assert (list(found.keys), found.bad) == (["a"], [["a", "duplicate_key"]])
