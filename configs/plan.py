@@ -19,10 +19,10 @@ SPEC = "spec.json"  # in a run's folder
 FORMAT = 5  # raised when the same spec comes to mean another computation
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Run:
     """One training: a pre-training, its untouched twin, or a cleaning that starts from a pre-training's result or from
-    weights that the spec names."""
+    weights that the spec names. Runs of one folder are equal."""
 
     stage: StageName
     spec: Spec
@@ -30,6 +30,12 @@ class Run:
     start: "Run | None" = None
     cleaning: frozenset[str] = frozenset()  # the names in swept that concern the cleaning alone
     places: Mapping[str, Address] = field(default_factory=dict)  # where other runs have the shards of an address
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Run) and self.folder == other.folder
+
+    def __hash__(self) -> int:
+        return hash(self.folder)
 
     @property
     def settings(self) -> Stage:

@@ -10,11 +10,17 @@ import torch
 from conftest import antidote, settings
 from safetensors.torch import load_file, save_file
 
-from configs.plan import runs
+from configs.plan import Run, runs
 from configs.spec import load
 from data.refusal import UserError
+from engine.estimate.cost import Cost, cost, number
+from engine.estimate.dry_run import dry_run, pairs_drawn
 from engine.estimate.gpus import Assumed
+from engine.evaluation.sets import eval_set
+from engine.models import clip
 from engine.run import main
+from engine.study.check import refusals as study_refusals
+from engine.study.scheduler import Scheduler
 from engine.training.check import at_hand, refusals
 from engine.training.inputs import StudyInputs
 
@@ -250,3 +256,42 @@ def test_a_set_that_was_checked_is_not_read_again_for_the_run(
     assert first is again
     assert len(read) == len(first) == 1
     assert shared.eval_sets(load(spec, ["seed=5"]).spec) is not first, "pictures are drawn by the seed"
+
+
+@pytest.mark.parametrize("axis", ["seed", "clean.objective.within", "clean.optimizer.rate"])
+def test_a_large_study_is_checked_and_planned_in_work_that_grows_with_its_runs(
+    spec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, axis: str
+) -> None:
+    """A study of 9,999 runs took minutes: runs were compared field by field with each other, each built towers anew."""
+    calls = dict.fromkeys(("equal", "model", "set"), 0)
+
+    def counted(name: str, function: Any) -> Any:
+        def call(*given: Any) -> Any:
+            calls[name] += 1
+            return function(*given)
+
+        return call
+
+    monkeypatch.setattr("engine.estimate.dry_run.ROWS", 50)
+    monkeypatch.setattr(Run, "__eq__", counted("equal", Run.__eq__))
+    monkeypatch.setattr(clip, "on_meta", counted("model", clip.on_meta))
+    monkeypatch.setattr("engine.training.inputs.eval_set", counted("set", eval_set))
+    whole = "true" if axis == "seed" else "false"
+    loaded = load(spec, [f"sweep={{{axis}: {{low: 1, high: 100, whole: {whole}, points: 100}}}}"])
+    machine = Assumed(1, None)
+    scheduler = Scheduler.of(loaded, spec.parent / "runs/tiny", None)
+    shared = StudyInputs(scheduler.folder, machine.world, tmp_path)
+    assert study_refusals(scheduler, shared) == []
+    text = dry_run(loaded, scheduler.runs, shared, machine)
+    count = len(scheduler.runs)
+    assert count == (200 if axis == "seed" else 101)
+    assert calls["equal"] <= 2 * count
+    assert calls["model"] < 20
+    assert calls["set"] == 1
+    rows = [line for line in text.splitlines() if "│ clean-" in line or "│ pretrain-" in line]
+    assert len(rows) == (2 if axis == "clean.optimizer.rate" else 50)
+    assert ("further rows are not shown; the sum counts them" in text) == (len(rows) == 50)
+    hours = number(
+        sum((cost(run, pairs_drawn(run, shared.pairs, set()) or 0, set()) for run in scheduler.runs), Cost()).hours
+    )
+    assert f"in all {hours} GPU-hours" in text

@@ -22,6 +22,7 @@ from engine.training.pairs import StudyPairs
 from records.folder import finished
 
 COLUMNS = ("run", "what", "steps", "pairs", "poisoned", "parameters", "memory/rank", "bytes/rank/step", "GPU-h", "state")
+ROWS = 200  # of the table at most; a grid may have ten thousand
 TEXT_COLUMNS = ("run", "what", "state")
 
 
@@ -40,14 +41,19 @@ def dry_run(
             column, overflow="fold", justify="left" if column in TEXT_COLUMNS else "right", no_wrap=column == "run"
         )
     notes = {f"{error.fault}: not looked at" for error in missing if not isinstance(error, NoShards)}
-    total, count, rows = Cost(), 0, alike(runs)
+    total, count, rows, sized = Cost(), 0, alike(runs), set[str]()
     for row in rows:
         pairs = pairs_drawn(row[0], shared.pairs, notes)
         run_cost = unknown(row[0]) if pairs is None else cost(row[0], pairs, notes)
         for _ in row:
             total, count = total + run_cost, count + 1
-        table.add_row(*_cells(row, shared, pairs, run_cost, machine, notes))
-        notes |= set(fit_notes(row[0], machine))
+        if table.row_count < ROWS:
+            table.add_row(*_cells(row, shared, pairs, run_cost, machine, notes))
+        if machine.gpu is not None and (what := _memory_of(row[0])) not in sized:
+            sized.add(what)
+            notes |= set(fit_notes(row[0], machine))
+    if (more := len(rows) - table.row_count) > 0:
+        notes.add(f"{more:,} further rows are not shown; the sum counts them")
     if isinstance(search := spec.sweep.search, Optuna):
         notes.add(
             f"the search proposes {search.trials:,} cleanings for each of {len(loaded.arms):,} combinations of what is not "
@@ -69,13 +75,19 @@ def dry_run(
     return out.getvalue()
 
 
+def _memory_of(run: Run) -> str:
+    """All that the memory of a rank depends on."""
+    spec, stage = run.spec, run.settings
+    return repr((spec.model, spec.machine, stage.objective, stage.batch, stage.norms))
+
+
 def alike(runs: Iterable[Run]) -> list[list[Run]]:
     """The runs in their order, those together that differ by their own learning rate alone."""
     rows: dict[str, list[Run]] = {}
     for run in runs:
         section = "clean" if run.stage == "clean" else "pretrain"
         decides = run.decides
-        decides[section] = {**decides[section], "optimizer": {**decides[section]["optimizer"], "rate": None}}
+        decides[section]["optimizer"]["rate"] = None  # decides is made anew each time it is asked for
         rows.setdefault(json.dumps([run.stage, decides]), []).append(run)
     return list(rows.values())
 

@@ -31,11 +31,11 @@ def refusals(scheduler: Scheduler, shared: StudyInputs) -> check.Refusals:
     """What is refused of the runs that are left."""
     sweep, size = scheduler.loaded.spec.sweep, shared.world.size
     # told by the first process: another study's process may end one of them at this moment
-    names = collectives.on_rank_0(lambda: [run.folder for run in scheduler.runs if scheduler.state(run) != "ended"])
+    names = collectives.on_rank_0(lambda: {run.folder for run in scheduler.runs if scheduler.state(run) != "ended"})
     left = [run for run in scheduler.runs if run.folder in names]
     met: dict[str, UserError] = {}
     for run in left:
-        if run.start is not None and run.start not in scheduler.runs and not scheduler.ready(run):
+        if run.start is not None and run.start not in scheduler.planned and not scheduler.ready(run):
             words = f"{scheduler.folder / run.start.folder} is not finished; run the pretrain stage first, or both at once"
             met[words] = Missing(words)
         checkpoints = committed(scheduler.folder / run.folder / "checkpoints")

@@ -29,6 +29,7 @@ class Scheduler:
     stage: str | None
     since: float = 0.0
     runs: list[Run] = field(default_factory=list)
+    planned: frozenset[Run] = frozenset()  # the same, to ask for one of them
     ended: set[str] = field(default_factory=set)  # folders of runs that ended
     proposals: frozenset[tuple[str, int]] = frozenset()  # files of a search that `runs` knows, and when they changed
 
@@ -55,6 +56,7 @@ class Scheduler:
 
             points += proposed(self.loaded, self.folder)
         self.runs = runs(points, self.stage, self.loaded.places)
+        self.planned = frozenset(self.runs)
 
     def _proposals(self) -> frozenset[tuple[str, int]]:
         files = set()
@@ -73,7 +75,7 @@ class Scheduler:
         if failure.is_file() and failure.stat().st_mtime >= self.since:
             return "failed"
         if run.start is not None and not self.ready(run):
-            start = self.state(run.start) if run.start in self.runs else "open"
+            start = self.state(run.start) if run.start in self.planned else "open"
             return "blocked" if start in ("failed", "blocked") else "open"
         return "open"
 

@@ -8,6 +8,7 @@ needs the training itself, such as a picture that does not decode, is refused wh
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
+from hashlib import blake2b
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from engine.models import clip
 from engine.models.tokenizer import Tokenizer
 from engine.training.init_weights import BESIDE, check_beside, check_start, path_of
 from engine.training.inputs import SETTINGS, StudyInputs, check_words, read_pairs
+from engine.training.labelled_inputs import check_labels
 from engine.training.pairs import templates
 from records.folder import finished
 
@@ -39,13 +41,13 @@ Refusals = list[UserError]  # each with words of its own, in the order in which 
 def refusals(runs: Iterable[tuple[Run, int]], shared: StudyInputs) -> Refusals:
     """What is refused of runs, each given with the number of processes that carry it out; the same on every process."""
     met: dict[str, UserError] = {}
-    checked: set[str] = set()
+    checked: set[bytes] = set()
     for run, ranks in runs:
         world = replace(shared.world, rank=min(shared.world.rank, ranks - 1), size=ranks)
         for name, check in _checks(run, shared, world).items():
-            if name in checked:
+            if (short := blake2b(name.encode(), digest_size=16).digest()) in checked:
                 continue
-            checked.add(name)
+            checked.add(short)
             try:
                 check()
             except UserError as error:
@@ -77,24 +79,28 @@ def at_hand(errors: Refusals, expected: bool) -> tuple[Refusals, Refusals]:
 def _checks(run: Run, shared: StudyInputs, world: World) -> dict[str, Callable[[], object]]:
     """The checks of a run, each under a name of all that it depends on: runs that agree in it are checked once."""
     spec, stage = run.spec, run.settings
-    rest = stage.model_copy(update={"optimizer": stage.optimizer.model_copy(update={"rate": 0.0})})
+    told = spec.model_dump(mode="json", exclude={"sweep", "name", "question"})
+    rest = stage.model_dump(mode="json")
+    rest["optimizer"]["rate"] = None
     start = run.start.folder if run.start is not None else None
-    size = (run.stage, spec.model, spec.machine, rest, spec.data.clean, world.size)
-    data = (size, spec.data, spec.attack, spec.seed, start)
-    checks: dict[str, Callable[[], object]] = {
-        f"{number} {size!r}": partial(check, run, world) for number, check in enumerate(SETTINGS)
-    }
-    checks[f"start {(start, rest, spec.model)!r}"] = partial(_check_start, run, shared)
-    checks[f"words {(run.stage, spec.data.augment, spec.data.clean.augment, stage.objective)!r}"] = partial(check_words, run)
-    checks[f"attack {(spec.attack, spec.seed)!r}"] = partial(_check_attack, spec)
+    size = (run.stage, told["model"], told["machine"], rest, told["data"]["clean"], world.size)
+    data = (size, told["data"], told["attack"], spec.seed, start)
+    checks: dict[str, Callable[[], object]] = {f"labels {size!r}": partial(check_labels, run)}
+    apart = (run.stage, told["model"], told["machine"], {**rest, "objective": None}, world.size)
+    for number, check in enumerate(SETTINGS):
+        checks[f"{number} {apart!r}"] = partial(check, run, world)
+    checks[f"start {(start, rest, told['model'])!r}"] = partial(_check_start, run, shared)
+    augments = told["data"]["augment"], told["data"]["clean"]["augment"]
+    checks[f"words {(run.stage, augments, rest['objective'])!r}"] = partial(check_words, run)
+    checks[f"attack {told['attack']!r}"] = partial(_check_attack, spec)
     checks[f"pairs {data!r}"] = partial(_check_pairs, run, shared, world)
-    parts = [spec.data.test, spec.data.labels, spec.data.decode, spec.measure, spec.attack, spec.seed, spec.model]
+    parts = [*(told["data"][name] for name in ("test", "labels", "decode")), told["measure"], told["attack"], told["model"]]
     sets: dict[str, EvalSet] = {}
     for name in set_names(spec):
         checks[f"set {name} {parts!r}"] = partial(_check_set, spec, name, shared, sets)
     checks[f"fits {parts!r}"] = partial(check_fits, spec, sets)
     if not shared.looks:
-        checks[f"decoded {parts!r}"] = partial(shared.eval_sets, spec)
+        checks[f"decoded {parts!r} {spec.seed}"] = partial(shared.eval_sets, spec)
     return checks
 
 

@@ -112,6 +112,7 @@ def _own_cores(world: World) -> int:
 
 def prepare_inputs(run: Run, shared: StudyInputs) -> RunInputs:
     """What a run works on; UserError for whatever is wrong with its data, its model or its batch."""
+    check_labels(run)
     for check in SETTINGS:
         check(run, shared.world)
     check_words(run)
@@ -206,10 +207,8 @@ def _check_adam(run: Run, world: World) -> None:
         raise UserError("machine.adam is 'deepspeed_fused', which does not work here (it needs a GPU); use auto")
 
 
-# what can be refused by the spec, the number of processes and their device alone
-SETTINGS: tuple[Callable[[Run, World], None], ...] = (
-    lambda run, world: check_labels(run), _check_batch, _check_model, _check_groups, _check_adam,
-)  # fmt: skip
+# what can be refused by the spec, the number of processes and their device alone, whatever the objective
+SETTINGS: tuple[Callable[[Run, World], None], ...] = (_check_batch, _check_model, _check_groups, _check_adam)
 
 
 def clusterer(run: Run) -> DeepCluster | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+from pydantic import BaseModel
 
 from configs.plan import Run
 from configs.spec import Spec
@@ -198,7 +199,8 @@ def _places(clean: CleanSource, pretrained: Index, index: Index, poisoned: np.nd
 
 def _once(made: dict[str, T], key: object, make: Callable[[], T]) -> T:
     """What `make` gave for this key at first."""
-    name = repr(key)
+    parts = key if isinstance(key, tuple) else (key,)
+    name = repr([part.model_dump_json() if isinstance(part, BaseModel) else part for part in parts])  # repr of these is slow
     if name not in made:
         made[name] = make()
     return made[name]
