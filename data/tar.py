@@ -81,7 +81,8 @@ def members_of(path: str) -> Members:
             if kind in LONG or kind in PAX:
                 said = _merged(said, _extended(path, data, found, file, (kind, length)), kind)
             elif said:
-                name, length = said.name or name, length if said.size is None else said.size
+                name = name if said.name is None else said.name
+                length = length if said.size is None else said.size
             if kind == tarfile.GNUTYPE_SPARSE:
                 data = _behind_map(file, header, data)
             at = data + (0 if kind in NO_BYTES else -(-length // BLOCK) * BLOCK)

@@ -188,15 +188,14 @@ def equal(one: Contents, other: Contents) -> bool:
 
 
 def by_tarfile(path: Path) -> list[tuple[str, int, int]] | None:
-    """What Python's own reader finds in a tar that is whole; None of one without a member, which it refuses."""
+    """What Python's own reader finds in a whole tar; None of one that ends behind a global header, which it refuses."""
     try:
-        tar = tarfile.open(path, "r:")
+        with tarfile.open(path, "r:") as tar:
+            return [(info.name, info.offset_data, info.size) for info in tar if info.isreg() and info.sparse is None]
     except tarfile.ReadError as error:
         if "end of file header" in str(error):
             return None
         raise
-    with tar:
-        return [(info.name, info.offset_data, info.size) for info in tar if info.isreg() and info.sparse is None]
 
 
 def picture_is_judged(draw: random.Random) -> list[str]:
