@@ -72,7 +72,7 @@ def read_index(  # noqa: PLR0913  (all but two have defaults and are given by na
     patterns: str | dict[str, str],
     cache: Path,
     share: tuple[int, int] = (0, 1),
-    barrier: Callable[[], None] = lambda: None,
+    meet: Callable[[UserError | None], UserError | None] = lambda refusal: refusal,
     schemes: Sequence[str] = (),
     caption: str = "txt",
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -80,8 +80,9 @@ def read_index(  # noqa: PLR0913  (all but two have defaults and are given by na
 ) -> Index:
     """The index of all shards that the patterns name; several of them, by name, put that name before their keys.
 
-    `share` = (rank, ranks): each rank walks its part of the shards that have no table yet, meets the others at
-    `barrier`, then the first joins all tables into files of the cache, which the others map. `caption` is "txt", or
+    `share` = (rank, ranks): each rank walks its part of the shards that have no table yet, then the first joins all
+    tables into files of the cache, which the others map. Before and after they `meet`: each gives what it refuses, or None,
+    and all get the first refusal, so that all refuse with the same words. `caption` is "txt", or
     "json.FIELD" for a field of the .json member; `beside` whether tables may be kept beside the shards.
     """
     named = {"": patterns} if isinstance(patterns, str) else patterns
@@ -96,20 +97,19 @@ def read_index(  # noqa: PLR0913  (all but two have defaults and are given by na
             joined.set_aside(home)
         if not home.exists():
             _tables([path for _, path in shards[share[0] :: share[1]]], cache, progress, beside)
-    except UserError as error:  # meet the others first: they read the same shard and refuse with the same words
+    except UserError as error:
         refusal = error
-    barrier()
+    refusal = meet(refusal)
     if refusal is None and not share[0] and not home.exists():
         try:
             tables = _tables([path for _, path in shards], cache, beside=beside)
             joined.write(home, lambda fresh: _join(shards, tables, caption, fresh))
         except UserError as error:
             refusal = error
-    barrier()
+    refusal = meet(refusal)
     if refusal is not None:
         raise refusal
-    if not home.exists():  # another rank refused: read what it read, to refuse with the same words
-        _tables([path for _, path in shards], cache, beside=beside)
+    if not home.exists():  # a folder that not all ranks share
         raise UserError(f"the index {home} is missing; start again", alone=True)
     return _mapped(home)
 

@@ -259,8 +259,12 @@ def test_ranks_walk_their_shares_and_map_the_same_index(tmp_path: Path, ranks: i
         write_tar(tmp_path / f"{i}.tar", named(4, 4 * i))
     meet, found = Barrier(ranks), {}
 
+    def wait(own: UserError | None) -> UserError | None:
+        meet.wait()
+        return own
+
     def read(rank: int) -> None:
-        found[rank] = read_index(f"{tmp_path}/*.tar", tmp_path / "cache", (rank, ranks), meet.wait)  # type: ignore[arg-type]
+        found[rank] = read_index(f"{tmp_path}/*.tar", tmp_path / "cache", (rank, ranks), wait)
 
     threads = [Thread(target=read, args=(rank,)) for rank in range(ranks)]
     for thread in threads:

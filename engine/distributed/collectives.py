@@ -171,6 +171,11 @@ def gather_objects(value: T) -> list[T]:
     return out
 
 
+def first_refusal(own: UserError | None) -> UserError | None:
+    """What the first rank refuses that refuses anything; every rank gives what it refuses itself."""
+    return next((refusal for refusal in gather_objects(own) if refusal is not None), None)
+
+
 def barrier() -> None:
     """Returns when every rank has come here."""
     if dist.is_initialized() and dist.get_world_size() > 1:

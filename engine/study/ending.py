@@ -77,8 +77,8 @@ def end_study(error: BaseException, stop: StopSignal, command: str) -> int:
     failed = is_rank_failure(error)
     fault = outside(error)
     alone = not isinstance(error, UserError) or error.alone
-    wait = PATIENCE if failed or rank and not alone else 1.5 if rank else 0.0  # rank 0 speaks where all met the same
-    if wait and (other := heard_end(wait)) is not None:
+    # rank 0 speaks where all met the same, and where the others met what came of it
+    if (failed or rank) and (other := heard_end(PATIENCE)) is not None:
         return other.code
     if failed and stop.number:  # the others had the signal too, and did not wait
         error = Interrupted()

@@ -143,7 +143,7 @@ class StudyPairs:
         try:
             return read_index(
                 shards, scratch or self.study.parent / ".index", (0, 1) if scratch else (world.rank, world.size),
-                collectives.barrier, data.schemes, data.pretrain.caption, report, beside=scratch is None,
+                collectives.first_refusal, data.schemes, data.pretrain.caption, report, beside=scratch is None,
             )  # fmt: skip
         except NoShards as error:
             if data.made_by is None:
