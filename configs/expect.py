@@ -13,6 +13,7 @@ PATTERNS = {  # what a pattern of a field means
     r"^[A-Za-z0-9][A-Za-z0-9._-]*$": "of letters, digits, '.', '_' and '-', a letter or digit first",
     r"^(txt|json\..+)$": "that is txt or json.FIELD",
     r"^[ -~]+$": "of plain ASCII characters",
+    r"\S": "that is not blank",
 }
 EXAMPLES: dict[str, Any] = {  # of fields that have no default, by name, or by model and name
     "Spec.name": "demo", "Model.name": "RN50", "Data.pretrain": {"shards": "shards/demo/train/*.tar"},
