@@ -15,8 +15,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-# two processes, each a file at a time; all product code is measured, children too
-TESTS := -q -n 2 --dist loadfile --durations=25 --cov --cov-report=term --cov-fail-under=92 $(if $(SHUFFLE),--shuffle $(SHUFFLE))
+# two processes, each a file at a time, the longest files first (tests/conftest.py); all product code is measured, children too
+TESTS := -q -n 2 --dist loadfile --no-loadscope-reorder --durations=25 --cov --cov-report=term --cov-fail-under=92 $(if $(SHUFFLE),--shuffle $(SHUFFLE))
 MINI := main $(filter-out main,$(basename $(notdir $(wildcard specs/mini/*.yaml))))
 
 .PHONY: demo test check nightly nightly-one nightly-tools lint clean schema mini bench gpu wheels

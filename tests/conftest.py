@@ -42,9 +42,13 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ["ANTIDOTE_COVERAGE"] = str(config.rootpath / ".coverage")
 
 
+LONGEST = ("run", "study", "exactness", "cleaning", "endings", "transforms", "launch", "precision", "report", "page")
+LENGTHS = {name: place for place, name in enumerate(LONGEST)}
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skips gpu tests where there is none to see. With --shuffle the files in another order, and the tests in each: a file's
-    fixtures are made once."""
+    """Skips gpu tests where there is none to see. The longest files first, so that no process is left with one at the end;
+    with --shuffle the files in another order, and the tests in each: a file's fixtures are made once."""
     if config.getoption("gpu_tests_on") == "cuda" and (
         of_gpus := [item for item in items if item.get_closest_marker("gpu")]
     ):
@@ -55,6 +59,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             for item in of_gpus:
                 item.add_marker(skip)
     if (seed := config.getoption("shuffle")) is None:
+        items.sort(key=lambda item: LENGTHS.get(item.path.stem.removeprefix("test_"), len(LENGTHS)))
         return
     draw, files = random.Random(seed), dict.fromkeys(item.path for item in items)
     places = {path: draw.random() for path in files}

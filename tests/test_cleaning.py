@@ -374,7 +374,8 @@ def test_moments_that_are_not_there_are_named(arms: Study, tmp_path: Path) -> No
         start.moments_of(tmp_path / "x.pt")
 
 
-@pytest.mark.parametrize("zero", [pytest.param(1, marks=pytest.mark.slow), 3])
+@pytest.mark.slow
+@pytest.mark.parametrize("zero", [1, 3])
 def test_moments_are_inherited_alike_on_two_processes_under_zero(
     arms: Study, world: Path, tmp_path: Path, zero: int
 ) -> None:

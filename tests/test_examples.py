@@ -12,7 +12,7 @@ from conftest import ROOT, SPEC, antidote, environment
 from ruamel.yaml import YAML
 
 from configs.plan import runs
-from configs.spec import load
+from configs.spec import Spec, load
 from data.shards import read_index
 
 SMALL: dict[str, Any] = {  # what an example says is made small, where it says it
@@ -48,6 +48,17 @@ def small(tree: dict[str, Any]) -> dict[str, Any]:
     return tree
 
 
+def test_every_example_of_the_page_on_cleaning_is_a_spec() -> None:
+    yaml = YAML(typ="safe", pure=True)
+    base = yaml.load(SPEC.format(world="shards/tiny"))
+    seen = set()
+    for text in examples():
+        spec = Spec.model_validate(small(merged(base, yaml.load(text))))
+        seen.add(spec.model_dump_json())
+    assert len(seen) > 20, "each says something else"
+
+
+@pytest.mark.slow
 def test_every_example_of_the_page_on_cleaning_runs(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = SPEC.format(world=world).replace("epochs: 2", "epochs: 1")
     (tmp_path / "first.yaml").write_text(base)
@@ -79,7 +90,7 @@ def test_every_example_of_the_page_on_cleaning_runs(world: Path, tmp_path: Path,
         specs.append(path)
     assert len(specs) > 20
     out = forked.run(
-        [sys.executable, str(ROOT / "tests/examples.py"), *map(str, specs)], cwd=tmp_path, env=environment(), timeout=220,
+        [sys.executable, str(ROOT / "tests/examples.py"), *map(str, specs)], cwd=tmp_path, env=environment(), timeout=600,
     )  # fmt: skip
     codes = dict(line.rsplit(" ", 1) for line in out.stdout.splitlines() if line.startswith(str(tmp_path)))
     assert codes == {str(path): "0" for path in specs}, out.stderr[-3000:]

@@ -187,7 +187,11 @@ class Slow(Numbers):
             signal.SIGKILL,
             r"a loader worker \(process \d+\) ended before its time: it was killed, as the kernel does when",
         ),
-        (signal.SIGSTOP, r"a loader worker \(process \d+\) was stopped and its batch does not come"),
+        pytest.param(
+            signal.SIGSTOP,
+            r"a loader worker \(process \d+\) was stopped and its batch does not come",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_worker_that_is_killed_or_stopped_ends_the_run_in_one_sentence(

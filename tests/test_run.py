@@ -94,7 +94,7 @@ def test_the_uncleaned_model_is_where_cleaning_starts(whole: Path) -> None:
     assert (first["top1"], first["asr"]) == (last["top1"], last["asr"])
 
 
-@pytest.mark.parametrize("zero", [0, 1, pytest.param(2, marks=pytest.mark.slow), 3])
+@pytest.mark.parametrize("zero", [0, *(pytest.param(stage, marks=pytest.mark.slow) for stage in (1, 2)), 3])
 def test_two_processes_write_the_journal_of_one(whole: Path, spec: Path, zero: int) -> None:
     """24 steps of pre-training and 4 of cleaning; at stage 1 through DeepSpeed's own launcher."""
     launcher = zero == 1

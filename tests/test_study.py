@@ -221,6 +221,7 @@ def test_sigterm_saves_the_runs_of_all_jobs(undisturbed: Path, twelve: Path) -> 
     assert list(study.glob("clean-*/checkpoints/step-*/manifest.json"))
 
 
+@pytest.mark.slow
 def test_runs_are_pruned_by_the_median_rule_and_go_on_without_it(world: Path, tmp_path: Path) -> None:
     """Of five cleanings the two that destroy the model reach nothing; they stop after the first epoch that may stop."""
     (tmp_path / "tiny.yaml").write_text(SPEC.format(world=world))
