@@ -146,7 +146,8 @@ class Crew:
         it has nothing to do with workers."""
         for process in self.processes:
             if isinstance(error, OSError | EOFError):  # it may be about to die
-                process.join(LOOK)
+                with suppress(RuntimeError):  # torch raises one in the midst of this when it does
+                    process.join(LOOK)
             if process.exitcode:
                 return _died(process.pid, process.exitcode)
         if "timed out after" not in str(error):
