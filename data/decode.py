@@ -2,7 +2,7 @@
 
 Pixels: the shorter side is resized to the model's size with an antialiased bicubic filter and the centre is cut out,
 as CLIP's evaluation transform does (Radford et al. 2021); uint8 throughout. `exact` stays within one level of Pillow's
-result; `fast` decodes at a reduced scale where that suffices and filters linearly.
+result, two at a few edges from black to white; `fast` decodes at a reduced scale where that suffices and filters linearly.
 
 Whether a picture is good is decided in `whole`, from its bytes alone and never from the size or the mode that is asked for,
 so that an audit and every run judge it alike. What decoding costs is bounded before it begins: about 900 MB and a few
@@ -155,8 +155,9 @@ def squeezed(rgb: np.ndarray, side: int) -> np.ndarray:
 def resized(rgb: np.ndarray, height: int, width: int, mode: DecodeMode = "exact") -> np.ndarray:
     """uint8 [height, width, 3] of uint8 [H, W, 3].
 
-    PyTorch's filter is a few times as fast as Pillow's and the same to one level where a picture shrinks and is at most
-    twice as high as wide; beyond, Pillow 13 filters columns first, and enlarging differs by up to six levels (measured).
+    PyTorch's filter is a few times as fast as Pillow's and the same to one level (two at hard edges) where a picture
+    shrinks and is at most twice as high as wide; beyond, Pillow 13 filters columns first, and enlarging differs by up to
+    six levels (measured).
     """
     if mode == "exact" and (height > rgb.shape[0] or rgb.shape[0] > 2 * rgb.shape[1]):
         return np.array(Image.fromarray(rgb).resize((width, height), Image.Resampling.BICUBIC))

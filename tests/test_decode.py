@@ -58,6 +58,16 @@ def test_exact_pictures_are_pillows_to_one_level(width: int, height: int, kind: 
     assert np.abs(out.astype(int) - expected).max() <= 1
 
 
+@settings(max_examples=20, deadline=None)
+@given(st.integers(65, 500), st.integers(65, 500), st.integers(1, 9), st.integers(0, 99))
+def test_hard_edges_are_pillows_to_two_levels_and_nearly_all_to_one(width: int, height: int, side: int, seed: int) -> None:
+    fields = np.random.default_rng(seed).integers(0, 2, (height // side + 1, width // side + 1, 3), np.uint8)
+    image = Image.fromarray(np.kron(255 * fields, np.ones((side, side, 1), np.uint8))[:height, :width])
+    levels = np.abs(decode.picture(image_bytes(image), 64).astype(int) - by_pillow(image, 64))
+    assert levels.max() <= 2
+    assert (levels > 1).mean() < 0.001
+
+
 @settings(max_examples=15, deadline=None)
 @given(st.integers(32, 700), st.integers(32, 700))
 def test_fast_pictures_look_the_same(width: int, height: int) -> None:
