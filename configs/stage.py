@@ -85,3 +85,14 @@ class Stage(Section):
                 f"{self.transform.kind} removes; use fresh"
             )
         return self
+
+    @model_validator(mode="after")
+    def _takes_nothing_that_is_forgotten(self) -> "Stage":
+        if self.transform is not None and self.transform.forgets:
+            kept = (("optimizer.state", self.optimizer.state, "fresh"), ("norms", self.norms, "trained"))
+            for field, value, only in kept:
+                if value != only:
+                    raise ValueError(
+                        f"{field} is {value}, but transform {self.transform.kind} leaves nothing of the start; use {only}"
+                    )
+        return self

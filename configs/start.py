@@ -40,6 +40,7 @@ class TransformSection(Section):
     """What is done to the start's weights before the first step; the functions are in engine/models/transforms/."""
 
     removes_neurons: ClassVar[bool] = False  # of the picture tower, which must be of a kind whose neurons are known
+    forgets: ClassVar[bool] = False  # nothing of the start's weights is left
 
 
 class ShrinkPerturb(TransformSection):
@@ -52,6 +53,17 @@ class ShrinkPerturb(TransformSection):
     kind: Literal["shrink_perturb"]
     shrink: float = Field(0.95, ge=0, le=1)
     perturb: float = Field(1e-4, ge=0)
+
+
+class Fresh(TransformSection):
+    """Freshly initialised weights instead of the start's, the same on every process; running statistics, scale and bias too.
+
+    The control of a study of cleaners: what training on the clean data alone gives. One that does no better has thrown the
+    model away.
+    """
+
+    forgets: ClassVar[bool] = True
+    kind: Literal["fresh"]
 
 
 class FinePrune(TransformSection):
@@ -84,7 +96,7 @@ class Anp(TransformSection):
     steps: int = Field(2000, ge=0)
 
 
-AnyTransform = Annotated[ShrinkPerturb | FinePrune | Anp, Field(discriminator="kind")]
+AnyTransform = Annotated[ShrinkPerturb | Fresh | FinePrune | Anp, Field(discriminator="kind")]
 
 
 def weights_of(start: Start) -> Path | None:

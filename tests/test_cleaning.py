@@ -28,6 +28,7 @@ sweep:
     none: {clean.epochs: 0}
     same: {clean.objective: {kind: mmcl}, clean.transform: {kind: shrink_perturb, shrink: 1.0, perturb: 0.0}}
     shrunk: {clean.epochs: 0, clean.transform: {kind: shrink_perturb, shrink: 0.9, perturb: 0.5}}
+    scratch: {clean.epochs: 0, clean.transform: {kind: fresh}}
     par0: {clean.objective: {kind: par, tau: 0.0, learn_scale: true}}
     par: {clean.objective: {kind: par, learn_scale: true}}
     often: {clean.objective: {kind: mmcl}, clean.measure_steps: 3}
@@ -163,6 +164,16 @@ def test_shrink_and_perturb_by_its_formula(arms: Study) -> None:
     theirs = dict(fresh.clip.named_parameters()) | {"logit_scale": torch.tensor(math.log(1 / 0.07))}
     for name, value in arms.weights("shrunk").items():
         assert torch.allclose(value, 0.9 * arms.start[name] + 0.5 * theirs[name], atol=1e-6), name
+
+
+def test_a_fresh_transform_leaves_nothing_of_the_start(arms: Study) -> None:
+    from data.seeding import derive_seed
+
+    fresh = clip.build("test-vit", derive_seed(3, "fresh"))
+    theirs = dict(fresh.clip.named_parameters()) | {"logit_scale": torch.tensor(math.log(1 / 0.07))}
+    assert equal(arms.weights("scratch"), {name: value.detach() for name, value in theirs.items()})
+    assert not arms.start.keys() ^ theirs.keys()
+    assert not any(torch.equal(arms.start[name], value) for name, value in theirs.items() if value.ndim > 1)
 
 
 def size(weights: dict[str, torch.Tensor]) -> float:

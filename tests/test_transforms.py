@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from configs.stage import Stage
-from configs.start import Anp, AnyTransform, FinePrune
+from configs.start import Anp, AnyTransform, FinePrune, Fresh
 from data.loader import Workers
 from data.pipeline import Batch
 from data.refusal import UserError
@@ -337,6 +337,37 @@ def test_anp_removes_the_planted_neuron_alone_and_leaves_the_others_as_they_were
     assert dead(neurons) == [7]
     for i, (then, now) in enumerate(zip(before, sides(neurons), strict=True)):
         assert i == 7 or all(torch.equal(a, b) for a, b in zip(then, now, strict=True))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_fresh_weights_are_fresh_in_running_statistics_and_scale_too_and_come_from_the_seed_alone(name: str) -> None:
+    towers = fitted(name)  # its running statistics have moved, where it has any
+    before, asks = state(towers), [p.requires_grad for p in towers.parameters()]
+    assert build_transform(Fresh(kind="fresh"))(towers, {"scale": SCALE + 1, "bias": SCALE}, inputs(name)) == ({}, None)
+    first, other = state(towers), state(build(name))
+    assert not any(
+        torch.equal(first[key], other[key]) for key in first if first[key].ndim > 1
+    )  # not the pre-training's draw
+    for norm in towers.norms:
+        assert not norm.running_mean.any()
+        assert bool((norm.running_var == 1).all())
+    build_transform(Fresh(kind="fresh"))(towers, {}, inputs(name))
+    assert all(torch.equal(value, first[key]) for key, value in towers.state_dict().items())
+    assert any(not torch.equal(before[key], value) for key, value in first.items())
+    assert [p.requires_grad for p in towers.parameters()] == asks
+
+
+@pytest.mark.parametrize(
+    "field", [{"norms": "frozen"}, {"norms": "estimated"}, {"state": "inherited"}, {"state": "published"}]
+)
+def test_fresh_weights_take_nothing_of_the_start(field: dict[str, str]) -> None:
+    optimizer = {"rate": 1} | {key: value for key, value in field.items() if key == "state"}
+    norms = {key: value for key, value in field.items() if key == "norms"}
+    fields = {"objective": {"kind": "mmcl"}, "epochs": 1, "batch": 8, "optimizer": optimizer, "transform": {"kind": "fresh"}}
+    with pytest.raises(
+        ValidationError, match="is [a-z]+, but transform fresh leaves nothing of the start; use (fresh|trained)"
+    ):
+        Stage.model_validate(fields | norms)
 
 
 def test_every_transform_of_a_spec_has_its_function_and_can_be_sent_to_a_worker() -> None:

@@ -8,14 +8,20 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from configs.start import Anp, AnyTransform, FinePrune, ShrinkPerturb
+from configs.start import Anp, AnyTransform, FinePrune, Fresh, ShrinkPerturb
 from engine.models.transforms.anp import anp
 from engine.models.transforms.contract import Transform
 from engine.models.transforms.fine_prune import fine_prune
+from engine.models.transforms.fresh import fresh
 from engine.models.transforms.shrink_perturb import shrink_perturb
 
 # each function takes its own section first, which no type of dict can say
-TRANSFORMS: dict[type, Callable[..., Any]] = {ShrinkPerturb: shrink_perturb, FinePrune: fine_prune, Anp: anp}
+TRANSFORMS: dict[type, Callable[..., Any]] = {
+    ShrinkPerturb: shrink_perturb,
+    Fresh: fresh,
+    FinePrune: fine_prune,
+    Anp: anp,
+}
 
 
 def build(section: AnyTransform) -> Transform:
