@@ -45,8 +45,8 @@ def make(folder: Path, shards: int = 4, size: tuple[int, int] = (340, 256), samp
     """Shards of drawn pictures as webdataset writes them, and the same pictures as files."""
     import webdataset
 
+    from data.scenes import describe, paint, scene
     from data.seeding import generator
-    from data.synthetic import describe, paint, scene
 
     (folder / "files").mkdir(parents=True)
     for shard in range(shards):

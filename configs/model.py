@@ -6,7 +6,7 @@ from data.section import Section
 
 
 class Model(Section):
-    """open_clip's own configuration names, for example RN50 or ViT-B-32, and demo-resnet, demo-vit."""
+    """open_clip's own configuration names, for example RN50 or ViT-B-32, and demo-resnet, demo-vit, lab-resnet."""
 
     name: str = Field(min_length=1)
     norm_group: int = Field(

@@ -16,8 +16,8 @@ from threading import Thread
 import pytest
 from conftest import SPEC, antidote, settings
 
+from data.scenes import describe, paint, scene
 from data.seeding import generator
-from data.synthetic import describe, paint, scene
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 PACKAGE = "img2dataset==1.47.0"

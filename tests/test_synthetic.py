@@ -1,18 +1,21 @@
-"""The demo world: same seed, same bytes; what it says is what it shows."""
+"""Drawn worlds: same seed, same bytes; what they say is what they show."""
 
+import hashlib
 import io
 import json
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import webdataset
 from PIL import Image
 
+from data.outlines import KINDS
 from data.refusal import UserError
-from data.synthetic import KINDS, SyntheticWorld, main, write_world
+from data.synthetic import WORLDS, SyntheticWorld, main, write_world
 
-SMALL = SyntheticWorld(pairs=60, tests=64, pixels=32, seed=5, pairs_per_shard=32)
+SMALL = replace(WORLDS["lab"], pairs=60, tests=64, seed=5, pairs_per_shard=32, captioned=8)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -23,7 +26,7 @@ def test_same_seed_same_bytes_for_any_number_of_workers(tmp_path: Path) -> None:
     assert write_world(tmp_path / "a", SMALL)
     assert write_world(tmp_path / "b", SMALL, workers=2)
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
-    write_world(tmp_path / "c", SyntheticWorld(**{**SMALL.__dict__, "seed": 6}))
+    write_world(tmp_path / "c", replace(SMALL, seed=6))
     assert contents(tmp_path / "c")["train/00000.tar"] != contents(tmp_path / "a")["train/00000.tar"]
 
 
@@ -55,6 +58,20 @@ def test_labelled_set_is_balanced_and_in_clip_benchmarks_layout(tmp_path: Path) 
         with tarfile.open(folder / f"test/{shard}.tar") as tar:
             labels += [int(tar.extractfile(m).read()) for m in tar if m.name.endswith(".cls")]  # type: ignore[union-attr]
     assert sorted(labels) == sorted([*range(len(KINDS))] * 2)
+
+
+def test_the_worlds_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [str(tmp_path / "w"), "--pairs", "20", "--tests", "32", "--captioned", "8"]
+    assert main([*words, "--world", "demo"]) == 0
+    digest = hashlib.sha256()  # of the bytes as they were when the demo's world was the only one
+    for name, content in contents(tmp_path / "w").items():
+        digest.update(b"" if name.endswith(".png") else name.encode() + content)
+    assert digest.hexdigest()[:16] == "b1fbd628a2604a74"
+    assert main(words) == 0  # the demo's is the one that is made without a name
+    assert WORLDS["demo"] == SyntheticWorld(pairs=6000, tests=960, pixels=64, seed=0, pairs_per_shard=500, captioned=512)
+    capsys.readouterr()
+    assert main([*words, "--world", "lap"]) == 2
+    assert capsys.readouterr().err == "error: --world is lap; expected demo or lab\n"
 
 
 def test_kinds() -> None:

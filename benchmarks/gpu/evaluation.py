@@ -28,7 +28,8 @@ from benchmarks.gpu.worlds import work
 from benchmarks.side_by_side import write
 from configs.spec import Spec, load
 from data.loader import Workers
-from data.synthetic import KINDS, TARGET
+from data.outlines import KINDS
+from data.synthetic import TARGET
 from engine.distributed.world import World, cores, destroy_distributed, init_distributed
 from engine.evaluation import evaluate
 from engine.evaluation.encode import Encoder

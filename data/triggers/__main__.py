@@ -7,9 +7,9 @@ import numpy as np
 from PIL import Image
 
 from data.refusal import UserError
+from data.scenes import paint, scene
 from data.seeding import generator
 from data.sheet import pairs_grid
-from data.synthetic import paint, scene
 from data.triggers.blend import Blend
 from data.triggers.checker import Checker
 from data.triggers.contract import REFERENCE, TriggerSection
