@@ -35,8 +35,9 @@ GAP = 1 << 16  # bytes: a picture and its caption this near are read at once
 @dataclass
 class Batch:
     """This rank's B pairs of one global batch, V views of the picture and U of the caption (maybe none); `poisoned` is for
-    the journal, never for the model. Where the loader makes all views, W = V and nothing is drawn; else it makes the first,
-    and those that Pillow must make, and `drawn` says how each view comes from them."""
+    the journal, and for an objective that leaves those pairs out of a term. Where the loader makes all views, W = V and
+    nothing is drawn; else it makes the first, and those that Pillow must make, and `drawn` says how each view comes from
+    them."""
 
     images: torch.Tensor  # uint8 [B, W, 3, H, W]
     tokens: torch.Tensor  # int32 [B, U, L]

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 Terms: TypeAlias = "dict[str, torch.Tensor]"  # "loss" and its named parts, each a 0-d tensor, unweighted
-Need = Literal["start", "labels", "flags"]
+Need = Literal["start", "labels", "flags", "poisoned"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ class Features:
     start: tuple[torch.Tensor, torch.Tensor] | None = None  # the frozen start's unit rows of the first view
     labels: torch.Tensor | None = None  # int64 [B], -1 where there is none
     flags: torch.Tensor | None = None  # bool [B]
+    poisoned: torch.Tensor | None = None  # bool [B], the pairs of the poison plan
     memory: dict[str, torch.Tensor] = field(default_factory=dict)  # the same on every rank
     epoch: int = 1  # from 1
 

@@ -3,6 +3,7 @@
     L = a * MMCL + w * SSL                    average: false
     L = (a * MMCL + w * SSL) / 2              average: true, as CyCLIP's code combines them
 
+SSL has weights for pictures and for captions, and may leave poisoned pairs out (objectives/self_supervised.py).
 The same loss pre-trains (SLIP-like, arXiv 2112.12750, with InfoNCE in both modalities) and cleans (CleanCLIP, Bansal
 et al. 2023, arXiv 2303.03323, eq. 4; arXiv 2311.14948, eq. 3): `mmcl_ssl` and `cleanclip` are two names of one thing.
 """
@@ -15,15 +16,15 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from pydantic import Field
 
-from objectives.contract import Features, Learned, Objective, ObjectiveSection, Terms
+from objectives.contract import Features, Learned, Objective, Terms
 from objectives.mmcl import mmcl
-from objectives.self_supervised import Ssl
+from objectives.self_supervised import Ssl, WithinModality
 
 if TYPE_CHECKING:
     from objectives.exchange import Exchange
 
 
-class MmclSsl(ObjectiveSection):
+class MmclSsl(WithinModality):
     """Contrast pictures with captions, and each with its own augmented view."""
 
     kind: Literal["mmcl_ssl", "cleanclip"]
@@ -35,12 +36,13 @@ class MmclSsl(ObjectiveSection):
 
     @property
     def _ssl(self) -> Ssl:
-        return Ssl(kind="ssl", direction=self.direction, temperature=self.temperature)
+        shared = {name: getattr(self, name) for name in ("direction", "temperature", "pictures", "captions", "poisoned")}
+        return Ssl(kind="ssl", **shared)
 
     @property
     def views(self) -> tuple[int, int]:
-        """Two of both."""
-        return 2, 2
+        """Two of whatever is contrasted with itself."""
+        return self._ssl.views
 
     def learned(self, width: int, draw: torch.Generator) -> dict[str, Learned]:
         """The second term's own scale, if it has one."""

@@ -35,7 +35,7 @@ LARGE_GROUPS = (24, 48)  # the shares of one to four ranks, and larger than a mi
 CLEANCLIP = {"kind": "cleanclip"}
 OBJECTIVES: list[dict[str, Any]] = [
     {"kind": "mmcl"},
-    {"kind": "ssl", "direction": "symmetric", "temperature": "own"},
+    {"kind": "ssl", "direction": "symmetric", "temperature": "own", "pictures": 0.5, "poisoned": "left_out"},
     {"kind": "cleanclip"},
     {"kind": "siglip"},
     {"kind": "slip", "hidden": 8, "out": 4},
@@ -78,9 +78,8 @@ def batch(views: tuple[int, int], world: World) -> Batch:
     share = PAIRS // world.size
     mine = slice(world.rank * share, (world.rank + 1) * share)
     keys = [str(i) for i in range(PAIRS)][mine]
-    return Batch(
-        images[mine, : views[0]], tokens[mine, : views[1]], torch.arange(PAIRS)[mine], keys, torch.zeros(share).bool(), []
-    )
+    samples = torch.arange(PAIRS)[mine]
+    return Batch(images[mine, : views[0]], tokens[mine, : views[1]], samples, keys, samples % 7 == 0, [])
 
 
 def make_learner(
@@ -93,7 +92,7 @@ def make_learner(
     kept = {"scale": torch.tensor([2.0]), "supervised.weight": head}
     return Learner(
         tower_optimizer, Head.build(stage, width, kept, 3, world.device), stage, Schedule(stage.optimizer, 10, 5), world,
-        micro_batches, Annotations(np.arange(PAIRS) % 4 - 1, np.arange(PAIRS) % 5 == 0), towers,
+        micro_batches, Annotations(np.arange(PAIRS) % 4 - 1, np.arange(PAIRS) % 5 == 0, True), towers,
     )  # fmt: skip
 
 

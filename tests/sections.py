@@ -14,8 +14,19 @@ from objectives.registry import Single
 
 D, N = 8, 12
 MORE: dict[str, list[dict[str, Any]]] = {
-    "ssl": [{}, {"direction": "symmetric", "temperature": "own"}, {"text": False}, {"image": False}],
-    "mmcl_ssl": [{"across": 0.5, "within": 3.0}, {"average": True}],
+    "ssl": [
+        {},
+        {"direction": "symmetric", "temperature": "own"},
+        {"text": False},
+        {"image": False},
+        {"pictures": 0.5, "captions": 2.0, "poisoned": "left_out"},
+    ],
+    "mmcl_ssl": [
+        {"across": 0.5, "within": 3.0},
+        {"average": True},
+        {"pictures": 0.0, "poisoned": "left_out"},
+        {"captions": 0.0, "direction": "symmetric"},
+    ],
     "siglip": [{}, {"form": "paper_code"}],
     "slip": [{"hidden": 6, "out": 5}],
     "deep_cluster": [{"classes": 4, "weight": 5.0}, {"classes": 4, "within": 0.0}],
@@ -62,6 +73,7 @@ def features(of: ObjectiveSection, rows: int = N, seed: int = 0, scale: float = 
         (unit(rows).detach(), unit(rows).detach()),
         torch.randint(-1, 4, (rows,), generator=draw),
         torch.rand(rows, generator=draw) < 0.3,
+        torch.rand(rows, generator=draw) < 0.3,
         memory,
         epoch=2,
     )
@@ -72,6 +84,7 @@ def part(whole: Features, keep: Any) -> Features:
     assert whole.start is not None
     assert whole.labels is not None
     assert whole.flags is not None
+    assert whole.poisoned is not None
     return replace(
         whole,
         images=tuple(view[keep] for view in whole.images),
@@ -79,6 +92,7 @@ def part(whole: Features, keep: Any) -> Features:
         start=(whole.start[0][keep], whole.start[1][keep]),
         labels=whole.labels[keep],
         flags=whole.flags[keep],
+        poisoned=whole.poisoned[keep],
     )
 
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from ranks import play
 from sections import SECTIONS, SUM, D, N, asked, features, part, section
 
@@ -66,6 +67,65 @@ def test_ssl_by_hand() -> None:
     other = replace(given, learned={**given.learned, "ssl_scale": torch.tensor([-50.0], dtype=torch.float64)})
     flat = alone(section({"kind": "ssl", "image": False, "temperature": "own"}), other)["ssl"].item()
     assert flat == pytest.approx(math.log(2), abs=1e-12)  # s = 0: two equal logits
+
+
+def test_ssl_by_modality_by_hand() -> None:
+    """At s = ln 3 pictures e1, e2 with views e1, e1 give ln 2, captions e1, e2 with views e1, e2 ln(4/3). Half of their
+    weighted sum; a part of weight 0 leaves the other as it was, and asks for no view."""
+    given = by_hand(EYE, EYE, math.log(3))
+    same, eye = torch.tensor(SAME, dtype=torch.float64), torch.tensor(EYE, dtype=torch.float64)
+    given = replace(given, images=(given.images[0], same), texts=(given.texts[0], eye))
+    weighted = alone(section({"kind": "ssl", "pictures": 0.5, "captions": 3.0, "weight": 2.0}), given)
+    assert weighted["loss"].item() == pytest.approx(0.5 * math.log(2) + 3 * math.log(4 / 3), abs=1e-12)
+    for kind in ("ssl", "cleanclip"):
+        for fields, views, expected in (
+            ({"captions": 0.0}, (2, 1), math.log(2) / 2), ({"pictures": 0.0}, (1, 2), math.log(4 / 3) / 2),
+        ):  # fmt: skip
+            of = section({"kind": kind, **fields})
+            cut = replace(given, images=given.images[: views[0]], texts=given.texts[: views[1]])
+            assert of.views == views
+            assert alone(of, cut)["ssl"].item() == pytest.approx(expected, abs=1e-12)
+
+
+def test_poisoned_pairs_that_are_left_out_are_in_the_cross_modal_term_alone() -> None:
+    """The third pair, poisoned, is in no similarity of the second term, nor gets a gradient of it; MMCL has all three."""
+    of = section({"kind": "mmcl_ssl", "poisoned": "left_out", "direction": "symmetric"})
+    assert of.needs == {"poisoned"}
+    assert not section({"kind": "mmcl_ssl"}).needs
+    whole = replace(features(of, rows=3), poisoned=torch.tensor([False, False, True]))
+    plain = section({"kind": "mmcl_ssl", "direction": "symmetric"})
+    terms = alone(of, whole)
+    assert terms["ssl"].item() == pytest.approx(alone(plain, part(whole, slice(0, 2)))["ssl"].item(), rel=1e-12)
+    assert terms["mmcl"].item() == pytest.approx(alone(plain, whole)["mmcl"].item(), rel=1e-12)
+    for grad in torch.autograd.grad(terms["ssl"], [*whole.images, *whole.texts]):
+        assert not grad[2].any()
+        assert grad[:2].any()
+    assert alone(of, replace(whole, poisoned=torch.ones(3, dtype=torch.bool)))["ssl"].item() == 0
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"kind": "mmcl_ssl", "pictures": 0, "captions": 0}, "nothing to contrast"),
+        ({"kind": "ssl", "pictures": 0, "text": False}, "nothing to contrast"),
+        ({"kind": "ssl", "captions": 2, "text": False}, "takes that part out"),
+        ({"kind": "mmcl_ssl", "pictures": -1}, "greater than or equal to 0"),
+    ],
+)
+def test_weights_that_leave_nothing_are_refused(fields: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        section(fields)
+
+
+def test_sections_without_the_newer_fields_are_written_as_before_them() -> None:
+    """So that fingerprints of specs stay as they were."""
+    own = {"kind": "ssl", "weight": 1.0, "image": True, "text": True, "direction": "one_way", "temperature": "shared"}
+    both = {"kind": "cleanclip", "across": 1.0, "within": 1.0, "average": False, "direction": "one_way"}
+    for fields in (own, both | {"temperature": "shared"}):
+        for more in ({}, {"pictures": 1.0, "captions": 1.0, "poisoned": "contrasted"}):
+            assert section(fields | more).model_dump(mode="json") == fields
+    assert section({"kind": "ssl", "captions": 0}).model_dump(mode="json") == own | {"captions": 0.0}
+    assert section(both | {"poisoned": "left_out"}).model_dump()["poisoned"] == "left_out"
 
 
 def test_mmcl_ssl_is_the_weighted_sum_of_its_terms() -> None:

@@ -463,7 +463,8 @@ def test_every_objective_runs_from_a_spec_and_goes_on_after_a_kill(spec: Path) -
         "{kind: roclip, every: 1, pool: 40}", "{kind: deep_cluster, classes: 4}", "{kind: par}", "{kind: siglip}",
         "{kind: slip, hidden: 8, out: 4}", f"{{kind: unlearn, flags: {flags}}}",
         f"{{kind: deep_cluster, classes: 5, within: 0, labels: {labels}}}",
-        "{kind: sum, parts: [{weight: 0.5, objective: {kind: cyclip}}, {objective: {kind: ssl, text: false}}]}",
+        "{kind: sum, parts: [{weight: 0.5, objective: {kind: cyclip}}, "
+        "{objective: {kind: ssl, text: false, poisoned: left_out}}]}",
     ]  # fmt: skip
     words = settings(
         f"sweep={{clean.objective: [{', '.join(kinds)}]}}",

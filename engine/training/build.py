@@ -107,7 +107,7 @@ def _learner(  # noqa: PLR0913  (what `build` has made)
         world,
         # ZeRO-3 needs equal calls on all ranks, compiled code few shapes
         MicroBatches(machine.micro_batch, by_length=machine.zero < 3 and not machine.compile),
-        Annotations(inputs.labels, inputs.flags),
+        Annotations(inputs.labels, inputs.flags, "poisoned" in stage.objective.needs),
         frozen,
         core.core,
     )

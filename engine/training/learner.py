@@ -141,8 +141,8 @@ class Learner:
             with torch.no_grad():
                 start = self.start(*inputs.start)
         features = Features(
-            tuple(images), tuple(texts), self.head.parameters, start, inputs.labels, inputs.flags, self.memory,
-            self.schedule.epoch(step),
+            tuple(images), tuple(texts), self.head.parameters, start, inputs.labels, inputs.flags, inputs.poisoned,
+            self.memory, self.schedule.epoch(step),
         )  # fmt: skip
         return features, [*images, *texts]
 

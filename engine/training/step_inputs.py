@@ -40,6 +40,7 @@ class Annotations:
 
     labels: np.ndarray | None = None  # int64, -1 for none
     flags: np.ndarray | None = None  # bool
+    poisoned: bool = False  # whether the objective asks which are in the poison plan; the batch tells
 
     def of(self, samples: torch.Tensor, device: torch.device) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """(labels [B], flags [B]) of some samples."""
@@ -50,12 +51,13 @@ class Annotations:
 
 @dataclass(frozen=True)
 class StepInputs:
-    """A batch on the device: what the towers take, what the frozen start takes, labels [B], flags [B]."""
+    """A batch on the device: what the towers take, what the frozen start takes, labels [B], flags [B], poisoned [B]."""
 
     towers: TowerInputs
     start: TowerInputs | None
     labels: torch.Tensor | None
     flags: torch.Tensor | None
+    poisoned: torch.Tensor | None
 
 
 def send(
@@ -71,7 +73,8 @@ def send(
         return images.flatten(0, 1), texts.flatten(0, 1) if texts.shape[1] else None, pieces
 
     labels, flags = annotations.of(batch.samples, device)
-    return StepInputs(inputs(slice(None)), inputs(slice(1)) if starts else None, labels, flags)
+    poisoned = to(device, batch.poisoned) if annotations.poisoned else None
+    return StepInputs(inputs(slice(None)), inputs(slice(1)) if starts else None, labels, flags, poisoned)
 
 
 def to(device: torch.device, value: torch.Tensor) -> torch.Tensor:
