@@ -27,12 +27,12 @@ Ablation = dict[str, dict[Place, list[Reached]]]  # by way of pre-training and p
 
 def by_setting(panels: Sequence[Panel], setting: str) -> Ablation:
     """Along a swept setting of the cleaning; a point without it has no place."""
-    return _ablation(panels, lambda info: [info.swept[setting]] if setting in info.swept else [])
+    return by_place(panels, lambda info: [info.swept[setting]] if setting in info.swept else [])
 
 
 def by_cleaner(panels: Sequence[Panel]) -> Ablation:
     """By what the cleaning is called."""
-    return _ablation(panels, lambda info: [info.objective])
+    return by_place(panels, lambda info: [info.objective])
 
 
 def by_epoch(panels: Sequence[Panel]) -> Ablation:
@@ -69,7 +69,8 @@ def settings(panels: Sequence[Panel]) -> list[str]:
     return [name for name, numbers in values.items() if len(numbers) > 1]
 
 
-def _ablation(panels: Sequence[Panel], places: Callable[[PointInfo], Iterable[Place]]) -> Ablation:
+def by_place(panels: Sequence[Panel], places: Callable[[PointInfo], Iterable[Place]]) -> Ablation:
+    """By the places that each point has on an axis, over everything else."""
     out: Ablation = {}
     for panel in panels:
         groups: dict[Place, dict[int | None, Points]] = {}

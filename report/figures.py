@@ -14,14 +14,30 @@ from report.plots.ablation import ablation
 from report.plots.answers import Answers, answers
 from report.plots.curves import curves
 from report.plots.frontier import frontier
+from report.plots.phase import phase
+from report.plots.pretrainings import pretrainings
+from report.plots.strength import strength
+from report.plots.style import short
 from report.plots.trajectories import trajectories
 from report.points import ASR, Panel, curves_of, percent, rate_curves, rate_text
+from report.pretrainings import (
+    by_share,
+    by_way,
+    correlation_text,
+    ends_text,
+    extremes_text,
+    share_text,
+    strengths,
+)
 from report.verdict import Report
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
-SEEDS = "Each point is one seed; lines and bars are the means of those that have such a point, a cross counts the others."
+SEEDS = (
+    "Each point is one seed; lines and bars are the means of those that have such a point, upright lines the means' 95 % "
+    "bootstrap intervals, a cross counts the others."
+)
 GEOMETRY = {  # of the numbers that the measure geometry gives, what is drawn
     "similarity_clean": "cosine of pictures and their classes",
     "similarity_poisoned": "cosine of triggered pictures and the target",
@@ -48,6 +64,7 @@ def figures(report: Report) -> list[Figure]:
         _frontier(panels),
         *_cleaners(panels),
         *_along(panels),
+        *_ways(panels, report.study),
         *_runs(panels),
         *_pretraining(report.study),
         *_answers(report.study, panels),
@@ -103,8 +120,13 @@ def _along(panels: list[Panel]) -> Iterator[Figure]:
         yield Figure(
             f"along-{_file(setting)}",
             f"Along {setting}",
-            f"What cleaning reaches at each value of {setting}, over all other settings. {SEEDS}",
-            _ablation(by_setting(panels, setting), setting),
+            " ".join(
+                [
+                    f"What cleaning reaches at each value of {setting}, over all other settings. {SEEDS}",
+                    ends_text(results := by_setting(panels, setting), setting, short),
+                ]
+            ),
+            _ablation(results, setting),
             answers=True,
         )
     if len({point.label.epoch for panel in panels for point in panel.points}) > 1:
@@ -119,6 +141,39 @@ def _along(panels: list[Panel]) -> Iterator[Figure]:
 
 def _ablation(results: Ablation, axis: str) -> "Callable[[bool], Drawing]":
     return lambda narrow: ablation(results, axis, True, 1 if narrow else 2)
+
+
+def _ways(panels: list[Panel], study: Study) -> Iterator[Figure]:
+    """Ways of pre-training side by side, by the clean set's size, and against their models' strength."""
+    if shares := by_share(panels, study):
+        yield Figure(
+            "phase",
+            "By the size of the clean set",
+            "The best top-1 at ASR ≤ 5 % over all cleaners and settings, mean of the seeds that have such a point, by the "
+            f"clean set's share of the pairs pre-trained on. {ends_text(shares, 'a clean set of', share_text)}",
+            lambda narrow: phase(shares, narrow),
+            answers=True,
+        )
+    if 2 < len(panels) <= MOST and (ways := by_way(panels)):
+        yield Figure(
+            "pretrainings",
+            "Ways of pre-training side by side",
+            "What each cleaner reaches at its best setting. Small signs are seeds, large ones their means with 95 % "
+            f"bootstrap intervals; a cross counts seeds without such a point. {extremes_text(ways)}",
+            lambda narrow: pretrainings(ways, 1 if narrow else 2),
+            answers=True,
+        )
+    models = strengths(panels, study)
+    if len(models) > 2:
+        yield Figure(
+            "strength",
+            "Are stronger models harder to clean?",
+            "The best top-1 at ASR ≤ 5 % of all cleanings of a model as a share of its own, against the accuracy of a "
+            "linear probe on its picture tower before cleaning. Large signs are means over seeds. "
+            f"{correlation_text(models)}",
+            lambda narrow: strength(models, narrow),
+            answers=True,
+        )
 
 
 def _file(setting: str) -> str:

@@ -16,6 +16,7 @@ NAMES = {
     "cleanclip": "CleanCLIP",
     "cyclip": "CyCLIP",
     "slip": "SLIP",
+    "roclip": "RoCLIP",
     "par": "PAR",
     "deep_cluster": "deep clustering",
     "unlearn": "unlearning",

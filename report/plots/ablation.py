@@ -6,15 +6,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from measures.frontier import CAP, FLOOR
 from report.ablation import Ablation, Place
 from report.plots.style import LINES, SHAPES, grid, short, style, titles
+from report.scores import BEST, LOWEST, mean_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
+INTERVALS = 12  # places at which intervals are drawn: each takes a bootstrap, and on more they hide the means
+
+
 def ablation(results: Ablation, axis: str, joined: bool, columns: int = 2) -> "Figure":
     """The best accuracy at ASR <= 5 % and the lowest ASR at 95 % of the start's accuracy, in percent, at each place of an
-    axis: a point for each seed, a line or a bar through their means. A cross on the edge counts seeds without one."""
+    axis: a point for each seed, a line or a bar through their means, at up to INTERVALS places with their 95 % bootstrap
+    intervals. A cross on the edge counts seeds without one."""
     places = list(dict.fromkeys(place for line in results.values() for place in line))
     numbers = [float(place) for place in places if not isinstance(place, str)]
     x = dict(zip(places, numbers if joined and len(numbers) == len(places) else range(len(places)), strict=True))
@@ -25,7 +30,7 @@ def ablation(results: Ablation, axis: str, joined: bool, columns: int = 2) -> "F
         for ax, at_bottom in zip(axes, (True, False), strict=True):
             for at, (way, line) in enumerate(results.items()):
                 aside = 0.0 if joined else 0.14 * (at - (len(results) - 1) / 2)  # points on a true axis lie where they are
-                look = _Look(LINES[at % len(LINES)], SHAPES[at % len(SHAPES)], joined)
+                look = _Look(LINES[at % len(LINES)], SHAPES[at % len(SHAPES)], joined, len(places) <= INTERVALS)
                 seeds = {x[place] + aside: [run.best if at_bottom else run.low for run in line[place]] for place in line}
                 _draw_way(ax, seeds, look, titles([f"pre-trained with {way}"], 50)[0], at_bottom)
             _scale(ax, x)
@@ -54,11 +59,12 @@ def _scale(ax: "Axes", x: dict[Place, float]) -> None:
 
 
 class _Look(NamedTuple):
-    """How one way of pre-training is drawn, joined by a line or not."""
+    """How one way of pre-training is drawn: joined by a line or not, with intervals or not."""
 
     colour: str
     shape: str
     joined: bool
+    intervals: bool
 
 
 def _draw_way(ax: "Axes", seeds: dict[float, list[float | None]], look: _Look, label: str, at_bottom: bool) -> None:
@@ -72,6 +78,9 @@ def _draw_way(ax: "Axes", seeds: dict[float, list[float | None]], look: _Look, l
             x.append(place)
             means.append(fmean(known))
             ax.plot([place] * len(known), known, look.shape, color=colour, markersize=4.5, alpha=0.75)
+            between = mean_of(BEST if at_bottom else LOWEST, tuple(values)).interval if look.intervals else None
+            if between:
+                ax.vlines(place, 100 * between.low, 100 * between.high, color=colour, linewidth=1.0, alpha=0.9)
         if none:
             at = (place, edge)
             ax.plot(*at, "x", color=colour, transform=ax.get_xaxis_transform(), clip_on=False, markersize=6)
