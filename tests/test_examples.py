@@ -103,8 +103,9 @@ def test_every_example_of_the_page_on_cleaning_runs(world: Path, tmp_path: Path,
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "specs/mini").glob("*.yaml")), ids=lambda path: path.stem)
-def test_a_miniature_says_what_it_asks_and_shares_the_main_questions_pre_trainings(path: Path) -> None:
-    """Its header has question, the paper's numbers, cost and data; where it says so, its pre-trainings are main's."""
+def test_a_miniature_says_what_it_asks_and_which_pre_trainings_it_shares(path: Path) -> None:
+    """Its header has question, the paper's numbers, cost and data; it has as many pre-trainings as it says, and so many of
+    another's."""
     head = path.read_text().split("name:")[0]
     for word in ("Question", "Paper", "Cost", "Data"):
         assert f"# {word}" in head
@@ -112,17 +113,21 @@ def test_a_miniature_says_what_it_asks_and_shares_the_main_questions_pre_trainin
     assert loaded.spec.name == f"mini-{path.stem}"
     assert loaded.spec.question in " ".join(head.replace("#", " ").split())
     mine = {run.fingerprint for run in runs(loaded.points) if run.stage == "pretrain"}
-    main = {run.fingerprint for run in runs(load(str(path.with_name("main.yaml"))).points) if run.stage == "pretrain"}
-    assert (mine <= main) == ("taken over" in head or path.stem == "main")
+    words = " ".join(head.replace("#", " ").split())
+    claims = re.findall(r"(\d+) of the (\d+) pre-trainings[^.]* those of specs/mini/([\w-]+)\.yaml, taken over", words)
+    assert len(claims) == ("taken over" in words)
+    for shared, every, other in claims:
+        theirs = {run.fingerprint for run in runs(load(str(path.with_stem(other))).points) if run.stage == "pretrain"}
+        assert (len(mine & theirs), len(mine)) == (int(shared), int(every))
 
 
-def test_the_pre_trained_miniature_starts_from_the_main_questions_twin() -> None:
+def test_the_pre_trained_miniature_starts_from_a_miniatures_twin() -> None:
     folder = ROOT / "specs/mini"
-    (twin,) = (run for run in runs(load(str(folder / "main.yaml")).points) if run.stage == "twin")
+    (twin,) = (run for run in runs(load(str(folder / "clean-size.yaml")).points) if run.stage == "twin")
     stage = load(str(folder / "pretrained.yaml")).spec.pretrain
     assert stage is not None
     assert stage.start is not None
-    assert stage.start.path == f"runs/mini-main/{twin.folder}"
+    assert stage.start.path == f"runs/mini-clean-size/{twin.folder}"
 
 
 def test_the_example_of_the_page_on_reports_is_a_spec_and_names_every_measure(tmp_path: Path) -> None:
