@@ -1,21 +1,18 @@
 """What a study consists of: its runs in order, each known by the fingerprint of all that can change its result."""
 
 import json
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 from configs.spec import Point, Spec
 from configs.stage import Stage
-from records.json_file import damaged, read_json
+from records.spec_json import fingerprint
 from records.study_json import RunEntry, StageName
 
 Address = str | dict[str, str]  # of shards: a pattern, or patterns by name
-SPEC = "spec.json"  # in a run's folder
 FORMAT = 5  # raised when the same spec comes to mean another computation
 
 
@@ -91,7 +88,7 @@ class Run:
     @property
     def fingerprint(self) -> str:
         """12 hex digits."""
-        return _fingerprint(self.decides)
+        return fingerprint(self.decides)
 
     @cached_property
     def folder(self) -> str:
@@ -150,29 +147,6 @@ class Run:
             swept={name: value for name, value in self.swept if cleans or name not in self.cleaning},
             cleaning=tuple(sorted(self.cleaning)) if cleans else (),
         )
-
-
-def _fingerprint(decides: dict[str, Any]) -> str:
-    return blake2b(json.dumps(decides, sort_keys=True).encode(), digest_size=6).hexdigest()
-
-
-def read_decides(folder: Path) -> dict[str, Any] | None:
-    """What decides the result of the run in a folder (`Run.decides`), from its spec.json; None if it has none. Damaged if
-    that is not what was written, as its digest or the folder's name tells."""
-    path = folder / SPEC
-    remedy = f"put a copy of it back, or delete {folder}, and the run begins anew"
-    decides = read_json(path, remedy)
-    named = re.fullmatch(r"[a-z]+-([0-9a-f]{12})", folder.name)
-    if decides is not None and named and named[1] != _fingerprint(decides):
-        raise damaged(path, "its content is not that of its folder's name", remedy)
-    return decides
-
-
-def stage_of(decides: dict[str, Any]) -> StageName:
-    """The stage of a run whose folder holds these values (`Run.decides`) as its spec.json."""
-    if "clean" in decides:
-        return "clean"
-    return "pretrain" if decides.get("attack") else "twin"
 
 
 def address(patterns: Address) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 from data.refusal import UserError
 from records.ending import verify_files
 from records.folder import WEIGHTS, finished
+from records.spec_json import read_decides, stage_of
 
 
 def export(run: Path, folder: Path) -> Path:
@@ -25,7 +26,6 @@ def export(run: Path, folder: Path) -> Path:
     verify_files(run, WEIGHTS)
     if folder.exists():
         raise UserError(f"{folder} is there already; name a new folder")
-    from configs.plan import read_decides
     from engine.models.clip import export_config
 
     spec = read_decides(run)
@@ -47,8 +47,6 @@ def export(run: Path, folder: Path) -> Path:
 
 def _readme(run: Path, spec: dict[str, Any]) -> str:
     """Where the weights come from and whether they were poisoned."""
-    from configs.plan import stage_of
-
     attack = spec["attack"]  # empty for the untouched twin
     aims = [attack, *attack.get("also", [])] if attack else []
     targets = [aim["target"] for aim in aims if aim["poison"]["count"] or aim["poison"]["fraction"]]

@@ -2,7 +2,8 @@
 
 runs/NAME/study.json                  what was asked, and the runs that answer it (records/study_json.py)
 runs/NAME/STAGE-FINGERPRINT/          one run:
-    spec.json card.json               what decides its result; what a reader wants to know of it (records/card.py)
+    spec.json                         what decides its result (records/spec_json.py)
+    card.json                         what a reader wants to know of it (records/card.py)
     metrics.jsonl                     its journal (records/rows.py)
     finished.json | stopped.json | failed.json      how it ended (records/ending.py)
 """

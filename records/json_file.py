@@ -55,6 +55,11 @@ def parse(body: bytes) -> dict[str, Any]:
     return value
 
 
+def has_digest(body: bytes) -> bool:
+    """Whether the object in a JSON text of ours, which `parse` has read, holds a digest, and so was verified."""
+    return DIGEST in json.loads(body)
+
+
 def _whole_number(text: str) -> int:
     if len(text) > LARGEST_NUMBER:
         raise ValueError(f"it holds a number of {len(text):,} digits")

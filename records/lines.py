@@ -63,6 +63,11 @@ def read_lines(path: Path, length: int | None = None, least: int = 0) -> Lines:
     return Lines(whole, damaged, last)
 
 
+def first_unsealed(body: bytes) -> int | None:
+    """The number, from 1, of the first line that ends without a digest; None if there is none."""
+    return next((at for at, line in enumerate(body.splitlines(), 1) if not _SEALED.fullmatch(line)), None)
+
+
 def _parted(lines: list[bytes]) -> Iterator[tuple[bytes, str, str | None]]:
     """(Its object without its digest, the digest before it, its digest if it has one) of each line."""
     before = ""

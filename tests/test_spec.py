@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from configs.plan import differences, runs, stage_of
+from configs.plan import differences, runs
 from configs.source import override, read_source
 from configs.spec import Spec, load, schema
 from data.refusal import UserError
@@ -21,6 +21,7 @@ from engine.estimate.dry_run import alike, dry_run
 from engine.estimate.gpus import Assumed
 from engine.run import main
 from engine.training.inputs import StudyInputs
+from records.spec_json import stage_of
 
 
 def refusal(spec: Path, *sets: str) -> str:

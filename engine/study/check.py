@@ -4,7 +4,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from configs.plan import Run, differences, read_decides, stage_of
+from configs.plan import Run, differences
 from data.refusal import Missing, UserError
 from engine.distributed import collectives
 from engine.study import lock
@@ -16,6 +16,7 @@ from engine.training.inputs import StudyInputs
 from records.ending import FailedJson
 from records.folder import finished
 from records.json_file import Damaged
+from records.spec_json import read_decides, stage_of
 from records.study_json import StudyJson
 
 ELSEWHERE = ("executor", "jobs", "processes", "slurm", "limit")  # of a sweep: who carries it out

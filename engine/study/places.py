@@ -11,13 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from configs.plan import SPEC, Address, Run, address, read_decides, runs
+from configs.plan import Address, Run, address, runs
 from configs.spec import Loaded
 from data.refusal import Missing
 from data.sources import Data
 from engine.distributed import collectives
 from engine.training.pairs import StudyPairs
 from records.card import Card
+from records.spec_json import SPEC, read_decides
 
 
 def with_places(loaded: Loaded, pairs: StudyPairs, stage: str | None) -> Loaded:

@@ -10,11 +10,12 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from configs.plan import Run, read_decides
+from configs.plan import Run
 from records.ending import FinishedJson, verify_run
 from records.folder import finished
 from records.json_file import Damaged
 from records.rows import FILE
+from records.spec_json import read_decides
 
 KEPT = (
     "spec.json",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from configs.plan import SPEC, differences, read_decides
+from configs.plan import differences
 from data.decode import DecodeError
 from data.plan_file import write_plan
 from data.refusal import UserError
@@ -29,6 +29,7 @@ from records.ending import FinishedJson
 from records.folder import WEIGHTS
 from records.json_file import Damaged, write_json
 from records.rows import FILE, MeasureRow, read_journal
+from records.spec_json import SPEC, read_decides
 
 SUFFIXES = (".json", ".jsonl", ".png", ".safetensors")  # of files that a run leaves
 PACKAGES = ("torch", "deepspeed", "open_clip_torch", "numpy", "pillow")  # whose versions a card tells

@@ -1,0 +1,36 @@
+"""spec.json: all that decides the result of a run, by whose fingerprint the run's folder is named."""
+
+import json
+import re
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from records.json_file import damaged, read_json
+from records.study_json import StageName
+
+SPEC = "spec.json"
+
+
+def fingerprint(decides: dict[str, Any]) -> str:
+    """The fingerprint of plain values, whatever the order of their keys: 12 hex digits."""
+    return blake2b(json.dumps(decides, sort_keys=True).encode(), digest_size=6).hexdigest()
+
+
+def read_decides(folder: Path) -> dict[str, Any] | None:
+    """What decides the result of the run in a folder, from its spec.json; None if it has none. Damaged if that is not what
+    was written, as its digest or the folder's name tells."""
+    path = folder / SPEC
+    remedy = f"put a copy of it back, or delete {folder}, and the run begins anew"
+    decides = read_json(path, remedy)
+    named = re.fullmatch(r"[a-z]+-([0-9a-f]{12})", folder.name)
+    if decides is not None and named and named[1] != fingerprint(decides):
+        raise damaged(path, "its content is not that of its folder's name", remedy)
+    return decides
+
+
+def stage_of(decides: dict[str, Any]) -> StageName:
+    """The stage of a run whose folder holds these values as its spec.json."""
+    if "clean" in decides:
+        return "clean"
+    return "pretrain" if decides.get("attack") else "twin"
