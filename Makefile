@@ -4,6 +4,7 @@
 # make nightly the slow tests too, half an hour for each Python of the two that is here; other examples each time
 # make nightly-tools  what its real parts need, on Debian, as root or with sudo: Slurm, munge, sshd, pdsh, moto
 # make mini    the paper's experiments in miniature, hours on two CPU cores; goes on where it was stopped
+# make mini-report  their note, its figures and docs/matrix again, from the packed journals in docs/mini-results, without a run
 # make bench   side by side with peers, about 40 minutes on an otherwise idle machine
 # make gpu     on a machine with a GPU and no network: its tests and figures in nine minutes; docs/clusters.md
 # make wheels  what such a machine may lack, into wheels/ (also WHEELS=folder), on a machine with a network
@@ -19,7 +20,7 @@ READY := $(VENV)/ready
 TESTS := -q -n 2 --dist loadfile --no-loadscope-reorder --durations=25 --cov --cov-report=term --cov-fail-under=92 $(if $(SHUFFLE),--shuffle $(SHUFFLE))
 MINI := main $(filter-out main,$(basename $(notdir $(wildcard specs/mini/*.yaml))))
 
-.PHONY: demo test check nightly nightly-one nightly-tools lint clean schema mini bench gpu wheels
+.PHONY: demo test check nightly nightly-one nightly-tools lint clean schema mini mini-report bench gpu wheels
 .DEFAULT_GOAL := demo
 
 $(READY): pyproject.toml constraints.txt
@@ -65,8 +66,18 @@ schema: $(READY)
 
 mini: $(READY)
 	$(BIN)/python -m data.synthetic shards/demo
-	for study in $(MINI); do PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python engine/run.py --spec specs/mini/$$study.yaml || exit 1; done
-	$(BIN)/python -m report $(MINI:%=runs/mini-%) --markdown docs/mini-results.md
+	for study in $(MINI); do \
+		PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python engine/run.py --spec specs/mini/$$study.yaml || exit 1; \
+		$(BIN)/python -m report --pack runs/mini-$$study docs/mini-results/mini-$$study.tar.xz || exit 1; \
+	done
+	$(MAKE) mini-report
+
+# the main question first: of the study that comes first all figures are shown
+PACKED = $(foreach study,$(MINI),$(wildcard docs/mini-results/mini-$(study).tar.xz))
+mini-report: $(READY)
+	@test -n "$(PACKED)" || { echo "docs/mini-results holds no packed study of specs/mini; make mini runs and packs them"; exit 2; }
+	$(BIN)/python -m report $(PACKED) --markdown docs/mini-results.md
+	$(BIN)/python -m report --matrix $(PACKED) --out docs/matrix
 
 bench: $(READY)
 	for part in loss step ranks start data evaluation checkpoint sweep report table; do $(BIN)/python benchmarks/$$part.py || exit 1; done

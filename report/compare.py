@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.refusal import UserError
-from report.load import Study, read_study
+from report.load import Study
 from report.plots.frontier import frontier
 from report.plots.style import render
 from report.points import Panel, panels
+from report.submission import open_study, report_folder, stem
 from report.tables import as_csv, verdict_files
 from report.verdict import judge, notes
 from report.write import write_files
@@ -41,9 +42,9 @@ def measure(studies: Sequence[Study]) -> Measured:
 
 def write_comparison(folders: Sequence[Path], out: Path | None) -> list[str]:
     """Writes the comparison into the folder or the first study's report; returns the lines to print. Raises UserError."""
-    measured = measure([read_study(folder) for folder in folders])
-    rest = "-".join(folder.resolve().name for folder in folders[1:])
-    into = out or folders[0] / "report" / f"compare-{rest}"
+    measured = measure([open_study(folder) for folder in folders])
+    rest = "-".join(stem(folder) for folder in folders[1:])
+    into = out or report_folder(folders[0]) / f"compare-{rest}"
     judged = judge(joint_panels(measured))
     drawing = frontier(judged.panels)
     command = f"python -m report {shlex.join(map(str, folders))}"

@@ -15,10 +15,11 @@ from data.refusal import UserError
 from measures.frontier import CAP, FLOOR, FrontierPoint
 from report.ablation import settings
 from report.figures import figures
-from report.load import Study, read_study
+from report.load import Study
 from report.plots.style import render, short
 from report.points import Origin, Panel, PointInfo, percent
 from report.scores import BEST, HEADLINES, LOWEST, RULES, Score, chosen_by, counted, scores
+from report.submission import open_study
 from report.verdict import Judgement, Report, make_report
 from report.write import write_files
 
@@ -41,7 +42,7 @@ def write_markdown(folders: Sequence[Path], out: Path) -> int:
     files: dict[str, bytes] = {}
     head, sections = _earlier(out)
     for folder in folders:
-        report = make_report(read_study(folder))
+        report = make_report(open_study(folder))
         study, heading = report.study, plain(report.study.plan.name)
         first = next(iter(sections), heading) == heading
         shown = []

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,19 +41,10 @@ class Picture(NamedTuple):
 
 def page_of(report: Report, pictures: Sequence[Picture]) -> str:
     """The page, complete in itself: the pictures travel inside it."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters.update(picture=_data_uri, digest=_digest, rate=rate_text, name=spoken, flat=flat, tied=_tied)
     study, judged = report.study, report.judged
     poisons = list(_poisons(study).items())
-    return environment.get_template("page.html.j2").render(
+    return filled(
+        "page.html.j2",
         plan=study.plan,
         total=len(study.records),
         finished=sum(record.finished for record in study.records),
@@ -76,6 +68,21 @@ def page_of(report: Report, pictures: Sequence[Picture]) -> str:
         again=study.again,
         **_cards(study),
     )
+
+
+def filled(template: str, **values: Any) -> str:
+    """A page from one of the templates here, in which every value is escaped."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(picture=_data_uri, digest=_digest, rate=rate_text, name=spoken, flat=flat, tied=_tied)
+    return environment.get_template(template).render(**values)
 
 
 def _words(report: Report) -> list[tuple[str, str]]:
@@ -134,7 +141,7 @@ def _common(cards: Sequence[Sequence[Fact]]) -> list[Fact]:
 def _tied(sentence: str) -> str:
     """The sentence with its numbers tied to their signs, so that no line breaks between them."""
     whole = sentence.replace(" %", "\N{NO-BREAK SPACE}%").replace("≤ ", "≤\N{NO-BREAK SPACE}")
-    return whole.replace("top-1", "top-\N{WORD JOINER}1")
+    return re.sub(r"(?<=top)-(?=1)|(?<=\de)-(?=\d)", "-\N{WORD JOINER}", whole)
 
 
 def _data_uri(picture: bytes) -> str:

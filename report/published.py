@@ -12,8 +12,9 @@ from typing import Any, NamedTuple, NoReturn
 
 from data.refusal import UserError
 from measures.frontier import CAPS, FrontierPoint, best_accuracy, hypervolume, lowest_asr, pareto
+from report.page import filled
 from report.plots.frontier import frontier
-from report.plots.style import render
+from report.plots.style import render, svg
 from report.points import Panel, PointInfo
 from report.scores import HYPERVOLUME, best_top1
 from report.tables import as_csv
@@ -179,8 +180,8 @@ def frontier_rows(groups: Groups) -> list[dict[str, Any]]:
     return rows
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    """The frontier rows as text, in percent: accuracy @ ASR, and the lowest ASR @ its accuracy."""
+def table(rows: list[dict[str, Any]]) -> list[list[str]]:
+    """The frontier rows in words under a row of heads, in percent: accuracy @ ASR, and the lowest ASR @ its accuracy."""
     heads = ["group", "points", *(f"ASR <= {100 * cap:g} %" for cap in CAPS), "lowest ASR", "Pareto", "hypervolume"]
     cells = [heads]
     for row in rows:
@@ -188,7 +189,12 @@ def table(rows: list[dict[str, Any]]) -> str:
         area = "none" if row[HYPERVOLUME.name] is None else f"{row[HYPERVOLUME.name]:.4f}"
         low = _pair(row["lowest_asr"], row["its_top1"])
         cells.append([row["group"], str(row["points"]), *best, low, str(row["pareto_points"]), area])
-    wide = [max(len(line[at]) for line in cells) for at in range(len(heads))]
+    return cells
+
+
+def in_lines(cells: list[list[str]]) -> str:
+    """The table for a terminal, its columns one below the other."""
+    wide = [max(len(line[at]) for line in cells) for at in range(len(cells[0]))]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, wide, strict=True)).rstrip() for line in cells)
 
 
@@ -213,7 +219,8 @@ def remarks(groups: Groups) -> list[str]:
 
 
 def write_published(paths: list[Path], out: Path | None) -> list[str]:
-    """Writes frontier.csv, results.csv and the figure into the folder; returns the lines to print. Raises UserError."""
+    """Writes a page, its figure, frontier.csv and results.csv into the folder; returns the lines to print. Raises
+    UserError."""
     groups = read_all(paths)
     folder = out or Path(f"{paths[0].stem}-report")
     rows = frontier_rows(groups)
@@ -223,8 +230,8 @@ def write_published(paths: list[Path], out: Path | None) -> list[str]:
         for name, group in groups.items()
         for p in group
     ]
-    drawing = frontier(panels(groups)[:DRAWN])
-    notes = remarks(groups)
+    shown = panels(groups)[:DRAWN]
+    drawing, notes, numbers = frontier(shown), remarks(groups), table(rows)
     command = " ".join(["python -m report", *(f"--import {shlex.quote(str(path))}" for path in paths)])
     files = {
         "frontier.csv": as_csv(list(rows[0]), rows).encode(),
@@ -233,5 +240,13 @@ def write_published(paths: list[Path], out: Path | None) -> list[str]:
         "frontier.pdf": render(drawing, "pdf", command),
         "notes.txt": ("\n".join(notes) + "\n").encode(),
     }
+    page = {"title": ", ".join(path.name for path in paths), "notes": notes, "rows": numbers, "command": command}
+    pictures = {"wide": svg(drawing), "narrow": svg(frontier(shown, 1))}
+    files["index.html"] = filled("published.html.j2", **page, **pictures).encode()
     write_files(folder, files)
-    return [table(rows), *(f"Note: {note}" for note in notes), str(folder / "frontier.png")]
+    return [
+        in_lines(numbers),
+        *(f"Note: {note}" for note in notes),
+        str(folder / "index.html"),
+        str(folder / "frontier.png"),
+    ]

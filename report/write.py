@@ -6,9 +6,9 @@ from typing import NamedTuple
 from data.refusal import UserError
 from records.json_file import write_whole
 from report.figures import figures
-from report.load import read_study
 from report.page import Picture, page_of
 from report.plots.style import render, svg
+from report.submission import open_study, report_folder
 from report.tables import as_csv, results_parquet, verdict_files
 from report.verdict import Report, make_report
 
@@ -21,11 +21,11 @@ class Written(NamedTuple):
     report: Report
 
 
-def write_report(folder: Path) -> Written:
-    """Reads a study's folder and writes `report/` inside it. Raises UserError."""
-    report = make_report(read_study(folder))
+def write_report(path: Path, into: Path | None = None) -> Written:
+    """Reads a study, in its folder or packed, and writes its report there or into another folder. Raises UserError."""
+    report = make_report(open_study(path))
     study, table = report.study, report.study.results
-    out = study.folder / "report"
+    out = into or report_folder(path)
     files, pictures = {"results.csv": as_csv(*table).encode()} | verdict_files(report.judged), list[Picture]()
     for figure in figures(report):
         drawing = figure.draw(False)

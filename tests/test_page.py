@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 import samples
 from PIL import Image
+from submissions import submission
 from test_figures import sheet
 from test_report import study
 
+from report.__main__ import main
 from report.costs import amount, cost, costs
 from report.figures import figures
 from report.load import read_study
@@ -26,6 +28,11 @@ from report.write import write_report
 CPU, GPU = samples.card(), samples.card(device=samples.GPU, processes=2)
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 FOUND = next((path for name in BROWSERS if (path := shutil.which(name))), None)
+
+
+BEYOND = """() => [...document.querySelectorAll("body *")]
+    .filter((one) => !one.closest(".wide") && one.getBoundingClientRect().right > innerWidth + 1)
+    .map((one) => one.outerHTML.slice(0, 200))"""
 
 
 def journal(folder: Path, run: str, rows: list[dict[str, Any]], card: dict[str, Any], end: dict[str, Any] | None) -> None:
@@ -216,6 +223,44 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_report(folder).page
 
 
+@pytest.fixture(scope="module")
+def others(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """A matrix and an import, with long names and markup in them."""
+    folder, long = tmp_path_factory.mktemp("others"), "<img src=x onerror=alert(1)>" + "long" * 30
+    cleaners = {f"{long}{at}": {"objective": {"kind": kind}} for at, kind in enumerate(("mmcl", "cleanclip", long))}
+    study = submission(folder / "s", objectives=("mmcl", long), cleaners=cleaners, name=long, rates=(1e-3,))
+    assert main(["--matrix", str(study), "--out", str(folder / "matrix")]) == 0
+    (folder / "points.json").write_text(json.dumps({long: [[0.5, 0.01], [0.9, 0.8]], "b": [[0.1], [0.7]]}))
+    assert main(["--import", str(folder / "points.json"), "--out", str(folder / "import")]) == 0
+    return [folder / "matrix/index.html", folder / "import/index.html"]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 400])
+def test_matrix_and_import_in_a_browser(browser: Any, others: list[Path], tmp_path: Path, width: int, scheme: str) -> None:
+    """Opens them offline; no message, no request, nothing beyond the edge; each cell's link opens its numbers."""
+    context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, offline=True)
+    messages = list[str]()
+    for page in others:
+        tab = context.new_page()
+        tab.on("console", lambda message: messages.append(message.text))
+        tab.on("pageerror", lambda error: messages.append(str(error)))
+        tab.goto(page.as_uri())
+        tab.screenshot(path=tmp_path / f"{page.parent.name}-{width}-{scheme}.png", full_page=True)
+        for link in tab.query_selector_all('a[href^="#cell-"]'):
+            link.click()
+        assert all(tab.evaluate("[...document.querySelectorAll('details')].map((one) => one.open)"))
+        assert tab.evaluate("document.documentElement.scrollWidth") == width
+        assert tab.evaluate(BEYOND) == []
+        red = int(re.findall(r"\d+", tab.evaluate("getComputedStyle(document.body).backgroundColor"))[0])
+        assert red < 40 if scheme == "dark" else red > 240
+        for frame in tab.query_selector_all("picture.figure"):
+            drawn = np.asarray(Image.open(io.BytesIO(frame.screenshot())).convert("L"))
+            assert np.median(drawn) < 60 if scheme == "dark" else np.median(drawn) > 200
+    assert messages == []
+    context.close()
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 400])
 def test_in_a_browser(browser: Any, page: Path, tmp_path: Path, width: int, scheme: str) -> None:
@@ -232,10 +277,7 @@ def test_in_a_browser(browser: Any, page: Path, tmp_path: Path, width: int, sche
     for closed in tab.query_selector_all("details:not([open])"):
         closed.evaluate("(one) => { one.open = true; }")
     assert tab.evaluate("document.documentElement.scrollWidth") == width
-    beyond = """() => [...document.querySelectorAll("body *")]
-        .filter((one) => !one.closest(".wide") && one.getBoundingClientRect().right > innerWidth + 1)
-        .map((one) => one.outerHTML.slice(0, 200))"""
-    assert tab.evaluate(beyond) == []
+    assert tab.evaluate(BEYOND) == []
     paper = tab.evaluate("getComputedStyle(document.body).backgroundColor")
     red = int(re.findall(r"\d+", paper)[0])
     assert red < 40 if scheme == "dark" else red > 240

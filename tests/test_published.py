@@ -1,9 +1,11 @@
 """Published sweep files: tables equal to a brute-force reading, warnings, refusals."""
 
+import base64
 import csv
 import json
 import math
 import random
+import re
 import tempfile
 from pathlib import Path
 
@@ -43,6 +45,13 @@ def test_a_published_file_by_hand(
     assert len((out / "results.csv").read_text().splitlines()) == 9
     assert (out / "frontier.png").read_bytes().startswith(b"\x89PNG")
     assert (out / "frontier.pdf").read_bytes().startswith(b"%PDF")
+    page = (out / "index.html").read_text()
+    drawings = re.findall(r"data:image/svg\+xml;base64,([A-Za-z0-9+/=]+)", page)
+    assert len(set(drawings)) == 2  # for wide and narrow screens, in the reader's scheme
+    assert all(b"prefers-color-scheme:dark" in base64.b64decode(drawing) for drawing in drawings)
+    assert not re.search(r"https?:|<script|@import|url\(", re.sub('base64,[^"]*', "", page))
+    assert "10.00 @ 0.80" in page
+    assert '<td data-head="points"><span>4</span>' in page
 
 
 def test_subsets_come_first_and_chance_overlaps_are_counted() -> None:

@@ -1,0 +1,191 @@
+"""A submission: a finished study whose every record is known to be as it was written, in its folder or packed.
+
+What is verified of each run: its folder's name is the fingerprint of its spec.json; study.json says of it what that says;
+the model that it starts from has the same spec, as far as it goes; it ended; its card and its end hold what their digests
+say; every line of its journal does, and its length is that of its end. Whoever makes up a whole study and its digests is not
+found out by this: numbers are evidence only with who ran them, and for whoever runs the command again.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from data.refusal import UserError
+from records.card import Card
+from records.ending import FinishedJson, PrunedJson, verify_files
+from records.json_file import has_digest, write_whole
+from records.lines import first_unsealed
+from records.rows import FILE
+from records.spec_json import SPEC, read_decides, stage_of
+from records.study_json import RunEntry, StudyJson
+from report.load import Record, Study, read_study
+from report.packed import SUFFIX, pack, unpacked
+
+MOST = 20  # faults that are told
+
+
+class _Kind(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+    kind: str
+
+
+class _Optimizer(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+    rate: float | None = None
+
+
+class StageSpec(BaseModel):
+    """Of a training's section in spec.json what a report needs."""
+
+    model_config = ConfigDict(extra="ignore")
+    objective: _Kind
+    optimizer: _Optimizer
+    transform: _Kind | None = None
+    start: dict[str, Any] | None = None
+
+
+class Decided(BaseModel):
+    """A run's spec.json: what a report needs of it, and the whole."""
+
+    model_config = ConfigDict(extra="ignore")
+    seed: int
+    data: dict[str, Any]
+    attack: dict[str, Any]
+    model: dict[str, Any]
+    pretrain: StageSpec | None = None
+    clean: StageSpec | None = None
+    whole: dict[str, Any]
+
+
+class Submission(NamedTuple):
+    """A verified study; `path` is where it was given, `decided` by run."""
+
+    path: Path
+    study: Study
+    decided: dict[str, Decided]
+
+
+def stem(path: Path) -> str:
+    """The name of a study's folder or of its packed file, without what says that it is packed."""
+    return path.resolve().name.removesuffix(SUFFIX)
+
+
+def report_folder(path: Path) -> Path:
+    """Where the report of a study lies: in its folder, or beside where the command is given if the study is packed."""
+    return Path(f"{stem(path)}-report") if path.is_file() else path / "report"
+
+
+def open_study(path: Path) -> Study:
+    """The study in a folder, as far as it has come, or packed, which is verified. Raises UserError."""
+    return read_submission(path).study if path.is_file() else read_study(path)
+
+
+def read_submission(path: Path) -> Submission:
+    """The study in a folder or packed. Raises UserError that names each file that is not as it was written."""
+    if not path.is_file():
+        return _verified(path)
+    with unpacked(path) as folder:
+        study, decided = _verified(folder)[1:]
+    return Submission(path, Study(path, study.plan, study.records), decided)
+
+
+def write_packed(folder: Path, out: Path) -> str:
+    """Packs a study's folder into a file; returns the line to print. Raises UserError."""
+    if not out.name.endswith(SUFFIX) or folder.is_file():
+        raise UserError(f"--pack {folder} {out}: expected a study's folder and a file that ends in {SUFFIX}; give both")
+    runs = [record.run.run for record in read_submission(folder).study.records]
+    content = pack(folder, runs)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(out, content)
+    except OSError as error:
+        raise UserError(f"cannot write {out} ({error.strerror}); give another file") from error
+    return f"{out}, with {len(runs):,} runs in {len(content):,} bytes"
+
+
+def _verified(folder: Path) -> Submission:
+    study, decided, faults = read_study(folder), dict[str, Decided](), list[str]()
+    faults += _undigested(folder / StudyJson.FILE)
+    names = [record.run.run for record in study.records]
+    faults += [f"{folder / StudyJson.FILE} names {name} twice" for name in sorted(set(names)) if names.count(name) > 1]
+    for record in study.records:
+        try:
+            decided[record.run.run] = _decided(folder / record.run.run)
+            faults += _faults(folder / record.run.run, record)
+        except UserError as error:
+            faults.append(error.fault)
+    for record in study.records:
+        faults += _misnamed(folder, record.run, names, decided)
+    if faults := list(dict.fromkeys(faults)):
+        told = faults[:MOST] + ([f"{len(faults) - MOST:,} more faults"] if len(faults) > MOST else [])
+        raise UserError("\n".join(f"{fault}; {folder} is not taken until that is put right" for fault in told))
+    return Submission(folder, study, decided)
+
+
+def _decided(folder: Path) -> Decided:
+    """What decides the run in a folder. Raises UserError."""
+    whole = read_decides(folder)
+    if whole is None:
+        raise UserError(f"{folder / SPEC} is missing")
+    try:
+        decided = Decided.model_validate({**whole, "whole": whole})
+    except ValidationError as error:
+        where = ".".join(map(str, error.errors()[0]["loc"]))
+        raise UserError(f"{folder / SPEC} does not decide a run ({where}: {error.errors()[0]['msg']})") from None
+    if not folder.name.startswith(f"{stage_of(whole)}-") or len(folder.name.rpartition("-")[2]) != 12:
+        raise UserError(f"{folder} is not named by its stage and the fingerprint of its {SPEC}")
+    return decided
+
+
+def _faults(folder: Path, record: Record) -> Iterator[str]:
+    """What is not as it was written, of a run's files. Raises UserError too."""
+    yield from record.faults
+    if record.damaged:
+        yield f"{folder / FILE} is damaged: {record.damaged:,} of its lines are not as they were written"
+    if record.end is None and not record.faults:
+        yield f"{folder / FinishedJson.FILE} is missing: the run has not ended"
+    verify_files(folder, SPEC, Card.FILE)
+    for name in (Card.FILE, FinishedJson.FILE, PrunedJson.FILE):
+        yield from _undigested(folder / name) if not record.faults else ()
+    line = first_unsealed((folder / FILE).read_bytes()) if (folder / FILE).is_file() else 1
+    if line is not None:
+        yield f"{folder / FILE} has no digest in its line {line:,}, so it can't be verified"
+
+
+def _undigested(path: Path) -> list[str]:
+    if path.is_file() and not has_digest(path.read_bytes()):
+        return [f"{path} holds no digest, so it can't be verified"]
+    return []
+
+
+def _misnamed(folder: Path, run: RunEntry, names: list[str], decided: dict[str, Decided]) -> Iterator[str]:
+    """What study.json says of a run that its spec.json does not, and a start that is of another spec."""
+    if (own := decided.get(run.run)) is None:
+        return
+    stage = own.clean if run.stage == "clean" else own.pretrain
+    facts: dict[str, Any] = {"stage": stage_of(own.whole), "seed": own.seed}
+    if stage is not None:
+        facts["rate"] = stage.optimizer.rate
+    if own.pretrain is not None:
+        facts["pretrain_objective"] = own.pretrain.objective.kind
+    if own.clean is not None:
+        facts["clean_objective"] = own.clean.objective.kind
+    for name, value in facts.items():
+        if getattr(run, name) != value:
+            yield f"{folder / StudyJson.FILE} says {name} {getattr(run, name)!r} of {run.run}, whose {SPEC} says {value!r}"
+    if own.clean is None or own.pretrain is None:
+        return
+    start = decided.get(run.start or "")
+    if run.start not in names:
+        yield f"{folder / StudyJson.FILE} does not name {run.start}, from which {run.run} starts"
+    elif start is not None and (trained(start) != trained(own) or stage_of(start.whole) != "pretrain"):
+        yield f"{folder / run.run / SPEC} is of another pre-training than that of {run.start}, from which the run starts"
+
+
+def trained(decided: Decided, *without: str) -> dict[str, Any]:
+    """What decides the pre-training that a run is or starts from, but for these parts."""
+    data = {name: value for name, value in decided.data.items() if name != "clean"}
+    out = {name: value for name, value in decided.whole.items() if name != "clean"} | {"data": data}
+    return {name: value for name, value in out.items() if name not in without}

@@ -1,0 +1,281 @@
+"""Packed studies, and the open matrix of several: what is joined, what is marked, what is refused."""
+
+import csv
+import json
+import lzma
+import re
+import shutil
+import tarfile
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from submissions import ATTACK, CLEANERS, TEST, journal, submission
+
+from records.json_file import write_json
+from report.__main__ import main
+from report.load import read_study
+from report.packed import pack
+from report.submission import open_study, read_submission
+from report.tables import verdict_json
+from report.verdict import make_report
+
+Refused = Callable[..., str]
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]) -> Refused:
+    """Runs the command line, which must end with exit code 2; returns what it says."""
+
+    def run(*arguments: object) -> str:
+        assert main([str(argument) for argument in arguments]) == 2
+        return capsys.readouterr().err
+
+    return run
+
+
+def matrix(tmp_path: Path, *studies: Path) -> list[dict[str, Any]]:
+    """The cells of matrix.json."""
+    assert main(["--matrix", *map(str, studies), "--out", str(tmp_path / "matrix")]) == 0
+    cells: list[dict[str, Any]] = json.loads((tmp_path / "matrix/matrix.json").read_text())
+    return cells
+
+
+def test_a_packed_study_says_what_its_folder_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study, out = submission(tmp_path / "s", objectives=("mmcl", "mmcl_ssl")), tmp_path / "packs/s.tar.xz"
+    (study / "report").mkdir()
+    assert main(["--pack", str(study), str(out)]) == 0
+    assert "36 runs" in capsys.readouterr().out.replace("\N{NO-BREAK SPACE}", " ")
+    first = out.read_bytes()
+    assert b"not packed" not in lzma.decompress(first)
+    assert len(first) < 20_000
+    copy = shutil.copytree(study, tmp_path / "copy")
+    (copy / "clean-000000000000").mkdir()  # no run of the study
+    assert pack(copy, [record.run.run for record in read_study(copy).records][::-1]) == first
+    folder, packed = (verdict_json(make_report(open_study(path)).judged) for path in (study, out))
+    assert packed == folder
+    assert "in 3 of 3 seeds" in packed
+
+
+def test_the_report_takes_a_packed_study_wherever_it_takes_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for module in ("write", "markdown"):
+        monkeypatch.setattr(f"report.{module}.figures", lambda report: [])  # which take long to draw
+    monkeypatch.setattr("report.compare.render", lambda *arguments: b"")
+    small: dict[str, Any] = {"cleaners": {"mmcl": CLEANERS["fine-tuning"]}, "seeds": (0,), "twin": False}
+    for name in ("a", "b"):
+        assert main(["--pack", str(submission(Path(name), **small)), f"{name}.tar.xz"]) == 0
+    assert main(["a.tar.xz"]) == 0
+    assert Path("a-report/index.html").is_file()
+    assert main(["a.tar.xz", "--out", "there"]) == 0
+    assert Path("there/verdict.json").read_bytes() == Path("a-report/verdict.json").read_bytes()
+    assert main(["a.tar.xz", "b.tar.xz"]) == 0
+    assert Path("a-report/compare-b/verdict.json").is_file()
+    assert main(["a.tar.xz", "--markdown", "page.md"]) == 0
+    assert "python -m report" in Path("page.md").read_text()
+    assert "a.tar.xz" in capsys.readouterr().out + Path("page.md").read_text()
+
+
+def repacked(path: Path, file: str = "", old: bytes = b"", new: bytes = b"") -> Path:
+    """The packed study in the same form, with some bytes of its files of one name replaced."""
+    with tarfile.open(path) as packed:
+        files = [(member.name, packed.extractfile(member)) for member in packed]
+        contents = [(name, content.read()) for name, content in files if content is not None]
+    out = BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for name, content in contents:
+            changed = content.replace(old, new) if file and name.endswith(file) else content
+            member = tarfile.TarInfo(name)
+            member.size = len(changed)
+            tar.addfile(member, BytesIO(changed))
+    path.with_name("changed.tar.xz").write_bytes(lzma.compress(out.getvalue()))
+    return path.with_name("changed.tar.xz")
+
+
+def test_one_changed_number_in_a_packed_study_is_refused(tmp_path: Path, refused: Refused) -> None:
+    study = submission(tmp_path / "s", seeds=(0,))
+    assert main(["--pack", str(study), str(tmp_path / "s.tar.xz")]) == 0
+    assert read_submission(repacked(tmp_path / "s.tar.xz")).study.plan.name == "s"
+    for file, old, new in (
+        ("metrics.jsonl", b'"top1": 0.94', b'"top1": 0.95'),
+        ("finished.json", b'"seconds": 10.0', b'"seconds": 11.0'),
+        ("card.json", b'"pairs": 200', b'"pairs": 300'),
+        ("spec.json", b'"epochs": 3', b'"epochs": 4'),
+        ("study.json", b'"command": "run s"', b'"command": "run t"'),
+    ):
+        changed = repacked(tmp_path / "s.tar.xz", file, old, new)
+        said = refused("--matrix", changed, "--out", tmp_path / "out")
+        assert re.search(rf"{re.escape(str(changed))}/(clean-\w+/)?{file} ", said), said
+        assert str(changed) in refused(changed)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_that_pack_did_not_write_is_refused(
+    tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, path = submission(tmp_path / "s", seeds=(0,)), tmp_path / "bad.tar.xz"
+    assert main(["--pack", str(study), str(tmp_path / "s.tar.xz")]) == 0
+    good = (tmp_path / "s.tar.xz").read_bytes()
+    raw = lzma.decompress(good)
+    name = sorted(study.glob("clean-*"))[0].name.encode()
+    changes: dict[str, bytes] = {
+        "no xz": raw,
+        "empty": b"",
+        "cut short": good[: len(good) // 2],
+        "bytes behind": good + b"x",
+        "two streams": good + good,
+        "no tar": lzma.compress(b"x" * 600),
+        "outside": lzma.compress(raw.replace(name + b"/spec.json", b"../" + name[3:] + b"/spec.json")),
+        "absolute": lzma.compress(raw.replace(name + b"/spec.json", b"/" + name[1:] + b"/spec.json")),
+        "another file": lzma.compress(raw.replace(b"/spec.json", b"/code.json")),
+        "a link": lzma.compress(raw[:156] + b"2" + raw[157:]),
+        "negative": lzma.compress(raw[:124] + b"-0000000001\0" + raw[136:]),
+        "longer than all": lzma.compress(raw[:124] + b"77777777777\0" + raw[136:]),
+        "a time": lzma.compress(raw[:136] + b"00000000001\0" + raw[148:]),
+        "twice": lzma.compress(raw[:-10240].rstrip(b"\0") + b"\0" * 400 + raw),
+    }
+    for kind, content in changes.items():
+        path.write_bytes(content)
+        assert f"{path} is not a packed study" in refused(path), kind
+    monkeypatch.setattr("report.packed.LARGEST", 2**20)
+    path.write_bytes(lzma.compress(bytes(2**20 + 512)))
+    assert "unpacked it is larger than 1 MiB" in refused(path)
+    monkeypatch.setattr("report.packed.LARGEST_PACKED", 100)
+    assert "larger than" in refused(tmp_path / "s.tar.xz")
+    assert not (tmp_path / "bad-report").exists()
+    assert "expected a study's folder and a file" in refused("--pack", study, tmp_path / "s.zip")
+
+
+def test_seeds_of_studies_are_joined_and_no_run_counts_twice(tmp_path: Path) -> None:
+    first, second = (
+        submission(tmp_path / "a", seeds=(0, 1)),
+        submission(tmp_path / "b", seeds=(1, 2, 3), name="another name"),
+    )
+    assert main(["--pack", str(second), str(tmp_path / "b.tar.xz")]) == 0
+    cells = matrix(tmp_path, first, tmp_path / "b.tar.xz")
+    assert [cell["column"] for cell in cells] == ["MMCL", "CleanCLIP"]
+    for cell in cells:
+        assert (cell["status"], cell["seeds"], cell["seeds_with"], cell["marks"]) == ("dear", 4, 4, [])
+        assert cell["best_top1"] == pytest.approx(0.9015)  # the mean of 90.0, 90.1, 90.2, 90.3 %, seed 1 counted once
+        assert cell["low"] < 0.9015 < cell["high"]
+        assert (cell["start_asr"], cell["twin_asr"]) == (pytest.approx(0.99), 0.0)
+        assert len(cell["clean_runs"]) == 8
+        assert cell["commands"] == ["run a", "run another name"]
+    rows = list(csv.DictReader((tmp_path / "matrix/matrix.csv").read_text().splitlines()))
+    assert [float(row["best_top1"]) for row in rows] == [cell["best_top1"] for cell in cells]
+    page = (tmp_path / "matrix/index.html").read_text()
+    assert all(run in page for cell in cells for run in cell["clean_runs"])
+    assert matrix(tmp_path, first, tmp_path / "b.tar.xz") == cells
+
+
+@pytest.mark.parametrize(
+    ("changes", "tells"),
+    [
+        ({"attack": {**ATTACK, "trigger": {"kind": "blend", "size": 48}}}, "attack"),
+        ({"attack": {**ATTACK, "captions": "others"}}, "differs"),
+        ({"objectives": ("mmcl_ssl",)}, "objective"),
+        ({"pairs": 800}, "data"),
+        ({"rates": (1e-3,)}, "tried"),
+        ({"cleaners": {"fine-tuning": {"objective": {"kind": "mmcl"}, "epochs": 9}}}, "tried"),
+        ({"cleaners": {"fine-tuning": {"objective": {"kind": "mmcl"}, "transform": {"kind": "fresh"}}}}, "column"),
+    ],
+)
+def test_what_the_spec_decides_tells_cells_apart(tmp_path: Path, changes: dict[str, Any], tells: str) -> None:
+    small = {"cleaners": {"fine-tuning": CLEANERS["fine-tuning"]}, "seeds": (0,)}
+    cells = matrix(
+        tmp_path, submission(tmp_path / "a", **small), submission(tmp_path / "b", **{**small, "seeds": (1,), **changes})
+    )
+    assert len(cells) == 2
+    assert cells[0][tells] != cells[1][tells]
+    assert [cell["seeds"] for cell in cells] == [1, 1]
+
+
+def test_a_cell_says_what_it_lacks(tmp_path: Path) -> None:
+    few = submission(tmp_path / "few", seeds=(0, 1), twin=False)
+    bare = submission(tmp_path / "bare", objectives=("mmcl_ssl",), start=(0.95, 0.002))
+    marks = {cell["objective"]: (cell["status"], cell["marks"]) for cell in matrix(tmp_path, few, bare)}
+    assert marks["MMCL"] == ("dear", ["2 seeds, fewer than 3", "no twin"])
+    status, (lack,) = marks["MMCL+SSL"]
+    assert status == "unplanted"
+    assert lack.startswith("no ground in 3 of 3: ASR was 0.2 %")
+    assert "never planted" in (tmp_path / "matrix/index.html").read_text()
+
+
+def test_the_same_run_with_other_numbers_is_marked_and_the_first_counts(tmp_path: Path) -> None:
+    first, second = submission(tmp_path / "a"), submission(tmp_path / "b")
+    run = next(r["run"] for r in json.loads((second / "study.json").read_text())["runs"] if r["stage"] == "clean")
+    same = matrix(tmp_path, first, second)
+    journal(second / run, [(0.95, 0.99), (0.94, 0.6), (0.93, 0.01)], seconds=7.0)
+    end = json.loads((second / run / "finished.json").read_text())
+    end.pop("sha256")
+    write_json(second / run / "finished.json", {**end, "journal": (second / run / "metrics.jsonl").stat().st_size})
+    cells = matrix(tmp_path, first, second)
+    assert cells[0]["best_top1"] == same[0]["best_top1"]
+    assert cells[0]["marks"] == [f"{run} has other numbers in {second}; those of the study given first count"]
+    assert cells[1]["marks"] == []
+
+
+def test_a_study_that_does_not_verify_is_named_and_nothing_is_written(tmp_path: Path, refused: Refused) -> None:
+    good = submission(tmp_path / "good", seeds=(0,))
+    told = {}
+    for kind in ("unfinished", "renamed", "retold", "unsealed", "start", "digestless", "absent"):
+        study = submission(tmp_path / kind, seeds=(0,))
+        content = json.loads((study / "study.json").read_text())
+        run = next(one for one in content["runs"] if one["stage"] == "clean")
+        here = study / run["run"]
+        if kind == "unfinished":
+            (here / "finished.json").unlink()
+        elif kind == "renamed":
+            here.rename(study / "clean-000000000000")
+            run["run"] = "clean-000000000000"
+        elif kind == "retold":
+            run["rate"] = 0.5
+        elif kind == "unsealed":
+            lines = (here / "metrics.jsonl").read_text()
+            (here / "metrics.jsonl").write_text(re.sub(r', "digest": "\w+"', "", lines))
+        elif kind == "start":
+            run["start"] = next(one["run"] for one in content["runs"] if one["stage"] == "twin")
+        elif kind == "digestless":
+            (here / "card.json").write_text(json.dumps({}))
+        else:
+            shutil.rmtree(here)
+        content.pop("sha256")
+        write_json(study / "study.json", content)
+        told[kind] = here
+    said = refused("--matrix", good, *(tmp_path / kind for kind in told), "--out", tmp_path / "out")
+    for kind, here in told.items():
+        assert re.search(rf"{tmp_path / kind}/(study.json|{here.name}|clean-0+)", said), kind
+    assert f"{told['unfinished'] / 'finished.json'} is missing" in said
+    assert "says rate 0.5" in said
+    assert "has no digest in its line 1" in said
+    assert str(good) not in said
+    assert not (tmp_path / "out").exists()
+    assert "name each study once" in refused("--matrix", good, good, "--out", tmp_path / "out")
+    assert "--out" in refused("--matrix", good)
+    assert "together" in refused("--matrix", good, "--markdown", "x.md", "--out", tmp_path / "out")
+
+
+def test_markup_in_a_submission_stays_text(tmp_path: Path) -> None:
+    attack = {**ATTACK, "target": "<script>alert(1)</script>", "trigger": {"kind": '"><img src=x>', "size": None}, "also": 5}
+    bad = "<b onclick='x'>=cmd()"
+    matrix(tmp_path, submission(tmp_path / "s", seeds=(0,), attack=attack, name=bad, cleaners={bad: CLEANERS["CleanCLIP"]}))
+    page = (tmp_path / "matrix/index.html").read_text()
+    assert "<script>alert" not in page
+    assert "<img" not in page
+    assert "<b onclick" not in page
+    assert not re.search(r"https?:|//[a-z]|@import|url\(", page)
+    links = set(re.findall(r'href="#([^"]+)"', page))
+    assert all(page.count(f'id="{link}"') == 1 for link in links)
+
+
+def test_a_sweep_that_proposes_other_runs_for_each_seed_is_one_cell(tmp_path: Path) -> None:
+    sweep = {"search": {"kind": "random", "trials": 2}, "clean.optimizer.rate": [1e-4, 1e-2]}
+    small: dict[str, Any] = {"cleaners": {"x": CLEANERS["CleanCLIP"]}, "sweep": sweep}
+    first = submission(tmp_path / "a", seeds=(0,), rates=(1e-3, 2e-4), **small)
+    second = submission(tmp_path / "b", seeds=(1,), rates=(2e-3, 5e-4), **{**small, "sweep": {**sweep, "executor": "slurm"}})
+    assert [cell["seeds"] for cell in matrix(tmp_path, first, second)] == [2]
+    assert TEST["demo"] in str(read_submission(first).study.records[0].end)
