@@ -66,6 +66,7 @@ schema: $(READY)
 
 mini: $(READY)
 	$(BIN)/python -m data.synthetic shards/demo
+	$(BIN)/python -m data.synthetic shards/lab --world lab --workers 2
 	for study in $(MINI); do \
 		PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python engine/run.py --spec specs/mini/$$study.yaml || exit 1; \
 		$(BIN)/python -m report --pack runs/mini-$$study docs/mini-results/mini-$$study.tar.xz || exit 1; \
@@ -100,4 +101,4 @@ wheels:
 		--wheel-dir $(or $(WHEELS),wheels) $$(grep '^deepspeed==' constraints.txt)
 
 clean:
-	rm -rf $(VENV) .venv-python3.* shards/demo .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage *.egg-info
+	rm -rf $(VENV) .venv-python3.* shards/demo shards/lab .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage *.egg-info

@@ -43,6 +43,7 @@ def _world(name: str, pairs: str, tests: str, pixels: str, tiny: tuple[str, str,
 GROUPS: list[list[Part]] = [
     [
         _world("demo", "6000", "960", "64", ("192", "64", "32")),
+        _world("lab", "40000", "640", "32", ("192", "64", "32"), "256"),
         _world("pictures", "8192", "2048", "336", ("48", "32", "64"), "1"),
     ],
     [
