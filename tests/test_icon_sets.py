@@ -123,6 +123,15 @@ def test_a_package_that_is_no_set_ends_in_a_sentence(
         read_set(tmp_path / pin.file, "one")
 
 
+def test_names_and_authors_of_any_letters_can_be_written(tmp_path: Path) -> None:
+    content = icons("one")
+    content["icons"] |= {"\ud800": {"body": "<g/>"}, "a\nb": {"body": "\ud800"}}
+    info = json.dumps({"name": "\ud800", "author": {"name": " Paweł\nKuna "}, "license": {"title": "x" * 999}}).encode()
+    found = read_set(tmp_path / package(tmp_path, "one", content, {"info.json": info}).file, "one")
+    assert (found.title, found.author, len(found.licence)) == ("?", "Paweł Kuna", 200)
+    assert [(one.name, one.cause) for one in found.left_out] == [(n, "unreadable_name") for n in ("\ud800", "a\nb")]
+
+
 @pytest.mark.parametrize("how", ["cut", "no gzip", "empty", "no tar", "gone"])
 def test_a_file_that_is_no_package_ends_in_a_sentence(tmp_path: Path, how: str) -> None:
     pin = package(tmp_path, "one", icons("one"))

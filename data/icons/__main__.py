@@ -34,17 +34,22 @@ def make(folder: Path, world: IconWorld, names: list[str], packages: Path | None
         return f"{folder}: already there; look at {folder / 'contact_sheet.png'}"
     resvg()
     began = time.monotonic()
-    with writing(folder.parent, "the world of icons"):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        if packages is not None:
-            packages.mkdir(parents=True, exist_ok=True)
+    for place, what in ((folder.parent, "the world of icons"), (packages, "packages")):
+        if place is not None:
+            with writing(place, what):
+                place.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="antidote-icons-") as scratch:
         place = packages or Path(scratch)
         progress = Progress("icon sets", "packages", quiet=0.0)
         fetch(wanted, place, progress)
         fetched = time.monotonic()
         progress.end()
-        sets = [read_set(place / pin.file, pin.name) for pin in wanted]
+        progress = Progress("icon sets", "sets read")
+        sets = []
+        for number, pin in enumerate(wanted, 1):
+            sets.append(read_set(place / pin.file, pin.name))
+            progress(number, len(wanted))
+        progress.end()
     counts = write_world(folder, world, wanted, sets, workers)
     total = counts["pairs"] + counts["captioned"] + counts["tests"]
     end = time.monotonic()

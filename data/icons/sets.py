@@ -108,7 +108,7 @@ def _members(file: BinaryIO) -> dict[str, Any]:
 
 def _text(where: Any, key: str) -> str:
     value = where.get(key) if isinstance(where, dict) else None
-    return " ".join(value.split())[:200] if isinstance(value, str) else ""
+    return " ".join(value.encode(errors="replace").decode().split())[:200] if isinstance(value, str) else ""
 
 
 def _drawings(set_name: str, icons: dict[str, Any], metadata: Any) -> tuple[list[Drawing], list[LeftOut]]:
