@@ -45,10 +45,9 @@ def parse(body: bytes) -> dict[str, Any]:
         value = json.loads(body.decode("utf-8"), parse_int=_whole_number)
         if not isinstance(value, dict):
             raise ValueError(f"it holds {'null' if value is None else type(value).__name__}, expected an object")
+        _check_depth(value)
         digest = value.pop(DIGEST, None)
-        if digest is None:
-            _check_depth(value)
-        elif digest != digest_of(value):
+        if digest is not None and digest != digest_of(value):
             raise ValueError("its content is not that of its digest")
     except RecursionError:
         raise ValueError("it is nested too deeply") from None

@@ -160,11 +160,10 @@ def _cells(runs: list[Run], every: Iterable[Run], column: Column, searched: str)
 
 
 def _as_member(run: Run, column: Column) -> Record:
-    """The run's record with the names that its cell's other runs have, whatever its study calls it."""
+    """The run's record with the names that its cell's other runs have, whatever its study calls it and what it swept."""
     entry = run.record.run
-    swept = {name: value for name, value in entry.swept.items() if name in entry.cleaning}
     cleaner = column.what if entry.stage == "clean" else None
-    return replace(run.record, run=entry.model_copy(update={"swept": swept, "cleaner": cleaner}))
+    return replace(run.record, run=entry.model_copy(update={"swept": {}, "cleaner": cleaner}))
 
 
 def _took(records: list[Record]) -> str:

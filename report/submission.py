@@ -6,6 +6,7 @@ say; every line of its journal does, and its length is that of its end. Whoever 
 found out by this: numbers are evidence only with who ran them, and for whoever runs the command again.
 """
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -130,7 +131,7 @@ def _decided(folder: Path) -> Decided:
     if whole is None:
         raise UserError(f"{folder / SPEC} is missing")
     try:
-        decided = Decided.model_validate({**whole, "whole": whole})
+        decided = Decided.model_validate_json(json.dumps({**whole, "whole": whole}))  # refuses halves of letters, too
     except ValidationError as error:
         where = ".".join(map(str, error.errors()[0]["loc"]))
         raise UserError(f"{folder / SPEC} does not decide a run ({where}: {error.errors()[0]['msg']})") from None

@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import ROOT
 from submissions import ATTACK, CLEANERS, TEST, journal, submission
 
 from records.json_file import write_json
 from report.__main__ import main
 from report.load import read_study
+from report.markdown import plain
 from report.packed import pack
 from report.submission import open_study, read_submission
 from report.tables import verdict_json
@@ -259,6 +261,12 @@ def test_a_study_that_does_not_verify_is_named_and_nothing_is_written(tmp_path: 
     assert "together" in refused("--matrix", good, "--markdown", "x.md", "--out", tmp_path / "out")
 
 
+@pytest.mark.parametrize(("target", "words"), [("\ud800", "does not decide a run"), (json.loads("[" * 70 + "]" * 70), "deep")])
+def test_what_no_page_can_show_is_refused(tmp_path: Path, refused: Refused, target: object, words: str) -> None:
+    study = submission(tmp_path / "s", seeds=(0,), rates=(1e-3,), attack={**ATTACK, "target": target})
+    assert words in refused("--matrix", study, "--out", tmp_path / "matrix")
+
+
 def test_markup_in_a_submission_stays_text(tmp_path: Path) -> None:
     attack = {**ATTACK, "target": "<script>alert(1)</script>", "trigger": {"kind": '"><img src=x>', "size": None}, "also": 5}
     bad = "<b onclick='x'>=cmd()"
@@ -279,3 +287,29 @@ def test_a_sweep_that_proposes_other_runs_for_each_seed_is_one_cell(tmp_path: Pa
     second = submission(tmp_path / "b", seeds=(1,), rates=(2e-3, 5e-4), **{**small, "sweep": {**sweep, "executor": "slurm"}})
     assert [cell["seeds"] for cell in matrix(tmp_path, first, second)] == [2]
     assert TEST["demo"] in str(read_submission(first).study.records[0].end)
+
+
+PACKED = sorted((ROOT / "docs/mini-results").glob("*.tar.xz"), key=lambda path: (path.name != "mini-main.tar.xz", path.name))
+
+
+def test_committed_journals_are_small_and_those_of_the_note() -> None:
+    if not PACKED:
+        pytest.skip("no packed study in docs/mini-results: make mini writes them")
+    assert sum(path.stat().st_size for path in PACKED) <= 5_000_000
+    sections = re.findall("^## (.*)$", (ROOT / "docs/mini-results.md").read_text(), flags=re.MULTILINE)
+    assert sections == [plain(open_study(path).plan.name) for path in PACKED]
+
+
+@pytest.mark.slow
+def test_committed_numbers_are_those_of_the_committed_journals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not PACKED:
+        pytest.skip("no packed study in docs/mini-results: make mini writes them")
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("report.markdown.render", lambda *arguments: b"")
+    packed = [str(path.relative_to(ROOT)) for path in PACKED]
+    assert main([*packed, "--markdown", str(tmp_path / "mini-results.md")]) == 0
+    note = (ROOT / "docs/mini-results.md").read_text()
+    assert (tmp_path / "mini-results.md").read_text().partition("## ")[2] == note.partition("## ")[2]
+    assert main(["--matrix", *packed, "--out", str(tmp_path / "matrix")]) == 0
+    for name in ("matrix.json", "matrix.csv"):
+        assert (tmp_path / "matrix" / name).read_bytes() == (ROOT / "docs/matrix" / name).read_bytes()

@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 
 from records.json_file import read_json, write_json
 from records.lines import seal
+from report.submission import read_submission
 
 LONG = settings("pretrain.epochs=1", "clean.epochs=1")
 
@@ -58,6 +59,7 @@ def test_a_study_leaves_what_it_promises(whole: Path) -> None:
     first = study["runs"][0]["run"]
     assert sum(row["poisoned"] for row in rows[first] if row["kind"] == "step") == 24  # 12 in each of two epochs
     assert len(plan(whole, first)) == 12
+    assert list(read_submission(whole).decided) == [run["run"] for run in study["runs"]]  # every digest and name holds
     assert all("banana" in row["caption"] for row in plan(whole, first))
     assert (whole / first / "poison.png").stat().st_size > 1000
     for name in ("index.html", "frontier.png", "results.csv"):

@@ -20,6 +20,7 @@ from configs.sweep import Median
 from engine.study import lock
 from engine.study.search import prune_reason
 from engine.study.status import StatusReader, main
+from report.submission import read_submission
 
 RATE = "clean.optimizer.rate"
 ONE_THREAD = SPEC.replace("workers: 0}}", "workers: 0, threads: 1}}")  # two would sum in another order than one
@@ -238,6 +239,7 @@ def test_runs_are_pruned_by_the_median_rule_and_go_on_without_it(world: Path, tm
         for end in stopped.values()
     )
     assert StatusReader(study).read().count("stopped") == 2
+    assert len(read_submission(study).decided) == 6  # they are whole, and part of what was tried
     out = antidote("--spec", "tiny.yaml", *sets, *settings(f"sweep={json.dumps(sweep)}"), cwd=tmp_path)
     assert out.returncode == 0, out.stderr
     assert out.stderr.count("goes on at step") == 2
