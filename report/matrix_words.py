@@ -43,13 +43,13 @@ def differing(facts: dict[str, Any], every: Sequence[dict[str, Any]]) -> str:
 
 
 def search_words(sections: Sequence[dict[str, Any]], beside: Sequence[Sequence[dict[str, Any]]]) -> str:
-    """What a cell's cleaning runs tried: each setting of several values, the epochs, and what tells the cell apart from
-    those in the same place."""
+    """What a cell's cleaning runs tried: rates, epochs, each other setting of several values, and what tells the cell apart
+    from those in the same place."""
     own, others = _values(sections), [_values(other) for other in beside]
     words = []
     for name, values in own.items():
         apart = any(other.get(name) != values for other in others)
-        if len(values) > 1 or apart or name == "epochs":
+        if len(values) > 1 or apart or name in ("epochs", "optimizer.rate"):
             words.append(f"{name.removeprefix('optimizer.')} {_listed(values)}")
     return "; ".join(words)
 

@@ -224,7 +224,7 @@ def test_the_same_run_with_other_numbers_is_marked_and_the_first_counts(tmp_path
 def test_a_study_that_does_not_verify_is_named_and_nothing_is_written(tmp_path: Path, refused: Refused) -> None:
     good = submission(tmp_path / "good", seeds=(0,))
     told = {}
-    for kind in ("unfinished", "renamed", "retold", "unsealed", "start", "digestless", "absent"):
+    for kind in ("unfinished", "renamed", "retold", "unsealed", "start", "swapped", "digestless", "absent"):
         study = submission(tmp_path / kind, seeds=(0,))
         content = json.loads((study / "study.json").read_text())
         run = next(one for one in content["runs"] if one["stage"] == "clean")
@@ -241,6 +241,8 @@ def test_a_study_that_does_not_verify_is_named_and_nothing_is_written(tmp_path: 
             (here / "metrics.jsonl").write_text(re.sub(r', "digest": "\w+"', "", lines))
         elif kind == "start":
             run["start"] = next(one["run"] for one in content["runs"] if one["stage"] == "twin")
+        elif kind == "swapped":
+            shutil.copyfile(study / content["runs"][0]["run"] / "card.json", here / "card.json")
         elif kind == "digestless":
             (here / "card.json").write_text(json.dumps({}))
         else:
@@ -261,7 +263,9 @@ def test_a_study_that_does_not_verify_is_named_and_nothing_is_written(tmp_path: 
     assert "together" in refused("--matrix", good, "--markdown", "x.md", "--out", tmp_path / "out")
 
 
-@pytest.mark.parametrize(("target", "words"), [("\ud800", "does not decide a run"), (json.loads("[" * 70 + "]" * 70), "deep")])
+@pytest.mark.parametrize(
+    ("target", "words"), [("\ud800", "does not decide a run"), (json.loads("[" * 70 + "]" * 70), "deep")]
+)
 def test_what_no_page_can_show_is_refused(tmp_path: Path, refused: Refused, target: object, words: str) -> None:
     study = submission(tmp_path / "s", seeds=(0,), rates=(1e-3,), attack={**ATTACK, "target": target})
     assert words in refused("--matrix", study, "--out", tmp_path / "matrix")
