@@ -98,7 +98,10 @@ def repacked(path: Path, file: str = "", old: bytes = b"", new: bytes = b"") -> 
     return path.with_name("changed.tar.xz")
 
 
-def test_one_changed_number_in_a_packed_study_is_refused(tmp_path: Path, refused: Refused) -> None:
+def test_one_changed_number_in_a_packed_study_is_refused(
+    tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     study = submission(tmp_path / "s", seeds=(0,))
     assert main(["--pack", str(study), str(tmp_path / "s.tar.xz")]) == 0
     assert read_submission(repacked(tmp_path / "s.tar.xz")).study.plan.name == "s"
@@ -119,6 +122,7 @@ def test_one_changed_number_in_a_packed_study_is_refused(tmp_path: Path, refused
 def test_a_file_that_pack_did_not_write_is_refused(
     tmp_path: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(tmp_path)  # where a report of it would lie
     study, path = submission(tmp_path / "s", seeds=(0,)), tmp_path / "bad.tar.xz"
     assert main(["--pack", str(study), str(tmp_path / "s.tar.xz")]) == 0
     good = (tmp_path / "s.tar.xz").read_bytes()
