@@ -23,17 +23,20 @@ class Cleanable(NamedTuple):
 
 
 def by_share(panels: Sequence[Panel], study: Study) -> Ablation:
-    """Along the clean set's share of the pairs pre-trained on, as the runs' cards count them, over all cleaners and
-    settings; empty with fewer than two such shares."""
+    """Along the clean set's share of the pairs pre-trained on, as the runs' cards count them, over all settings of those
+    cleaners that were tried at two shares or more; empty if none was."""
     cards = {record.run.run: record.card for record in study.records}
     shares = {}
     for record in study.records:
         own, begun = record.card, cards.get(record.run.start or "")
         if record.run.stage == "clean" and own is not None and begun is not None and own.pairs and begun.pairs:
             shares[record.run.run] = own.pairs / begun.pairs
-    if len(set(shares.values())) < 2:
-        return {}
-    return by_place(panels, lambda info: [shares[info.run]] if info.run in shares else [])
+    tried: dict[str, set[float]] = {}
+    for point in (point for panel in panels for point in panel.points if point.label.run in shares):
+        tried.setdefault(point.label.objective, set()).add(shares[point.label.run])
+    compared = {cleaner for cleaner, at in tried.items() if len(at) > 1}
+    known = {run: [share] for run, share in shares.items()}
+    return by_place(panels, lambda info: known.get(info.run, []) if info.objective in compared else [])
 
 
 def by_way(panels: Sequence[Panel]) -> Ablation:

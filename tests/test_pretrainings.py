@@ -107,6 +107,16 @@ def test_a_study_has_these_figures_where_it_has_their_numbers(tmp_path: Path) ->
     assert left & {"phase", "pretrainings", "strength"} == {"pretrainings"}
 
 
+def test_cleaners_that_were_tried_at_one_size_alone_are_not_compared_by_size(tmp_path: Path) -> None:
+    path = study(tmp_path / "s") / "study.json"
+    plan = json.loads(path.read_text())
+    for run in plan["runs"]:
+        run["cleaner"] = run["run"].rsplit("-", 1)[1] if run["stage"] == "clean" else None
+    path.write_text(json.dumps(plan))
+    read = read_study(tmp_path / "s")
+    assert by_share(panels(read), read) == {}
+
+
 def test_the_drawings_show_every_number_and_say_where_there_is_none() -> None:
     none = Reached(None, None)
     cells: Ablation = {"a": {0.0025: [none, none], 0.08: [Reached(0.9, 0.1), none]}, "b": {0.08: [Reached(0.75, 0.1)]}}
