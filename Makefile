@@ -67,6 +67,7 @@ schema: $(READY)
 mini: $(READY)
 	$(BIN)/python -m data.synthetic shards/demo
 	$(BIN)/python -m data.synthetic shards/lab --world lab --workers 2
+	$(BIN)/python -m data.synthetic shards/lab-probe --world lab --pairs 500 --tests 1920 --seed 1 --workers 2
 	for study in $(MINI); do \
 		PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python engine/run.py --spec specs/mini/$$study.yaml || exit 1; \
 		$(BIN)/python -m report --pack runs/mini-$$study docs/mini-results/mini-$$study.tar.xz || exit 1; \
