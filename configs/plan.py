@@ -18,8 +18,8 @@ FORMAT = 5  # raised when the same spec comes to mean another computation
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One training: a pre-training, its untouched twin, or a cleaning that starts from a pre-training's result or from
-    weights that the spec names. Runs of one folder are equal."""
+    """One training: a pre-training, its untouched twin, or a cleaning that starts from the result of either or from weights
+    that the spec names. Runs of one folder are equal."""
 
     stage: StageName
     spec: Spec
@@ -42,6 +42,11 @@ class Run:
         return stage
 
     @property
+    def of_twin(self) -> bool:
+        """Whether it cleans an untouched twin: a control, never a cleaned poisoned model."""
+        return self.start is not None and self.start.stage == "twin"
+
+    @property
     def decides(self) -> dict[str, Any]:
         """All that can change the result, as plain values; not the name, the machine, or what is measured."""
         spec = self.spec.model_dump(mode="json")
@@ -53,6 +58,7 @@ class Run:
         self._move(data["pretrain"], clean)
         attack.pop("twin")
         attack.pop("proxy")
+        attack.pop("clean_twin")
         if self.stage == "twin":
             attack = {}
         out = {"format": FORMAT, "seed": spec["seed"], "data": data, "attack": attack, "model": spec["model"]}
@@ -65,6 +71,8 @@ class Run:
             data["clean"] = clean  # what is held out changes the pre-training
         if self.stage == "clean":
             out["clean"] = spec["clean"]
+        if self.of_twin:
+            out["start"] = "twin"  # the attack stays: its pairs are those that the clean set leaves out
         return out
 
     def _move(self, pretrain: dict[str, Any], clean: dict[str, Any]) -> None:
@@ -127,9 +135,15 @@ class Run:
         """A few words for people: the stage and what the sweep sets for it."""
         cleans = self.stage == "clean"
         of_stage = [(path, value) for path, value in self.swept if (path in self.cleaning) == cleans or path == "seed"]
-        objective = f"{self.pretrained_with} -> {self.cleaner}" if cleans else self.pretrained_with
+        twin = " twin" if self.of_twin else ""
+        objective = f"{self.pretrained_with}{twin} -> {self.cleaner}" if cleans else self.pretrained_with
         fields = [(p, value) for p, value in of_stage if p == "seed" or "." in p and not p.endswith("objective")]
         return " ".join([self.stage, objective, *(f"{path.rsplit('.', 1)[-1]}={value}" for path, value in fields)])
+
+    @property
+    def _forgets(self) -> bool:
+        """Whether its training begins with nothing of the start's weights."""
+        return self.settings.transform is not None and self.settings.transform.forgets
 
     def entry(self) -> RunEntry:
         """The run as study.json lists it."""
@@ -146,6 +160,7 @@ class Run:
             seed=self.spec.seed,
             swept={name: value for name, value in self.swept if cleans or name not in self.cleaning},
             cleaning=tuple(sorted(self.cleaning)) if cleans else (),
+            control="twin" if self.of_twin else "fresh" if cleans and self._forgets else None,
         )
 
 
@@ -155,8 +170,10 @@ def address(patterns: Address) -> str:
 
 
 def runs(points: Iterable[Point], stage: str | None = None, places: Mapping[str, Address] = {}) -> list[Run]:
-    """All runs of a study, each once, a start before what starts from it; `stage` keeps those of one stage."""
+    """All runs of a study, each once, a start before what starts from it, and a cleaning before its control on the twin;
+    `stage` keeps those of one stage."""
     out: dict[str, Run] = {}
+    twins: dict[str, Run] = {}  # by the folder of the pre-training
     for number, point in enumerate(points):
         swept, spec = tuple(point.swept.items()), point.spec
         first: Run | None = None
@@ -165,10 +182,14 @@ def runs(points: Iterable[Point], stage: str | None = None, places: Mapping[str,
             first = out.setdefault(first.folder, first)
             if spec.attack.twin == "each" or spec.attack.twin == "first" and number == 0:
                 twin = Run("twin", spec, swept, cleaning=point.cleaning, places=places)
-                out.setdefault(twin.folder, twin)
+                twins.setdefault(first.folder, out.setdefault(twin.folder, twin))
         if spec.clean is not None:
-            last = Run("clean", spec, swept, first, point.cleaning, places)
-            out.setdefault(last.folder, last)
+            starts = [first]
+            if first is not None and first.folder in twins and spec.attack.clean_twin:
+                starts.append(twins[first.folder])
+            for start in starts:
+                last = Run("clean", spec, swept, start, point.cleaning, places)
+                out.setdefault(last.folder, last)
     order = {"pretrain": 0, "twin": 1, "clean": 2}
     chosen = [run for run in out.values() if stage is None or (run.stage == "clean") == (stage == "clean")]
     return sorted(chosen, key=lambda run: order[run.stage])

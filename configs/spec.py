@@ -47,6 +47,9 @@ class Spec(Section):
             return self  # its points are what is carried out, and are looked at one by one
         if self.pretrain is None and (self.clean is None or self.clean.start is None):
             raise ValueError("there is nothing to clean: give pretrain, or clean.start with weights to start from")
+        if self.attack.clean_twin and (self.clean is None or self.clean.start is not None):
+            why = "there is no clean section" if self.clean is None else "clean.start names weights, which have no twin"
+            raise ValueError(f"attack.clean_twin is true, but {why}; set it to false")
         if self.pretrain is None or self.pretrain.start is not None:
             return self
         needs = self.pretrain.objective.needs

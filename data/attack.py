@@ -119,6 +119,18 @@ class Attack(Aim):
     twin: Literal["none", "first", "each"] = Field(
         "none", description="pre-train an untouched twin of the first or of each pre-training: all the same but no poison"
     )
+    clean_twin: bool = Field(
+        False,
+        description="clean the twin as its poisoned model is cleaned: what each cleaning costs a model that needs none",
+    )
+
+    @model_validator(mode="after")
+    def _has_a_twin_to_clean(self) -> "Attack":
+        if self.clean_twin and self.twin == "none":
+            raise ValueError(
+                "clean_twin is true, but twin is none, so that there is none to clean; set twin to first or each"
+            )
+        return self
 
     @property
     def aims(self) -> tuple[Aim, ...]:

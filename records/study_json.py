@@ -26,6 +26,7 @@ class RunEntry(BaseModel):
     seed: int | None = None
     swept: dict[str, Any] = {}
     cleaning: tuple[str, ...] = ()  # the names in `swept` that concern the cleaning alone
+    control: Literal["twin", "fresh"] | None = None  # a cleaning of the twin, or one that keeps nothing of its start
 
     @field_validator("run")
     @classmethod

@@ -409,6 +409,28 @@ def test_moments_are_inherited_alike_on_two_processes_under_zero(
         assert a == pytest.approx(b, rel=1e-5)
 
 
+# controls
+
+
+def test_a_cleaned_twin_begins_at_the_twin_may_inherit_its_moments_and_says_that_it_was_never_poisoned(
+    world: Path, tmp_path: Path
+) -> None:
+    from engine.export import main
+
+    more = "sweep:\n  arm:\n    plain: {clean.objective: {kind: mmcl}}\n    inherited: {clean.optimizer.state: inherited}\n"
+    study(world, tmp_path, more, "pretrain.epochs=1", "attack.twin=first", "attack.clean_twin=true")
+    folder = tmp_path / "runs/tiny"
+    rows, entries = journals(folder), json.loads((folder / "study.json").read_text())["runs"]
+    (twin,) = (entry["run"] for entry in entries if entry["stage"] == "twin")
+    cleaned = [entry["run"] for entry in entries if entry["start"] == twin]
+    assert [entry["run"] for entry in entries if entry["control"] == "twin"] == cleaned
+    ended = {run: [point[1:] for point in measured(rows[run])] for run in (twin, *cleaned)}
+    assert [ended[run][0] for run in cleaned] == [ended[twin][-1]] * 2
+    assert len({rows[run][-1]["distance"] for run in cleaned}) == 2
+    assert main([str(folder / cleaned[0]), str(tmp_path / "out")]) == 0
+    assert "pre-trained without poison, then cleaned" in (tmp_path / "out/README.md").read_text()
+
+
 # clean sets
 
 

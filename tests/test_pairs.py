@@ -33,6 +33,16 @@ def test_runs_of_a_study_share_index_plan_and_sets_and_two_studies_none(spec: Pa
     assert StudyPairs(tmp_path / "runs/tiny", ONE).of(first).plan is not pretraining.plan
 
 
+def test_a_twin_is_cleaned_with_the_pairs_of_its_poisoned_model_and_no_poison(spec: Path, tmp_path: Path) -> None:
+    loaded = load(spec, ["attack.twin=first", "attack.clean_twin=true", "data.clean.leftover=2"])
+    pretraining, _, cleaning, control = map(StudyPairs(tmp_path / "runs/tiny", ONE).of, runs(loaded.points))
+    assert pretraining.plan is not None
+    assert len(cleaning.plan or ()) == 2
+    assert control.plan is None
+    assert control.chosen is cleaning.chosen is not None
+    assert len(set(control.chosen.tolist()) & set(pretraining.plan.entries)) == 2
+
+
 def test_missing_shards_are_a_kind_of_their_own_and_name_the_command_that_makes_them(spec: Path, tmp_path: Path) -> None:
     pairs = StudyPairs(tmp_path / "runs/tiny", ONE)
     absent = "data.pretrain.shards=none/*.tar"

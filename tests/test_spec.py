@@ -113,6 +113,48 @@ def test_a_sweep_is_a_product_that_trains_each_start_once(spec: Path) -> None:
     assert [run.stage for run in runs(points, "pretrain")] == ["pretrain"] * 2 + ["twin"]
 
 
+SEVERAL = "sweep={pretrain.objective: [{kind: mmcl}, {kind: mmcl_ssl}], clean.optimizer.rate: [1.0, 2.0, 3.0]}"
+
+
+@pytest.mark.parametrize(("twin", "cleaned"), [("first", 3), ("each", 6)])
+def test_a_twin_goes_through_the_cleanings_of_its_poisoned_model_and_those_stay_as_they_were(
+    spec: Path, twin: str, cleaned: int
+) -> None:
+    without, plan = (
+        runs(load(spec, [SEVERAL, f"attack.twin={twin}", *more]).points) for more in ([], ["attack.clean_twin=true"])
+    )
+    assert [run.folder for run in plan if not run.of_twin] == [run.folder for run in without]
+    controls = [run for run in plan if run.of_twin]
+    assert len(controls) == cleaned
+    assert len({run.folder for run in plan}) == len(without) + cleaned
+    starts = {run.start.folder for run in controls if run.start}
+    assert starts == {run.folder for run in plan if run.stage == "twin"}
+    first, *_ = controls
+    poisoned = plan[plan.index(first) - 1]
+    assert differences(poisoned.decides, first.decides) == ["start: None -> twin"]
+    assert stage_of(first.decides) == "clean"
+    assert (first.title, first.entry().control) == ("clean mmcl twin -> cleanclip rate=1.0", "twin")
+    assert poisoned.entry().control is None
+    scratch = runs(load(spec, ["clean.transform={kind: fresh}", "attack.twin=first", "attack.clean_twin=true"]).points)
+    assert [run.entry().control for run in scratch] == [None, None, "fresh", "twin"]
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ([], "clean_twin is true, but twin is none, so that there is none to clean; set twin to first or each"),
+        (["attack.twin=first", "clean=null"], "attack.clean_twin is true, but there is no clean section; set it to false"),
+        (
+            ["attack.twin=each", "clean.start={path: x}"],
+            "but clean.start names weights, which have no twin; set it to false",
+        ),
+    ],
+)
+def test_without_a_twin_none_is_cleaned(spec: Path, more: list[str], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        load(spec, ["attack.clean_twin=true", *more])
+
+
 @pytest.mark.parametrize(
     ("setting", "stages"),
     [

@@ -137,7 +137,7 @@ def _carry_out(scheduler: Scheduler, run: Run, shared: StudyInputs, stop: StopSi
         return
 
     def prune(epoch: float) -> str | None:
-        if rule is None or run.stage != "clean":
+        if rule is None or run.stage != "clean" or run.of_twin:  # a control ends where what it is held against ends
             return None
         return prune_reason(rule, folder / run.folder, scheduler.siblings(run), epoch)
 

@@ -132,7 +132,8 @@ def finish(run: RunState) -> None:
     state = named_state.weights(towers, named_state.on_first_rank(towers, world), world)
     state |= clip.scalars(learner.head.parameters)
     # whoever cleans this model may want to inherit them
-    moments = named_state.inheritable(towers, world) if inputs.run.stage == "pretrain" else {}
+    is_cleaned = inputs.run.stage == "pretrain" or inputs.run.stage == "twin" and inputs.run.spec.attack.clean_twin
+    moments = named_state.inheritable(towers, world) if is_cleaned else {}
     if moments:
         moments |= learner.head.moments()
     usage = run.usage.total()

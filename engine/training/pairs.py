@@ -1,7 +1,7 @@
 """Which pairs the runs of a study work on, and which of them are poisoned."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -59,7 +59,9 @@ class StudyPairs:
         if run.stage != "clean":
             return ChosenPairs(index, chosen, plan)
         self._check_start(run, index)
-        return self._cleaning(run.spec, index, plan)
+        pairs = self._cleaning(run.spec, index, plan)
+        # the twin's clean set is its poisoned model's, what is left over of the poison untouched
+        return replace(pairs, plan=None) if run.of_twin else pairs
 
     def pretraining(self, spec: Spec) -> tuple[Index, np.ndarray | None]:
         """(the index of the pre-training shards, which of its pairs are used; None: all)."""
