@@ -31,8 +31,9 @@ def by_setting(panels: Sequence[Panel], setting: str) -> Ablation:
 
 
 def by_cleaner(panels: Sequence[Panel]) -> Ablation:
-    """By what the cleaning is called."""
-    return by_place(panels, lambda info: [info.objective])
+    """By what the cleaning is called, the control that keeps nothing of the start among them."""
+    beside = [panel._replace(points=[*panel.points, *panel.scratch]) for panel in panels]
+    return by_place(beside, lambda info: [info.objective])
 
 
 def by_epoch(panels: Sequence[Panel]) -> Ablation:

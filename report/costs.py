@@ -158,7 +158,8 @@ def costs(study: Study) -> Costs:
 def _kind(record: Record) -> str:
     run = record.run
     cleaner = run.cleaner or run.clean_objective
-    return f"{STAGES[run.stage]}, {spoken(cleaner if run.stage == 'clean' and cleaner else run.pretrain_objective)}"
+    stage = "cleaning of the twin" if run.control == "twin" else STAGES[run.stage]
+    return f"{stage}, {spoken(cleaner if run.stage == 'clean' and cleaner else run.pretrain_objective)}"
 
 
 def _counted(runs: Sequence[Cost]) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from measures.frontier import CAP, best_accuracy, lowest_asr
 from report.ablation import Ablation, by_cleaner, by_epoch, by_setting, settings
+from report.dynamics import ASR, curves_of, rate_curves
 from report.load import Record, Study
 from report.plots.ablation import ablation
 from report.plots.answers import Answers, answers
@@ -19,7 +20,7 @@ from report.plots.pretrainings import pretrainings
 from report.plots.strength import strength
 from report.plots.style import short
 from report.plots.trajectories import trajectories
-from report.points import ASR, Panel, curves_of, percent, rate_curves, rate_text
+from report.points import Panel, percent, rate_text
 from report.pretrainings import (
     by_share,
     by_way,

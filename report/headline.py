@@ -6,15 +6,19 @@ from statistics import fmean
 from typing import Literal, NamedTuple, TypeVar
 
 from measures.frontier import CAP, FLOOR, FrontierPoint, best_accuracy, lowest_asr
+from report.controls import beside_scratch, short_of
 from report.ground import Ground, Rates, at_chance, between, ground, too_few
 from report.points import Origin, Panel, PointInfo
 from report.scores import BEST, counted, mean_of
 
-Status = Literal["cleaned", "dear", "partly", "poisoned", "destroyed", "open", "unlearned", "collapsed", "unplanted"]
+Status = Literal[
+    "cleaned", "dear", "partly", "scratch", "poisoned", "destroyed", "open", "unlearned", "collapsed", "unplanted"
+]
 MEANINGS: dict[Status, str] = {
     "cleaned": "Cleaned",
     "dear": "Cleaned, at a price",
     "partly": "Cleaned in some seeds",
+    "scratch": "The model was thrown away: no better than from scratch",
     "poisoned": "Still poisoned",
     "destroyed": "Destroyed, not cleaned",
     "open": "Open",
@@ -47,7 +51,8 @@ def headline(panel: Panel) -> Verdict:
     if firm:
         runs = {start.label.run for start in firm}
         points = [point for point in panel.points if point.label.start and point.label.start.label.run in runs]
-        verdict = _judged(model, points, firm)
+        scratch = [point for point in panel.scratch if point.label.start and point.label.start.label.run in runs]
+        verdict = _beside_scratch(_judged(model, points, firm), points, scratch)
         if missing:
             words = " ".join([verdict.sentence, *_ungrounded(model, missing, len(panel.starts))])
             verdict = Verdict("partly" if verdict.status in ("cleaned", "dear") else verdict.status, words)
@@ -61,6 +66,14 @@ def headline(panel: Panel) -> Verdict:
     else:
         verdict = _judged(model, panel.points, [])
     return verdict if panel.finished == panel.total else Verdict(verdict.status, f"So far: {verdict.sentence}")
+
+
+def _beside_scratch(verdict: Verdict, points: Sequence[Cleaned], scratch: Sequence[Cleaned]) -> Verdict:
+    """The verdict on a cleaned model, which has been thrown away if its best cleanings are no better than scratch."""
+    above, interval = beside_scratch(points, scratch)
+    if above is None or interval is None or interval.low > 0 or verdict.status not in ("cleaned", "dear", "partly"):
+        return verdict
+    return Verdict("scratch", f"{verdict.sentence} The model was thrown away: {short_of(above, interval)}.")
 
 
 def rates(point: FrontierPoint[Label]) -> Rates:

@@ -67,6 +67,7 @@ class Record:
             numbers = {name: value for name, value in row.numbers().items() if name not in KEYS}
             merged.setdefault((row.epoch, row.step, row.images), dict.fromkeys(RATES)).update(numbers)
         facts = dict(flat(self.run.swept)) | self.run.model_dump(include=set(KEYS))
+        facts |= {"control": self.run.control} if self.run.control else {}
         return [{**numbers, **facts, **dict(zip(KEYS[-3:], at, strict=True))} for at, numbers in sorted(merged.items())]
 
     def answers_at(self, epoch: float) -> list[Answer]:

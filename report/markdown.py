@@ -14,6 +14,8 @@ from pathlib import Path
 from data.refusal import UserError
 from measures.frontier import CAP, FLOOR, FrontierPoint
 from report.ablation import settings
+from report.controls import HEADS, control_rows
+from report.differences import RULE_HEADS, rule_rows
 from report.figures import figures
 from report.load import Study
 from report.plots.style import render, short
@@ -74,7 +76,9 @@ def section(report: Report, pictures: Iterable[tuple[str, str, str]]) -> str:
     parts += [f"{WILSON}\n\n{_table(SEED, map(_seed, judged.scores))}"]
     parts += [_along(judged.panels, setting) for setting in settings(judged.panels)]
     parts += [_means(judged)] if several else []
+    parts += [table] if (table := _controls(judged)) else []
     parts += [table] if (table := _rules(judged)) else []
+    parts += [table] if (table := _rule_differences(judged)) else []
     parts += [f"![{plain(heading)}]({name})\n\n*{plain(caption)}*" for heading, caption, name in pictures]
     remarks = [*report.notes, *judged.notes]
     parts += [_list(f"Note: {remark}" for remark in remarks)] if remarks else []
@@ -111,10 +115,7 @@ def _along(panels: Sequence[Panel], setting: str) -> str:
     values = sorted({value for value in listed if isinstance(value, int | float)})
     rows = []
     for value in values:
-        there = [
-            panel._replace(points=[point for point in panel.points if point.label.swept.get(setting) == value])
-            for panel in panels
-        ]
+        there = [panel.only(lambda info, value=value: info.swept.get(setting) == value) for panel in panels]
         rows += [[short(value), *_seed(score)] for score in scores(there)]
     return f"At each value of {plain(setting)}, over all other settings.\n\n{_table([setting, *SEED], rows)}"
 
@@ -138,6 +139,27 @@ def _means(judged: Judgement) -> str:
     heads = ["pre-trained with", "cleaned by", *(metric.label for metric in HEADLINES)]
     intro = "Means over the seeds that have such a point, with 95 % bootstrap intervals (too narrow where seeds are few)."
     return f"{intro}\n\n{_table(heads, rows)}"
+
+
+def _controls(judged: Judgement) -> str:
+    """Cleaners beside scratch and on the twin; empty without these controls."""
+    rows = [
+        [*group, *(f"{number}{f' ({seeds})' if seeds else ''}" for number, seeds in cells)]
+        for group, cells in control_rows(judged.controls)
+    ]
+    heads = ["pre-trained with", "cleaned by", *HEADS]
+    intro = (
+        "Controls. Scratch is the same training on the clean data from fresh weights; the twin goes through the run and to "
+        "the epoch that are best on its poisoned model."
+    )
+    return f"{intro}\n\n{_table(heads, rows)}" if rows else ""
+
+
+def _rule_differences(judged: Judgement) -> str:
+    """Differences between ways of pre-training by what each rule chose; empty if there are none."""
+    rows = rule_rows(judged.rules)
+    intro = "Differences between what the rules chose; permutation tests over seeds."
+    return f"{intro}\n\n{_table(RULE_HEADS, rows)}" if rows else ""
 
 
 def _rules(judged: Judgement) -> str:

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from records.card import Fact
+from report.controls import HEADS, control_rows
 from report.costs import STAGES
+from report.differences import RULE_HEADS, rule_rows
 from report.headline import MEANINGS
 from report.load import Record, Study, flat
 from report.points import rate_text, spoken
@@ -26,6 +28,7 @@ WORDS = (
     ("MMCL", "multimodal contrastive learning, which draws a picture and its own caption together (CLIP's loss)"),
     ("SSL", "self-supervised learning, which draws two views of one picture together, and two of one caption"),
     ("twin", "the same pre-training without poison"),
+    ("scratch", "the control of the cleaners: training on the clean data from fresh weights"),
 )
 
 
@@ -57,6 +60,9 @@ def page_of(report: Report, pictures: Sequence[Picture]) -> str:
         words=_words(report),
         stages_done=_stages_done(study),
         differences=[difference.sentence for difference in judged.differences],
+        thrown=[control.sentence for control in judged.controls if control.sentence],
+        controls=(HEADS, control_rows(judged.controls)),
+        rules=(RULE_HEADS, rule_rows(judged.rules)),
         lacking=judged.notes,
         pictures=pictures,
         poisons=poisons[:GRIDS],

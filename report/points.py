@@ -1,7 +1,7 @@
-"""What a study measured, by way of pre-training: panels of points for the frontier, curves over the epochs."""
+"""What a study measured, by way of pre-training: panels of points for the frontier, and beside them the controls."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from measures.frontier import FrontierPoint
@@ -23,7 +23,6 @@ NAMES = {
 }
 
 NAMED_ATTACK = re.compile(r"asr(_\d+)")  # the success of a model's second attack, third, ...
-TOP1, ASR = "zero-shot top-1 (%)", "ASR, attack success (%)"  # titles
 KNOWN = ("val_loss", "distance", "proxy_asr")  # what a defender can know, who does not see the attack
 Way = tuple[str, tuple[tuple[str, str], ...]]  # objective, swept settings
 
@@ -78,7 +77,8 @@ class PointInfo(NamedTuple):
 
 class Panel(NamedTuple):
     """All that was measured for one way of pre-training; `finished` of its `total` runs are done. The drawing is headed by
-    `heading`, or by the title if there is none."""
+    `heading`, or by the title if there is none. Controls are never among `points`: `scratch` are cleanings that keep nothing
+    of their start, `cleaned_twins` those of twins, whose start is the twin."""
 
     title: str
     starts: list[FrontierPoint[Origin]]
@@ -88,16 +88,14 @@ class Panel(NamedTuple):
     total: int
     heading: str | None = None
     without: str = ""  # what was measured instead, where no point could be
-    cleanings: tuple[int, int] = (0, 0)  # how many cleaning runs are finished, of how many
+    cleanings: tuple[int, int] = (0, 0)  # how many cleaning runs are finished, of how many, controls not counted
+    scratch: Sequence[FrontierPoint[PointInfo]] = ()
+    cleaned_twins: Sequence[FrontierPoint[PointInfo]] = ()
 
-
-class Curve(NamedTuple):
-    """One number of a pre-training run over its epochs; one way has one colour."""
-
-    way: str
-    label: str
-    twin: bool
-    line: list[tuple[float, float]]
+    def only(self, keep: Callable[[PointInfo], bool]) -> "Panel":
+        """The panel with those of its points, scratch's too, that are to be kept."""
+        points, scratch = ([point for point in members if keep(point.label)] for members in (self.points, self.scratch))
+        return self._replace(points=points, scratch=scratch)
 
 
 class Moment(NamedTuple):
@@ -134,7 +132,7 @@ def _moment(epoch: float, numbers: dict[str, Any], one_set: bool) -> Moment:
     return Moment(epoch, numbers.get("top1"), numbers.get("asr"), facts, counts)
 
 
-def _way(run: RunEntry) -> Way:
+def way_of(run: RunEntry) -> Way:
     """How a run pre-trains: its objective, and the other swept settings that are not of the cleaning."""
     own = {name: value for name, value in run.swept.items() if name not in run.cleaning}
     settings = []
@@ -155,12 +153,17 @@ def panels(study: Study) -> list[Panel]:
     attacks = ["", *(match[1] for key in study.results.columns if (match := NAMED_ATTACK.fullmatch(key)))]
     origins = {r.run.run: r.run for r in study.records if r.run.stage == "pretrain"}
     ways: dict[Way, list[Record]] = {}
+    settings_of: dict[str, Way] = {}  # a cleaned twin has those of its poisoned model
     for record in study.records:
-        if record.run.stage != "twin":
-            ways.setdefault(_way(origins.get(record.run.start or "", record.run)), []).append(record)
+        if record.run.stage != "twin" and record.run.control != "twin":
+            way = way_of(origins.get(record.run.start or "", record.run))
+            ways.setdefault(way, []).append(record)
+            settings_of.setdefault(repr(record.run.swept), way)
     for record in study.records:
-        if record.run.stage == "twin":
-            objective, settings = _way(record.run)  # it may know nothing of a swept attack
+        if record.run.control == "twin":
+            ways.setdefault(settings_of.get(repr(record.run.swept), way_of(record.run)), []).append(record)
+        elif record.run.stage == "twin":
+            objective, settings = way_of(record.run)  # it may know nothing of a swept attack
             for way, members in ways.items():
                 members += [record] if way[0] == objective and set(settings) <= set(way[1]) else []
     many = len(attacks) > 1
@@ -178,8 +181,8 @@ def _panel(name: str, members: list[Record], images: tuple[str | None, str | Non
     cleaning run that starts from it. Epoch 0 is never a cleaned point.
     """
     starts: dict[str, FrontierPoint[Origin]] = {}
-    twins: list[FrontierPoint[Origin]] = []
-    points: list[FrontierPoint[PointInfo]] = []
+    twins: dict[str, FrontierPoint[Origin]] = {}
+    points: dict[str | None, list[FrontierPoint[PointInfo]]] = {None: [], "fresh": [], "twin": []}
     for record in sorted(members, key=lambda member: member.run.stage == "clean"):
         run = record.run
         origin = run.start or run.run if run.stage == "clean" else run.run  # a pre-training may start from weights
@@ -189,60 +192,54 @@ def _panel(name: str, members: list[Record], images: tuple[str | None, str | Non
             if moment.asr is not None and moment.top1 is not None
         ]
         if run.stage == "clean":
-            for moment, point in seen:
-                if moment.epoch == 0:
-                    starts.setdefault(origin, point)
-                    continue
-                who = spoken(run.cleaner or run.clean_objective)
-                swept = {key: value for key, value in run.swept.items() if key in run.cleaning}
-                begin = starts.get(origin)
-                info = PointInfo(run.run, moment.epoch, run.rate, who, begin, run.seed, moment.facts, swept, moment.counts)
-                points.append(FrontierPoint(point.asr, point.top1, info))
-        elif seen and record.finished and run.stage == "pretrain":
-            starts[origin] = seen[-1][1]
+            begun = twins if run.control == "twin" else starts
+            points[run.control] += _cleaned(run, seen, begun)
         elif seen and record.finished:
-            twins.append(seen[-1][1])
+            (starts if run.stage == "pretrain" else twins)[origin] = seen[-1][1]
     finished = sum(member.finished for member in members)
     measured = {key for member in members for row in member.evaluations for key, value in row.items() if value is not None}
     without = "retrieval" if "text_r1" in measured and not measured & {"top1", "asr"} else ""
-    done = [member.finished for member in members if member.run.stage == "clean"]
-    cleanings = (sum(done), len(done))
-    return Panel(name, list(starts.values()), twins, points, finished, len(members), without=without, cleanings=cleanings)
+    done = [member.finished for member in members if member.run.stage == "clean" and member.run.control is None]
+    return Panel(
+        name,
+        list(starts.values()),
+        list(twins.values()),
+        points[None],
+        finished,
+        len(members),
+        without=without,
+        cleanings=(sum(done), len(done)),
+        scratch=_apart(points["fresh"], {point.label.objective for point in points[None]}),
+        cleaned_twins=points["twin"],
+    )
 
 
-def rate_curves(study: Study) -> dict[str, list[Curve]]:
-    """Accuracy and attack success of every pre-training run over its epochs, in percent, under TOP1 and ASR."""
-    images = study.compared_images
-    drawn: dict[str, list[Curve]] = {TOP1: [], ASR: []}
-    for record, curve in _pretrainings(study):
-        seen = timeline(record, images)
-        top1 = [(moment.epoch, 100 * moment.top1) for moment in seen if moment.top1 is not None]
-        asr = [(moment.epoch, 100 * moment.asr) for moment in seen if moment.asr is not None]
-        drawn[TOP1].append(curve._replace(line=top1))
-        drawn[ASR].append(curve._replace(line=asr))
-    return drawn
+def _apart(scratch: list[FrontierPoint[PointInfo]], cleaners: set[str]) -> list[FrontierPoint[PointInfo]]:
+    """The points under a name that is no cleaner's: the same objective may be trained from the start and from scratch."""
+    return [
+        point._replace(label=point.label._replace(objective=f"{point.label.objective}, fresh weights"))
+        if point.label.objective in cleaners
+        else point
+        for point in scratch
+    ]
 
 
-def curves_of(study: Study, key: str) -> list[Curve]:
-    """A measured number of every pre-training run over its epochs, on the first images that have it."""
-    lines = []
-    for record, curve in _pretrainings(study):
-        rows = [row for row in record.evaluations if row.get(key) is not None]
-        if line := [(row["epoch"], row[key]) for row in rows if row["images"] == rows[0]["images"]]:
-            lines.append(curve._replace(line=line))
-    return lines
-
-
-def _pretrainings(study: Study) -> list[tuple[Record, Curve]]:
-    """Every pre-training run, the twins included, with the curve that it is to be drawn as, which has no line yet."""
-    shown = [record for record in study.records if record.run.stage != "clean"]
-    several = len({record.run.seed for record in shown}) > 1
-    out = []
-    for record in shown:
-        run, way, twin = record.run, title(_way(record.run)), record.run.stage == "twin"
-        label = f"{way}, seed {run.seed}" if several else way
-        out.append((record, Curve(way, f"{label}, twin without poison" if twin else label, twin, [])))
-    return out
+def _cleaned(
+    run: RunEntry, seen: list[tuple[Moment, FrontierPoint[Origin]]], begun: dict[str, FrontierPoint[Origin]]
+) -> list[FrontierPoint[PointInfo]]:
+    """The points of a cleaning; of the models that cleanings have begun from, adds its own where that is epoch 0."""
+    points = []
+    for moment, point in seen:
+        if moment.epoch == 0:
+            if run.control != "fresh":  # whose epoch 0 is of its fresh weights
+                begun.setdefault(point.label.run, point)
+            continue
+        who = spoken(run.cleaner or run.clean_objective)
+        swept = {key: value for key, value in run.swept.items() if key in run.cleaning}
+        begin = begun.get(point.label.run)
+        info = PointInfo(run.run, moment.epoch, run.rate, who, begin, run.seed, moment.facts, swept, moment.counts)
+        points.append(FrontierPoint(point.asr, point.top1, info))
+    return points
 
 
 def spoken(kind: str | None) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from math import isfinite
 from statistics import fmean
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from measures.frontier import CAP, CAPS, FLOOR, FrontierPoint, best_accuracy, hypervolume, lowest_asr
 from measures.interval import Interval, bootstrap, wilson
@@ -23,6 +23,7 @@ RULES: dict[str, tuple[str, Callable[..., Candidate[FrontierPoint[PointInfo]] | 
 }
 MOST = 10**12  # pictures; a journal that claims more is not believed
 Group = tuple[str, str]  # the way of pre-training, the cleaner
+FRESH: Literal["fresh"] = "fresh"
 
 
 class Unit(NamedTuple):
@@ -114,6 +115,7 @@ class Score(NamedTuple):
     seed: int | None
     start: FrontierPoint[Origin] | None
     numbers: dict[str, Number]
+    control: Literal["fresh"] | None = None  # what keeps nothing of the start: beside the cleaners, and none of them
 
 
 class Mean(NamedTuple):
@@ -141,15 +143,19 @@ class Mean(NamedTuple):
 
 
 def scores(panels: Sequence[Panel]) -> list[Score]:
-    """One for each (way, cleaner, seed) that has points, in their order."""
-    points: dict[tuple[str, str, int | None], list[FrontierPoint[PointInfo]]] = {}
+    """One for each (way, cleaner, seed) that has points, in their order; of each way the control that keeps nothing of the
+    start comes last, and no rule chooses of it."""
+    points: dict[tuple[str, str, int | None, Literal["fresh"] | None], list[FrontierPoint[PointInfo]]] = {}
     for panel in panels:
-        for point in panel.points:
-            points.setdefault((panel.title, point.label.objective, point.label.seed), []).append(point)
-    return [_score((way, cleaner), seed, members) for (way, cleaner, seed), members in points.items()]
+        for control, members in ((None, panel.points), (FRESH, panel.scratch)):
+            for point in members:
+                points.setdefault((panel.title, point.label.objective, point.label.seed, control), []).append(point)
+    return [_score((way, name), seed, members, control) for (way, name, seed, control), members in points.items()]
 
 
-def _score(group: Group, seed: int | None, points: list[FrontierPoint[PointInfo]]) -> Score:
+def _score(
+    group: Group, seed: int | None, points: list[FrontierPoint[PointInfo]], control: Literal["fresh"] | None
+) -> Score:
     starts = list(dict.fromkeys(point.label.start for point in points if point.label.start is not None))
     start = FrontierPoint(fmean(p.asr for p in starts), fmean(p.top1 for p in starts), starts[0].label) if starts else None
     numbers: list[Number] = []
@@ -167,8 +173,8 @@ def _score(group: Group, seed: int | None, points: list[FrontierPoint[PointInfo]
     if start:
         carrying = [p for p in points if p.asr <= CAP and p.top1 >= FLOOR * start.top1]
         numbers.append(Number(CARRYING, len(carrying)))
-    numbers += [Number(POINTS, len(points)), *_chosen(points, start)]
-    return Score(group, seed, start, {number.metric.name: number for number in numbers})
+    numbers += [Number(POINTS, len(points)), *([] if control else _chosen(points, start))]
+    return Score(group, seed, start, {number.metric.name: number for number in numbers}, control)
 
 
 def _top1(metric: Metric, point: FrontierPoint[PointInfo] | None) -> Number:
@@ -212,12 +218,12 @@ def _chosen(points: list[FrontierPoint[PointInfo]], start: FrontierPoint[Origin]
 
 def lacking(seeds: Sequence[Score]) -> list[str]:
     """What could not be judged for want of a number in the journals, as notes."""
-    remarks = []
+    remarks, cleaned = [], [score for score in seeds if score.control is None]
     for name, (needed, _) in RULES.items():
-        without = list(dict.fromkeys(score.group for score in seeds if chosen_by(name).top1.name not in score.numbers))
+        without = list(dict.fromkeys(score.group for score in cleaned if chosen_by(name).top1.name not in score.numbers))
         if without:
             reason = f"its number, {needed}, is not in the journals" + (" or no start was measured" * (name == "distance"))
-            listed = "all cleanings" if len(without) == len({score.group for score in seeds}) else _listed(without)
+            listed = "all cleanings" if len(without) == len({score.group for score in cleaned}) else _listed(without)
             remarks.append(f"The selection rule '{name}' is left out for {listed}: {reason}.")
     unstarted = list(dict.fromkeys(score.group for score in seeds if score.start is None))
     if unstarted:

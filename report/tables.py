@@ -8,6 +8,8 @@ from typing import Any
 
 from measures.frontier import CAP
 from measures.interval import Interval
+from report.controls import Control
+from report.differences import Comparison, Difference
 from report.scores import BEST, HEADLINES, HYPERVOLUME, LOWEST, Group, Mean, Number, relative_drop
 from report.verdict import Judgement
 
@@ -71,27 +73,50 @@ def verdict_json(judged: Judgement) -> str:
             for score in members
         ]
         over = {name: _mean(mean) for name, mean in means.items()}
-        groups.append({"way": way, "cleaner": cleaner, "seeds": seeds, "over_seeds": over})
-    apart = [
-        {
-            "cleaner": difference.cleaner,
-            "ways": list(difference.ways),
-            "means": [_mean(mean) for mean in difference.means],
-            "difference": difference.value,
-            "interval": difference.interval,
-            "p": difference.test.p if difference.test else None,
-            "smallest_possible_p": difference.test.smallest if difference.test else None,
-            "exact": difference.test.exact if difference.test else None,
-            "sentence": difference.sentence,
-        }
-        for difference in judged.differences
-    ]
+        control = next((score.control for score in members), None)
+        groups.append({"way": way, "cleaner": cleaner, "control": control, "seeds": seeds, "over_seeds": over})
+    apart = [_difference(one) | {"sentence": one.sentence} for one in judged.differences]
     verdicts = [
         {"way": panel.title, "status": verdict.status, "sentence": verdict.sentence}
         for panel, verdict in zip(judged.panels, judged.verdicts, strict=True)
     ]
-    content = {"verdicts": verdicts, "groups": groups, "differences": apart, "notes": judged.notes}
+    rules = [_difference(one) for one in judged.rules]
+    content = {"verdicts": verdicts, "groups": groups, "differences": apart, "by_rule": rules}
+    content |= {"controls": [_control(one) for one in judged.controls], "notes": judged.notes}
     return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _difference(one: Difference) -> dict[str, Any]:
+    """A difference as JSON; `counted_at_0` is the comparison in which seeds without the number count as 0, where some do."""
+    out = {
+        "cleaner": one.cleaner,
+        "ways": list(one.ways),
+        "number": one.metric.name,
+        "means": [_mean(mean) for mean in one.means],
+        **_comparison(one.compared),
+    }
+    return out | ({"counted_at_0": _comparison(one.counted)} if one.counted else {})
+
+
+def _comparison(found: Comparison | None) -> dict[str, Any]:
+    return {
+        "difference": found.value if found else None,
+        "interval": found.interval if found else None,
+        "p": found.test.p if found else None,
+        "p_holm": found.adjusted if found else None,
+        "cleaners": found.tests if found else None,
+        "smallest_possible_p": found.test.smallest if found else None,
+        "exact": found.test.exact if found else None,
+        "detectable": found.detectable if found else None,
+    }
+
+
+def _control(one: Control) -> dict[str, Any]:
+    """A cleaner beside its controls, as JSON; accuracies are fractions."""
+    way, cleaner = one.group
+    above = None if one.above is None else _mean(one.above) | {"interval": one.interval}
+    cost = None if one.cost is None else _mean(one.cost)
+    return {"way": way, "cleaner": cleaner, "above_scratch": above, "thrown_away": one.thrown, "twin_cost": cost}
 
 
 def _number(number: Number) -> dict[str, Any]:

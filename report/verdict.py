@@ -2,52 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from statistics import fmean
 from typing import Any, NamedTuple
 
 from measures.frontier import CAP, CAPS, FLOOR, FrontierPoint, best_accuracy, lowest_asr
-from measures.interval import Interval, Test, bootstrap, permutation
+from report.controls import Control, controls
 from report.costs import Costs, costs
+from report.differences import Difference, differences, rule_differences
 from report.headline import Verdict, grounds_of, headline
 from report.load import Study
 from report.points import Panel, PointInfo, panels, percent, rate_text
-from report.scores import BEST, LOWEST, Group, Mean, Score, finite, lacking, mean_of, over_seeds, scores
-
-LEVEL = 0.05  # p at or below it is called significant
-
-
-class Difference(NamedTuple):
-    """Of the best accuracy at ASR <= 5 %, between two ways that one cleaner cleaned: the first's mean less the second's."""
-
-    cleaner: str
-    ways: tuple[str, str]
-    means: tuple[Mean, Mean]
-    value: float | None
-    interval: Interval | None
-    test: Test | None
-
-    @property
-    def sentence(self) -> str:
-        """The difference in words, which claim no more than so many seeds allow."""
-        (first, second), (a, b), test = self.ways, self.means, self.test
-        what = f"{self.cleaner}, {BEST.label}, {first} less {second}"
-        seeds = f"{a.known} of {a.of} and {b.known} of {b.of} seeds reach that ASR"
-        if self.value is None or test is None:
-            return f"{what}: no difference to state; {seeds}."
-        between = f" [{100 * self.interval.low:+.1f}, {100 * self.interval.high:+.1f}]" if self.interval else ""
-        words = f"{what}: {100 * self.value:+.1f} points{between}; {seeds}"
-        if a.known < a.of or b.known < b.of:
-            words += ", and only those are compared"
-        if test.smallest == 1:
-            return f"{words}. With one seed each no test can tell that from chance."
-        if test.smallest > LEVEL:
-            return (
-                f"{words}. Permutation test: p = {test.p:.2g}; with {a.known} and {b.known} seeds no p below "
-                f"{test.smallest:.2g} is possible, so no difference, however large, can be called significant at {LEVEL:g}."
-            )
-        significance = "significant" if test.p <= LEVEL else "not significant"
-        return f"{words}. Permutation test: p = {test.p:.2g}, {significance} at {LEVEL:g}."
+from report.scores import BEST, LOWEST, Group, Mean, Score, lacking, over_seeds, scores
 
 
 class SummaryRow(NamedTuple):
@@ -66,13 +31,17 @@ class Judgement:
     scores: list[Score]
     means: dict[Group, dict[str, Mean]]
     differences: list[Difference]
+    rules: list[Difference]  # of what each rule chooses that sees no ASR
+    controls: list[Control]
     verdicts: list[Verdict]  # one for each panel
     notes: list[str]
 
     @property
     def sentences(self) -> list[str]:
-        """All that is said: of each way of pre-training, and of each difference between two."""
-        return [verdict.sentence for verdict in self.verdicts] + [difference.sentence for difference in self.differences]
+        """All that is said: of each way of pre-training, of each cleaner that is no better than scratch, of each difference
+        between two ways."""
+        said = [verdict.sentence for verdict in self.verdicts] + [one.sentence for one in self.controls if one.sentence]
+        return said + [difference.sentence for difference in self.differences]
 
 
 @dataclass(frozen=True)
@@ -91,7 +60,8 @@ def make_report(study: Study) -> Report:
     judged = judge(panels(study))
     cleaners = list(dict.fromkeys(point.label.objective for panel in judged.panels for point in panel.points))
     shared = _shared_caps(judged.panels)
-    summaries = [_summary(panel, cleaners, shared) for panel in judged.panels]
+    scratches = list(dict.fromkeys(point.label.objective for panel in judged.panels for point in panel.scratch))
+    summaries = [_summary(panel, cleaners, scratches, shared) for panel in judged.panels]
     return Report(study, judged, summaries, notes(study, judged.panels), costs(study))
 
 
@@ -101,35 +71,19 @@ def judge(members: Sequence[Panel]) -> Judgement:
     verdicts = [headline(panel) for panel in members]
     bare = {(panel.title, run) for panel in members for run, reason in grounds_of(panel).items() if reason.look}
     firm = [score for score in seeds if not score.start or (score.group[0], score.start.label.run) not in bare]
+    of_controls = controls([_without(panel, bare) for panel in members])
     remarks = lacking(seeds)
     if len(firm) < len(seeds):
         remarks.append(
             f"{len(seeds) - len(firm)} of {len(seeds)} seeds of a cleaner have no ground: no difference counts them."
         )
-    return Judgement(list(members), seeds, over_seeds(seeds), differences(firm), verdicts, remarks)
+    apart, of_rules = differences(firm), rule_differences(firm)
+    return Judgement(list(members), seeds, over_seeds(seeds), apart, of_rules, of_controls, verdicts, remarks)
 
 
-def differences(seeds: Sequence[Score]) -> list[Difference]:
-    """Between every two ways of pre-training that one cleaner cleaned."""
-    values: dict[str, dict[str, list[float | None]]] = {}
-    for score in seeds:
-        way, cleaner = score.group
-        values.setdefault(cleaner, {}).setdefault(way, []).append(score.numbers[BEST.name].value)
-    return [
-        _difference(cleaner, (first, second), ways[first], ways[second])
-        for cleaner, ways in values.items()
-        for first, second in combinations(ways, 2)
-    ]
-
-
-def _difference(cleaner: str, ways: tuple[str, str], first: list[float | None], second: list[float | None]) -> Difference:
-    means = (mean_of(BEST, tuple(first)), mean_of(BEST, tuple(second)))
-    a, b = finite(first), finite(second)
-    if not a or not b:
-        return Difference(cleaner, ways, means, None, None, None)
-    several = len(a) > 1 and len(b) > 1
-    interval = bootstrap([a, b], lambda first, second: fmean(first) - fmean(second)) if several else None
-    return Difference(cleaner, ways, means, fmean(a) - fmean(b), interval, permutation(a, b))
+def _without(panel: Panel, bare: set[tuple[str, str]]) -> Panel:
+    """The panel without the cleanings whose start has no ground."""
+    return panel.only(lambda info: info.start is None or (panel.title, info.start.label.run) not in bare)
 
 
 def _shared_caps(members: Sequence[Panel]) -> list[list[float]]:
@@ -146,9 +100,11 @@ def _shared_caps(members: Sequence[Panel]) -> list[list[float]]:
     return out
 
 
-def _summary(panel: Panel, cleaners: Sequence[str], shared: Sequence[Sequence[float]]) -> list[SummaryRow]:
-    """The panel's rows of the small table: what, the number, and a remark on it; a row for each of the study's cleaners and
-    for caps on ASR that share their point in all panels, so that all panels have the same."""
+def _summary(
+    panel: Panel, cleaners: Sequence[str], scratches: Sequence[str], shared: Sequence[Sequence[float]]
+) -> list[SummaryRow]:
+    """The panel's rows of the small table: what, the number, and a remark on it; a row for each of the study's cleaners, its
+    controls and for caps on ASR that share their point in all panels, so that all panels have the same."""
     start, twin = mean_point(panel.starts), mean_point(panel.twins)
     many = f"mean of {len(panel.starts)} runs" if len(panel.starts) > 1 else ""
     rows = [
@@ -165,6 +121,10 @@ def _summary(panel: Panel, cleaners: Sequence[str], shared: Sequence[Sequence[fl
         best = best_accuracy([point for point in panel.points if point.label.objective == who], CAP)
         remark = f"ASR {percent(best.asr)}, {where(best)}" if best else ""
         rows.append((f"{who}: {BEST.label}", percent(best.top1) if best else "none", remark))
+    for who in scratches:
+        best = best_accuracy([point for point in panel.scratch if point.label.objective == who], CAP)
+        remark = f"ASR {percent(best.asr)}, {where(best)}" if best else ""
+        rows.append((f"{who}, the control: {BEST.label}", percent(best.top1) if best else "none", remark))
     low = lowest_asr(panel.points, FLOOR * start.top1) if start else None
     remark = f"top-1 {percent(low.top1)}, {where(low)}" if low else ""
     rows.append((LOWEST.label, percent(low.asr) if low else "none", remark))

@@ -15,13 +15,14 @@ from PIL import Image
 
 from measures.frontier import FrontierPoint
 from report.ablation import Ablation, Reached, by_cleaner, by_epoch, by_setting, settings
+from report.dynamics import curves_of
 from report.figures import figures
 from report.load import read_study
 from report.plots.ablation import ablation
 from report.plots.answers import RIGHT, WRONG
 from report.plots.frontier import frontier
 from report.plots.style import DARK, INK, LINES, PAPER, STAR, TWIN, palette, svg, titles
-from report.points import Origin, Panel, PointInfo, curves_of, panels
+from report.points import Origin, Panel, PointInfo, panels
 from report.verdict import make_report
 from report.write import write_report
 

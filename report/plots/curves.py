@@ -3,8 +3,8 @@
 from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from report.dynamics import Curve
 from report.plots.style import LINES, MANY, PAPER, SHAPES, grid, style, titles
-from report.points import Curve
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
