@@ -9,6 +9,7 @@ can be made in parts and on several machines, and so is what stands above the fi
 
 import re
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 from data.refusal import UserError
@@ -115,9 +116,13 @@ def _along(panels: Sequence[Panel], setting: str) -> str:
     values = sorted({value for value in listed if isinstance(value, int | float)})
     rows = []
     for value in values:
-        there = [panel.only(lambda info, value=value: info.swept.get(setting) == value) for panel in panels]
+        there = [panel.only(partial(_has, setting, value)) for panel in panels]
         rows += [[short(value), *_seed(score)] for score in scores(there)]
     return f"At each value of {plain(setting)}, over all other settings.\n\n{_table([setting, *SEED], rows)}"
+
+
+def _has(setting: str, value: float, info: PointInfo) -> bool:
+    return bool(info.swept.get(setting) == value)
 
 
 def _pair(point: FrontierPoint[PointInfo] | FrontierPoint[Origin], info: PointInfo | None) -> str:
