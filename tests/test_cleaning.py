@@ -416,6 +416,7 @@ def test_a_cleaned_twin_begins_at_the_twin_may_inherit_its_moments_and_says_that
     world: Path, tmp_path: Path
 ) -> None:
     from engine.export import main
+    from engine.study.status import StatusReader
 
     more = "sweep:\n  arm:\n    plain: {clean.objective: {kind: mmcl}}\n    inherited: {clean.optimizer.state: inherited}\n"
     study(world, tmp_path, more, "pretrain.epochs=1", "attack.twin=first", "attack.clean_twin=true")
@@ -427,6 +428,9 @@ def test_a_cleaned_twin_begins_at_the_twin_may_inherit_its_moments_and_says_that
     ended = {run: [point[1:] for point in measured(rows[run])] for run in (twin, *cleaned)}
     assert [ended[run][0] for run in cleaned] == [ended[twin][-1]] * 2
     assert len({rows[run][-1]["distance"] for run in cleaned}) == 2
+    reached = {run.run: len(run.points) for run in StatusReader(folder).read().runs}
+    assert [reached[run] for run in cleaned] == [0, 0], "a control is never the best so far"
+    assert sum(reached.values()) == 2
     assert main([str(folder / cleaned[0]), str(tmp_path / "out")]) == 0
     assert "pre-trained without poison, then cleaned" in (tmp_path / "out/README.md").read_text()
 
