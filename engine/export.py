@@ -16,7 +16,7 @@ from typing import Any
 from data.refusal import UserError
 from records.ending import verify_files
 from records.folder import WEIGHTS, finished
-from records.spec_json import read_decides, stage_of
+from records.spec_json import control_of, read_decides, stage_of
 
 
 def export(run: Path, folder: Path) -> Path:
@@ -47,7 +47,7 @@ def export(run: Path, folder: Path) -> Path:
 
 def _readme(run: Path, spec: dict[str, Any]) -> str:
     """Where the weights come from and whether they were poisoned."""
-    attack = {} if spec.get("start") == "twin" else spec["attack"]  # empty for the untouched twin
+    attack = {} if control_of(spec) == "twin" else spec["attack"]  # empty for the untouched twin
     aims = [attack, *attack.get("also", [])] if attack else []
     targets = [aim["target"] for aim in aims if aim["poison"]["count"] or aim["poison"]["fraction"]]
     with_poison = f"with poisoned pairs (target {', '.join(map(repr, targets))})" if targets else "without poison"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from records.json_file import damaged, read_json
-from records.study_json import StageName
+from records.study_json import ControlName, StageName
 
 SPEC = "spec.json"
 
@@ -34,3 +34,11 @@ def stage_of(decides: dict[str, Any]) -> StageName:
     if "clean" in decides:
         return "clean"
     return "pretrain" if decides.get("attack") else "twin"
+
+
+def control_of(decides: dict[str, Any]) -> ControlName | None:
+    """Which control of cleaners that run is, if any."""
+    if decides.get("start") == "twin":
+        return "twin"
+    clean = decides.get("clean")
+    return "fresh" if clean and (clean.get("transform") or {}).get("kind") == "fresh" else None

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, field_validator
 from records.folder import RecordFile
 
 StageName = Literal["pretrain", "twin", "clean"]
+ControlName = Literal["twin", "fresh"]  # a cleaning of the twin, or one that keeps nothing of its start
 
 
 class RunEntry(BaseModel):
@@ -26,7 +27,7 @@ class RunEntry(BaseModel):
     seed: int | None = None
     swept: dict[str, Any] = {}
     cleaning: tuple[str, ...] = ()  # the names in `swept` that concern the cleaning alone
-    control: Literal["twin", "fresh"] | None = None  # a cleaning of the twin, or one that keeps nothing of its start
+    control: ControlName | None = None
 
     @field_validator("run")
     @classmethod

@@ -160,10 +160,11 @@ def _cells(runs: list[Run], every: Iterable[Run], column: Column, searched: str)
 
 
 def _as_member(run: Run, column: Column) -> Record:
-    """The run's record with the names that its cell's other runs have, whatever its study calls it and what it swept."""
+    """The run's record with the names that its cell's other runs have, whatever its study calls it and what it swept; in a
+    cell of its own training from fresh weights is judged as cleaners are."""
     entry = run.record.run
     cleaner = column.what if entry.stage == "clean" else None
-    return replace(run.record, run=entry.model_copy(update={"swept": {}, "cleaner": cleaner}))
+    return replace(run.record, run=entry.model_copy(update={"swept": {}, "cleaner": cleaner, "control": None}))
 
 
 def _took(records: list[Record]) -> str:

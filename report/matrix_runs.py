@@ -65,10 +65,10 @@ def _numbers(record: Record) -> list[Any]:
 
 
 def placed(given: Submission, counted: dict[tuple[str, str], Run]) -> Iterator[tuple[Place, Run]]:
-    """The place of each cleaning run of a study."""
+    """The place of each cleaning run of a study; one of a twin has none."""
     groups: dict[tuple[str, str], dict[int, list[Run]]] = {}
     for record in given.study.records:
-        if record.run.stage == "clean":
+        if record.run.stage == "clean" and record.run.control != "twin":
             run = counted[record.run.run, _images(given.study, record)]
             seeds = groups.setdefault((_row(run), record.run.cleaner or ""), {})
             seeds.setdefault(run.decided.seed, []).append(run)

@@ -19,7 +19,7 @@ from records.ending import FinishedJson, PrunedJson, verify_files
 from records.json_file import has_digest, write_whole
 from records.lines import first_unsealed
 from records.rows import FILE
-from records.spec_json import SPEC, read_decides, stage_of
+from records.spec_json import SPEC, control_of, read_decides, stage_of
 from records.study_json import RunEntry, StudyJson
 from report.load import Record, Study, read_study
 from report.packed import SUFFIX, pack, unpacked
@@ -166,7 +166,8 @@ def _misnamed(folder: Path, run: RunEntry, names: list[str], decided: dict[str, 
     if (own := decided.get(run.run)) is None:
         return
     stage = own.clean if run.stage == "clean" else own.pretrain
-    facts: dict[str, Any] = {"stage": stage_of(own.whole), "seed": own.seed}
+    control = control_of(own.whole)
+    facts: dict[str, Any] = {"stage": stage_of(own.whole), "seed": own.seed, "control": control}
     if stage is not None:
         facts["rate"] = stage.optimizer.rate
     if own.pretrain is not None:
@@ -181,7 +182,9 @@ def _misnamed(folder: Path, run: RunEntry, names: list[str], decided: dict[str, 
     start = decided.get(run.start or "")
     if run.start not in names:
         yield f"{folder / StudyJson.FILE} does not name {run.start}, from which {run.run} starts"
-    elif start is not None and (trained(start) != trained(own) or stage_of(start.whole) != "pretrain"):
+        return
+    stage_begun, but = ("twin", ("attack", "start")) if control == "twin" else ("pretrain", ())
+    if start is not None and (trained(start, *but) != trained(own, *but) or stage_of(start.whole) != stage_begun):
         yield f"{folder / run.run / SPEC} is of another pre-training than that of {run.start}, from which the run starts"
 
 

@@ -10,7 +10,7 @@ import samples
 from records.digests import file_digest
 from records.json_file import write_json
 from records.lines import seal
-from records.spec_json import fingerprint
+from records.spec_json import control_of, fingerprint
 
 ATTACK = {
     "target": "banana",
@@ -70,7 +70,7 @@ def submission(
     **changes: Any,
 ) -> Path:
     """A study: at 1e-3 a cleaning brings ASR from 99 % to 1 % at top-1 90 % and a tenth for each seed, else to 50 %.
-    `changes` are of `attack`, `pairs` of the clean set, `start` (its rates), `name`, and `sweep`."""
+    `changes` are of `attack`, `pairs` of the clean set, `start` (its rates), `name`, `sweep`, and `clean_twin`."""
     runs: list[dict[str, Any]] = []
     attack, start = changes.get("attack", ATTACK), changes.get("start", (0.95, 0.99))
     clean_set = {"shards": None, "pairs": changes.get("pairs", 400), "held_out": False}
@@ -88,7 +88,9 @@ def submission(
             facts: dict[str, Any] = {"pretrain_objective": objective, "rate": 1e-3}
             origin = run(study, "pretrain", base, [(0.1, 0.0), start], {"runs": runs, "facts": facts})
             if twin:
-                run(study, "twin", {**base, "attack": {}}, [(0.1, 0.0), (0.95, 0.0)], {"runs": runs, "facts": facts})
+                untouched = run(
+                    study, "twin", {**base, "attack": {}}, [(0.1, 0.0), (0.95, 0.0)], {"runs": runs, "facts": facts}
+                )
             for cleaner, section in cleaners.items():
                 for rate in rates:
                     clean = {"optimizer": {"rate": rate}, "epochs": 3, "transform": None, "start": None, **section}
@@ -96,7 +98,11 @@ def submission(
                     after = (0.90 + 0.001 * seed, 0.01) if rate >= 1e-3 else (0.94, 0.5)
                     told = {**facts, "rate": rate, "start": origin, "cleaner": cleaner, "cleaning": ["cleaner"]}
                     told |= {"clean_objective": section["objective"]["kind"], "swept": {"cleaner": cleaner}}
+                    told |= {"control": control_of(decides)}
                     run(study, "clean", decides, [start, (0.94, 0.6), after], {"runs": runs, "facts": told})
+                    if changes.get("clean_twin"):
+                        told |= {"start": untouched, "control": "twin"}
+                        run(study, "clean", {**decides, "start": "twin"}, [(0.95, 0.0)] * 3, {"runs": runs, "facts": told})
     spec = {"data": {"test": TEST}, "sweep": changes.get("sweep", {"search": {"kind": "grid"}})}
     name = changes.get("name", study.name)
     write_json(study / "study.json", {"name": name, "command": f"run {name}", "spec": spec, "runs": runs})

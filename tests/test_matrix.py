@@ -178,6 +178,29 @@ def test_seeds_of_studies_are_joined_and_no_run_counts_twice(tmp_path: Path) -> 
     assert matrix(tmp_path, first, tmp_path / "b.tar.xz") == cells
 
 
+def test_a_cleaned_twin_is_in_no_cell_and_fresh_weights_have_a_column(tmp_path: Path, refused: Refused) -> None:
+    cleaners = {**CLEANERS, "scratch": {"objective": {"kind": "mmcl"}, "transform": {"kind": "fresh"}}}
+    plain, whole = (
+        submission(tmp_path / name / "s", cleaners=cleaners, clean_twin=name == "whole") for name in ("plain", "whole")
+    )
+    assert main(["--pack", str(whole), str(tmp_path / "s.tar.xz")]) == 0
+    cells = [matrix(tmp_path, study) for study in (plain, whole, tmp_path / "s.tar.xz")]
+    for one in cells:
+        assert [(cell["column"], cell["status"], cell["seeds"], len(cell["clean_runs"])) for cell in one] == [
+            ("MMCL", "dear", 3, 6),
+            ("CleanCLIP", "dear", 3, 6),
+            ("MMCL after fresh", "dear", 3, 6),
+        ]
+    assert {cell["best_top1"] for one in cells for cell in one} == {cells[0][0]["best_top1"]}
+    study = json.loads((whole / "study.json").read_text())
+    (twin, *_) = (run for run in study["runs"] if run.get("control") == "twin")
+    twin["control"] = None  # to be counted as a cleaned poisoned model
+    write_json(whole / "study.json", {key: value for key, value in study.items() if key != "sha256"})
+    assert f"says control None of {twin['run']}, whose spec.json says 'twin'" in refused(
+        "--matrix", whole, "--out", tmp_path
+    )
+
+
 @pytest.mark.parametrize(
     ("changes", "tells"),
     [
