@@ -23,7 +23,9 @@ def stored_captions(index: Index, samples: np.ndarray, field: str) -> Iterator[s
         for begin in range(0, len(samples), AT_ONCE):
             part = [int(sample) for sample in samples[begin : begin + AT_ONCE]]
             ranges: list[Range] = [(path, place[2], place[3]) for path, place in index.places(part)]
-            for body in reader.read(ranges):
+            bodies = reader.read(ranges)
+            index.verify(1, part, bodies)
+            for body in bodies:
                 try:
                     yield caption(body, field)
                 except DecodeError:

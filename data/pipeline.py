@@ -180,7 +180,7 @@ class Pairs(Dataset[Batch]):
 
     def _bodies(self, samples: list[int], reader: Reader | None = None) -> list[tuple[Body, Body]]:
         """(picture, caption) as stored, valid until the reader's next call; a poisoned sample may take another's picture.
-        One read where both are near."""
+        One read where both are near. Replaced if they are not what was indexed."""
         shown = samples if self.plan is None else [self.plan.source(i) if self.plan.chosen[i] else i for i in samples]
         own = self.index.places(samples)
         other = own if shown == samples else self.index.places(shown)
@@ -196,7 +196,10 @@ class Pairs(Dataset[Batch]):
                 cuts.append((len(ranges), 0, len(ranges) + 1, 0, size, length))
                 ranges += [(far, image, size), (near, text, length)]
         bodies = (reader or self.reader).read(ranges)
-        return [(bodies[a][i : i + size], bodies[b][j : j + length]) for a, i, b, j, size, length in cuts]
+        out = [(bodies[a][i : i + size], bodies[b][j : j + length]) for a, i, b, j, size, length in cuts]
+        self.index.verify(0, shown, (picture for picture, _ in out))
+        self.index.verify(1, samples, (text for _, text in out))
+        return out
 
 
 def _stacked(pictures: list[np.ndarray]) -> torch.Tensor:

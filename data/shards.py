@@ -10,25 +10,38 @@ what they are.
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from data import joined
 from data.archive import Keys
+from data.patience import scheme
 from data.refusal import UserError
-from data.seeding import mixed, number_of
-from data.store import expand, stamp
+from data.store import Body, Range, Reader, expand, stamp
 from data.table import Table, read_table
 
-FORMAT = 6  # raised when joined files change
+FORMAT = 7  # raised when joined files change
 THREADS = 8  # shards walked at a time by one process: waiting for a disk is most of it
+SAMPLE = 200  # pairs, others each time, that are compared with the index when it is opened
+SHORT = 1 << 18  # bytes of these at most; longer ones are compared when they are used
+
+
+class Replaced(UserError):
+    """A member's bytes are not those that were indexed, though its shard's size and time are."""
+
+    def __init__(self, member: str) -> None:
+        super().__init__(
+            f"{member} is not what was indexed: its shard is damaged, or was changed at the same size and time; put it "
+            "back, or touch it, and it is indexed anew"
+        )
+        self.member = member
 
 
 @dataclass(frozen=True)
@@ -44,6 +57,7 @@ class Index:
     lost: tuple[tuple[str, int, str], ...]  # (shard path, pairs that should be there and are not, why)
     digest: str  # hex; of the keys and sizes, then of the bytes, of the samples in their order
     sources: tuple[int, ...]  # [S], which of the patterns names each shard
+    sums: np.ndarray | None = None  # uint32 [N, 2]: CRC-32 of picture and caption, where it is known
 
     def __len__(self) -> int:
         return len(self.hashes)
@@ -66,6 +80,14 @@ class Index:
         shards = np.searchsorted(self.ends, samples, side="right").tolist()
         rows: list[list[int]] = self.where[samples].tolist()
         return [(self.paths[shard], row) for shard, row in zip(shards, rows, strict=True)]
+
+    def verify(self, member: int, samples: list[int], bodies: Iterable[Body]) -> None:
+        """Replaced unless these are the bytes of the samples that were indexed: of their pictures (0) or captions (1)."""
+        if self.sums is None:
+            return
+        for sample, body, right in zip(samples, bodies, self.sums[samples, member].tolist(), strict=True):
+            if zlib.crc32(body) != right:
+                raise Replaced(f"the {('picture', 'caption')[member]} of '{self.keys[sample]}' in {self.path(sample)}")
 
 
 def read_index(  # noqa: PLR0913  (all but two have defaults and are given by name)
@@ -100,10 +122,9 @@ def read_index(  # noqa: PLR0913  (all but two have defaults and are given by na
     except UserError as error:
         refusal = error
     refusal = meet(refusal)
-    if refusal is None and not share[0] and not home.exists():
+    if refusal is None and not share[0]:
         try:
-            tables = _tables([path for _, path in shards], cache, beside=beside)
-            joined.write(home, lambda fresh: _join(shards, tables, caption, fresh))
+            _made(home, stamps, caption, lambda anew: _tables([path for _, path in shards], cache, progress, beside, anew))
         except UserError as error:
             refusal = error
     refusal = meet(refusal)
@@ -114,57 +135,55 @@ def read_index(  # noqa: PLR0913  (all but two have defaults and are given by na
     return _mapped(home)
 
 
+def _made(home: Path, stamps: list[tuple[str, str, int, str]], caption: str, tables: Callable[[bool], list[Table]]) -> None:
+    """Makes the joined index if there is none, and anew if the shards (name, path, size, mark) hold other bytes than it
+    says; `tables` of all shards, walked again if it is given true."""
+    shards = [(name, path) for name, path, _, _ in stamps]
+    if not home.exists():
+        known = tables(False)
+        joined.write(home, lambda fresh: joined.join(shards, known, caption, fresh))
+    try:
+        _compare(_mapped(home), [not scheme(path) or not mark for _, path, _, mark in stamps])
+    except Replaced as fault:
+        print(f"{fault.member} is not what was indexed; all shards are indexed anew", file=sys.stderr, flush=True)
+        fresh_tables = tables(True)
+        joined.set_aside(home)
+        joined.write(home, lambda fresh: joined.join(shards, fresh_tables, caption, fresh))
+
+
+def _compare(index: Index, untold: list[bool]) -> None:
+    """Replaced if a pair of a sample, others at each call, is not as it was indexed: in the shards (bool [S]) whose size and
+    mark need not tell. On a disk a time can be set; a store's own mark is another for other bytes."""
+    draw = np.random.default_rng()  # no result depends on it
+    samples = np.sort(draw.choice(len(index), min(SAMPLE, len(index)), replace=False))
+    where, shards = index.where[samples], np.searchsorted(index.ends, samples, side="right")
+    short = where[:, 1] + where[:, 3] <= SHORT
+    few: list[int] = samples[short & np.array(untold)[shards]].tolist()
+    ranges: list[Range] = []
+    for path, (image, size, text, length) in index.places(few):
+        ranges += [(path, image, size), (path, text, length)]
+    reader = Reader()
+    try:
+        bodies = reader.read(ranges)
+        for member in (0, 1):
+            index.verify(member, few, bodies[member::2])
+    finally:
+        reader.close()
+
+
 def _tables(
-    paths: list[str], cache: Path, progress: Callable[[int, int], None] = lambda done, total: None, beside: bool = True
+    paths: list[str],
+    cache: Path,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    beside: bool = True,
+    anew: bool = False,
 ) -> list[Table]:
     with ThreadPoolExecutor(THREADS) as pool:
         out = []
-        for table in pool.map(lambda path: read_table(path, cache, beside), paths):
+        for table in pool.map(lambda path: read_table(path, cache, beside, anew), paths):
             out.append(table)
             progress(len(out), len(paths))
         return out
-
-
-def _join(shards: list[tuple[str, str]], tables: list[Table], caption: str, fresh: Path) -> dict[str, Any]:
-    """Writes the arrays and the keys of the joined index into a folder; the rest of it."""
-    starts = np.cumsum([0, *(len(table.keys) for table in tables)])
-
-    def key(i: int) -> str:
-        at = int(np.searchsorted(starts, i, side="right")) - 1
-        return _prefixed(shards[at][0], tables[at].keys[i - int(starts[at])])
-
-    def entry(i: int, cause: str) -> tuple[str, str, str]:
-        return shards[int(np.searchsorted(starts, i, side="right")) - 1][1], key(i), cause
-
-    place = 2 if caption == "txt" else 4
-    bad = [
-        (path, _prefixed(name, bad_key), cause)
-        for (name, path), table in zip(shards, tables, strict=True)
-        for bad_key, cause in table.bad
-    ]
-    alive = np.concatenate([table.places[:, place] >= 0 for table in tables])
-    bad += [entry(int(i), "no_caption") for i in np.flatnonzero(~alive)]
-    hashes = np.concatenate([_with_name(name, table.hashes) for (name, _), table in zip(shards, tables, strict=True)])
-    doubles = _doubles(hashes, alive, key)
-    alive[doubles] = False
-    bad += [entry(i, "duplicate_key") for i in doubles]
-    places = np.concatenate([table.places for table in tables])[alive]
-    where = places[:, [0, 1, place, place + 1]]
-    parts = [alive[low:high] for low, high in zip(starts, starts[1:], strict=False)]
-    ends, digest = _write_keys(fresh / "keys.bin", [name for name, _ in shards], tables, parts)
-    digest.update(where[:, (1, 3)].tobytes() + ends.tobytes())
-    content = np.concatenate([table.sums for table in tables])[alive][:, [0, place // 2]]
-    counts = np.array([int(part.sum()) for part in parts])
-    for part, array in (("ends", ends), ("hashes", hashes[alive]), ("where", where), ("counts", counts)):
-        np.save(fresh / f"{part}.npy", array)
-    names = list(dict.fromkeys(name for name, _ in shards))
-    return {
-        "paths": [path for _, path in shards],
-        "bad": bad,
-        "lost": [(path, *loss) for (_, path), loss in zip(shards, missing(tables), strict=True) if loss],
-        "digest": f"{digest.hexdigest()}-{blake2b(content.tobytes(), digest_size=8).hexdigest()}",
-        "sources": [names.index(name) for name, _ in shards],
-    }
 
 
 def same_pairs(one: str, other: str) -> bool:
@@ -174,64 +193,10 @@ def same_pairs(one: str, other: str) -> bool:
     return len(set(layouts)) == 1 and len(set(filter(None, contents))) < 2
 
 
-def missing(tables: Sequence[Table]) -> list[tuple[int, str] | None]:
-    """For each shard (pairs that should be there and are not, why), or None. What should be there is what img2dataset says
-    was written; without its word a damaged shard is taken for as large as the median of the whole ones."""
-    whole = [len(table.keys) + len(table.bad) for table in tables if not table.damage]
-    usual = int(np.median(whole)) if whole else 0
-    out: list[tuple[int, str] | None] = []
-    for table in tables:
-        have = len(table.keys) + len(table.bad)
-        if table.promised > have:
-            why = table.damage or f"img2dataset wrote {table.promised:,} pairs, {have:,} are there"
-            out.append((table.promised - have, why))
-        else:
-            out.append((max(1, usual - have), table.damage) if table.damage else None)
-    return out
-
-
-def _write_keys(path: Path, names: list[str], tables: list[Table], alive: list[np.ndarray]) -> tuple[np.ndarray, Any]:
-    """(where each key ends, int64 [N + 1]; a hash of all keys)."""
-    hasher = blake2b(digest_size=16)
-    ends, total = [np.zeros(1, np.int64)], 0
-    with path.open("wb") as file:
-        for name, table, here in zip(names, tables, alive, strict=True):
-            whole = here.all() and not name
-            keys = table.keys if whole else Keys.of(_prefixed(name, table.keys[i]) for i in np.flatnonzero(here))
-            file.write(keys.body.tobytes())
-            hasher.update(keys.body.tobytes())
-            ends.append(keys.ends[1:] + total)
-            total += int(keys.ends[-1])
-    return np.concatenate(ends), hasher
-
-
 def _mapped(home: Path) -> Index:
     arrays, meta = joined.mapped(home)
     return Index(
         tuple(meta["paths"]), np.array(arrays["counts"]), Keys(arrays["keys"], arrays["ends"]), arrays["hashes"],
         arrays["where"], tuple(tuple(entry) for entry in meta["bad"]), tuple(tuple(entry) for entry in meta["lost"]),
-        meta["digest"], tuple(meta["sources"]),
+        meta["digest"], tuple(meta["sources"]), arrays["sums"],
     )  # fmt: skip
-
-
-def _prefixed(name: str, key: str) -> str:
-    return f"{name}:{key}" if name else key
-
-
-def _with_name(name: str, hashes: np.ndarray) -> np.ndarray:
-    return mixed(hashes, int(number_of([name])[0])) if name else hashes
-
-
-def _doubles(hashes: np.ndarray, alive: np.ndarray, key: Callable[[int], str]) -> list[int]:
-    """Places of samples whose key an earlier sample has."""
-    order = np.argsort(hashes, kind="stable")
-    order = order[alive[order]]
-    same = np.flatnonzero(hashes[order[1:]] == hashes[order[:-1]]) + 1
-    out: list[int] = []
-    for at in same:
-        first = at - 1
-        while first > 0 and hashes[order[first - 1]] == hashes[order[at]]:
-            first -= 1
-        if key(int(order[at])) in {key(int(i)) for i in order[first:at]}:
-            out.append(int(order[at]))
-    return sorted(out)

@@ -37,14 +37,16 @@ class Table(NamedTuple):
     sums: np.ndarray  # uint32 [n, 3]: CRC-32 of picture, .txt and .json, 0 where there is none
 
 
-def read_table(path: str, cache: Path, beside: bool = True) -> Table:
-    """What one shard holds: from its table if that is no older than the shard, else by a walk whose table is kept."""
+def read_table(path: str, cache: Path, beside: bool = True, anew: bool = False) -> Table:
+    """What one shard holds: from its table if that is no older than the shard, else, and if `anew`, by a walk whose table is
+    kept."""
     size, mark = stamp(path)
     near = Path(f"{path}.index.npz")
     name = path if scheme(path) else os.path.abspath(path)
     far = cache / f"{blake2b(name.encode('utf-8', 'surrogateescape'), digest_size=16).hexdigest()}.npz"
     now = [str(FORMAT), str(size), mark]
-    for entry in (far,) if scheme(path) else (near, far):
+    # the far one first: it is there where the one beside the shard could not be written, or not be written anew
+    for entry in () if anew else (far,) if scheme(path) else (far, near):
         if (kept := _kept(entry, now)) is not None:
             return kept
     found = contents(path)
@@ -54,6 +56,7 @@ def read_table(path: str, cache: Path, beside: bool = True) -> Table:
         if scheme(path) or not beside:
             raise OSError
         keep(near, table, now)
+        far.unlink(missing_ok=True)
     except OSError:  # a folder that is read-only, full, or none at all
         with writing(cache, "the index of shards"):
             cache.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
 """Batches: the same on every machine, whatever is wrong with some of the pairs."""
 
+import os
 import shutil
 from collections import Counter
 from dataclasses import replace
@@ -135,7 +136,7 @@ def test_workers_and_the_starting_point_change_nothing(index: Index, workers: in
 def test_a_bad_pair_is_replaced_and_reported(index: Index) -> None:
     broken = index.where.copy()
     broken[7, :2] = index.where[7, 2:]  # the caption's bytes for a picture
-    pairs = pairs_of(replace(index, where=broken))
+    pairs = pairs_of(replace(index, where=broken, sums=None))
     skipped = [entry for step in range(pairs.steps) for entry in pairs[1, step].skipped]
     keys = [key for step in range(pairs.steps) for key in pairs[1, step].keys]
     assert skipped == [(index.paths[0], index.keys[7], "undecodable_image")]
@@ -147,7 +148,7 @@ def test_if_nothing_decodes_the_run_ends(index: Index) -> None:
     broken = index.where.copy()
     broken[:, :2] = index.where[:, 2:]
     with pytest.raises(UserError, match="none of the pairs can be decoded"):
-        pairs_of(replace(index, where=broken))[1, 0]
+        pairs_of(replace(index, where=broken, sums=None))[1, 0]
 
 
 def test_the_clean_set_is_disjoint_from_the_poison(index: Index) -> None:
@@ -211,6 +212,26 @@ def test_captions_are_read_in_order_without_pictures(index: Index) -> None:
 def test_a_batch_beyond_the_data_is_refused(index: Index) -> None:
     with pytest.raises(UserError, match="batch is 24, but there are 10 pairs"):
         Pairs(index, np.arange(10), data_of(), Reading(0, 0, 1, 24, (1, 1), 32, NONE), words_to_tokens, None)
+
+
+@pytest.mark.parametrize("place", [0, 2])
+def test_other_bytes_than_were_indexed_are_never_trained_on(world: Path, tmp_path: Path, place: int) -> None:
+    """Whatever was changed since the run began, at the same size and time: told when it is read."""
+    shutil.copytree(world / "train", tmp_path / "train")
+    index = read_index(f"{tmp_path}/train/*.tar", tmp_path / "cache")
+    pairs, path, before = pairs_of(index), Path(index.paths[0]), os.stat(index.paths[0])
+    body, at = bytearray(path.read_bytes()), int(index.where[5, place] + index.where[5, place + 1] - 1)
+    body[at] ^= 1
+    path.write_bytes(body)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    what = "picture" if not place else "caption"
+    words = rf"the {what} of '{index.keys[5]}' in {path} is not what was indexed: its shard is damaged, or was changed at the"
+    with pytest.raises(UserError, match=words):
+        for step in range(pairs.steps):
+            pairs[1, step]
+    if place:
+        with pytest.raises(UserError, match=words):
+            list(stored_captions(index, np.array([4, 5]), "txt"))
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import random
+import shutil
 import tarfile
 import time
 from collections.abc import Iterator
@@ -189,7 +190,7 @@ def test_no_damage_of_the_joined_index_is_believed(tmp_path: Path, capsys: pytes
             assert said or json.loads(bad or b"") == json.loads(body)  # a flip among the blanks of a list of digests
             assert path.read_bytes() == body
             tried += 1
-    assert tried == 7 * 10
+    assert tried == 8 * 10
     assert sorted(path.name for path in home.parent.iterdir()) == [home.name]
 
 
@@ -228,14 +229,29 @@ def test_a_full_disk_is_said_in_one_sentence(tmp_path: Path, monkeypatch: pytest
 
 @pytest.mark.parametrize("ending", ["jpg", "txt"])
 @pytest.mark.parametrize("beside", [True, False])
-def test_a_member_replaced_by_another_of_its_size_is_seen(tmp_path: Path, ending: str, beside: bool) -> None:
+@pytest.mark.parametrize("keeps_time", [True, False])
+@pytest.mark.parametrize("joined", [True, False])
+def test_a_member_replaced_by_another_of_its_size_is_seen(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], ending: str, beside: bool, keeps_time: bool, joined: bool
+) -> None:
+    """Also where the shard's time is kept, as touch -r and rsync --times do, and where its table alone is there yet."""
     members = named(50)
     path = write_tar(tmp_path / "0.tar", members)
     first = read_index(str(path), tmp_path / "cache", beside=beside)
     os.utime(path, ns=(1, 1))
     assert read_index(str(path), tmp_path / "cache", beside=beside).digest == first.digest  # the same bytes, another time
     write_tar(path, [(name, body.swapcase() if name == f"0031.{ending}" else body) for name, body in members])
+    if keeps_time:
+        os.utime(path, ns=(1, 1))
+    for home in () if joined else (tmp_path / "cache").glob("joined-*"):
+        shutil.rmtree(home)
+    capsys.readouterr()
     changed = read_index(str(path), tmp_path / "cache", beside=beside)
+    what = {"jpg": "picture", "txt": "caption"}[ending]
+    words = f"the {what} of '0031' in {path} is not what was indexed; all shards are indexed anew\n"
+    assert capsys.readouterr().err == words * keeps_time
+    assert same(changed, read_index(str(path), tmp_path / "cache", beside=beside))
+    assert capsys.readouterr().err == ""
     assert np.array_equal(changed.where, first.where)
     assert not same_pairs(changed.digest, first.digest)
     assert same_pairs(first.digest, first.digest.split("-")[0])  # a study of before digests told the bytes
