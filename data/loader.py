@@ -22,13 +22,14 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from data.augmentation.eda import reopen_wordnet
-from data.patience import PATIENCE
+from data.patience import PATIENCE, Left
 from data.refusal import UserError
 
 AHEAD = 4  # items that a worker has ready or in the making, at most
 BUDGET = 4 << 30  # bytes of the items that one rank's workers have ready or in the making, at most
 SHARED = Path("/dev/shm")  # where workers hand tensors over
 LOOK = 5.0  # seconds between looks at workers whose item does not come
+LATE = 8.0  # seconds of waiting for an item after which the process, asked to stop, leaves without it
 STOPPED = 10.0  # seconds that a worker may stand stopped while its item is waited for
 NO_ROOM = 28  # exit code of a worker that could not hand over its item
 Item = TypeVar("Item", covariant=True)
@@ -95,8 +96,8 @@ class ErrorAsItem(Dataset[Any], Generic[Item]):
 
 
 def loaded(source: Source[Item], places: Sequence[Any], workers: Workers, item_bytes: int) -> Iterator[Item]:
-    """The items of these places in order, pinned where there is a GPU; UserError where one can't be made. No name here holds
-    an item while it is used."""
+    """The items of these places in order, pinned where there is a GPU; UserError where one can't be made, Left where one
+    does not come and the process is to stop. No name here holds an item while it is used."""
     number, each = workers.ahead(item_bytes)
     loader = DataLoader(
         ErrorAsItem(source),
@@ -114,6 +115,7 @@ def loaded(source: Source[Item], places: Sequence[Any], workers: Workers, item_b
     crew = Crew([child for child in active_children() if child not in others])
     try:
         for _ in places:
+            asked = time.monotonic()
             while True:
                 try:
                     yield _good(next(items))
@@ -122,6 +124,9 @@ def loaded(source: Source[Item], places: Sequence[Any], workers: Workers, item_b
                     fault = crew.fault(error)
                 if fault is not None:  # raised out here, so that it holds no frame of the loader's
                     raise fault
+                if PATIENCE.leave() and time.monotonic() - asked > LATE:
+                    end_workers()  # they wait on, and would be waited for one by one
+                    raise Left
     finally:
         del items  # ends the workers, even where an exception's traceback keeps this frame
         crew.end()

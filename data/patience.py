@@ -19,6 +19,7 @@ T = TypeVar("T")
 FIRST = (0.2, 1.0, 4.0)  # seconds between the first tries
 LATER = 10.0  # between those after them
 EVERY = 60.0  # seconds between lines
+SLICE = 0.5  # seconds between looks whether to stop
 PASSING = {
     errno.EIO, errno.ESTALE, errno.EAGAIN, errno.EBUSY, errno.ETIMEDOUT, errno.ECONNRESET, errno.ECONNREFUSED,
     errno.ECONNABORTED, errno.ENOTCONN, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH,
@@ -47,6 +48,11 @@ class Patience:
 
     seconds: float = 600.0
     quiet: bool = False  # another process says that it waits
+    leave: Callable[[], bool] = lambda: False  # whether the process was asked to stop
+
+
+class Left(BaseException):
+    """A wait was given up, since the process was asked to stop; no fault of what it waits for."""
 
 
 PATIENCE = Patience()
@@ -67,7 +73,8 @@ def scheme(path: str) -> str:
 
 
 def with_retries(path: str, action: Callable[[], T], patience: Patience = PATIENCE) -> T:
-    """What the action gives, tried again while what stops it may pass; UserError if it can't, or when patience ends."""
+    """What the action gives, tried again while what stops it may pass; UserError if it can't, or when patience ends, Left if
+    the process is to stop."""
     began = said = time.monotonic()
     tries = 0
     while True:
@@ -93,7 +100,16 @@ def with_retries(path: str, action: Callable[[], T], patience: Patience = PATIEN
             said = time.monotonic()
             _say(patience, f"waiting for {path}: {fault.words}; trying again for {_span(patience.seconds - waited)}")
         pause = FIRST[tries - 1] if tries <= len(FIRST) else LATER
-        time.sleep(min(pause, max(0.0, patience.seconds - waited)))
+        _sleep(min(pause, max(0.0, patience.seconds - waited)), patience)
+
+
+def _sleep(seconds: float, patience: Patience) -> None:
+    """Left if the process is asked to stop meanwhile."""
+    while seconds > 0:
+        time.sleep(min(SLICE, seconds))
+        seconds -= SLICE
+        if patience.leave():
+            raise Left
 
 
 def _say(patience: Patience, words: str) -> None:

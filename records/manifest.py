@@ -20,6 +20,7 @@ class BadSteps(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
     in_a_row: int = Field(0, ge=0)  # the last ones
     total: int = Field(0, ge=0)
+    unlogged: int = Field(0, ge=0)  # of these, since the last row of the journal
     listed: int = Field(0, ge=0)  # bytes of bad_batches.jsonl that belong to the checkpoint
 
 
@@ -39,6 +40,7 @@ class Manifest(RecordFile):
     spec: dict[str, Any]
     versions: dict[str, str]
     spent: dict[str, float]  # seconds and joules
+    due: bool = False  # whether the evaluation at this step is still to be done
     bad: BadSteps | None = None  # None: written by a version that did not count over launches
     files: dict[FileName, tuple[Bytes, Sha256]] = Field(default_factory=dict)
 

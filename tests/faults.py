@@ -2,7 +2,7 @@
 
 The fault comes at the NUMBER-th call (from 1) of the phase's function, on these ranks ("0", "1", "01"): TERM, STOP or KILL,
 the signal of that name to this process; full, an OSError as of a full disk; defect, an error of ours; worker-KILL and
-worker-STOP, the signal to one of its loader workers.
+worker-STOP, the signal to one of its loader workers; outage, a disk that no longer answers, and TERM to the run meanwhile.
 """
 
 import errno
@@ -10,7 +10,7 @@ import importlib
 import os
 import signal
 import sys
-from multiprocessing import active_children
+from multiprocessing import active_children, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from engine import run
 
 PHASES = {
     "index": "data.shards:read_table",
+    "reading": "data.pipeline:Pairs._bodies",
     "build": "engine.models.clip:build",
     "first evaluation": "engine.evaluation.encode:Encoder.texts",
     "training": "engine.training.learner:Learner.learn",
@@ -32,11 +33,20 @@ PHASES = {
 }
 
 
+def fail(number: int) -> None:
+    raise OSError(number, os.strerror(number))
+
+
 def fault(kind: str) -> None:
     if kind == "full":
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fail(errno.ENOSPC)
     if kind == "defect":
         raise KeyError("a defect")
+    if kind == "outage":
+        from data.patience import with_retries
+
+        os.kill(os.getppid() if parent_process() else os.getpid(), signal.SIGTERM)
+        with_retries("/shards/0.tar", lambda: fail(errno.EIO))
     name = kind.removeprefix("worker-")
     pid = os.getpid() if name == kind else active_children()[0].pid
     os.kill(pid or 0, getattr(signal, f"SIG{name}"))

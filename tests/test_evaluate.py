@@ -1,5 +1,6 @@
 """Evaluation is shared over ranks and counts every picture once."""
 
+import itertools
 import math
 import os
 import re
@@ -24,7 +25,7 @@ from data.synthetic import SyntheticWorld, write_world
 from engine.distributed.world import World
 from engine.evaluation import encode, evaluate, feed, kept
 from engine.evaluation import sets as eval_sets_module
-from engine.evaluation.encode import Encoder
+from engine.evaluation.encode import Cut, Encoder
 from engine.evaluation.sets import eval_sets
 from engine.evaluation.texts import TextRows
 from engine.models import clip
@@ -74,6 +75,13 @@ def test_numbers_do_not_depend_on_the_batch_and_the_mode_is_kept(spec: Path, mon
     assert towers.training
     assert sets[0].kept is not None
     assert sets[0].kept.filled == 64
+    cut = eval_sets(loaded, alone(0, 1))
+    for place in (3, 0, 1, 2):  # asked to leave at this of the places where all ranks ask
+        asked = itertools.count()
+        with pytest.raises(Cut):
+            evaluate.evaluate(Encoder(towers, tokenize, alone(0, 1), 7, leave=lambda: next(asked) == place), cut)  # noqa: B023
+        assert towers.training
+    assert evaluate.evaluate(Encoder(towers, tokenize, alone(0, 1), 7), cut) == whole
     monkeypatch.setattr(kept, "KEEP", 0)  # too many pictures to keep: decoded each time
     again = eval_sets(loaded, alone(0, 1))
     assert again[0].kept is None

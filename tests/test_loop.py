@@ -2,7 +2,7 @@
 
 import json
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,14 +13,16 @@ import torch
 from test_pipeline import pairs_of
 
 from data.loader import Workers
+from data.patience import Left
 from data.pipeline import Batch, batches
 from data.refusal import UserError
 from data.shards import read_index
 from engine.distributed.world import World
+from engine.evaluation.encode import Cut
 from engine.training.bad_samples import BadBatches
 from engine.training.finite import refuse_not_finite
 from engine.training.learner import Outcome
-from engine.training.loop import train
+from engine.training.loop import Stopped, train
 from records.manifest import BadSteps
 
 ONE = World(0, 1, 0, 1, torch.device("cpu"))
@@ -72,6 +74,80 @@ def test_a_batch_is_gone_when_its_step_is_done(world: Path, tmp_path: Path, work
     assert [numbers["step"] for _, numbers in rows] == [3, 6, 8, 9, 12, 15, 16]
     assert [numbers["poisoned"] for _, numbers in rows] == [poisoned[numbers["step"] - 1] for _, numbers in rows]
     assert sum(poisoned) == 20
+
+
+@pytest.mark.parametrize("due", [None, 4, 6, 8])
+def test_a_stop_amid_an_evaluation_saves_and_leaves_the_evaluation_to_be_done(tmp_path: Path, due: int | None) -> None:
+    """With a row every third step, an evaluation every second and epochs of eight steps; resumed, the rows are the same."""
+    pairs, asked = SimpleNamespace(steps=8), [False]
+    taken = [True, True, False, False, False, True, True, True]
+    saved: list[Any] = []
+
+    def measure(epoch: float, step: int) -> None:
+        if step == due and not saved:
+            asked[0] = True
+            raise Cut
+        rows.append(("measure", {"epoch": epoch, "step": step}))
+
+    def learn(batch: Any, step: int) -> Outcome:
+        return Outcome({"loss": torch.tensor(1.0 + step)}, torch.tensor(taken[step]), 0.1)
+
+    def save(step: int, is_due: bool = False) -> None:
+        saved.append((step, is_due, run.bad_batches.committed()))
+
+    def feed(start: int) -> Iterator[tuple[int, Any]]:
+        for step in range(start, 8):
+            skipped = [("shard", f"key {step}", "cause")]
+            yield step, SimpleNamespace(keys=[f"key {step}"], poisoned=torch.zeros(1), skipped=skipped)
+
+    run, rows = run_of(pairs, learn, measure)
+    listed_pairs: list[Any] = []
+    run.inputs.run.settings.measure_steps, run.save = 2, save
+    run.bad_samples = SimpleNamespace(add=lambda entries, step: listed_pairs.extend(entries))
+    run.bad_batches = BadBatches(tmp_path, ONE, BadSteps())
+    with pytest.raises(Stopped) if due else nullcontext():
+        train(run, feed(0), lambda: asked[0], lambda epoch: None)
+    if due is not None:
+        ((step, is_due, bad),) = saved
+        assert (step, is_due, bad.total, bad.unlogged) == (due, True, 2 if due == 4 else 3, int(due == 4))
+        asked[0], run.bad_batches = False, BadBatches(tmp_path, ONE, bad)
+        train(run, feed(due), lambda: asked[0], lambda epoch: None, due)
+    told = [(kind, numbers["step"], numbers.get("loss"), numbers.get("bad_steps")) for kind, numbers in rows]
+    assert told == [
+        ("measure", 2, None, None), ("step", 3, 2.0, 1), ("measure", 4, None, None), ("step", 6, 6.0, 2),
+        ("measure", 6, None, None), ("step", 8, 8.0, None), ("measure", 8, None, None),
+    ]  # fmt: skip
+    assert listed(tmp_path) == [3, 4, 5]
+    assert len(listed_pairs) == 8
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_stop_while_data_is_waited_for_is_heeded_at_once(tmp_path: Path, ranks: int) -> None:
+    """One process saves where it stands, amid a row of the journal; of several the others can't come there."""
+
+    def learn(batch: Any, step: int) -> Outcome:
+        return Outcome({"loss": torch.tensor(1.0)}, torch.tensor(step != 3), 0.1)
+
+    def feed() -> Iterator[tuple[int, Any]]:
+        for step in range(5):
+            yield step, SimpleNamespace(keys=["key"], poisoned=torch.zeros(1), skipped=[("shard", str(step), "cause")])
+        raise Left
+
+    run, rows = run_of(SimpleNamespace(steps=8), learn, lambda epoch, step: None)
+    saved: list[Any] = []
+    listed_pairs: list[Any] = []
+    run.world = World(0, ranks, 0, ranks, torch.device("cpu"))
+    run.save = lambda step, due=False: saved.append((step, due, run.bad_batches.committed()))
+    run.bad_samples = SimpleNamespace(add=lambda entries, step: listed_pairs.extend(entries))
+    run.bad_batches = BadBatches(tmp_path, ONE, BadSteps())
+    with pytest.raises(Stopped if ranks == 1 else Left):
+        train(run, feed(), lambda: False, lambda epoch: None)
+    if ranks == 1:
+        ((step, due, bad),) = saved
+        assert (step, due, bad.in_a_row, bad.total, bad.unlogged) == (5, False, 0, 1, 1)
+        assert len(listed_pairs) == 5
+    else:
+        assert not saved
 
 
 def listed(folder: Path) -> list[int]:

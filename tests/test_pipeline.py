@@ -225,7 +225,9 @@ def test_other_bytes_than_were_indexed_are_never_trained_on(world: Path, tmp_pat
     path.write_bytes(body)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     what = "picture" if not place else "caption"
-    words = rf"the {what} of '{index.keys[5]}' in {path} is not what was indexed: its shard is damaged, or was changed at the"
+    words = (
+        rf"the {what} of '{index.keys[5]}' in {path} is not what was indexed: its shard is damaged, or was changed at the"
+    )
     with pytest.raises(UserError, match=words):
         for step in range(pairs.steps):
             pairs[1, step]

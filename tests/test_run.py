@@ -315,6 +315,37 @@ def test_sigterm_saves_exits_143_and_names_the_command(whole: Path, spec: Path) 
         assert rows == journals(whole)[name]
 
 
+STOPS = [
+    ("evaluation", "TERM", 2, 0),
+    ("evaluation", "TERM", 3, 0),
+    ("reading", "outage", 17, 0),
+    ("reading", "outage", 17, 1),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("phase", "fault", "number", "workers"), STOPS)
+def test_a_stop_amid_an_evaluation_or_an_outage_is_heeded_and_changes_nothing(
+    whole: Path, spec: Path, phase: str, fault: str, number: int, workers: int
+) -> None:
+    sets = settings(f"machine.workers={workers}", "machine.save_minutes=60", "machine.log_steps=5")
+    words = [sys.executable, str(ROOT / "tests/faults.py"), phase, fault, "0", str(number), "--spec", str(spec), *sets]
+    began = time.monotonic()
+    out = forked.run(words, 120, cwd=spec.parent, env=environment())
+    assert out.returncode == 143, out.stderr
+    assert "stopped and saved" in out.stderr
+    assert time.monotonic() - began < 60, "not as long as data.patience"
+    again = antidote("--spec", str(spec), *sets, cwd=spec.parent)
+    assert again.returncode == 0, again.stderr
+    assert "goes on at step" in again.stderr
+    undisturbed = journals(whole)
+    for name, rows in journals(spec.parent / "runs/tiny").items():
+        epoch = 4 if name.startswith("clean") else 12
+        assert rows == [row for row in undisturbed[name] if not (int(row["step"]) % 5 and int(row["step"]) % epoch)]
+        here, there = (study / name / "weights.safetensors" for study in (spec.parent / "runs/tiny", whole))
+        assert here.read_bytes() == there.read_bytes()
+
+
 def test_an_unfinished_run_of_another_spec_is_not_left_behind_silently(spec: Path) -> None:
     words = [sys.executable, str(ROOT / "engine/run.py"), "--spec", str(spec)]
     process = forked.Popen(words, cwd=spec.parent, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

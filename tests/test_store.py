@@ -23,7 +23,7 @@ from test_pipeline import data_of, words_to_tokens
 from data import patience, pattern, store
 from data.augmentation.augment import Augment
 from data.loader import Workers
-from data.patience import Patience, with_retries
+from data.patience import Left, Patience, with_retries
 from data.pipeline import Pairs, Reading, batches
 from data.refusal import UserError
 from data.shards import read_index
@@ -270,6 +270,12 @@ def test_what_may_pass_is_tried_for_data_patience_with_a_line_a_minute(
     lines = capsys.readouterr().err.splitlines()
     assert 9 <= len(lines) <= 11
     assert all(line.startswith(f"waiting for {path}: ") for line in lines)
+
+
+def test_who_waits_leaves_at_once_when_asked_to_stop(clock: Slow) -> None:
+    with pytest.raises(Left):
+        with_retries("s3://b/0.tar", lambda: failing(TimeoutError()), Patience(600, leave=lambda: clock.now > 30))
+    assert 30 < clock.now < 32
 
 
 def test_a_defect_of_ours_and_a_missing_file_are_not_tried_again(clock: Slow) -> None:

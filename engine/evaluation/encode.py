@@ -19,7 +19,12 @@ from engine.evaluation.feed import fed, rows_at_once, sent
 from engine.evaluation.sets import EvalSet
 from engine.models.towers import Piece, cut_of
 
+ASKED = 4  # batches between two questions whether to leave
 SCALE = 100.0  # what cosines are multiplied with where the objective learns no scale: CLIP's upper bound
+
+
+class Cut(Exception):
+    """The evaluation was cut short on all ranks, as one of them was asked to stop."""
 
 
 @dataclass(frozen=True)
@@ -32,13 +37,20 @@ class Encoder:
     batch: int  # pictures or texts that go through a tower at once
     scale: float = SCALE  # what the model multiplies cosines with
     workers: Workers = Workers(0)  # that decode pictures
+    leave: Callable[[], bool] = lambda: False  # whether to stop, the same on all ranks, which ask at the same places
+
+    def go_on(self, number: int = 0) -> None:
+        """Cut if it is time to leave; asked at every ASKED-th of numbered places."""
+        if number % ASKED == 0 and self.leave():
+            raise Cut
 
     def pictures(self, eval_set: EvalSet) -> list[torch.Tensor]:
         """Unit [M, D] of the pictures of a set, and of the same under each attack; on the CPU."""
         batch = rows_at_once(eval_set, self.batch, self.world.device)
         parts: list[list[torch.Tensor]] = [[] for _ in range(1 + len(eval_set.attacks))]
         with closing(fed(eval_set, batch, self.workers)) as feed:  # its workers end even if the towers raise
-            for versions in sent(feed, self.world.device):
+            for number, versions in enumerate(sent(feed, self.world.device)):
+                self.go_on(number)
                 for images, into in zip(versions, parts, strict=True):
                     heartbeat()
                     into.append(self.towers(images, None)[0])
@@ -51,7 +63,8 @@ class Encoder:
         own = [texts[min(i, len(texts) - 1)] for i in range(world.rank * share, (world.rank + 1) * share)]
         tokens = self.tokenize(own).to(torch.int32)
         parts = []
-        for begin in range(0, share, self.batch):
+        for number, begin in enumerate(range(0, share, self.batch)):
+            self.go_on(number)
             heartbeat()
             part = tokens[begin : begin + self.batch]
             piece = [Piece(0, len(part), cut_of(part))]

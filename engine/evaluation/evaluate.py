@@ -137,6 +137,7 @@ class _Evaluation:
     def _measured(self, eval_set: EvalSet, tasks: tuple[MeasureTask, ...], encoded: Encoded | Paired) -> dict[str, Number]:
         out: dict[str, Number] = {}
         for task in tasks:
+            self.model.go_on()
             with self.costs.of(eval_set.name, task.kind):
                 if task.fitted_on is None or isinstance(encoded, Paired):
                     out |= task.measure(encoded)

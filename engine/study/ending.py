@@ -93,7 +93,7 @@ def end_study(error: BaseException, stop: StopSignal, command: str) -> int:
         return end.code
     where = f" on rank {rank}" if rank else ""
     if isinstance(error, Interrupted):
-        print(f"{words}{where}; there was nothing to save", file=sys.stderr, flush=True)
+        print(f"{words}{where}; {error}", file=sys.stderr, flush=True)
     elif fault is None:
         traceback.print_exception(error)
     else:

@@ -18,7 +18,10 @@ SAME = 2.0  # seconds within which two signals are one
 
 
 class Interrupted(BaseException):
-    """A signal asked this process to stop while there was nothing to save."""
+    """A signal asked this process to stop, and nothing is saved; says why."""
+
+    def __init__(self, why: str = "there was nothing to save") -> None:
+        super().__init__(why)
 
 
 class StopSignal:

@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 
 from configs.plan import Run
+from data.patience import Left
 from data.refusal import UserError
 from engine.distributed import collectives
 from engine.distributed.watchdog import PATIENCE, all_come, heard_end, heartbeat
@@ -55,6 +56,8 @@ def work(scheduler: Scheduler, shared: StudyInputs, stop: StopSignal, command: s
         with _owning(owned):
             try:
                 _carry_out(scheduler, run, shared, stop)
+            except Left:
+                raise Interrupted("it waited for data, and goes on from its newest checkpoint") from None
             except Stopped:
                 if world.first:
                     print("stopped and saved", file=sys.stderr, flush=True)

@@ -78,6 +78,7 @@ class BadBatches:
         steps come again."""
         self.path, self.world = folder / "bad_batches.jsonl", world
         self.in_a_row, self.total = (before.in_a_row, before.total) if before else (0, 0)
+        self.unlogged = before.unlogged if before else 0  # of the total, since the last row of the journal
         if world.first and before is not None and self.path.exists() and self.path.stat().st_size > before.listed:
             os.truncate(self.path, before.listed)
 
@@ -87,6 +88,7 @@ class BadBatches:
         if taken:
             return
         self.total += 1
+        self.unlogged += 1
         whole = [key for part in gather_objects(keys) for key in part]
         if self.world.first:
             with self.path.open("a") as file:
@@ -99,7 +101,12 @@ class BadBatches:
             with self.path.open("rb") as file:
                 os.fsync(file.fileno())
                 listed = os.fstat(file.fileno()).st_size
-        return BadSteps(in_a_row=self.in_a_row, total=self.total, listed=listed)
+        return BadSteps(in_a_row=self.in_a_row, total=self.total, unlogged=self.unlogged, listed=listed)
+
+    def logged(self) -> int:
+        """How many there were since the last row of the journal, which is written now."""
+        number, self.unlogged = self.unlogged, 0
+        return number
 
     def refuse(self, most: int, step: int) -> None:
         """UserError if the last `most` steps, to this one, were not taken; to be called when the run is saved."""

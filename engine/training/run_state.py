@@ -1,7 +1,7 @@
 """One run while it trains: what learns, what it is written to, and what is done with it between steps."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,7 @@ class Position:
     journal_bytes: int
     usage: Mapping[str, float]
     bad: BadSteps | None
+    due: bool = False  # whether the evaluation at this step is still to be done
 
 
 def restore(inputs: RunInputs, learner: Learner, world: World) -> Position:
@@ -48,7 +49,7 @@ def restore(inputs: RunInputs, learner: Learner, world: World) -> Position:
             f"put the shards back, or delete {path.parent.parent}"
         )
     learner_state.restore(learner, path, world)
-    return Position(manifest.step, manifest.journal, manifest.spent, manifest.bad)
+    return Position(manifest.step, manifest.journal, manifest.spent, manifest.bad, manifest.due)
 
 
 @dataclass
@@ -64,6 +65,7 @@ class RunState:
     usage: UsageMeter
     versions: Mapping[str, str]  # of Python and packages
     start_weights: Mapping[str, torch.Tensor]  # what a cleaning starts from, on the first rank
+    stop: Callable[[], bool] = lambda: False  # whether this process was asked to stop
 
     @property
     def engine(self) -> Any:
@@ -90,13 +92,17 @@ class RunState:
         self.learner.head.renew("cluster.", derive_seed(spec.seed, "head", epoch))
 
     def measure(self, epoch: float, step: int) -> None:
-        """A row of the journal for each evaluation set."""
+        """A row of the journal for each evaluation set; Cut, and no row, if a rank is asked to stop meanwhile."""
         average_running_stats(self.engine)
         began = time.monotonic()
         moved = self._distance()
-        for numbers in evaluate_sets(self.inputs, self.engine, self.learner.head.parameters, self.world):
+        for numbers in evaluate_sets(self.inputs, self.engine, self.learner.head.parameters, self.world, self.asked):
             seconds = round(time.monotonic() - began, 3)
             self.journal.row("measure", epoch=epoch, step=step, **numbers, **moved, seconds=seconds)
+
+    def asked(self) -> bool:
+        """Whether any rank was asked to stop; all ranks ask at the same places."""
+        return sum(collectives.all_reduce_sum([int(self.stop())])) > 0
 
     def _distance(self) -> dict[str, float]:
         """`distance`: how far a cleaning is from the weights that it was given, || w - w0 || / || w0 || over the towers'
@@ -107,8 +113,8 @@ class RunState:
         weights = named_state.weights(towers, named_state.on_first_rank(towers, self.world), self.world)
         return {"distance": distance(weights, self.start_weights)} if self.world.first else {}
 
-    def save(self, step: int) -> None:
-        """Commits a checkpoint."""
+    def save(self, step: int, due: bool = False) -> None:
+        """Commits a checkpoint; `due` whether the evaluation at this step is still to be done."""
         average_running_stats(self.engine)
         manifest = Manifest(
             step=step,
@@ -119,6 +125,7 @@ class RunState:
             spec=self.inputs.run.decides,
             versions=dict(self.versions),
             spent=dict(self.usage.total()),
+            due=due,
             bad=self.bad_batches.committed(),
         )
         files = learner_state.share(self.learner, self.world)
@@ -130,11 +137,17 @@ def average_running_stats(engine: Any) -> None:
     collectives.all_reduce_mean_([buffer for buffer in engine.module.buffers() if buffer.is_floating_point()])
 
 
-def evaluate_sets(inputs: RunInputs, towers: Any, learned: Mapping[str, torch.Tensor], world: World) -> list[dict[str, Any]]:
+def evaluate_sets(
+    inputs: RunInputs,
+    towers: Any,
+    learned: Mapping[str, torch.Tensor],
+    world: World,
+    leave: Callable[[], bool] = lambda: False,
+) -> list[dict[str, Any]]:
     """The numbers of each evaluation set and, under `costs`, the seconds that each part of them took; `learned` holds what
-    was learned beside the towers, the scale among it if the objective has one."""
+    was learned beside the towers, the scale among it if the objective has one. Cut when `leave` says so on all ranks."""
     scale = float(learned["scale"].detach().exp()) if "scale" in learned else SCALE
     costs = EvalCosts()
     batch = inputs.run.spec.machine.eval_batch
-    sets = evaluate(Encoder(towers, inputs.tokens, world, batch, scale, inputs.workers), inputs.sets, costs)
+    sets = evaluate(Encoder(towers, inputs.tokens, world, batch, scale, inputs.workers, leave), inputs.sets, costs)
     return [{**numbers, "costs": costs.seconds[numbers["images"]]} for numbers in sets]

@@ -83,7 +83,7 @@ def _train(inputs: RunInputs, world: World, built: Built, usage: UsageMeter, cal
     bad_samples = BadSamples(inputs, world, journal)
     bad_batches = BadBatches(inputs.folder, world, begin.bad)
     run = RunState(
-        inputs, world, built.learner, journal, bad_samples, bad_batches, usage, card.versions, built.start_weights
+        inputs, world, built.learner, journal, bad_samples, bad_batches, usage, card.versions, built.start_weights, stop
     )
     try:
         if not begin.journal_bytes:
@@ -95,7 +95,8 @@ def _train(inputs: RunInputs, world: World, built: Built, usage: UsageMeter, cal
                 run.save(0)  # it need not be done again
         bad_samples.begin(begin.step)
         with stop.saving():
-            train(run, batches(inputs.pairs, inputs.run.settings.epochs, begin.step, inputs.workers), stop, prune)
+            feed = batches(inputs.pairs, inputs.run.settings.epochs, begin.step, inputs.workers)
+            train(run, feed, stop, prune, begin.step if begin.due else None)
             bad_batches.refuse_end(inputs.steps)
             finish(run)
     except Pruned as pruned:
