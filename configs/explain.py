@@ -48,10 +48,10 @@ def _told(fault: Any, values: Any, model: type[BaseModel]) -> tuple[Place, str] 
     if spot.union is not None:
         place, union, tried = spot.union
         given = _value(values, place, fault["input"])
-        meant = _meant(union, given)
-        if meant not in (None, tried):
+        wanted = meant(members(union), given)
+        if wanted not in (None, tried):
             return None
-        if meant is None or spot.place == place and fault["type"] != "value_error":
+        if wanted is None or spot.place == place and fault["type"] != "value_error":
             return place, f"is {shown(given)}; expected {expected(union)}"
     return spot.place, _words(fault, spot)
 
@@ -116,9 +116,8 @@ def _is_tag(kind: Kind, tag: str) -> bool:
     return tag == kind.type.__name__ or tag.endswith(f" {kind.type.__name__}]")
 
 
-def _meant(union: Kind, given: Any) -> Kind | None:
+def meant(options: list[Kind], given: Any) -> Kind | None:
     """The member of a union that a list or a mapping is meant for; None for plain values."""
-    options = members(union)
     if isinstance(given, list):
         return next((one for one in options if get_origin(one.type) in (list, tuple)), None)
     if not isinstance(given, dict):

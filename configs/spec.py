@@ -7,11 +7,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ModelWrapValidatorHandler, ValidationError, model_validator
 
 from configs.explain import MOST, explain, field_names, paths, suggestion
 from configs.machine import Machine
 from configs.model import Model
+from configs.plain import validated
 from configs.source import Place, SpecTree, override, put, read_source
 from configs.stage import Stage
 from configs.start import identified
@@ -40,6 +41,11 @@ class Spec(Section):
     measure: tuple[AnyMeasure, ...] = Field(min_length=1)
     sweep: Sweep = Sweep()
     machine: Machine = Machine()
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _is_plain(cls, values: Any, handler: ModelWrapValidatorHandler["Spec"]) -> "Spec":
+        return validated(cls, values, handler)
 
     @model_validator(mode="after")
     def _has_a_start(self) -> "Spec":

@@ -2,6 +2,7 @@
 
 import copy
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, get_args, get_origin
@@ -36,6 +37,7 @@ class Case(NamedTuple):
     values: dict[str, Any]
     place: Place
     fault: str
+    kind: Kind | None = None  # of the field, where a value is wrong
 
 
 def at(values: Any, place: Place) -> Any:
@@ -66,7 +68,8 @@ def cases(kind: Kind, place: Place, values: dict[str, Any], done: set[Any]) -> I
         here = with_(values, place, {**(section if isinstance(section, dict) else {}), **example(one)}) if place else values
         for name in one.type.model_fields:
             there = (*place, name)
-            yield from (Case(with_(here, there, wrong), there, repr(wrong)) for wrong in WRONG)
+            of_field = field_kind(one.type, name)
+            yield from (Case(with_(here, there, wrong), there, repr(wrong), of_field) for wrong in WRONG)
             gone = copy.deepcopy(here)
             at(gone, place).pop(name, None)
             yield Case(gone, there, "missing")
@@ -111,6 +114,30 @@ def test_every_fault_of_every_field_is_told_by_its_path_in_the_words_of_a_spec()
             assert re.search(rf"is missing; add it, for example '{case.place[-1]}: .+'$", lines[0]) or "kind" in lines[0]
     assert len(done) > 55, "a model is not reached"
     assert refused > 2_000
+
+
+def test_no_field_takes_another_kind_of_value_for_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """true is no 1 and "3" no 3, in no model; yes and off are what they were in YAML 1.1."""
+    monkeypatch.setattr(sys.modules[__name__], "WRONG", [True, "3", "1e-3", 1, 1.0, "yes", "t"])
+    refused, taken = 0, 0
+    for case in cases(Kind(Spec), (), SMALLEST, set()):
+        types = {one.type for one in members(case.kind)} if case.kind is not None else set()
+        given = at(case.values, case.place) if case.kind is not None else None
+        if not types & {bool, int, float} or types & {str, Any}:
+            continue
+        wrong = (
+            not (types & {int, float}) if type(given) in (int, float) else bool not in types or given not in (True, "yes")
+        )
+        try:
+            Spec.model_validate(case.values)
+            lines = []
+        except ValidationError as error:
+            lines = explain(error, SpecTree("x.yaml", case.values), Spec)
+        if wrong:
+            assert [line for line in lines if re.search(r": is .*; expected .*(number|true or false)", line)], (case, lines)
+        refused, taken = refused + wrong, taken + (not lines)
+    assert refused > 600
+    assert taken > 150
 
 
 def test_what_the_examples_of_missing_fields_say_is_accepted() -> None:
@@ -163,6 +190,12 @@ RATE = "clean.optimizer.rate"
         (f"sweep={{arm: {{a: {{{RATE}: x}}}}}}", f"{RATE}: is 'x'; expected a number of at least 0"),
         ("sweep={arm: {a: 5}}", "sweep.arm.a: is 5; expected a mapping of 'path: value'"),
         ("sweep={search: {kind: optuna}}", "sweep.search.trials: is missing; add it, for example 'trials: 20'"),
+        ("machine.zero=true", "machine.zero: is true; expected 0, 1, 2 or 3"),
+        ("clean.optimizer.betas=[true, 0.9]", "clean.optimizer.betas.0: is true; expected a number"),
+        ("machine.workers='2'", "machine.workers: is '2'; expected a whole number from 0 to 1,024 or 'auto'"),
+        ("machine.recompute=1", "machine.recompute: is 1; expected true or false"),
+        (f"sweep={{{RATE}: {{low: true, high: 1, points: 2}}}}", f"sweep.{RATE}.low: is true; expected a number"),
+        (f"sweep={{{RATE}: [yes]}}", f"{RATE}: is 'yes'; expected a number of at least 0"),
         ("sweep.jobs=0", "sweep.jobs: is 0; expected a whole number from 1 to 10,000 or 'auto'"),
     ],
 )  # fmt: skip
