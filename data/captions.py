@@ -9,7 +9,7 @@ import numpy as np
 from data.decode import DecodeError, caption
 from data.refusal import UserError
 from data.shards import Index
-from data.store import Range, Reader
+from data.store import TOGETHER, Body, Range, Reader, in_parts
 from data.texts import read_lines
 
 AT_ONCE = 4096  # captions read together
@@ -21,17 +21,21 @@ def stored_captions(index: Index, samples: np.ndarray, field: str) -> Iterator[s
     reader = Reader()
     try:
         for begin in range(0, len(samples), AT_ONCE):
-            part = [int(sample) for sample in samples[begin : begin + AT_ONCE]]
-            ranges: list[Range] = [(path, place[2], place[3]) for path, place in index.places(part)]
-            bodies = reader.read(ranges)
-            index.verify(1, part, bodies)
-            for body in bodies:
-                try:
-                    yield caption(body, field)
-                except DecodeError:
-                    yield None
+            several = [int(sample) for sample in samples[begin : begin + AT_ONCE]]
+            ranges: list[Range] = [(path, place[2], place[3]) for path, place in index.places(several)]
+            for part in in_parts([size for _, _, size in ranges], TOGETHER):
+                bodies = reader.read(ranges[part])
+                index.verify(1, several[part], bodies)
+                yield from (_used(body, field) for body in bodies)
     finally:
         reader.close()
+
+
+def _used(body: Body, field: str) -> str | None:
+    try:
+        return caption(body, field)
+    except DecodeError:
+        return None
 
 
 def word_of(name: str) -> re.Pattern[str]:

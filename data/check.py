@@ -22,12 +22,12 @@ from data.jobs import JobOptions, run_jobs
 from data.progress import Progress
 from data.refusal import UserError
 from data.shards import Index, read_index
-from data.store import Range, Reader, expand, stamp
+from data.store import TOGETHER, Range, Reader, expand, in_parts, stamp
 from data.table import Table, read_table
 
 RULES = 2  # raised when pairs are judged otherwise, so that no older audit is taken for today's
 AT_ONCE = 256  # pairs read together
-BYTES = 1 << 26  # of them, unless one pair has more
+BYTES = TOGETHER  # of them
 
 
 @dataclass(frozen=True)
@@ -83,17 +83,10 @@ def _undecodable(how: Audit, path: str, table: Table, place: int) -> list[tuple[
 
 def _parts(table: Table, place: int) -> Iterator[list[int]]:
     """The pairs with a caption at that place of a row, in parts that are read together."""
-    part: list[int] = []
-    size = 0
-    for i in np.flatnonzero(table.places[:, place] >= 0).tolist():
-        mine = int(table.places[i, 1] + table.places[i, place + 1])
-        if part and (len(part) == AT_ONCE or size + mine > BYTES):
-            yield part
-            part, size = [], 0
-        part.append(i)
-        size += mine
-    if part:
-        yield part
+    pairs = np.flatnonzero(table.places[:, place] >= 0)
+    for part in in_parts((table.places[pairs, 1] + table.places[pairs, place + 1]).tolist(), BYTES):
+        for begin in range(part.start, part.stop, AT_ONCE):
+            yield pairs[begin : min(begin + AT_ONCE, part.stop)].tolist()
 
 
 @dataclass(frozen=True)

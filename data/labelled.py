@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data.archive import LARGEST
 from data.captions import read_templates
 from data.class_folders import WNID, class_folders, pictures_in
 from data.decode import DecodeError, DecodeMode, centred, squeezed, whole
@@ -69,6 +70,9 @@ class ImageSet:
         reader = Reader()
         for i, row in enumerate(rows):
             path, key, offset, length = self.where[row]
+            if length > LARGEST:
+                words = f"has {length:,} bytes, more than {LARGEST:,}, which no picture has; mend it"
+                raise UserError(f"evaluation picture {key} in {path} {words}", alone=True)
             try:
                 rgb = whole(reader.read([(path, offset, length)])[0], 0 if any(squashes) else size, mode)
             except DecodeError as bad:

@@ -13,12 +13,12 @@ import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from data.archive import IMAGES, Damage, split_name, walk
+from data.archive import IMAGES, LARGEST, Damage, split_name, walk
 from data.attack import Attack, Fits, unbounded
 from data.decode import DecodeError, DecodeMode, caption
 from data.pipeline import attacked
@@ -28,6 +28,7 @@ from data.shards import Index
 from data.store import Body, Range, Reader, opened, stamp
 
 Format = Literal["png", "jpeg"]
+PIECE = 1 << 20  # bytes that are compared at once
 QUALITY = 95  # of JPEG
 
 
@@ -112,10 +113,10 @@ def write(task: ShardCopy) -> None:
     keys: set[str] = set()
     with fresh.open("wb") as file:
         with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
-            for name, body in _changed(task, counts):
+            for name, part in _changed(task, counts):
                 info = tarfile.TarInfo(name)
-                info.size, info.mode = len(body), 0o644
-                tar.addfile(info, io.BytesIO(body))
+                info.size, info.mode = part.left, 0o644
+                tar.addfile(info, part)
                 keys.add(split_name(name)[0])
         file.flush()
         os.fsync(file.fileno())
@@ -126,22 +127,46 @@ def write(task: ShardCopy) -> None:
     os.replace(stats, task.stats)
 
 
+class Stretch:
+    """Some bytes of an open file, from a place on, of which `left` are not read yet."""
+
+    def __init__(self, path: str, file: BinaryIO, at: int, size: int) -> None:
+        self.path, self.file, self.at, self.left = path, file, at, size
+
+    def read(self, size: int = -1) -> bytes:
+        """The next bytes, or all that are left; UserError if the file ends before."""
+        wanted = self.left if size < 0 else min(size, self.left)
+        self.file.seek(self.at)
+        body = self.file.read(wanted)
+        if len(body) < wanted:
+            words = "became shorter while it was read; write it again and start anew"
+            raise UserError(f"shard {self.path} {words}", alone=True)
+        self.at, self.left = self.at + wanted, self.left - wanted
+        return body
+
+
 def members(path: str) -> Iterator[tuple[str, bytes]]:
     """(name, bytes) of the regular members of a tar in order, as the index finds them: of a damaged one those before."""
+    for name, part in _stretches(path):
+        yield name, part.read()
+
+
+def _stretches(path: str) -> Iterator[tuple[str, Stretch]]:
+    """The same, whatever their size: each to be read before the next."""
     try:
         files = walk(path)
     except Damage as damage:
         files = damage.members
     with opened(path) as file:
         for name, offset, size in files:
-            file.seek(offset)
-            body = file.read(size)
-            if len(body) < size:
-                raise UserError(f"shard {path} became shorter while it was read; write it again and start anew", alone=True)
-            yield name, body
+            yield name, Stretch(path, file, offset, size)
 
 
-def _changed(task: ShardCopy, counts: dict[str, int]) -> Iterator[tuple[str, bytes]]:
+def _stored(body: bytes) -> Stretch:
+    return Stretch("", io.BytesIO(body), 0, len(body))
+
+
+def _changed(task: ShardCopy, counts: dict[str, int]) -> Iterator[tuple[str, Stretch]]:
     """The members of the copy. A pair whose picture does not decode stays as it is and is counted as bad."""
     plan = task.recipe.plan(task.changes)
     reader = Reader()
@@ -152,19 +177,21 @@ def _changed(task: ShardCopy, counts: dict[str, int]) -> Iterator[tuple[str, byt
     places = {change.key: i for i, change in enumerate(task.changes)}
     counts["bad"] = sum(picture is None for picture in pictures.values())
     shown: set[str] = set()
-    for name, body in members(task.shard):
+    for name, part in _stretches(task.shard):
         key, ending = split_name(name)
         picture = pictures.get(key)
         if picture is None:
-            yield name, body
+            yield name, part
         elif ending in IMAGES and key in shown:
-            yield name, body  # a further picture of the pair, which no reader shows
+            yield name, part  # a further picture of the pair, which no reader shows
         elif ending in IMAGES:
             counts["poisoned"] += 1
             shown.add(key)
-            yield f"{name[: -len(ending)]}{'png' if task.recipe.format == 'png' else 'jpg'}", picture
+            yield f"{name[: -len(ending)]}{'png' if task.recipe.format == 'png' else 'jpg'}", _stored(picture)
+        elif ending in ("txt", "json") and part.left <= LARGEST:
+            yield name, _stored(_words(task.recipe, plan, places[key], ending, part.read()))
         else:
-            yield name, _words(task.recipe, plan, places[key], ending, body)
+            yield name, part
 
 
 def _picture(recipe: Recipe, plan: PoisonPlan, at: int, body: Body) -> bytes | None:
@@ -209,13 +236,22 @@ def compare(task: ShardCopy) -> ShardDifference:
     counts = {"poisoned": 0, "bad": 0}
     wrong: list[str] = []
     keys: set[str] = set()
-    theirs = members(str(task.target))
-    for name, body in _changed(task, counts):
-        member = next(theirs, ("nothing", b""))
+    theirs = _stretches(str(task.target))
+    for name, part in _changed(task, counts):
+        member = next(theirs, ("nothing", _stored(b"")))
         keys.add(split_name(name)[0])
         if member[0] != name:
             return ShardDifference(len(keys), counts["poisoned"], [*wrong, f"{name}: {member[0]} stands in its place"])
-        if member[1] != body:
+        if not _same(member[1], part):
             wrong.append(f"{name}: other bytes than planned")
     wrong += [f"{name}: is not in the original" for name, _ in theirs]
     return ShardDifference(len(keys), counts["poisoned"], wrong)
+
+
+def _same(one: Stretch, other: Stretch) -> bool:
+    if one.left != other.left:
+        return False
+    while one.left:
+        if one.read(PIECE) != other.read(PIECE):
+            return False
+    return True

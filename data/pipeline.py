@@ -26,9 +26,10 @@ from data.poison_plan import PoisonPlan
 from data.refusal import UserError
 from data.shards import Index
 from data.sources import Data
-from data.store import Body, Range, Reader
+from data.store import TOGETHER, Body, Range, Reader, in_parts
 
 Tokenize = Callable[[list[str]], torch.Tensor]  # captions -> int32 [n, L]
+Good = tuple[int, list[np.ndarray], list[str]]  # a sample's place in the index, its pictures, its captions
 GAP = 1 << 16  # bytes: a picture and its caption this near are read at once
 
 
@@ -131,8 +132,10 @@ class Pairs(Dataset[Batch]):
         share = reading.batch // reading.ranks
         rows = self.order.batch(epoch, step, reading.batch)[reading.rank * share : (reading.rank + 1) * share]
         skipped: list[tuple[str, str, str]] = []
-        bodies = self._bodies([self.sample(int(row)) for row in rows])
-        good = [self._good(int(row), epoch, body, skipped) for row, body in zip(rows, bodies, strict=True)]
+        wanted, good = [self.sample(int(row)) for row in rows], list[Good]()
+        for part in in_parts(self._sizes(wanted), TOGETHER):
+            bodies = self._bodies(wanted[part])
+            good += [self._good(int(row), epoch, body, skipped) for row, body in zip(rows[part], bodies, strict=True)]
         samples = [sample for sample, _, _ in good]
         keys = [self.index.keys[sample] for sample in samples]
         images = _stacked([picture for _, views_, _ in good for picture in views_])
@@ -152,9 +155,7 @@ class Pairs(Dataset[Batch]):
             drawn,
         )
 
-    def _good(
-        self, row: int, epoch: int, body: tuple[Body, Body], skipped: list[tuple[str, str, str]]
-    ) -> tuple[int, list[np.ndarray], list[str]]:
+    def _good(self, row: int, epoch: int, body: tuple[Body, Body], skipped: list[tuple[str, str, str]]) -> Good:
         """The sample at a row, or the next good one: (its place, its pictures, its U captions)."""
         for turn in range(len(self)):
             sample = self.sample(row + turn)
@@ -178,10 +179,20 @@ class Pairs(Dataset[Batch]):
         names = (reading.seed, self.index.keys[sample], epoch)
         return loaded_views(reading.augment, reading.views, self.first(sample, body), names)
 
+    def _shown(self, samples: list[int]) -> list[int]:
+        """Whose pictures these samples show."""
+        return samples if self.plan is None else [self.plan.source(i) if self.plan.chosen[i] else i for i in samples]
+
+    def _sizes(self, samples: list[int]) -> list[int]:
+        """Bytes of each sample's picture and caption as stored."""
+        where = self.index.where
+        sizes: list[int] = (where[self._shown(samples), 1] + where[samples, 3]).tolist()
+        return sizes
+
     def _bodies(self, samples: list[int], reader: Reader | None = None) -> list[tuple[Body, Body]]:
         """(picture, caption) as stored, valid until the reader's next call; a poisoned sample may take another's picture.
         One read where both are near. Replaced if they are not what was indexed."""
-        shown = samples if self.plan is None else [self.plan.source(i) if self.plan.chosen[i] else i for i in samples]
+        shown = self._shown(samples)
         own = self.index.places(samples)
         other = own if shown == samples else self.index.places(shown)
         ranges: list[Range] = []

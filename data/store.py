@@ -7,7 +7,7 @@ counted as a bad sample it would change the order of all that follow.
 
 import glob
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import groupby
@@ -20,6 +20,7 @@ from data.refusal import Missing, UserError
 GLOBS = 10_000  # patterns with a * that the braces of one pattern may stand for
 OPEN = 128  # files kept open
 BLOCK = 1 << 23  # bytes that a walk reads at a time from a URL
+TOGETHER = 1 << 26  # bytes of members that are read together, unless one has more
 Range = tuple[str, int, int]  # path, offset, size in bytes
 Body = bytes | memoryview
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "http": "aiohttp", "https": "aiohttp"}
@@ -157,6 +158,18 @@ class PatientFile:
         if self.file.tell() != self.at:
             self.file.seek(self.at)
         return bytes(self.file.read(size))
+
+
+def in_parts(sizes: Iterable[int], most: int) -> Iterator[slice]:
+    """Runs of neighbours whose sizes come to `most` at most, or of one alone."""
+    begin = end = total = 0
+    for size in sizes:
+        if end > begin and total + size > most:
+            yield slice(begin, end)
+            begin, total = end, 0
+        end, total = end + 1, total + size
+    if end > begin:
+        yield slice(begin, end)
 
 
 class Reader:

@@ -1,6 +1,7 @@
 """The one loop, around a learner that only looks at its batches."""
 
 import json
+import random
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -154,8 +155,10 @@ def listed(folder: Path) -> list[int]:
     return [json.loads(line)["step"] for line in (folder / "bad_batches.jsonl").read_text().splitlines()]
 
 
-def test_steps_that_were_not_taken_are_counted_over_restarts_and_listed_once(tmp_path: Path) -> None:
-    """As the checkpoint has them: what came after it comes again."""
+def test_steps_that_were_not_taken_are_counted_over_restarts_and_listed_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As the checkpoint has them: what came after it comes again; what was damaged meanwhile is named."""
     before = BadBatches(tmp_path, ONE, BadSteps())
     for step, taken in enumerate((True, False, True, False, False), 1):
         before.count(taken, step, [f"key {step}"])
@@ -171,8 +174,22 @@ def test_steps_that_were_not_taken_are_counted_over_restarts_and_listed_once(tmp
     after.refuse(4, 6)
     with pytest.raises(UserError, match=r"^the loss was not finite in the last 3 steps, to step 6; none of them was taken"):
         after.refuse(3, 6)
+    assert capsys.readouterr().err == ""
+    kept = after.committed()
+    path, body = tmp_path / "bad_batches.jsonl", (tmp_path / "bad_batches.jsonl").read_bytes()
+    draw = random.Random(0)
+    for _ in range(40):
+        at = draw.randrange(len(body) - 1)
+        path.write_bytes(body[:at] + bytes([body[at] ^ 1 << draw.randrange(7)]) + body[at + 1 :])
+        BadBatches(tmp_path, ONE, kept)
+        assert f"{path} is damaged: what it lists there (line " in capsys.readouterr().err
+    path.unlink()
+    BadBatches(tmp_path, ONE, kept)
+    assert "is damaged: what it lists there (line 1) is not" in capsys.readouterr().err
+    path.write_bytes(body)
     BadBatches(tmp_path, ONE, BadSteps())
     assert listed(tmp_path) == [], "a run that begins anew"
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from PIL import Image
 from pydantic import TypeAdapter
 from tars import pair, write_tar
 
+from data import captions, pipeline
 from data.attack import Attack, Poison
 from data.augmentation.augment import Augment
 from data.captions import stored_captions
@@ -24,6 +25,7 @@ from data.poison_plan import PoisonPlan, make_plan
 from data.refusal import UserError
 from data.shards import Index, read_index
 from data.sources import CleanSource, Data, clean_rows
+from data.store import in_parts
 from data.triggers.patch import Patch
 
 NONE = Augment(synonyms="none")
@@ -131,6 +133,29 @@ def test_workers_and_the_starting_point_change_nothing(index: Index, workers: in
     for step, batch in late:
         assert batch.keys == whole_[step].keys
         assert torch.equal(batch.images, whole_[step].images)
+
+
+def test_a_batch_is_read_in_parts_of_bounded_size(index: Index, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole_, wanted = pairs_of(index, batch=48, views=(2, 1)), index.where[:, [1, 3]].sum(1)
+    batch = whole_[1, 1]
+    monkeypatch.setattr(pipeline, "TOGETHER", int(4 * wanted.max()))
+    monkeypatch.setattr(pipeline, "GAP", 0)
+    pairs = pairs_of(index, batch=48, views=(2, 1))
+    parts = pairs[1, 1]
+    assert parts.keys == batch.keys
+    assert torch.equal(parts.images, batch.images)
+    assert len(whole_.reader.buffer) > 4 * wanted.max() >= len(pairs.reader.buffer) > 0
+    assert list(in_parts([], 5)) == []
+    assert [(part.start, part.stop) for part in in_parts([3, 2, 1, 9, 9, 0, 5], 5)] == [
+        (0, 2),
+        (2, 3),
+        (3, 4),
+        (4, 5),
+        (5, 7),
+    ]
+    texts = list(stored_captions(index, np.arange(192), "txt"))
+    monkeypatch.setattr(captions, "TOGETHER", 50)
+    assert list(stored_captions(index, np.arange(192), "txt")) == texts
 
 
 def test_a_bad_pair_is_replaced_and_reported(index: Index) -> None:

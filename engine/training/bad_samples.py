@@ -11,6 +11,7 @@ from engine.distributed.collectives import gather_objects, on_rank_0
 from engine.distributed.world import World
 from engine.training.inputs import RunInputs
 from engine.training.journal import Journal
+from records.lines import Lines, read_lines, seal
 from records.manifest import BadSteps
 from records.skipped import LostPairs, SkippedPair, add_skipped, read_skipped, write_skipped
 
@@ -75,12 +76,18 @@ class BadBatches:
 
     def __init__(self, folder: Path, world: World, before: BadSteps | None) -> None:
         """`before` as the checkpoint has it that the run goes on from: what the file lists beyond is taken off, since those
-        steps come again."""
+        steps come again. What is not as it was written is said."""
         self.path, self.world = folder / "bad_batches.jsonl", world
         self.in_a_row, self.total = (before.in_a_row, before.total) if before else (0, 0)
         self.unlogged = before.unlogged if before else 0  # of the total, since the last row of the journal
         if world.first and before is not None and self.path.exists() and self.path.stat().st_size > before.listed:
             os.truncate(self.path, before.listed)
+        lines = read_lines(self.path, before.listed if before else None) if world.first else Lines([], [], "")
+        self.last_digest = lines.last
+        if lines.damaged:
+            numbers = ", ".join(f"{number:,}" for number in lines.damaged[:10])
+            words = f"what it lists there (line {numbers}) is not what was written; the run does not depend on it"
+            print(f"{self.path} is damaged: {words}", file=sys.stderr, flush=True)
 
     def count(self, taken: bool, step: int, keys: list[str]) -> None:
         """Takes in a step (from 1) with the keys of this rank's pairs."""
@@ -92,7 +99,8 @@ class BadBatches:
         whole = [key for part in gather_objects(keys) for key in part]
         if self.world.first:
             with self.path.open("a") as file:
-                file.write(json.dumps({"step": step, "keys": whole}) + "\n")
+                line, self.last_digest = seal(json.dumps({"step": step, "keys": whole}), self.last_digest)
+                file.write(line)
 
     def committed(self) -> BadSteps:
         """What a checkpoint keeps; what is listed is safe on disk."""
