@@ -95,6 +95,21 @@ class Spec(Section):
                     raise ValueError(f"measure.place is centre, but a trigger of kind {kind} has no place; leave it out")
         return self
 
+    @model_validator(mode="after")
+    def _ranks_outwait_a_store(self) -> "Spec":
+        patience, limit = self.data.patience, self.machine.timeout_minutes
+        if "patience" in self.data.model_fields_set and patience > limit:
+            raise ValueError(
+                f"data.patience is {patience:g} minutes, longer than machine.timeout_minutes = {limit:g}, after which ranks "
+                "give up one that waits for a store; lower the one or raise the other"
+            )
+        return self
+
+    @property
+    def wait_seconds(self) -> float:
+        """For how long a store is waited for: data.patience, but so that a rank says so before others give it up."""
+        return 60 * min(self.data.patience, 0.9 * self.machine.timeout_minutes)
+
     @property
     def stages(self) -> list[Stage]:
         """Those that are given."""

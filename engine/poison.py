@@ -259,7 +259,7 @@ def main(args: list[str]) -> int:
         parser.error("materialise needs --out FOLDER")
     try:
         loaded = load(options.spec, options.set)
-        PATIENCE.seconds = 60 * loaded.spec.data.patience
+        PATIENCE.seconds = loaded.spec.wait_seconds
         poisoned = PoisonedPairs(same_attack(loaded.spec, loaded.points))
         if options.what == "plan":
             return plan(poisoned)

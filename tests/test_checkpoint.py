@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import namedtuple
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +24,7 @@ from data.refusal import UserError
 from engine.distributed import collectives
 from engine.distributed.world import World
 from engine.training import checkpoint, learner_state, named_state, tensor_files
+from engine.training.journal import Journal
 from engine.training.run_state import RunState
 from engine.training.tensor_files import Kind, TensorFiles
 from records.json_file import read_json, write_json
@@ -158,8 +160,38 @@ def test_a_really_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         with pytest.raises(UserError, match="disk full while saving"):
             save(disk, 1, 1 << 20)
         assert not os.listdir(disk)
+        assert not still_open(disk), "by whom"
     finally:
         subprocess.run(["umount", disk], check=True)
+
+
+def test_on_a_full_disk_the_journal_closes_all_that_it_has_open() -> None:
+    closed: list[str] = []
+
+    def full() -> None:
+        closed.append("file")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    journal = Journal.__new__(Journal)
+    journal.first, journal.file = True, SimpleNamespace(close=full)  # type: ignore[assignment]
+    journal.progress = SimpleNamespace(end=lambda: closed.append("progress"))  # type: ignore[assignment]
+    journal.board = SimpleNamespace(close=lambda: closed.append("board"))
+    with pytest.raises(OSError, match="No space"):
+        journal.close()
+    assert closed == ["progress", "file", "board"]
+
+
+def still_open(folder: Path) -> list[str]:
+    """What processes hold in a folder: open files, maps, where they are."""
+    out = []
+    for path in (*Path("/proc").glob("[0-9]*/fd/*"), *Path("/proc").glob("[0-9]*/cwd")):
+        with suppress(OSError):
+            if os.readlink(path).startswith(str(folder)):
+                out.append(f"{path}: {os.readlink(path)}")
+    for path in Path("/proc").glob("[0-9]*/maps"):
+        with suppress(OSError):
+            out += [f"{path}: {line}" for line in path.read_text().splitlines() if str(folder) in line]
+    return out
 
 
 def test_a_pickle_in_a_checkpoint_is_never_opened(tmp_path: Path) -> None:

@@ -63,6 +63,7 @@ def test_every_error_is_reported_at_once_with_line_path_and_remedy(spec: Path) -
         ("clean.optimizer.rate=.nan", "clean.optimizer.rate: is nan; expected a number of at least 0"),
         ("clean.optimizer.betas=[0.9, 1.0]", "both betas must lie in [0, 1)"),
         ("name=../x", "name: is '../x'; expected text of letters, digits, '.', '_' and '-', a letter or digit first"),
+        ("data.patience=40", "data.patience is 40 minutes, longer than machine.timeout_minutes = 30"),
         ("seed", "is not of the form path=value"),
         ("seed=[", "is not valid YAML"),
     ],
@@ -92,6 +93,12 @@ def test_a_missing_file_ends_with_code_2_and_no_traceback(tmp_path: Path) -> Non
     assert out.returncode == 2
     assert out.stderr.startswith("error: none.yaml: No such file or directory; expected a spec")
     assert "Traceback" not in out.stderr
+
+
+def test_a_store_is_waited_for_less_long_than_ranks_wait_for_each_other(spec: Path) -> None:
+    assert load(spec).spec.wait_seconds == 600
+    assert load(spec, ["data.patience=40", "machine.timeout_minutes=60"]).spec.wait_seconds == 2400
+    assert load(spec, ["machine.timeout_minutes=1"]).spec.wait_seconds == 54
 
 
 def test_yaml_is_read_as_version_1_2(tmp_path: Path) -> None:

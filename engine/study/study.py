@@ -48,7 +48,7 @@ def run_study(loaded: Loaded, options: Namespace, command: str) -> int:
 
 def _carry_out(loaded: Loaded, options: Namespace, command: str, stop: StopSignal) -> int:
     spec = loaded.spec
-    PATIENCE.seconds, PATIENCE.leave = 60 * spec.data.patience, stop
+    PATIENCE.seconds, PATIENCE.leave = spec.wait_seconds, stop
     is_worker = WORKER_SINCE in os.environ  # started by another launch, which lists the runs and reports
     world = init_distributed(60 * spec.machine.timeout_minutes, spec.machine.threads)
     speak_last(partial(say_again, command))

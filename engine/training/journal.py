@@ -7,6 +7,7 @@ resuming cuts it there, so that a run killed at any moment ends with the same ro
 import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +36,13 @@ class Journal:
         path.touch()
         os.truncate(path, length)
         self.last_digest = read_lines(path).last
-        self.file = path.open("a", encoding="utf-8")
         self.run, self.group = run, "cleaning" if run.stage == "clean" else "pre-training"
         board, earlier = folder.parent / "tensorboard" / board_name(run), folder.parent / "tensorboard" / folder.name
         if earlier.is_dir() and not board.exists():  # as runs of before November 2026 were named
             board.parent.mkdir(parents=True, exist_ok=True)
             earlier.rename(board)
         self.board: Any = SummaryWriter(str(board), purge_step=start + 1 if start else None)
+        self.file = path.open("a", encoding="utf-8")
         self.progress = Progress(run.title, "steps", start, quiet=0)
         self.last_words = {"step": "", "measure": ""}
         self.costs_said: set[str] = set()  # the sets of pictures whose costs were said
@@ -121,11 +122,12 @@ class Journal:
             self.board.file_writer.add_summary(summary)
 
     def close(self) -> None:
-        """Flushes and closes everything."""
+        """Flushes and closes everything, each part whatever is wrong with another: on a full disk flushing fails too."""
         if self.first:
-            self.progress.end()
-            self.file.close()
-            self.board.close()
+            with ExitStack() as ends:
+                ends.callback(self.board.close)
+                ends.callback(self.file.close)
+                ends.callback(self.progress.end)
 
 
 def board_name(run: RunEntry) -> str:
@@ -151,7 +153,7 @@ def show_report(board: Path, pictures: Mapping[str, Path], said: Sequence[str]) 
     from torch.utils.tensorboard import SummaryWriter
 
     writer: Any = SummaryWriter(str(board))
-    for name, picture in pictures.items():
-        writer.add_image(name, np.asarray(Image.open(picture).convert("RGB")), 0, dataformats="HWC")
-    writer.add_text("verdict", "\n\n".join(said))
-    writer.close()
+    with closing(writer):
+        for name, picture in pictures.items():
+            writer.add_image(name, np.asarray(Image.open(picture).convert("RGB")), 0, dataformats="HWC")
+        writer.add_text("verdict", "\n\n".join(said))
