@@ -8,9 +8,9 @@ A sample that can't be decoded is counted and replaced by the next one in stored
 every machine and its size never changes.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -271,10 +271,23 @@ class Batches(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Places(Sequence[tuple[int, int]]):
+    """(epoch from 1, step from 0) of each step of a run, none of it kept: a spec may ask for any number."""
+
+    run: range
+    steps: int  # of an epoch
+
+    def __len__(self) -> int:
+        return len(self.run)
+
+    def __getitem__(self, at: Any) -> Any:
+        return self.run[at] // self.steps + 1, self.run[at] % self.steps
+
+
 def batches(pairs: Batches, epochs: int, start: int, workers: Workers) -> Iterator[tuple[int, Batch]]:
     """(step, batch) from step `start` (from 0) to the end of the last epoch."""
-    steps = pairs.steps
-    places = [(step // steps + 1, step % steps) for step in range(start, epochs * steps)]
+    places = Places(range(start, epochs * pairs.steps), pairs.steps)
     items = loaded(pairs, places, workers, pairs.batch_bytes)
-    for step in range(start, epochs * steps):
+    for step in places.run:
         yield step, next(items)  # held by no name here: it goes when the step is done

@@ -29,7 +29,11 @@ class Source(Section):
     )
     sources: dict[str, Weighted] | None = Field(None, description="instead of shards: several, by name, with weights")
     caption: str = Field("txt", pattern=r"^(txt|json\..+)$", description="txt, or json.FIELD for a field of KEY.json")
-    expect: int | None = Field(None, ge=1, description="pairs they should hold, for --dry-run where the shards are not")
+    expect: int | None = Field(
+        None,
+        ge=1,
+        description="pairs they should hold, for --dry-run where they are not at hand; else said if wrong",
+    )
 
     @model_validator(mode="after")
     def _one_of_two(self) -> "Source":

@@ -15,7 +15,7 @@ from configs.spec import load
 from data.refusal import UserError
 from engine.estimate.cost import Cost, cost, number
 from engine.estimate.dry_run import dry_run, pairs_drawn
-from engine.estimate.gpus import Assumed
+from engine.estimate.gpus import Assumed, Gpu
 from engine.evaluation.sets import eval_set
 from engine.models import clip
 from engine.run import main
@@ -128,6 +128,31 @@ def faults(spec: Path, sets: list[str], scratch: Path, processes: int = 1, gpu: 
         load(spec, sets).spec.data.pretrain.expect is not None,
     )
     return [str(error) for error in refused], [str(error) for error in missing]
+
+
+@pytest.mark.parametrize("gpu", [None, Gpu("H100-80GB", 81_559 << 20)])
+def test_an_objective_that_no_memory_holds_is_refused_before_it_is_made(spec: Path, tmp_path: Path, gpu: Any) -> None:
+    for objective, words in (
+        ("{kind: roclip, pool: 1000000000000}", "238,419 GiB beside the model, above all for roclip.pool"),
+        ("{kind: slip, hidden: 1000000000}", "above all for slip.1.weight (1,000,000,000 x 1,000,000,000), more than"),
+        ("{kind: slip, hidden: 1000000000000000000}", "asks for more numbers than can be counted; lower what"),
+        ("{kind: sum, parts: [{objective: {kind: mmcl}}, {objective: {kind: roclip, pool: 1000000000000}}]}", "roclip.pool"),
+    ):
+        sets = [f"pretrain.objective={objective}", "clean=null", "data.augment={synonyms: none}"]
+        (refused,), _ = faults(spec, sets, tmp_path / "scratch", gpu=gpu)
+        assert refused.startswith("pretrain.objective "), refused
+        assert words in refused
+
+
+def test_another_number_of_pairs_than_expected_is_said(
+    spec: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for expect, words in (
+        (192, ""),
+        (1000, "data.pretrain.expect is 1,000, but the shards hold 192 pairs; what is there counts\n"),
+    ):
+        assert faults(spec, [f"data.pretrain.expect={expect}"], tmp_path / "scratch") == ([], [])
+        assert capsys.readouterr().err == words
 
 
 def test_where_the_pairs_are_not_at_hand_other_files_may_be_missing_too(spec: Path, tmp_path: Path) -> None:

@@ -4,7 +4,8 @@ Memory of a rank = weights, gradients and AdamW's moments in float32 as ZeRO div
 while it is made + what the towers keep for the backward pass of one micro-batch, in the type that they compute in (counted
 on the meta device, so exact for eager mode) + pictures, features, their gradients and blocks of similarities. With
 recompute the towers keep their blocks' inputs and, while a block is computed again, what that one keeps; so does a ResNet
-whose BatchNorm groups are larger than a micro-batch, for all pictures of the rank.
+whose BatchNorm groups are larger than a micro-batch, for all pictures of the rank. What an objective learns and remembers
+comes on top.
 
 Bytes of a step, per rank and ring: float32 gradients 2 P (W-1)/W, at stage 3 also the weights, plus the features of the
 other ranks in a row and a column of the grid (objectives/exchange.py), forward and backward.
@@ -21,6 +22,7 @@ from engine.estimate.gpus import Gpu
 from engine.models import clip
 from engine.models.towers import BLOCKS, Towers
 from engine.training.norm_groups import norm_groups
+from engine.training.room import objective_bytes
 from objectives.exchange import grid
 from objectives.tiles import BLOCK, WIDE
 
@@ -68,7 +70,8 @@ def rank_memory(run: Run, ranks: int, gpu: Gpu | None) -> int:
     side = min(BLOCK if gpu is None else WIDE, max(grid(ranks)) * rows)
     # pictures; features, their gradients and gathered blocks of both; a few blocks of similarities
     exchanged = rows * pictures * 3 * size.pixels + 2 * (pictures + captions) * (features + gathered) + 4 * 4 * side**2
-    return state_bytes(size, machine.zero, ranks) + _kept(run, ranks, compute_type(run, gpu)) + exchanged
+    kept = _kept(run, ranks, compute_type(run, gpu)) + objective_bytes(stage.objective, size.width)
+    return state_bytes(size, machine.zero, ranks) + kept + exchanged
 
 
 def _kept(run: Run, ranks: int, dtype: torch.dtype) -> int:

@@ -31,7 +31,11 @@ class Kept:
 
 def room(world: World) -> int:
     """Bytes that this rank may keep."""
+    return min(KEEP, machine_memory() // world.local_size // SHARE)
+
+
+def machine_memory() -> int:
+    """Bytes of this machine, or of this container."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     limits = [Path(name).read_text().strip() for name in LIMITS if Path(name).is_file()]
-    least = min([memory, *(int(limit) for limit in limits if limit.isdigit())])
-    return min(KEEP, least // world.local_size // SHARE)
+    return min([memory, *(int(limit) for limit in limits if limit.isdigit())])

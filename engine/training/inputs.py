@@ -29,6 +29,7 @@ from engine.training.kmeans import too_many_clusters
 from engine.training.labelled_inputs import check_labels, labelled_pairs
 from engine.training.norm_groups import norm_groups
 from engine.training.pairs import StudyPairs
+from engine.training.room import check_room
 from objectives.deep_cluster import DeepCluster
 from objectives.learned import initial
 from objectives.sum import objectives_of
@@ -208,7 +209,7 @@ def _check_adam(run: Run, world: World) -> None:
 
 
 # what can be refused by the spec, the number of processes and their device alone, whatever the objective
-SETTINGS: tuple[Callable[[Run, World], None], ...] = (_check_batch, _check_model, _check_groups, _check_adam)
+SETTINGS: tuple[Callable[[Run, World], None], ...] = (_check_batch, _check_model, _check_groups, _check_adam, check_room)
 
 
 def clusterer(run: Run) -> DeepCluster | None:

@@ -1,5 +1,6 @@
 """Which pairs the runs of a study work on, and which of them are poisoned."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -48,6 +49,7 @@ class StudyPairs:
         self.study, self.world, self.scratch = study, world, scratch
         self._indices: dict[str, Index] = {}
         self._absent: dict[str, NoShards] = {}
+        self._compared: set[tuple[int, str]] = set()
         self._plans: dict[str, PoisonPlan] = {}
         self._clean_rows: dict[str, np.ndarray] = {}
 
@@ -66,9 +68,22 @@ class StudyPairs:
     def pretraining(self, spec: Spec) -> tuple[Index, np.ndarray | None]:
         """(the index of the pre-training shards, which of its pairs are used; None: all)."""
         index = self.index(spec.data.pretrain.patterns, spec.data)
+        self._compare(index, spec.data.pretrain.expect)
         if not spec.data.clean.held_out or spec.data.clean.shards is not None:
             return index, None
         return index, np.setdiff1d(np.arange(len(index)), held_out(index, spec.seed, spec.data.clean))
+
+    def _compare(self, index: Index, expect: int | None) -> None:
+        """Says once if the shards do not hold what data.pretrain.expect counts on where they are not at hand; counted are
+        also the pairs that can't be used."""
+        listed = len(index) + len(index.bad) + sum(pairs for _, pairs, _ in index.lost)
+        if expect is None or len(index) <= expect <= listed or (expect, index.digest) in self._compared:
+            return
+        self._compared.add((expect, index.digest))
+        if self.world.first:
+            words = f"data.pretrain.expect is {expect:,}, but the shards hold {len(index):,} pairs"
+            more = f" and {listed - len(index):,} that can't be used" if listed > len(index) else ""
+            print(f"{words}{more}; what is there counts", file=sys.stderr, flush=True)
 
     def plan(self, spec: Spec, index: Index, chosen: np.ndarray | None) -> PoisonPlan | None:
         """The plan of a spec's attack on an index; None if it poisons nothing. Captions, if the attack asks what they say,
