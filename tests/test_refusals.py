@@ -144,9 +144,7 @@ def test_an_objective_that_no_memory_holds_is_refused_before_it_is_made(spec: Pa
         assert words in refused
 
 
-def test_another_number_of_pairs_than_expected_is_said(
-    spec: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_another_number_of_pairs_is_said(spec: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for expect, words in (
         (192, ""),
         (1000, "data.pretrain.expect is 1,000, but the shards hold 192 pairs; what is there counts\n"),
