@@ -9,12 +9,14 @@ import tarfile
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 from conftest import ROOT
 from submissions import ATTACK, CLEANERS, TEST, journal, submission
 
+from data.refusal import UserError
 from records.json_file import write_json
 from report.__main__ import main
 from report.load import read_study
@@ -154,6 +156,35 @@ def test_a_file_that_pack_did_not_write_is_refused(
     assert "larger than" in refused(tmp_path / "s.tar.xz")
     assert not (tmp_path / "bad-report").exists()
     assert "expected a study's folder and a file" in refused("--pack", study, tmp_path / "s.zip")
+
+
+@pytest.mark.parametrize("changes", [60, pytest.param(4000, marks=pytest.mark.slow)])
+def test_a_changed_byte_is_refused_or_changes_nothing(tmp_path: Path, changes: int) -> None:
+    """Blanks of a JSON file may be others; whatever else is changed, inside the tar or outside, is told in a sentence."""
+
+    def said(path: Path) -> tuple[Any, ...]:
+        study, decided = read_submission(path)[1:]
+        return study.plan, decided, [(record.card, record.end, record.measures, record.pace) for record in study.records]
+
+    study, path = (
+        submission(tmp_path / "s", seeds=(0,), rates=(1e-3,), cleaners={"a": CLEANERS["CleanCLIP"]}),
+        tmp_path / "p.tar.xz",
+    )
+    assert main(["--pack", str(study), str(path)]) == 0
+    packed, whole, same, refusals = path.read_bytes(), said(path), 0, 0
+    for number in range(changes):
+        random = Random(number)
+        content = bytearray(packed if number % 5 == 0 else lzma.decompress(packed))
+        for _ in range(random.choice((1, 1, 1, 3))):
+            content[random.randrange(len(content))] = random.choice((random.randrange(256), *b' 09"{'))
+        path.write_bytes(bytes(content) if number % 5 == 0 else lzma.compress(bytes(content), preset=0))
+        try:
+            assert said(path) == whole, number
+            same += 1
+        except UserError as error:
+            refusals += str(path) in str(error)
+    assert same + refusals == changes
+    assert refusals > changes / 3
 
 
 def test_seeds_of_studies_are_joined_and_no_run_counts_twice(tmp_path: Path) -> None:
