@@ -141,6 +141,16 @@ def test_sigterm_ends_every_phase_and_the_same_command_goes_on(spec: Path, phase
         assert ("goes on at step" in again.stderr) == saved
 
 
+@NIGHT
+@pytest.mark.parametrize(("rank", "number"), [("0", 17), ("1", 9)])
+def test_a_stop_while_one_rank_waits_for_data_ends_all(spec: Path, rank: str, number: int) -> None:
+    """The others are in the midst of a step, so nothing new is saved."""
+    found = ending(spec, "reading", "outage", rank, number=number)
+    assert found.codes == {143}
+    assert "; it waited for data, and goes on from its newest checkpoint" in found.sentences[0]
+    assert len(found.advice) == 1
+
+
 # a disk that is really full
 
 
