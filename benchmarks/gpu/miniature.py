@@ -27,6 +27,7 @@ LAST = 25.0  # seconds to save, and for the report of what is there
 TINY = (
     "data.pretrain.expect=192", "data.clean.pairs=64", "attack.poison.count=12", "model={name: test-vit}",
     "pretrain.epochs=1", "clean.epochs=1", "clean.batch=32", "pretrain.batch=32", "attack.twin=none",
+    "attack.clean_twin=false",
 )  # fmt: skip
 
 
