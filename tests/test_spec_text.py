@@ -229,6 +229,7 @@ def test_any_text_ends_in_a_spec_or_one_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_any_of_many_texts_ends_in_a_spec_or_one_error(tmp_path: Path) -> None:
     fuzz(tmp_path, 4_000)
 
