@@ -6,7 +6,6 @@ Reads the command line and answers errors; what a study does is told in engine/s
 import argparse
 import os
 import sys
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -63,7 +62,7 @@ def arguments(args: list[str]) -> argparse.Namespace:
 def main(args: list[str]) -> int:
     """The exit code: 0 done, 2 the user can put something right, 143 saved after SIGTERM, 130 after Ctrl-C."""
     options = arguments(args)
-    is_first = int(os.environ.get("RANK", 0)) == 0
+    rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0)))
     try:
         if options.schema:
             return print_schema()
@@ -72,13 +71,13 @@ def main(args: list[str]) -> int:
             return print_folder_costs(options)
         from configs.spec import load
 
-        loaded = load(options.spec, options.set, partial(print, file=sys.stderr) if is_first else lambda note: None)
+        loaded = load(options.spec, options.set, lambda note: None if rank else print(note, file=sys.stderr))
         deferred.load("torch")
         if options.dry_run:
             return print_plan(options, loaded)
         return study(options, loaded, given_command(Path(__file__), args))
     except UserError as error:
-        print_error(error, is_first)
+        print_error(error, rank)
         return 2
 
 
@@ -137,10 +136,10 @@ def study(options: argparse.Namespace, loaded: "Loaded", again: str) -> int:
     return run_study(loaded, options, again)
 
 
-def print_error(error: UserError, is_first: bool) -> None:
-    """Prints an error once, by the first rank, or by the one that met it alone."""
-    if is_first or error.alone:
-        print(f"error{'' if is_first else ' on rank ' + os.environ['RANK']}: {error}", file=sys.stderr, flush=True)
+def print_error(error: UserError, rank: int) -> None:
+    """Prints an error by the first rank of each machine, whose files may be its own; or by the one that met it alone."""
+    if not int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0))) or error.alone:
+        print(f"error{f' on rank {rank}' if rank else ''}: {error}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import forked
+import psutil
 import pytest
 import torch
 import torch.distributed as dist
@@ -180,6 +182,29 @@ def test_a_port_that_another_study_holds_is_refused_with_the_remedy(monkeypatch:
                 world.refuse_taken_port(port, 0, 0)
     world.refuse_taken_port(port, 0, 0)  # free again
     world.refuse_taken_port(port, 1, 1)
+
+
+def test_a_listener_that_is_not_yet_known_is_looked_at_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """psutil lists files before sockets: a rank 0 that begins to listen in between is at first nobody's."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        known = [c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.laddr.port == port]
+        looks = iter([[known[0]._replace(pid=None)], known])
+        monkeypatch.setattr(psutil, "net_connections", lambda kind: next(looks))
+        world.refuse_taken_port(port, 1, 1)
+        monkeypatch.setattr(psutil, "net_connections", lambda kind: [known[0]._replace(pid=None)])  # another user's
+        with pytest.raises(UserError, match="process \\? listens there"):
+            world.refuse_taken_port(port, 1, 1)
+
+
+def test_each_machine_says_what_it_lacks_before_the_ranks_have_met(tmp_path: Path) -> None:
+    """A spec that a second machine does not have, and two ranks there: one sentence, by the first of them."""
+    command = [sys.executable, str(ROOT / "engine/run.py"), "--spec", str(tmp_path / "none.yaml")]
+    for local_rank, sentences in (("0", 1), ("1", 0)):
+        place = {"RANK": str(2 + int(local_rank)), "WORLD_SIZE": "4", "LOCAL_SIZE": "2", "LOCAL_RANK": local_rank}
+        done = forked.run(command, 60, cwd=tmp_path, env=environment(**place))
+        assert (done.returncode, done.stderr.count("error")) == (2, sentences), done.stderr
+        assert "none.yaml" in done.stderr or not sentences
 
 
 def test_a_batch_step_without_srun_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:

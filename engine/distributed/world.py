@@ -7,6 +7,7 @@ is one process. Gloo on CPU, NCCL on GPUs.
 import os
 import re
 import socket
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -118,15 +119,18 @@ def _cannot_listen(port: int) -> str:
 
 def _foreign_listener(port: int) -> str:
     """Which process listens at a port, if it was not started by whoever started this one; '' if none does."""
-    for connection in psutil.net_connections("tcp"):
-        if connection.status != psutil.CONN_LISTEN or connection.laddr.port != port:
-            continue
+    for again in (True, True, False):
+        listeners = [c.pid for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN and c.laddr.port == port]
+        if None not in listeners or not again:
+            break
+        time.sleep(0.2)  # psutil lists files before sockets: rank 0 may have opened its own in between
+    for pid in listeners:
         try:
-            if connection.pid is not None and psutil.Process(connection.pid).ppid() == os.getppid():
+            if pid is not None and psutil.Process(pid).ppid() == os.getppid():
                 continue
         except psutil.NoSuchProcess:
             continue
-        return f"process {connection.pid or '?'} listens there"
+        return f"process {pid or '?'} listens there"
     return ""
 
 

@@ -73,7 +73,7 @@ def _place(error: BaseException) -> str:
 def end_study(error: BaseException, stop: StopSignal, command: str) -> int:
     """Says what ended the study, and how it goes on if the same command helps, unless another rank has said so; the exit
     code, which is that of the rank that ended first."""
-    rank = rank_from_env()[0]
+    rank, _, local_rank, _ = rank_from_env()
     failed = is_rank_failure(error)
     fault = outside(error)
     alone = not isinstance(error, UserError) or error.alone
@@ -84,7 +84,8 @@ def end_study(error: BaseException, stop: StopSignal, command: str) -> int:
         error = Interrupted()
     elif failed:
         fault = lost_rank(error)
-    if rank and not alone and not is_watched():  # before the ranks have met: rank 0 says it
+    # before the ranks have met each machine says it, of files that may be its own: the first rank there
+    if rank and local_rank and not alone and not is_watched():
         return 2
     code = stop.code if isinstance(error, Interrupted) else 2 if fault is not None else 1
     words = f"stopped by {signal.Signals(stop.number).name}" if isinstance(error, Interrupted) else str(fault or error)
