@@ -30,6 +30,7 @@ from data.table import Table, read_table
 FORMAT = 7  # raised when joined files change
 THREADS = 8  # shards walked at a time by one process: waiting for a disk is most of it
 SAMPLE = 200  # pairs, others each time, that are compared with the index when it is opened
+FAR = 8  # of them where each is a request or two
 SHORT = 1 << 18  # bytes of these at most; longer ones are compared when they are used
 
 
@@ -155,10 +156,13 @@ def _compare(index: Index, untold: list[bool]) -> None:
     """Replaced if a pair of a sample, others at each call, is not as it was indexed: in the shards (bool [S]) whose size and
     mark need not tell. On a disk a time can be set; a store's own mark is another for other bytes."""
     draw = np.random.default_rng()  # no result depends on it
-    samples = np.sort(draw.choice(len(index), min(SAMPLE, len(index)), replace=False))
+    samples = draw.choice(len(index), min(SAMPLE, len(index)), replace=False)
     where, shards = index.where[samples], np.searchsorted(index.ends, samples, side="right")
     short = where[:, 1] + where[:, 3] <= SHORT
-    few: list[int] = samples[short & np.array(untold)[shards]].tolist()
+    chosen = short & np.array(untold)[shards]
+    far = chosen & np.array([bool(scheme(path)) for path in index.paths])[shards]
+    chosen &= ~far | (far.cumsum() <= FAR)
+    few: list[int] = np.sort(samples[chosen]).tolist()
     ranges: list[Range] = []
     for path, (image, size, text, length) in index.places(few):
         ranges += [(path, image, size), (path, text, length)]
