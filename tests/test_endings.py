@@ -61,7 +61,7 @@ def ending(spec: Path, phase: str, fault: str, ranks: str, *more: str, number: i
 
 
 NIGHT = pytest.mark.slow
-LOST = [("0", "STOP"), *(pytest.param(*pair, marks=NIGHT) for pair in (("1", "STOP"), ("0", "KILL"), ("1", "KILL")))]
+LOST = [("0", "KILL"), *(pytest.param(*pair, marks=NIGHT) for pair in (("0", "STOP"), ("1", "STOP"), ("1", "KILL")))]
 
 
 @pytest.mark.parametrize(("rank", "fault"), LOST)

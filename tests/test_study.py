@@ -148,6 +148,7 @@ def test_twelve_runs_killed_three_times_end_with_the_same_table(undisturbed: Pat
     assert not owners(study)
 
 
+@pytest.mark.slow  # by day two jobs of one launch share it, and are killed
 def test_two_launches_share_a_study_and_do_no_run_twice(undisturbed: Path, twelve: Path) -> None:
     both = [started(twelve) for _ in range(2)]
     said = [process.communicate(timeout=200)[1] for process in both]
