@@ -25,7 +25,7 @@ from data.pipeline import attacked
 from data.poison_plan import Entry, PoisonPlan
 from data.refusal import UserError
 from data.shards import Index
-from data.store import Body, Range, Reader, opened, stamp
+from data.store import Body, Range, Reader, Shortened, opened, stamp
 
 Format = Literal["png", "jpeg"]
 PIECE = 1 << 20  # bytes that are compared at once
@@ -134,13 +134,12 @@ class Stretch:
         self.path, self.file, self.at, self.left = path, file, at, size
 
     def read(self, size: int = -1) -> bytes:
-        """The next bytes, or all that are left; UserError if the file ends before."""
+        """The next bytes, or all that are left; Shortened if the file ends before."""
         wanted = self.left if size < 0 else min(size, self.left)
         self.file.seek(self.at)
         body = self.file.read(wanted)
         if len(body) < wanted:
-            words = "became shorter while it was read; write it again and start anew"
-            raise UserError(f"shard {self.path} {words}", alone=True)
+            raise Shortened(self.path)
         self.at, self.left = self.at + wanted, self.left - wanted
         return body
 

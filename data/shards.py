@@ -140,16 +140,20 @@ def _made(home: Path, stamps: list[tuple[str, str, int, str]], caption: str, tab
     """Makes the joined index if there is none, and anew if the shards (name, path, size, mark) hold other bytes than it
     says; `tables` of all shards, walked again if it is given true."""
     shards = [(name, path) for name, path, _, _ in stamps]
-    if not home.exists():
-        known = tables(False)
+
+    def write(anew: bool) -> None:
+        known = tables(anew)
+        if anew:
+            joined.set_aside(home)
         joined.write(home, lambda fresh: joined.join(shards, known, caption, fresh))
+
+    if not home.exists():
+        write(anew=False)
     try:
         _compare(_mapped(home), [not scheme(path) or not mark for _, path, _, mark in stamps])
     except Replaced as fault:
         print(f"{fault.member} is not what was indexed; all shards are indexed anew", file=sys.stderr, flush=True)
-        fresh_tables = tables(True)
-        joined.set_aside(home)
-        joined.write(home, lambda fresh: joined.join(shards, fresh_tables, caption, fresh))
+        write(anew=True)
 
 
 def _compare(index: Index, untold: list[bool]) -> None:

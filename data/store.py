@@ -160,6 +160,13 @@ class PatientFile:
         return bytes(self.file.read(size))
 
 
+class Shortened(UserError):
+    """A shard ended before a range that was there when it was indexed."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(f"shard {path} became shorter while it was read; write it again and start anew", alone=True)
+
+
 def in_parts(sizes: Iterable[int], most: int) -> Iterator[slice]:
     """Runs of neighbours whose sizes come to `most` at most, or of one alone."""
     begin = end = total = 0
@@ -211,7 +218,7 @@ class Reader:
                 except OSError:
                     read = self._again(path, offset, body)
             if read != size:
-                raise UserError(f"shard {path} became shorter while it was read; write it again and start anew", alone=True)
+                raise Shortened(path)
             out.append(body)
         return out
 

@@ -12,7 +12,6 @@ Sample i is a pure function of (seed, split, i), so any number of workers writes
 import argparse
 import io
 import json
-import shutil
 import sys
 import time
 from collections.abc import Iterable
@@ -29,6 +28,7 @@ from data.refusal import UserError
 from data.scenes import Scene, describe, paint, scene
 from data.seeding import generator
 from data.sheet import pairs_grid
+from data.world_folder import another, whole, write_lines, write_sets
 
 TEMPLATES = (
     "a {c}", "a picture of a {c}", "a drawing of a {c}", "there is a {c}", "an image of a {c}", "one {c}",
@@ -96,40 +96,35 @@ def write_world(folder: Path, world: SyntheticWorld, workers: int = 1) -> bool:
             if not (folder / "labels.jsonl").is_file():  # a world made before it had them
                 _write_labels(folder / "labels.jsonl", world)
             return False
-        raise UserError(f"{folder} is there and not this world (see its world.json); delete it or name another folder")
+        raise another(folder)
     if min(world.pairs, world.tests, world.pairs_per_shard, workers) < 1 or world.pixels < 16:
         raise UserError("a world needs at least 1 pair, 1 test picture, 1 worker and 16 pixels")
-    fresh = folder.parent / f".{folder.name}.partial"
-    shutil.rmtree(fresh, ignore_errors=True)
-    (fresh / "train").mkdir(parents=True)
-    (fresh / "eval" / "test").mkdir(parents=True)
-    tasks = []
-    splits = [("train", world.pairs, "train/{:05d}.tar"), ("test", world.tests, "eval/test/{}.tar")]
-    if world.captioned:
-        splits.append(("held", world.captioned, "retrieval/test/{}.tar"))
-        (fresh / "retrieval" / "test").mkdir(parents=True)
-    for split, total, place in splits:
-        for n, first in enumerate(range(0, total, world.pairs_per_shard)):
-            tasks.append((fresh / place.format(n), world, split, first, min(world.pairs_per_shard, total - first)))
-    _write_all(tasks, workers)
-    (fresh / "eval/classnames.txt").write_text("".join(f"{kind}\n" for kind in KINDS))
-    for name, split in (("eval", "test"), ("retrieval", "held")):
-        if (fresh / name).is_dir():
-            (fresh / name / "zeroshot_classification_templates.txt").write_text("".join(f"{t}\n" for t in TEMPLATES))
-            (fresh / name / "test/nshards.txt").write_text(f"{sum(task[2] == split for task in tasks)}\n")
-    _write_labels(fresh / "labels.jsonl", world)
-    contact_sheet(world).save(fresh / "contact_sheet.png")
-    (fresh / "world.json").write_text(world_json)
-    fresh.rename(folder)
+    with whole(folder, "the drawn world") as fresh:
+        tasks, shards = [], {}
+        for total, split, place, name in (
+            (world.pairs, "train", "train", "{:05d}.tar"),
+            (world.tests, "test", "eval/test", "{}.tar"),
+            (world.captioned, "held", "retrieval/test", "{}.tar"),
+        ):
+            begins = range(0, total, world.pairs_per_shard)
+            if total:
+                (fresh / place).mkdir(parents=True)
+            if total and split != "train":
+                shards[place.split("/")[0]] = len(begins)
+            for n, first in enumerate(begins):
+                count = min(world.pairs_per_shard, total - first)
+                tasks.append((fresh / place / name.format(n), world, split, first, count))
+        _write_all(tasks, workers)
+        write_sets(fresh, KINDS, TEMPLATES, shards)
+        _write_labels(fresh / "labels.jsonl", world)
+        contact_sheet(world).save(fresh / "contact_sheet.png")
+        (fresh / "world.json").write_text(world_json)
     return True
 
 
 def _write_labels(path: Path, world: SyntheticWorld) -> None:
-    lines = []
-    for number in range(world.pairs):
-        kind = scene(generator(world.seed, "world", "train", number)).kind
-        lines.append(json.dumps({"key": _key("train", number), "label": KINDS.index(kind)}) + "\n")
-    path.write_text("".join(lines))
+    kinds = (scene(generator(world.seed, "world", "train", number)).kind for number in range(world.pairs))
+    write_lines(path, ({"key": _key("train", number), "label": KINDS.index(kind)} for number, kind in enumerate(kinds)))
 
 
 def _key(split: str, number: int) -> str:

@@ -17,6 +17,7 @@ if Path(sys.path[0] or ".").resolve() == ROOT / "engine":
 from data.refusal import UserError  # noqa: E402  (after the path)
 from engine import deferred  # noqa: E402
 from engine.command import given_command  # noqa: E402
+from engine.distributed.rank import rank_from_env  # noqa: E402
 from records.folder import RUNS  # noqa: E402
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def arguments(args: list[str]) -> argparse.Namespace:
 def main(args: list[str]) -> int:
     """The exit code: 0 done, 2 the user can put something right, 143 saved after SIGTERM, 130 after Ctrl-C."""
     options = arguments(args)
-    rank = int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0)))
+    rank, _, local_rank, _ = rank_from_env()
     try:
         if options.schema:
             return print_schema()
@@ -77,7 +78,8 @@ def main(args: list[str]) -> int:
             return print_plan(options, loaded)
         return study(options, loaded, given_command(Path(__file__), args))
     except UserError as error:
-        print_error(error, rank)
+        if not local_rank or error.alone:  # the first of each machine, whose files may be its own
+            print(f"error{f' on rank {rank}' if rank else ''}: {error}", file=sys.stderr, flush=True)
         return 2
 
 
@@ -134,12 +136,6 @@ def study(options: argparse.Namespace, loaded: "Loaded", again: str) -> int:
     from engine.study.study import run_study
 
     return run_study(loaded, options, again)
-
-
-def print_error(error: UserError, rank: int) -> None:
-    """Prints an error by the first rank of each machine, whose files may be its own; or by the one that met it alone."""
-    if not int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", 0))) or error.alone:
-        print(f"error{f' on rank {rank}' if rank else ''}: {error}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -70,8 +70,9 @@ def beside_scratch(points: Points, scratch: Points) -> tuple[Mean | None, Interv
         return None, None
     apart: list[float | None] = []
     pairs: list[tuple[FrontierPoint[PointInfo], FrontierPoint[PointInfo]]] = []
+    of_scratch = _seeds(scratch)
     for seed, members in _seeds(points).items():
-        best, other = best_accuracy(members, CAP), best_accuracy(_seeds(scratch).get(seed, []), CAP)
+        best, other = best_accuracy(members, CAP), best_accuracy(of_scratch.get(seed, []), CAP)
         apart.append(best.top1 - other.top1 if best and other else None)
         pairs += [(best, other)] if best and other else []
     known = finite(apart)
@@ -89,10 +90,10 @@ def _cost(points: Points, twins: Points) -> Mean | None:
     """The top-1 that twins lose by what is best on their poisoned model; None if none was cleaned."""
     if not twins:
         return None
-    cleaned = {_setting(point): point for point in twins}
+    cleaned, seeds = {_setting(point): point for point in twins}, _seeds(twins)
     lost: list[float | None] = []
     for seed, members in _seeds(points).items():
-        if seed not in _seeds(twins):
+        if seed not in seeds:
             continue
         best = best_accuracy(members, CAP)
         twin = cleaned.get(_setting(best)) if best else None

@@ -21,6 +21,7 @@ from slurm import end_with_parent
 
 from data.refusal import UserError
 from engine.distributed import world
+from engine.distributed.rank import rank_from_env
 from engine.distributed.watchdog import Watchdog
 
 HOSTS = {"antidote-a": "10.213.77.1", "antidote-b": "10.213.77.2"}
@@ -161,7 +162,7 @@ def test_ranks_under_srun_meet_at_the_first_host(monkeypatch: pytest.MonkeyPatch
     variables = {"SLURM_STEP_NODELIST": nodes, "SLURM_STEP_NUM_TASKS": "16", "SLURM_PROCID": "9", "SLURM_LOCALID": "1"}
     for name, value in {**variables, "SLURM_STEP_TASKS_PER_NODE": "8(x2)", "SLURM_JOB_ID": "123456"}.items():
         monkeypatch.setenv(name, value)
-    assert world.rank_from_env() == (9, 16, 1, 8)
+    assert rank_from_env() == (9, 16, 1, 8)
     assert world.rendezvous(16) == (first, 20_000 + 123456 % 20_000)
 
 
@@ -212,7 +213,7 @@ def test_a_batch_step_without_srun_is_one_process(monkeypatch: pytest.MonkeyPatc
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("SLURM_PROCID", "0")
     monkeypatch.setenv("SLURM_NTASKS", "16")
-    assert world.rank_from_env() == (0, 1, 0, 1)
+    assert rank_from_env() == (0, 1, 0, 1)
 
 
 def test_a_process_that_sees_its_own_gpu_alone_takes_it(monkeypatch: pytest.MonkeyPatch) -> None:

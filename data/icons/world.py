@@ -12,7 +12,6 @@ FOLDER/world.json, counts.json   what it was made from; how much it is
 
 import io
 import json
-import shutil
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -24,16 +23,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from data.disk import writing
 from data.icons.crew import pictures
 from data.icons.fetch import Pin
 from data.icons.names import STARTS, TEMPLATES
 from data.icons.plan import IconWorld, Plan, make_plan
 from data.icons.sets import Drawing, IconSet, LeftOut
 from data.progress import Progress
-from data.refusal import UserError
 from data.seeding import generator
 from data.sheet import pairs_grid
+from data.world_folder import another, whole, write_lines, write_sets
 
 FORMAT = 1  # raised when the same sets and options come to give other bytes
 CAPTIONS = 2  # of each held-out picture
@@ -81,25 +79,19 @@ def is_there(folder: Path, world: IconWorld, pins: list[Pin]) -> bool:
             return True
     except ValueError:
         pass
-    raise UserError(f"{folder} is there and not this world (see its world.json); delete it or name another folder")
+    raise another(folder)
 
 
 def write_world(folder: Path, world: IconWorld, pins: list[Pin], sets: list[IconSet], workers: int) -> dict[str, Any]:
     """What counts.json says; writes the world whole or not at all."""
     plan = make_plan(sets, world)
-    fresh = folder.parent / f".{folder.name}.partial"
-    with writing(folder.parent, "the world of icons"):
-        shutil.rmtree(fresh, ignore_errors=True)
-        try:
-            for place in ("train", "eval/test", "retrieval/test"):
-                (fresh / place).mkdir(parents=True)
-            counts = _write(fresh, world, plan, workers)
-            _licences(fresh / "licences.json", pins, sets, counts.pop("of_set"))
-            (fresh / "counts.json").write_text(json.dumps(counts, indent=1) + "\n")
-            (fresh / "world.json").write_text(json.dumps(recipe(world, pins), indent=1) + "\n")
-            fresh.rename(folder)
-        finally:
-            shutil.rmtree(fresh, ignore_errors=True)
+    with whole(folder, "the world of icons") as fresh:
+        for place in ("train", "eval/test", *(["retrieval/test"] if plan.held else [])):
+            (fresh / place).mkdir(parents=True)
+        counts = _write(fresh, world, plan, workers)
+        _licences(fresh / "licences.json", pins, sets, counts.pop("of_set"))
+        (fresh / "counts.json").write_text(json.dumps(counts, indent=1) + "\n")
+        (fresh / "world.json").write_text(json.dumps(recipe(world, pins), indent=1) + "\n")
     return counts
 
 
@@ -128,10 +120,11 @@ def _write(fresh: Path, world: IconWorld, plan: Plan, workers: int) -> dict[str,
         if split == "train":
             labels += [(one.key, one.drawing.says.concept) for one in made]
     classes = sorted({one.drawing.says.concept for one in tests})
-    _write_lists(fresh, classes, sum(split == "held" for split, _, _ in tasks))
+    held = sum(split == "held" for split, _, _ in tasks)
+    write_sets(fresh, classes, TEMPLATES, {"eval": 1} | ({"retrieval": held} if held else {}))
     _write_tar(fresh / "eval/test/0.tar", (_labelled(one, classes) for one in tests))
-    _write_lines(fresh / "labels.jsonl", ({"key": key, "label": classes.index(c)} for key, c in labels if c in set(classes)))
-    _write_lines(fresh / "left_out.jsonl", (one._asdict() for one in sorted(left_out)))
+    write_lines(fresh / "labels.jsonl", ({"key": key, "label": classes.index(c)} for key, c in labels if c in set(classes)))
+    write_lines(fresh / "left_out.jsonl", (one._asdict() for one in sorted(left_out)))
     _sheet(shown, world).save(fresh / "contact_sheet.png")
     return {
         "pairs": count["train"], "captioned": count["held"], "tests": count["test"], "classes": len(classes),
@@ -186,21 +179,6 @@ def _write_tar(path: Path, samples: Iterable[dict[str, bytes]]) -> None:
             entry = tarfile.TarInfo(name)
             entry.size = len(body)
             tar.addfile(entry, io.BytesIO(body))
-
-
-def _write_lines(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def _write_lists(fresh: Path, classes: list[str], held_shards: int) -> None:
-    (fresh / "eval/classnames.txt").write_text("".join(f"{name}\n" for name in classes))
-    for name, shards in (("eval", 1), ("retrieval", held_shards)):
-        if not shards:  # no held-out set was asked for
-            (fresh / name / "test").rmdir()
-            (fresh / name).rmdir()
-            continue
-        (fresh / name / "zeroshot_classification_templates.txt").write_text("".join(f"{t}\n" for t in TEMPLATES))
-        (fresh / name / "test/nshards.txt").write_text(f"{shards}\n")
 
 
 def _licences(path: Path, pins: list[Pin], sets: list[IconSet], used: Counter[str]) -> None:

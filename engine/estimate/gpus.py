@@ -5,7 +5,8 @@ from typing import NamedTuple
 import torch
 
 from data.refusal import UserError
-from engine.distributed.world import World, rank_from_env
+from engine.distributed.rank import rank_from_env
+from engine.distributed.world import World
 
 MIB, GIB = 1 << 20, 1 << 30
 RESERVED = 1536 * MIB

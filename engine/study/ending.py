@@ -10,8 +10,9 @@ from collections.abc import Iterator
 from data.disk import DiskFull
 from data.loader import lost_worker
 from data.refusal import UserError
+from engine.distributed.rank import rank_from_env
 from engine.distributed.watchdog import PATIENCE, End, announce, heard_end, is_watched
-from engine.distributed.world import is_rank_failure, lost_rank, rank_from_env
+from engine.distributed.world import is_rank_failure, lost_rank
 from engine.study.launch import WORKER_SINCE
 from engine.study.stop_signal import Interrupted, StopSignal
 
