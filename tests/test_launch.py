@@ -13,7 +13,8 @@ from conftest import ROOT, antidote, journals, settings
 from configs.sweep import Sweep
 from engine.study import launch
 from engine.study.launch import worker_slots, worker_words
-from engine.study.status import LiveView
+from engine.study.status import LiveView, RunStatus, StatusReader
+from engine.study.time_left import time_left
 from records.study_json import RunEntry, StudyJson
 
 
@@ -84,7 +85,7 @@ def test_on_a_terminal_a_live_table_shows_the_study(tmp_path: Path, monkeypatch:
     entries = [RunEntry(run=f"clean-{i}", stage="clean", title=f"clean [{i}]", pretrain_objective="mmcl") for i in range(40)]
     StudyJson(name="tiny", runs=entries).write(tmp_path)
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
-    view = LiveView(tmp_path)
+    view = LiveView(tmp_path, None)
     view.show(2)
     view.show(2)
     view.end()
@@ -92,3 +93,32 @@ def test_on_a_terminal_a_live_table_shows_the_study(tmp_path: Path, monkeypatch:
     assert "0 of 40 runs done, 0 running, 40 left" in said
     assert "clean [3]" in said
     assert "and 10 more" in said
+
+
+@pytest.mark.parametrize(
+    ("others", "seconds", "unknown"),
+    [
+        ([], 90 / 2, 3),  # half of 180 s; nothing tells how long a cleaning takes
+        ([("clean", "PAR", "finished", 40.0)], (90 + 40 + 40 + 40) / 2, 0),  # another cleaner's length
+        ([("clean", "SSL", "finished", 20.0), ("clean", "PAR", "finished", 40.0)], (90 + 20 + 40 + 30) / 2, 0),
+        ([("pretrain", "mmcl", "finished", 300.0)], 150 / 2, 3),  # what ended counts before what goes on
+        ([("twin", "mmcl", "to do", None)], (90 + 180) / 2, 3),  # a twin is as long as the model it is the twin of
+        ([("pretrain", "slip", "to do", None), ("clean", "PAR", "failed", None)], (90 + 180) / 2, 3),
+    ],
+)  # fmt: skip
+def test_the_time_left_is_that_of_runs_of_the_same_kind(others: list[Any], seconds: float, unknown: int) -> None:
+    going = RunStatus("p", "", "pretrain", None, "running", step=50, steps=100, batch=90, rate=50.0, objective="mmcl")
+    waiting = [RunStatus(name, "", "clean", "p", "waiting", objective=name) for name in ("SSL", "PAR", "shrink")]
+    rest = [RunStatus(f"r{i}", "", stage, None, state, seconds=took, objective=what)
+            for i, (stage, what, state, took) in enumerate(others)]  # fmt: skip
+    assert time_left([going, *waiting, *rest], 2) == pytest.approx((seconds, unknown))
+
+
+def test_one_stage_alone_counts_its_own_runs(tmp_path: Path) -> None:
+    stages = ("pretrain", "twin", "clean", "clean")
+    StudyJson(
+        name="tiny",
+        runs=[RunEntry(run=f"{stage}-{i}", stage=stage, pretrain_objective="mmcl") for i, stage in enumerate(stages)],
+    ).write(tmp_path)
+    lines = [StatusReader(tmp_path, stage).read().line(1) for stage in (None, "pretrain", "clean")]
+    assert [line.split(" runs")[0] for line in lines] == ["0 of 4", "0 of 2", "0 of 2"]

@@ -164,7 +164,7 @@ def launch_workers(scheduler: Scheduler, options: Namespace, stop: StopSignal) -
     sweep, folder = scheduler.loaded.spec.sweep, scheduler.folder
     scheduler.since = lock.folder_time(folder)
     slots = worker_slots(sweep, max(1, scheduler.count()["open"]))
-    view, deaths, stood = LiveView(folder), 0, scheduler.progress()
+    view, deaths, stood = LiveView(folder, scheduler.stage), 0, scheduler.progress()
     try:
         while True:
             if stop.number:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from data.refusal import UserError
 from engine.study import lock
 from engine.study.points import measured_points
+from engine.study.time_left import UNENDED, duration, time_left
 from measures.frontier import CAP, FrontierPoint, best_accuracy, lowest_asr
 from records.card import Card
 from records.ending import FailedJson, FinishedJson, PrunedJson, run_journal
@@ -27,10 +28,9 @@ if TYPE_CHECKING:
     from rich.live import Live
     from rich.table import Table
 
-UNENDED = ("to do", "waiting", "running", "lost")  # states of runs that have not ended
 ORDER = ("running", "lost", "failed", "waiting", "to do", "stopped", "finished")
-LINE = 15.0  # seconds between lines where there is no terminal
-SHOWN = 30  # rows of the live table
+LINES = 15.0, 60.0  # seconds between lines where there is no terminal: the first, and what they grow to
+SHOWN = 30  # rows of a table, if not all are asked for
 
 
 @dataclass
@@ -46,6 +46,8 @@ class RunStatus:
     age: float | None = None  # seconds since its process's last sign of life
     step: int = 0
     steps: int | None = None
+    batch: int | None = None  # pairs
+    objective: str = ""  # of its stage
     rate: float | None = None  # pairs a second
     seconds: float | None = None  # that it took, where it has ended
     reason: str = ""  # of its state, where that needs one
@@ -71,46 +73,36 @@ class StudyStatus:
         points = [point for run in self.runs for point in run.points]
         return best_accuracy(points, CAP) or lowest_asr(points, 0.0)
 
-    def remaining_seconds(self, jobs: int) -> float | None:
-        """Seconds until all is done, if `jobs` runs go on at once and runs of a stage take equally long; None if a stage has
-        runs to do and none that has ended."""
-        total = 0.0
-        for stage in {run.stage for run in self.runs if run.state in UNENDED}:
-            seconds = [run.seconds for run in self.runs if run.stage == stage and run.seconds is not None]
-            if not seconds:
-                return None
-            mean = sum(seconds) / len(seconds)
-            for run in self.runs:
-                if run.stage == stage and run.state in UNENDED:
-                    total += mean * (1 - run.step / run.steps if run.steps else 1.0)
-        return total / max(1, jobs)
-
     def line(self, jobs: int) -> str:
         """The study in one line."""
         parts = [
             f"{self.count('finished', 'stopped')} of {len(self.runs)} runs done",
-            f"{self.count('running')} running",
+            f"{self.count('running')} running{self._progress()}",
             f"{self.count('to do', 'waiting', 'lost')} left",
         ]
         if failed := self.count("failed"):
             parts.append(f"{failed} failed")
         if (best := self.best) is not None:
             parts.append(f"best so far top-1 {100 * best.top1:.1f} % at ASR {100 * best.asr:.1f} %")
-        if (seconds := self.remaining_seconds(jobs)) is not None and self.count(*UNENDED):
-            parts.append(f"about {duration(seconds)} left")
+        if self.count(*UNENDED) and (left := time_left(self.runs, jobs).text()) is not None:
+            parts.append(left)
         return ", ".join(parts)
 
-
-def duration(seconds: float) -> str:
-    """A duration for people: '40 s', '12 min', '3.5 h'."""
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+    def _progress(self) -> str:
+        """How far the runs are that go on, at most four of them."""
+        shares = [run.step / run.steps for run in self.runs if run.state == "running" and run.steps]
+        return (
+            f" ({', '.join(f'{100 * share:.0f} %' for share in shares[:4])}{', ...' if shares[4:] else ''})"
+            if shares
+            else ""
+        )
 
 
 class StatusReader:
-    """Reads a study's folder again and again, but only what has changed."""
+    """Reads a study's folder again and again, but only what has changed; `stage` as engine/run.py has it."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, stage: str | None = None) -> None:
+        self.folder, self.stage = folder, stage
         self.journals: dict[Path, tuple[tuple[int, int], JournalRows]] = {}
         self.finished: dict[str, RunStatus] = {}
 
@@ -126,19 +118,25 @@ class StatusReader:
             clock = lock.folder_time(self.folder)
         except OSError:  # it may be read alone
             clock = time.time()
-        return StudyStatus(self.folder, [self._read_run(entry, clock) for entry in study.runs])
+        return StudyStatus(self.folder, [self._read_run(entry, clock) for entry in study.runs if self._asked(entry)])
+
+    def _asked(self, entry: RunEntry) -> bool:
+        return self.stage is None or (entry.stage == "clean") == (self.stage == "clean")
 
     def _read_run(self, entry: RunEntry, clock: float) -> RunStatus:
         if entry.run in self.finished:
             return self.finished[entry.run]
         home = self.folder / entry.run
         run = RunStatus(entry.run, entry.title or entry.run, entry.stage, entry.start)
+        run.objective = (
+            (entry.cleaner or entry.clean_objective or "") if entry.stage == "clean" else entry.pretrain_objective
+        )
         rows, damaged = self._rows(home / FILE)
         steps = [row for row in rows if not isinstance(row, MeasureRow)]
         if steps:
             run.step, run.rate = steps[-1].step, steps[-1].pairs_per_s
         card = Card.read_whole(home)
-        run.steps = card.steps if card else None
+        run.steps, run.batch = (card.steps, card.batch) if card else (None, None)
         for row in rows:
             if isinstance(row, MeasureRow):
                 run.top1, run.asr = (b if a is None else a for a, b in ((row.top1, run.top1), (row.asr, run.asr)))
@@ -205,7 +203,7 @@ def table(study: StudyStatus, jobs: int, rows: int | None = None) -> "Table":
         )
         out.add_row(*(escape(cell) for cell in cells))
     if rows is not None and len(runs) > rows:
-        out.caption = f"and {len(runs) - rows:,} more"
+        out.caption = f"and {len(runs) - rows:,} more; --all shows them"
     return out
 
 
@@ -217,10 +215,10 @@ class LiveView:
     """A study on the terminal while its runs are carried out elsewhere: a live table, or a line now and then where there is
     no terminal."""
 
-    def __init__(self, folder: Path) -> None:
-        self.reader = StatusReader(folder)
+    def __init__(self, folder: Path, stage: str | None) -> None:
+        self.reader = StatusReader(folder, stage)
         self.live: Live | None = None
-        self.line, self.printed = "", -LINE
+        self.line, self.due, self.pause = "", 0.0, LINES[0]
 
     def show(self, jobs: int) -> None:
         """Shows the study as it is now."""
@@ -232,9 +230,9 @@ class LiveView:
                 self.live = Live(console=Console(stderr=True), auto_refresh=False)
                 self.live.start()
             self.live.update(table(self.reader.read(), jobs, SHOWN), refresh=True)
-        elif time.monotonic() - self.printed >= LINE:
+        elif time.monotonic() >= self.due:
             line = self.reader.read().line(jobs)
-            self.printed = time.monotonic()
+            self.due, self.pause = time.monotonic() + self.pause, min(LINES[1], 1.2 * self.pause)
             if line != self.line:
                 self.line = line
                 print(line, file=sys.stderr, flush=True)
@@ -249,13 +247,17 @@ def main(args: list[str]) -> int:
     """The command; exit code 2 when the folder is no study."""
     parser = argparse.ArgumentParser(prog="python -m engine.study", description="What runs where in a study.")
     parser.add_argument("study", type=Path, help="the folder that engine/run.py writes, such as runs/demo")
+    parser.add_argument(
+        "--all", action="store_true", help=f"every run; otherwise the first {SHOWN} of those that matter now"
+    )
+    options = parser.parse_args(args)
     try:
-        study = StatusReader(parser.parse_args(args).study).read()
+        study = StatusReader(options.study).read()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     from rich.console import Console
 
     console = Console(width=None if sys.stdout.isatty() else 200)
-    console.print(table(study, max(1, study.count("running"))))
+    console.print(table(study, max(1, study.count("running")), None if options.all else SHOWN))
     return 0
