@@ -11,6 +11,7 @@ from typing import Any
 import forked
 import hypothesis
 import pytest
+from disks import mount_privately
 from forked import environment
 
 from data.synthetic import SyntheticWorld, write_world
@@ -30,10 +31,11 @@ def sees_gpus(marks: str) -> bool:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Hides the GPUs, from children and the fork server too, before anything asks for them. Measures forked children too,
-    where this process is measured; the same examples each day, others each night."""
+    """Hides the GPUs, from children and the fork server too, before anything asks for them; what tests mount ends with the
+    session. Measures forked children too, where this process is measured; the same examples each day, others each night."""
     if not sees_gpus(config.getoption("markexpr")) or config.getoption("gpu_tests_on") == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    mount_privately()
     # a busy machine is no failure; pytest-timeout ends what hangs
     night = "slow or" in config.getoption("markexpr")
     hypothesis.settings.register_profile("suite", deadline=None, derandomize=not night)

@@ -8,14 +8,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from subprocess import DEVNULL, PIPE
 
 import forked
 import pytest
 from conftest import ROOT, antidote, environment, journals, settings
+from disks import disk
 
 LIMIT = 9  # seconds without progress, in these tests
 SHORT = settings("pretrain.epochs=1", "clean=null")
@@ -154,42 +153,7 @@ def test_a_stop_while_one_rank_waits_for_data_ends_all(spec: Path, rank: str, nu
 # a disk that is really full
 
 
-@contextmanager
-def disk(folder: Path, kilobytes: int) -> Iterator[None]:
-    """A disk of that size at a folder."""
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={kilobytes}k", "none", str(folder)]
-    if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:
-        pytest.skip("mounting a small disk is not permitted here")
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "-l", folder], check=True)
-
-
-SIZES = [
-    8,
-    40,
-    120,
-    300,
-    700,
-    1000,
-    1500,
-    2000,
-    2200,
-    2400,
-    2500,
-    2600,
-    2700,
-    2800,
-    2900,
-    3000,
-    3200,
-    3400,
-    3600,
-    3800,
-    4000,
-]
+SIZES = [8, 40, 120, 300, 700, 1000, 1500, 2000, 2200, *range(2400, 3000, 100), *range(3000, 4001, 200)]
 
 
 @pytest.mark.parametrize(
@@ -211,6 +175,13 @@ def test_a_study_on_a_disk_of_any_size_ends_in_a_sentence_and_goes_on(spec: Path
         subprocess.run(["mount", "-o", "remount,size=64m", spec.parent / "runs"], check=True)
         again = antidote("--spec", str(spec), *SHORT, cwd=spec.parent, processes=size)
         assert again.returncode == 0, again.stderr
+
+
+def test_a_disk_ends_with_its_session(tmp_path: Path) -> None:
+    """Killed or not, since it is the session's alone: the process that started the session does not see it."""
+    with disk(tmp_path / "small", 8):
+        assert str(tmp_path) in Path("/proc/self/mounts").read_text()
+        assert str(tmp_path) not in Path(f"/proc/{os.getppid() or 1}/mounts").read_text()
 
 
 def test_a_folder_that_is_read_only_is_named(spec: Path) -> None:
