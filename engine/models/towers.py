@@ -102,7 +102,8 @@ class Towers(nn.Module):
     def forward(
         self, images: torch.Tensor | None, tokens: torch.Tensor | None, pieces: Sequence[Piece] | None = None
     ) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """Unit float32 rows [n, D] of uint8 pictures [n, 3, H, W] and of integer tokens [m, L]; None for None.
+        """Unit float32 rows [n, D] of pictures [n, 3, H, W], uint8 or real ones from 0 to 255 that may carry a gradient, and
+        of integer tokens [m, L]; None for None.
 
         `pieces` divides both into micro-batches; default: one.
         """
