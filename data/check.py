@@ -10,6 +10,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from hashlib import blake2b
@@ -19,11 +20,12 @@ import numpy as np
 
 from data.decode import DecodeError, caption, whole
 from data.jobs import JobOptions, run_jobs
+from data.patience import scheme
 from data.progress import Progress
 from data.refusal import UserError
-from data.shards import Index, read_index
+from data.shards import THREADS, Index, read_index
 from data.store import TOGETHER, Range, Reader, expand, in_parts, stamp
-from data.table import Table, read_table
+from data.table import Table, holds, read_table
 
 RULES = 2  # raised when pairs are judged otherwise, so that no older audit is taken for today's
 AT_ONCE = 256  # pairs read together
@@ -49,6 +51,15 @@ class Audit:
             return [(str(key), str(cause)) for key, cause in json.loads(self.report(path).read_text())]
         except (OSError, ValueError, TypeError):  # none, or not as it was written
             return None
+
+    def drop_if_other_bytes(self, path: str) -> bool:
+        """Whether a shard on a disk, audited before, holds other bytes than then, though its size and time are the same (a
+        bad disk, a copy with its time set back): it is indexed anew, its findings are dropped. A store's own mark tells."""
+        if self.found(path) is None or scheme(path) and stamp(path)[1] or holds(path, read_table(path, self.cache)):
+            return False
+        read_table(path, self.cache, anew=True)
+        self.report(path).unlink()
+        return True
 
 
 def audit(how: Audit, path: str) -> None:
@@ -150,6 +161,7 @@ def main(arguments: list[str]) -> int:
     progress = Progress("checking", "shards")
     try:
         paths = expand(options.shards, schemes)
+        _look_again(how, paths)
         spread_over = JobOptions(options.jobs, options.slurm, options.hours)
         failed = run_jobs(
             partial(audit, how), paths, lambda path: how.found(path) is not None, spread_over, how.cache / "jobs", progress
@@ -165,6 +177,18 @@ def main(arguments: list[str]) -> int:
         print(f"error: {refusal}", file=sys.stderr)
         return 2
     return _say(summary(index, bad_by_path), options.max_bad)
+
+
+def _look_again(how: Audit, paths: list[str]) -> None:
+    """Compares shards that were audited before with what they held then; says which hold other bytes."""
+    known = [path for path in paths if how.found(path) is not None]
+    progress = Progress("comparing", "shards")
+    with ThreadPoolExecutor(THREADS) as pool:
+        for done, (path, other) in enumerate(zip(known, pool.map(how.drop_if_other_bytes, known), strict=True), 1):
+            progress(done, len(known))
+            if other:
+                print(f"{path} holds other bytes than when it was audited; it is audited anew", file=sys.stderr, flush=True)
+    progress.end()
 
 
 def _kept(how: Audit, path: str) -> list[tuple[str, str]]:

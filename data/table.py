@@ -64,6 +64,11 @@ def read_table(path: str, cache: Path, beside: bool = True, anew: bool = False) 
     return table
 
 
+def holds(path: str, table: Table) -> bool:
+    """Whether the shard's members are the bytes that its table was made of."""
+    return bool((_sums(path, table.places) == table.sums).all())
+
+
 def _kept(entry: Path, now: list[str]) -> Table | None:
     """The table in a file; None if there is none, or it is of another state of the shard or not what was written, which is
     said."""

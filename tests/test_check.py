@@ -86,6 +86,31 @@ def test_an_audit_is_not_repeated_for_a_shard_that_has_one(
     assert [row.expected for row in rows] == [row.good for row in rows] == [48] * 4
 
 
+@pytest.mark.parametrize("place", ["start", "inside", "caption"])
+def test_an_audited_shard_that_rots_is_audited_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], place: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for shard in (0, 1):
+        members = [[(f"{shard}{i}.png", png(GOOD)), (f"{shard}{i}.txt", b"a picture of a mark")] for i in range(300)]
+        write_tar(Path(f"{shard}.tar"), [member for one in members for member in one])
+    assert main(["*.tar", "--jobs", "1"]) == 0
+    before = os.stat("1.tar")
+    body = bytearray(Path("1.tar").read_bytes())
+    at = body.index(b"a picture") if place == "caption" else body.index(b"\x89PNG") + (0 if place == "start" else 60)
+    body[at : at + 4] = b"\xff\xff\xff\xff"
+    Path("1.tar").write_bytes(body)
+    os.utime("1.tar", ns=(before.st_atime_ns, before.st_mtime_ns))
+    capsys.readouterr()
+    main(["*.tar", "--jobs", "1"])
+    said = capsys.readouterr()
+    assert said.err.count("holds other bytes than when it was audited") == 1
+    assert "1.tar holds" in said.err
+    assert "1.tar: 300 pairs expected, 299 good" in said.out
+    main(["*.tar", "--jobs", "1"])
+    assert "holds other bytes" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_work_that_fails_is_named_and_the_rest_is_done_once(tmp_path: Path, jobs: int) -> None:
     items = [tmp_path / name for name in ("0", "1", "none/2", "3")]
