@@ -6,6 +6,7 @@ from statistics import fmean
 from typing import Literal, NamedTuple, TypeVar
 
 from measures.frontier import CAP, FLOOR, FrontierPoint, best_accuracy, lowest_asr
+from measures.gate import Gate, gate
 from report.controls import beside_scratch, short_of
 from report.ground import Ground, Rates, at_chance, between, ground, too_few
 from report.points import Origin, Panel, PointInfo
@@ -41,6 +42,13 @@ class Verdict(NamedTuple):
 def grounds_of(panel: Panel) -> dict[str, Ground]:
     """The ground of each start, by its run."""
     return {start.label.run: ground(rates(start), _twin(panel, start)) for start in panel.starts}
+
+
+def gate_of(panel: Panel) -> Gate:
+    """Whether the attack took in the panel's starts; of one that has learned nothing, that is what is said instead."""
+    grounds = grounds_of(panel)
+    learned = [start for start in panel.starts if grounds[start.label.run].state not in ("unlearned", "collapsed")]
+    return gate([(start.asr, asr_text(start)) for start in learned], f"the {panel.title} model")
 
 
 def headline(panel: Panel) -> Verdict:

@@ -10,6 +10,7 @@ from measures.frontier import CAP
 from measures.interval import Interval
 from report.controls import Control
 from report.differences import Comparison, Difference
+from report.headline import gate_of
 from report.scores import BEST, HEADLINES, HYPERVOLUME, LOWEST, Group, Mean, Number, relative_drop
 from report.verdict import Judgement
 
@@ -77,7 +78,7 @@ def verdict_json(judged: Judgement) -> str:
         groups.append({"way": way, "cleaner": cleaner, "control": control, "seeds": seeds, "over_seeds": over})
     apart = [_difference(one) | {"sentence": one.sentence} for one in judged.differences]
     verdicts = [
-        {"way": panel.title, "status": verdict.status, "sentence": verdict.sentence}
+        {"way": panel.title, "status": verdict.status, "sentence": verdict.sentence, "attack": gate_of(panel)._asdict()}
         for panel, verdict in zip(judged.panels, judged.verdicts, strict=True)
     ]
     rules = [_difference(one) for one in judged.rules]

@@ -9,7 +9,7 @@ from measures.frontier import CAP, CAPS, FLOOR, FrontierPoint, best_accuracy, lo
 from report.controls import Control, controls
 from report.costs import Costs, costs
 from report.differences import Difference, differences, rule_differences
-from report.headline import Verdict, grounds_of, headline
+from report.headline import Verdict, gate_of, grounds_of, headline
 from report.load import Study
 from report.points import Panel, PointInfo, panels, percent, rate_text
 from report.scores import BEST, LOWEST, Group, Mean, Score, lacking, over_seeds, scores
@@ -141,6 +141,7 @@ def notes(study: Study, members: Sequence[Panel]) -> list[str]:
         if record.damaged:
             words.append(f"{record.run.run}/metrics.jsonl has damaged lines, left out: {record.damaged}.")
         words += [f"{fault}; left out." for fault in record.faults]
+    words += [note for panel in members if (note := gate_of(panel).note)]
     for panel in members:
         twin = mean_point(panel.twins)
         if twin and twin.asr > CAP:

@@ -6,12 +6,16 @@ from typing import Any
 
 import pytest
 
+from engine.study.worker import gate_lines
 from measures.frontier import FrontierPoint
 from report.ground import Rates, at_chance, ground, too_few
-from report.headline import headline
+from report.headline import gate_of, headline
 from report.load import read_study
+from report.markdown import section
+from report.page import page_of
 from report.points import Counts, Origin, Panel, PointInfo, panels
-from report.verdict import judge
+from report.tables import verdict_json
+from report.verdict import judge, make_report
 
 SET = Counts(pictures=1000, others=900, classes=10, floor=0.02)
 OLD = Counts(pictures=1000, others=900, least_classes=6)  # of a journal that tells neither classes nor floor
@@ -151,3 +155,42 @@ def test_no_difference_counts_a_seed_without_ground() -> None:
     assert difference.value == pytest.approx(0.78 - 0.70)
     assert "2 of 2 and 1 of 1 seeds" in difference.sentence
     assert any("1 of 4 seeds of a cleaner have no ground" in note for note in judged.notes)
+
+
+WEAK = Rates(0.8, 0.3, SET)
+GATES: list[tuple[Panel, tuple[int, int], str]] = [
+    (panel((GOOD, (0.79, 0.01))), (1, 1), ""),
+    (panel((Rates(0.8, 0.5, SET), (0.79, 0.01))), (1, 1), ""),  # half of them is enough
+    (panel((WEAK, (0.79, 0.01))), (0, 1), "The attack on the MMCL model took weakly: ASR 30.0 % [27.1, 33.1] is under 50 %"),
+    (panel((GOOD, (0.79, 0.01)), (WEAK, (0.7, 0.0)), (NEVER, (0.7, 0.0))), (1, 3), "weakly in 2 of 3 runs: ASR 30.0 %"),
+    (panel((BAD, (0.79, 0.01))), (0, 0), ""),  # that it has learned nothing is said instead
+    (panel((Rates(0.8, 0.1, Counts()), (0.79, 0.01))), (0, 1), "ASR 10.0 % is under 50 %"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("shown", "numbers", "said"), GATES)
+def test_an_attack_that_did_not_take_is_marked_with_the_usual_causes(
+    shown: Panel, numbers: tuple[int, int], said: str
+) -> None:
+    found = gate_of(shown)
+    assert (found.took, found.of) == numbers
+    assert said in found.note
+    assert bool(found.note) == bool(said)
+    assert all(cause in found.note for cause in ("attack.poison.fraction", "attack.poison.count", "JPEG") if said)
+
+
+def test_the_gate_stands_on_the_page_in_markdown_in_the_verdict_and_at_the_end_of_a_run(tmp_path: Path) -> None:
+    of = {"top1": 0.8, "pictures": 1000, "classes": 10, "others": 900, "others_2": 900, "asr_floor": 0, "asr_floor_2": 0}
+    numbers = {**of, "asr": 0.95, "asr_2": 0.3}
+    folder = study(tmp_path / "s", {"before": numbers, "after": {**numbers, "asr_2": 0.01}})
+    report = make_report(read_study(folder))
+    words = "The attack on the MMCL · attack 2 model took weakly: ASR 30.0 % [27.1, 33.1] is under 50 %"
+    assert any(words in note for note in report.notes)
+    assert words in page_of(report, []).replace("\xa0", " ").replace("&nbsp;", " ")
+    assert "took weakly: ASR 30.0 %" in section(report, [])
+    verdicts = json.loads(verdict_json(report.judged))["verdicts"]
+    assert [one["attack"]["took"] for one in verdicts] == [1, 0]
+    assert words in verdicts[1]["attack"]["note"]
+    first, second = gate_lines(folder / "pretrain-a")
+    assert first == "the attack on pretrain-a took: ASR 95.0 %"
+    assert second.startswith("The attack on pretrain-a, attack 2, took weakly: ASR 30.0 % is under 50 %")

@@ -2,11 +2,13 @@
 
 import gc
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -28,9 +30,11 @@ from engine.study.stop_signal import Interrupted, StopSignal
 from engine.training import trainer
 from engine.training.inputs import StudyInputs, prepare_inputs
 from engine.training.loop import Stopped
+from measures.gate import gate
 from records.card import Card
-from records.ending import FailedJson
+from records.ending import FailedJson, run_rows
 from records.folder import finished
+from records.rows import MeasureRow
 
 POLL = 1.0  # seconds between looks for a run, while others carry out what this one needs
 
@@ -147,6 +151,20 @@ def _carry_out(scheduler: Scheduler, run: Run, shared: StudyInputs, stop: StopSi
     count = scheduler.count()
     number = count["ended"] + count["failed"] + 1
     trainer.run_training(inputs, world, stop, partial(show_card, number, len(scheduler.runs)), prune)
+    if world.first and run.stage == "pretrain" and inputs.pairs.plan is not None:
+        for line in gate_lines(folder / run.folder):
+            print(line, file=sys.stderr, flush=True)
+
+
+def gate_lines(folder: Path) -> list[str]:
+    """Whether each attack on a pre-trained model took, by the last numbers in its journal: a line for each."""
+    last = {name: value for row in run_rows(folder) if isinstance(row, MeasureRow) for name, value in row.numbers().items()}
+    lines = []
+    for name in (name for name in last if re.fullmatch(r"asr(_\d+)?", name)):
+        which = f"{folder.name}, attack {name.partition('_')[2]}," if "_" in name else folder.name
+        rate = f"{100 * last[name]:.1f} %"
+        lines.append(gate([(last[name], rate)], which).note or f"the attack on {which} took: ASR {rate}")
+    return lines
 
 
 def show_card(number: int, total: int, card: Card, step: int) -> None:
