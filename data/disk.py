@@ -16,6 +16,12 @@ class DiskFull(UserError):
         super().__init__(words, again=True)
 
 
+def is_full(error: BaseException) -> bool:
+    """Whether an exception says that there is no space left: an OSError, or one of safetensors and others in words."""
+    number = error.errno if isinstance(error, OSError) else None
+    return number in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
+
+
 @contextmanager
 def writing(folder: Path, what: str) -> Iterator[None]:
     """Says in one sentence why `what` can't be written into a folder: UserError, DiskFull if there is no space."""
@@ -23,7 +29,7 @@ def writing(folder: Path, what: str) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if is_full(error):
             words = f"disk full while {what} was written into {folder} ({reason})"
             raise DiskFull(f"{words}; free some space and run the same command again") from error
         raise UserError(f"{what} can't be written into {folder} ({reason}); check the folder and its rights") from error

@@ -7,7 +7,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 
-from data.disk import DiskFull
+from data.disk import DiskFull, is_full
 from data.loader import lost_worker
 from data.refusal import UserError
 from engine.distributed.rank import rank_from_env
@@ -18,8 +18,6 @@ from engine.study.stop_signal import Interrupted, StopSignal
 
 SPACE = "free some space and run the same command again"
 REMEDIES = {
-    errno.ENOSPC: SPACE,
-    errno.EDQUOT: SPACE,
     errno.EROFS: "mount it to be written",
     errno.EACCES: "give this user the right to it",
     errno.EPERM: "give this user the right to it",
@@ -45,13 +43,13 @@ def outside(error: BaseException) -> UserError | None:
     for cause in _causes(error):
         if (lost := lost_worker(cause)) is not None:
             return lost
-        number = cause.errno if isinstance(cause, OSError) else None
-        if "No space left on device" in str(cause):  # safetensors and others in their own exceptions
-            number = errno.ENOSPC
-        if number in (errno.ENOSPC, errno.EDQUOT):
-            full = DiskFull(f"disk full ({os.strerror(number)}{_place(cause)}); {SPACE}")
+        if is_full(cause):
+            full = DiskFull(
+                f"disk full ({getattr(cause, 'strerror', None) or os.strerror(errno.ENOSPC)}{_place(cause)}); {SPACE}"
+            )
             full.alone = True
             return full
+        number = cause.errno if isinstance(cause, OSError) else None
         if number in REMEDIES:
             words = f"{os.strerror(number)}{_place(cause)}; {REMEDIES[number]}"
             return UserError(words, alone=True, again=number not in CHANGES)

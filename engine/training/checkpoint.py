@@ -6,7 +6,6 @@ rank 0 takes the newest folder whose files match its manifest and tells the othe
 aside. What the files hold says engine/training/learner_state.py; none of it is pickled.
 """
 
-import errno
 import hashlib
 import os
 import shutil
@@ -17,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from data.disk import DiskFull
+from data.disk import DiskFull, is_full
 from data.refusal import UserError
 from engine.distributed import collectives
 from records.json_file import Damaged, read_json, sync_folder
@@ -87,9 +86,8 @@ def disk(folder: Path) -> Iterator[None]:
     """Says 'disk full' in our words, whoever writes."""
     try:
         yield
-    except Exception as error:  # safetensors has its own
-        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        if full or shutil.disk_usage(folder).free < 1 << 20 or "No space left on device" in str(error):
+    except Exception as error:
+        if is_full(error) or shutil.disk_usage(folder).free < 1 << 20:
             raise DiskFull(_full(folder, str(error).splitlines()[0])) from error
         raise
 
