@@ -77,7 +77,7 @@ class Spec(Section):
             for name in measure.sets:
                 if name not in self.data.test:
                     known = ", ".join(self.data.test) or "none"
-                    field = "images" if name == measure.images else "train"
+                    field = {measure.images: "images", measure.clean_set: "references"}.get(name, "train")
                     raise ValueError(f"measure.{field} is '{name}', but data.test names {known}; name one of them")
         return self
 

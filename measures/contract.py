@@ -3,7 +3,8 @@
 A measure section names an evaluation set (`images`), says whether it needs the triggered pictures (`triggered`) and under
 which attack (`attack_kind`), and has `build()`, which returns a picklable pure function Encoded -> named numbers. One that
 is fitted names a training set, of the same classes, as the second of its `sets`, and finds that one's clean pictures in
-`fitted_on`. Pictures are encoded once for all measures; every number comes from counts or means over whole sets, so it does
+`fitted_on`. One that compares with clean pictures (`clean_set`) finds them in `references`, and what its own `prompts` gave
+in `prompts`. Pictures are encoded once for all measures; every number comes from counts or means over whole sets, so it does
 not depend on the number of ranks.
 """
 
@@ -20,6 +21,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 class NotFinite(ValueError):
     """An embedding, or a number that is made of embeddings, is not finite; no measure judges it."""
+
+
+class Unmeasurable(ValueError):
+    """These embeddings, though finite, do not let a measure say anything: its sentence is told in place of its numbers."""
 
 
 def check_rows(rows: torch.Tensor, what: str) -> None:
@@ -42,6 +47,8 @@ class Encoded:
     attacked_classes: torch.Tensor  # [C, D], the same with the attack's words in the prompts, for triggered pictures
     targets: torch.Tensor  # int64 [M], the class that the attack aims at with each picture
     fitted_on: tuple[torch.Tensor, torch.Tensor] | None = None  # (unit rows [K, D], labels int64 [K]) of the training set
+    references: torch.Tensor | None = None  # [R, D], other pictures that are known to be clean
+    prompts: torch.Tensor | None = None  # [C, K, D], the measure's own texts, K of each class
 
     def __post_init__(self) -> None:
         check_rows(self.images, "pictures")
@@ -52,6 +59,10 @@ class Encoded:
             check_rows(self.attacked_classes, "classes with the attack's words")
         if self.fitted_on is not None:
             check_rows(self.fitted_on[0], "the training set's pictures")
+        if self.references is not None:
+            check_rows(self.references, "the references")
+        if self.prompts is not None:
+            check_rows(self.prompts, "the measure's own prompts")
 
 
 @dataclass(frozen=True)
@@ -78,7 +89,7 @@ class Paired:
             raise NotFinite(f"the model's scale is {self.scale}")
 
 
-Number = float | list[float | None]  # a list holds one number for each class
+Number = float | list[float | None]  # a list holds one number for each class, or for each point of a curve
 Measure = Callable[[Any], Mapping[str, Number]]  # of Encoded, or of Paired where the section reads captions
 
 TRAINED, CENTRE, PROXY = "trained", "centre", "proxy"  # kinds of attack: as trained, in the middle, the defender's own
@@ -99,13 +110,23 @@ class MeasureSection(BaseModel):
 
     @property
     def sets(self) -> tuple[str, ...]:
-        """The evaluation sets that it reads: the one that it measures and, if it is fitted, the one that it is fitted on."""
-        return (self.images,)
+        """The evaluation sets that it reads: the one that it measures and, if it is fitted, the one that it is fitted on, or
+        the one that it compares with."""
+        return tuple(name for name in (self.images, self.learns_from, self.clean_set) if name is not None)
 
     @property
     def learns_from(self) -> str | None:
         """The set that it is fitted on, if it is."""
-        return self.sets[1] if len(self.sets) > 1 else None
+        return None
+
+    @property
+    def clean_set(self) -> str | None:
+        """The set of clean pictures that it compares with, if it does."""
+        return None
+
+    def prompts(self, classes: list[str], templates: list[str]) -> list[str] | None:
+        """The texts that it reads beside the set's own prompts, K of each class, class by class; None if it reads none."""
+        return None
 
 
 class FittedSection(MeasureSection):
@@ -120,9 +141,9 @@ class FittedSection(MeasureSection):
         return self
 
     @property
-    def sets(self) -> tuple[str, ...]:
-        """The set that is judged, the set that it is fitted on."""
-        return self.images, self.train
+    def learns_from(self) -> str:
+        """The set that it is fitted on."""
+        return self.train
 
 
 def check_number(name: str, value: Number) -> None:

@@ -5,13 +5,17 @@ from typing import Annotated
 from pydantic import Field
 
 from measures.attack_success import AttackSuccess
+from measures.bdet import Bdet
 from measures.class_success import ClassSuccess
 from measures.geometry import Geometry
 from measures.linear_probe import LinearProbe
+from measures.lorex import Lorex
 from measures.neighbours import Neighbours
 from measures.prototypes import Prototypes
 from measures.proxy_success import ProxySuccess
+from measures.reference_knn import ReferenceKnn
 from measures.retrieval import Retrieval
+from measures.subspace import Subspace
 from measures.validation_loss import ValidationLoss
 from measures.zero_shot import ZeroShot
 
@@ -25,6 +29,10 @@ AnyMeasure = Annotated[
     | LinearProbe
     | Geometry
     | Retrieval
-    | ValidationLoss,
+    | ValidationLoss
+    | Lorex
+    | Bdet
+    | Subspace
+    | ReferenceKnn,
     Field(discriminator="kind"),
 ]

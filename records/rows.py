@@ -78,6 +78,7 @@ class MeasureRow(Row):
     top1: float | None = None
     asr: float | None = None
     answers: list[Answer] | None = None
+    refused: dict[str, str] | None = None  # measures that say nothing of these embeddings, and why
     seconds: Amount | None = None  # of the whole evaluation of this moment, until this set was done
     costs: dict[str, float] | None = None  # seconds of this set by part
 

@@ -26,13 +26,14 @@ from engine.distributed.world import World
 from engine.evaluation import encode, evaluate, feed, kept
 from engine.evaluation import sets as eval_sets_module
 from engine.evaluation.encode import Cut, Encoder
-from engine.evaluation.sets import eval_sets
+from engine.evaluation.sets import eval_sets, prompts_of
 from engine.evaluation.texts import TextRows
 from engine.models import clip
 from engine.models.tokenizer import Tokenizer
 from engine.models.towers import Towers
 from engine.training.kmeans import spherical
 from objectives.exchange import Ranks
+from records.rows import MeasureRow, parse_row, row_of
 
 Result = TypeVar("Result")
 ACCURACY = {"top1", "top5", "top10", "pictures", "classes"}
@@ -289,6 +290,92 @@ def test_a_probe_is_fitted_on_the_clean_pictures_of_a_set_that_is_measured_too(s
     found = evaluate.evaluate(Encoder(towers, Tokenizer("test-vit"), alone(0, 1), 64), eval_sets(wanted, alone(0, 1)))
     assert [set(one) - {"images", "answers"} for one in found] == [{"probe_top1", "probe_asr"}, SUCCESS]
     assert towers.seen == 2 * 64 + 2 * 96
+
+
+DETECTORS = ("lorex", "bdet", "subspace", "reference_knn")
+
+
+def detecting(spec: Path, references: Path, *more: str) -> Spec:
+    detectors = ", ".join(f"{{kind: {kind}, images: tiny, references: more}}" for kind in DETECTORS)
+    measures = f"measure=[{{kind: zero_shot, images: tiny}}, {detectors}]"
+    return load(spec, [f"data.test.more={references}", measures, *more]).spec
+
+
+def test_detectors_are_the_same_on_any_number_of_ranks_and_each_picture_is_encoded_once(spec: Path, others: Path) -> None:
+    """64 judged pictures, clean and triggered, 96 references; beside the set's prompts those of two detectors, each once."""
+    wanted, tokenize, built = detecting(spec, others), Tokenizer("test-vit"), clip.build("test-vit", 0).eval()
+    towers = Counted(built)
+    (whole,) = evaluate.evaluate(Encoder(towers, tokenize, alone(0, 1), 256), eval_sets(wanted, alone(0, 1)))
+    assert (towers.seen, whole["images"]) == (2 * 64 + 96, "tiny")
+    numbers = {"auroc", "tpr_fpr1", "tpr_fpr5", "tpr", "fpr", "asr", "top1", "roc"}
+    for kind in DETECTORS:
+        assert {f"{kind}_{name}_{share}" for name in numbers for share in ("at1", "at50")} < set(whole)
+        assert 0 <= whole[f"{kind}_flagged"] <= 1
+    assert "refused" not in whole
+    one = eval_sets(wanted, alone(0, 1))[0].image_set
+    assert isinstance(one, Labelled)
+    assert towers.texts == len(one.classes) * (2 * len(one.templates) + 10) - repeated(wanted)
+
+    def act(world: World) -> list[dict[str, Any]]:
+        return evaluate.evaluate(Encoder(built, tokenize, world, 16), eval_sets(wanted, world))
+
+    for found in (found for size in (2, 3) for found in on_ranks(size, act)):
+        assert found[0] == whole
+
+
+def repeated(spec: Spec) -> int:
+    """How many of the detectors' prompts are prompts of the set, or of another detector."""
+    one = eval_sets(spec, alone(0, 1))[0]
+    assert isinstance(one.image_set, Labelled)
+    texts = prompts_of(one.image_set) + [prompt for task in one.tasks for prompt in task.prompts or []]
+    return len(texts) - len(set(texts))
+
+
+def test_references_may_have_captions_and_what_can_not_be_compared_is_refused(
+    spec: Path, world: Path, others: Path, tmp_path: Path
+) -> None:
+    sets = eval_sets(detecting(spec, world / "retrieval"), alone(0, 1))
+    assert [(one.name, len(one.tasks)) for one in sets] == [("tiny", 5), ("more", 0)]
+    shutil.copytree(world / "eval", tmp_path / "same")
+    (tmp_path / "link").symlink_to(world / "eval")
+    assert eval_sets(detecting(spec, tmp_path / "same"), alone(0, 1))  # other files: nobody knows that they hold the same
+    one = "measure=[{{kind: {}, images: tiny, references: {}}}]".format
+    for references, measure, words in (
+        (tmp_path / "link", one("lorex", "more"), "pictures of 'tiny' with 'more', but 64 pictures are in both"),
+        (others, one("reference_knn, k: 96", "more"), "which has 96 pictures; expected at least 97; give a larger set"),
+        (others, one("lorex", "moor"), "measure.references is 'moor', but data.test names tiny, more; name one of them"),
+        (others, one("lorex", "tiny"), "images and references are both 'tiny'; take references from another set"),
+        (others, "measure=[{kind: lorex, images: tiny}]", "measure.0.references: is missing"),
+        (others, one(f"bdet, unrelated: {'so ' * 20}", "more"), "is longer than model.name takes, so that its end would be"),
+        (others, one("subspace, variants: ['a {c}', 'a thing']", "more"), "'a thing' lacks {c}"),
+    ):
+        with pytest.raises(UserError) as caught:
+            eval_sets(detecting(spec, references, measure), alone(0, 1))
+        assert words in str(caught.value)
+    write_world(tmp_path / "few", SyntheticWorld(pairs=8, tests=32, pixels=32, seed=4, pairs_per_shard=8))
+    with pytest.raises(UserError, match="which has 32 pictures; expected at least 33; give a larger set of references"):
+        eval_sets(detecting(spec, tmp_path / "few/eval"), alone(0, 1))
+
+
+class Collapsed(Counted):
+    """Towers that give every picture the same embedding."""
+
+    def __call__(self, images: torch.Tensor | None, *more: Any) -> Any:
+        rows, texts = super().__call__(images, *more)
+        return None if rows is None else torch.eye(32)[0].repeat(len(rows), 1), texts
+
+
+def test_a_model_that_tells_no_picture_from_another_is_measured_and_each_detector_says_so(spec: Path, others: Path) -> None:
+    towers, tokenize = Collapsed(clip.build("test-vit", 0).eval()), Tokenizer("test-vit")
+    wanted = detecting(spec, others)
+    (found,) = evaluate.evaluate(Encoder(towers, tokenize, alone(0, 1), 64), eval_sets(wanted, alone(0, 1)))
+    assert set(found) == {"images", "refused"} | ACCURACY | ({"answers"} & set(found))
+    assert set(found["refused"]) == set(DETECTORS)
+    assert found["refused"]["reference_knn"].startswith("reference_knn has 1 different references, too few for 16")
+    row = row_of("measure", {"epoch": 1, "step": 2, **found})
+    assert isinstance(row, MeasureRow)
+    assert parse_row(row.text().encode()) == row
+    assert row.refused == found["refused"]
 
 
 def test_a_training_set_of_other_classes_is_refused(spec: Path, others: Path, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from measures.neighbours import neighbours, vote
 from measures.prototypes import prototypes
 from measures.proxy_success import proxy_success
 from measures.registry import AnyMeasure
+from measures.rejection import PictureDetector
 from measures.retrieval import retrieval
 from measures.validation_loss import validation_loss
 from measures.zero_shot import zero_shot
@@ -28,6 +29,9 @@ from measures.zero_shot import zero_shot
 SECTIONS = get_args(get_args(AnyMeasure)[0])
 AXES = torch.eye(4)
 LEARNT = (AXES, torch.arange(4))  # a training set: a picture a class
+KNOWN, VARIANTS = (  # clean pictures to compare with, and ten texts of each class
+    F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(7)), dim=-1) for shape in ((40, 4), (4, 10, 4))
+)
 BOUNDS = {  # of the numbers that are no fractions
     "pictures": (1, 99), "others": (1, 99), "classes": (1, 99),
     "modality_gap": (0, 2), "alignment": (0, 4), "uniformity": (-8, 0),
@@ -106,7 +110,7 @@ def test_validation_loss_is_the_objectives_own(seed: int) -> None:
 
 def encoded(predicted: list[int], triggered: list[int], labels: list[int], target: int = 3) -> Encoded:
     targets = torch.full((len(labels),), target)
-    return Encoded(AXES[predicted], AXES[triggered], torch.tensor(labels), AXES, AXES, targets, LEARNT)
+    return Encoded(AXES[predicted], AXES[triggered], torch.tensor(labels), AXES, AXES, targets, LEARNT, KNOWN, VARIANTS)
 
 
 def section_of(section: type[MeasureSection]) -> MeasureSection:
@@ -269,9 +273,25 @@ def test_a_linear_probe_needs_what_it_is_fitted_on() -> None:
     assert AttackSuccess(kind="attack_success", images="x").learns_from is None
 
 
-@pytest.mark.parametrize("section", [section for section in SECTIONS if section.reads == "labels"])
-@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(0, 3)), min_size=2, max_size=30), st.randoms())
+CLASSIFIERS = [section for section in SECTIONS if section.reads == "labels" and not issubclass(section, PictureDetector)]
+DETECTORS = [section for section in SECTIONS if issubclass(section, PictureDetector)]
+ROWS = st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.integers(0, 3)), min_size=2, max_size=30)
+
+
+@pytest.mark.parametrize("section", CLASSIFIERS)
+@given(ROWS, st.randoms())
 def test_contract(section: type[MeasureSection], rows: list[tuple[int, int, int]], shuffler: object) -> None:
+    _keeps_its_promises(section, rows, shuffler)
+
+
+@pytest.mark.parametrize("section", DETECTORS)
+@settings(max_examples=5)
+@given(ROWS, st.randoms())
+def test_contract_of_detectors(section: type[MeasureSection], rows: list[tuple[int, int, int]], shuffler: object) -> None:
+    _keeps_its_promises(section, rows, shuffler)
+
+
+def _keeps_its_promises(section: type[MeasureSection], rows: list[tuple[int, int, int]], shuffler: object) -> None:
     """Rates are fractions, cosines and distances in their bounds, all the same whatever the order of the pictures."""
     rows = [*rows, (0, 0, 0), (1, 2, 1)]
     measure = pickle.loads(pickle.dumps(section_of(section).build()))
@@ -295,6 +315,7 @@ def test_no_measure_judges_an_embedding_that_is_not_finite(section: Any, damage:
     """One of any of the rows that it is given, anywhere; the same rows without it are judged."""
     source = torch.Generator().manual_seed(seed)
     images, marked, texts, train = (F.normalize(torch.randn(4, 4, generator=source), dim=-1) for _ in range(4))
+    known, variants = (F.normalize(torch.randn(n, 4, generator=source), dim=-1) for n in (20, 40))
     labels, names = torch.arange(4), torch.arange(4) == 1
     measure = section_of(section).build()
 
@@ -303,19 +324,23 @@ def test_no_measure_judges_an_embedding_that_is_not_finite(section: Any, damage:
             return measure(Paired(rows["images"], rows["marked"], rows["texts"], labels, rows["target"][0], names, scale))
         classes = rows["texts"], rows["target"]
         return measure(
-            Encoded(rows["images"], rows["marked"], labels, *classes, torch.ones(4).long(), (rows["train"], labels))
-        )
+            Encoded(
+                rows["images"], rows["marked"], labels, *classes, torch.ones(4).long(), (rows["train"], labels),
+                rows["known"], rows["variants"].view(4, 10, 4),
+            )
+        )  # fmt: skip
 
     whole = {"images": images, "marked": marked, "texts": texts, "target": texts.flip(0), "train": train}
+    whole |= {"known": known, "variants": variants}
     assert judge(whole)
     for name, rows in whole.items():
-        if section.reads == "captions" and name == "train":
+        if section.reads == "captions" and name in ("train", "known", "variants"):
             continue
         harmed = rows.clone()
         row = 0 if name == "target" and section.reads == "captions" else int(torch.randint(4, (), generator=source))
         part = slice(None) if damage == "no direction" else int(torch.randint(4, (), generator=source))
         harmed[row, part] = DAMAGE[damage]
-        with pytest.raises(NotFinite, match="1 of [14] embeddings of .* are not finite"):
+        with pytest.raises(NotFinite, match="1 of (1|4|20|40) embeddings of .* are not finite"):
             judge({**whole, name: harmed})
     if section.reads == "captions" and not math.isfinite(DAMAGE[damage]):
         with pytest.raises(NotFinite, match="scale"):
@@ -327,7 +352,7 @@ TIED = F.normalize(
 )
 
 
-@pytest.mark.parametrize("section", [section for section in SECTIONS if section.reads == "labels"])
+@pytest.mark.parametrize("section", CLASSIFIERS)
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5), st.integers(0, 3)), min_size=2, max_size=20), st.randoms())
 @settings(max_examples=20)
 def test_pictures_equally_near_to_several_classes_count_the_same_in_any_order(
@@ -345,6 +370,8 @@ def test_pictures_equally_near_to_several_classes_count_the_same_in_any_order(
             TIED[1:5],
             torch.full((len(rows),), 3),
             LEARNT,
+            KNOWN,
+            VARIANTS,
         )
         found.append(measure(seen))
         shuffler.shuffle(rows)

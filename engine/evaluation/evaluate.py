@@ -4,7 +4,7 @@ A set that a measure is fitted on is encoded once too; the fit is done by the fi
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -22,7 +22,7 @@ from engine.evaluation.encode import Encoder
 from engine.evaluation.sets import AttackView, EvalSet, MeasureTask, prompts_of
 from engine.evaluation.texts import TextRows
 from measures.classifier import class_vectors, predict
-from measures.contract import Encoded, NotFinite, Number, Paired, check_number
+from measures.contract import Encoded, Measure, NotFinite, Number, Paired, Unmeasurable, check_number
 
 
 class EvalCosts:
@@ -71,17 +71,23 @@ class _Evaluation:
         self.model, self.costs = model, costs
         self.vectors = TextRows(model.texts)  # of prompts and captions, the same ones in several sets once
         self.fits: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # by the names of sets: their rows and labels
+        self.clean: dict[str, torch.Tensor] = {}  # by the names of sets that measures compare with: their rows
+        self.refused: dict[str, str] = {}  # of the set at hand: measures that say nothing of it, and why
 
     def of(self, sets: list[EvalSet]) -> list[dict[str, Any]]:
         """The numbers of each set that a measure looks at."""
-        names = {task.fitted_on for eval_set in sets for task in eval_set.tasks}
-        encoded = {eval_set.name: self._pictures(eval_set) for eval_set in sets if eval_set.name in names}
-        self.fits = {s.name: (encoded[s.name][0], _labels(s)) for s in sets if s.name in names}
+        tasks = [task for eval_set in sets for task in eval_set.tasks]
+        fitted_on, references = {task.fitted_on for task in tasks}, {task.references for task in tasks}
+        encoded = {one.name: self._pictures(one) for one in sets if one.name in fitted_on | references}
+        self.fits = {one.name: (encoded[one.name][0], _labels(one)) for one in sets if one.name in fitted_on}
+        self.clean = {name: rows[0] for name, rows in encoded.items() if name in references}
         out = []
         for eval_set in sets:
             if eval_set.tasks:
                 with judged(f"evaluation set '{eval_set.name}'"):
+                    self.refused = {}
                     numbers = self._numbers(eval_set, encoded.get(eval_set.name) or self._pictures(eval_set))
+                    numbers |= {"refused": self.refused} if self.refused else {}
                 out.append({"images": eval_set.name, **numbers})
         return out
 
@@ -139,13 +145,32 @@ class _Evaluation:
         for task in tasks:
             self.model.go_on()
             with self.costs.of(eval_set.name, task.kind):
-                if task.fitted_on is None or isinstance(encoded, Paired):
+                if isinstance(encoded, Paired) or task.fitted_on is None and task.references is None:
                     out |= task.measure(encoded)
                 else:  # by one rank: a fit takes all cores of a machine
-                    out |= on_rank_0(partial(task.measure, replace(encoded, fitted_on=self.fits[task.fitted_on])))
+                    numbers, refused = on_rank_0(partial(_attempt, task.measure, self._given(eval_set, task, encoded)))
+                    out |= numbers
+                    self.refused |= {task.kind: refused} if refused else {}
         for name, value in out.items():
             check_number(name, value)
         return out
+
+    def _given(self, eval_set: EvalSet, task: MeasureTask, encoded: Encoded) -> Encoded:
+        """The set with what a measure reads beside it."""
+        prompts = None
+        if task.prompts is not None:
+            prompts = self._texts(eval_set, task.prompts).view(len(encoded.classes), -1, encoded.classes.shape[1])
+        fitted_on = None if task.fitted_on is None else self.fits[task.fitted_on]
+        references = None if task.references is None else self.clean[task.references]
+        return replace(encoded, fitted_on=fitted_on, references=references, prompts=prompts)
+
+
+def _attempt(measure: Measure, encoded: Encoded) -> tuple[Mapping[str, Number], str]:
+    """A measure's numbers, or none and why these embeddings allow none."""
+    try:
+        return measure(encoded), ""
+    except Unmeasurable as why:
+        return {}, str(why)
 
 
 def _labels(eval_set: EvalSet) -> torch.Tensor:

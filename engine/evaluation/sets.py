@@ -1,5 +1,6 @@
 """Evaluation sets as a spec asks for them: this rank's rows, the attacks on them, and the measures that read them."""
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,10 +20,11 @@ from data.triggers.contract import Mark
 from data.triggers.multi import Multi
 from engine.distributed.world import World
 from engine.evaluation.kept import Kept, room
-from engine.models.clip import image_size, imagenet
+from engine.models.clip import image_size, imagenet, model_config
 from engine.models.tokenizer import Tokenizer
 from measures.contract import CENTRE, PROXY, TRAINED, Measure
 from measures.registry import AnyMeasure
+from measures.rejection import PictureDetector
 
 EXAMPLES = 8  # pictures whose answers the journal tells
 
@@ -47,6 +49,8 @@ class MeasureTask(NamedTuple):
     fitted_on: str | None  # the name of a set
     attack: str  # the kind of AttackView under which it looks, if it looks under one
     measure: Measure
+    references: str | None = None  # the name of a set
+    prompts: list[str] | None = None  # its own, class by class
 
 
 @dataclass(frozen=True)
@@ -127,10 +131,13 @@ def set_names(spec: Spec) -> list[str]:
 
 
 def check_fits(spec: Spec, sets: Mapping[str, EvalSet]) -> None:
-    """UserError if a measure can't be fitted on one of these sets and judged on another of them."""
+    """UserError if a measure can't be fitted on one of these sets, or compare with it, and be judged on another of them."""
     for measure in spec.measure:
         if (name := measure.learns_from) is not None and name in sets and measure.images in sets:
             _check_fit(measure.kind, sets[name], sets[measure.images])
+        if isinstance(measure, PictureDetector) and measure.references in sets and measure.images in sets:
+            least = measure.least(int(model_config(spec.model.name)["embed_dim"]))
+            _check_references(measure.kind, least, sets[measure.references], sets[measure.images])
 
 
 def eval_set(spec: Spec, name: str, world: World) -> EvalSet:
@@ -139,13 +146,9 @@ def eval_set(spec: Spec, name: str, world: World) -> EvalSet:
     image_set, size = _image_set(spec, name, sections), image_size(spec.model.name)
     share = -(-len(image_set) // world.size)
     rows = [min(row, len(image_set) - 1) for row in range(world.rank * share, (world.rank + 1) * share)]
+    fits = Tokenizer(spec.model.name).fits
     plain, triggered = (
-        tuple(
-            MeasureTask(section.kind, section.learns_from, section.attack_kind, section.build())
-            for section in sections
-            if section.triggered == kind
-        )
-        for kind in (False, True)
+        tuple(_task(section, image_set, fits) for section in sections if section.triggered == kind) for kind in (False, True)
     )
     out = EvalSet(name, image_set, rows, None, (), size, spec.seed, spec.data.decode, plain, triggered)
     if isinstance(image_set, Labelled) and sections:
@@ -156,6 +159,17 @@ def eval_set(spec: Spec, name: str, world: World) -> EvalSet:
     if triggered:
         out = replace(out, attacks=tuple(_attacks(spec, out)))
     return out
+
+
+def _task(section: AnyMeasure, image_set: Labelled | Captioned, fits: Fits) -> MeasureTask:
+    """A measure of a set; UserError if its own prompts are longer than the model takes."""
+    prompts = section.prompts(image_set.classes, image_set.templates) if isinstance(image_set, Labelled) else None
+    if (long := next((prompt for prompt in prompts or [] if not fits(prompt)), None)) is not None:
+        raise UserError(
+            f"measure {section.kind} asks for the prompt '{long}', which is longer than model.name takes, so that its end "
+            "would be cut off; shorten the words in the measure's section, or the set's templates"
+        )
+    return MeasureTask(section.kind, section.learns_from, section.attack_kind, section.build(), section.clean_set, prompts)
 
 
 def _image_set(spec: Spec, name: str, sections: list[AnyMeasure]) -> Labelled | Captioned:
@@ -171,6 +185,8 @@ def _image_set(spec: Spec, name: str, sections: list[AnyMeasure]) -> Labelled | 
     except UserError:
         if not is_captioned(spec.data.test[name]):
             raise
+        if not sections and all(measure.learns_from != name for measure in spec.measure):
+            return read_captioned(spec.data.test[name], imagenet().templates)  # pictures are all that is read
     raise UserError(f"evaluation set '{name}' has captions and no labels; measure it with retrieval or validation_loss")
 
 
@@ -184,6 +200,26 @@ def _check_fit(kind: str, fitted_on: EvalSet, judged_on: EvalSet) -> None:
         raise UserError(f"{what}, whose classes differ: {words}; give both the same classnames.txt")
     if len(np.unique(train.labels)) < 2:
         raise UserError(f"{what}, but all pictures of '{fitted_on.name}' are of one class; fit it on a set of two or more")
+
+
+def _check_references(kind: str, least: int, clean: EvalSet, judged_on: EvalSet) -> None:
+    """UserError if a measure that asks for so many references can't compare the pictures of one set with the other's."""
+    what = f"{kind} compares pictures of '{judged_on.name}' with '{clean.name}'"
+    if (count := len(clean.image_set)) < least:
+        raise UserError(
+            f"measure {what}, which has {count:,} pictures; expected at least {least:,}; give a larger set of references"
+        )
+    both = _places(clean.image_set) & _places(judged_on.image_set)
+    if both:
+        raise UserError(
+            f"measure {what}, but {len(both):,} pictures are in both; take references from other pictures than are judged"
+        )
+
+
+def _places(image_set: Labelled | Captioned) -> set[tuple[str, int]]:
+    """Where the pictures of a set lie."""
+    real = {path: os.path.realpath(path) for path, *_ in image_set.where}
+    return {(real[path], offset) for path, _, offset, _ in image_set.where}
 
 
 def _attacks(spec: Spec, eval_set: EvalSet) -> Iterator[AttackView]:

@@ -1,0 +1,135 @@
+"""What it gives to reject pictures at test time: the numbers of every detector of triggered pictures.
+
+A detector scores pictures, higher being more suspicious, and fixes its threshold t on other pictures that are known to be
+clean: the smallest score that at least the share `level` of them do not exceed. It sees no trigger. With p the share of
+triggered pictures among those that come, C the clean pictures, and T the triggered ones whose class is not the target:
+
+    auroc      = P(score of T > score of C) + P(equal) / 2
+    tpr_fpr1   = #{T above u} / #{T}, u the smallest score that at most 1 % of C exceed; tpr_fpr5 at 5 %. No defender knows u
+    tpr        = #{T above t} / #{T}: what the fixed threshold finds
+    fpr        = #{C above t} / #{C}: and what it rejects wrongly
+    precision  = p tpr / (p tpr + (1 - p) fpr); none where nothing is rejected
+    asr        = #{T not above t that are taken for the target} / #{T}, ASR after rejecting
+    top1       = #{C not above t, rightly answered} / #{C}, accuracy after rejecting: a rejected picture has no answer
+    roc        = the TPR at each false positive rate of ROC
+
+Each stands behind the detector's name and before `_at1` or `_at50`, for p = 1 % and 50 %: some detectors score a picture by
+the others that come with it. `flagged` is fpr where no triggered picture comes at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import ceil
+from typing import ClassVar, NamedTuple
+
+import torch
+from pydantic import Field, model_validator
+
+from measures.classifier import predict
+from measures.contract import Encoded, MeasureSection, Number, Unmeasurable, marked
+
+SHARES = {"at1": 0.01, "at50": 0.5}  # of triggered pictures
+RATES = {"fpr1": 0.01, "fpr5": 0.05}
+ROC = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # false positive rates of the curve that is kept
+
+
+class PictureDetector(MeasureSection):
+    """The parent of sections whose measure scores pictures at test time beside clean ones of another set."""
+
+    references: str = Field(description="name of the set in data.test whose clean pictures fix the threshold")
+    level: float = Field(0.995, gt=0, le=1, description="share of the references that the threshold lets pass")
+    triggered: ClassVar[bool] = True
+    for_vit: ClassVar[bool] = False  # whether it looks into a vision transformer
+
+    @model_validator(mode="after")
+    def _is_judged_on_others(self) -> PictureDetector:
+        if self.references == self.images:
+            raise ValueError(
+                f"images and references are both '{self.images}'; take references from another set than is judged"
+            )
+        return self
+
+    @property
+    def clean_set(self) -> str:
+        """The set of the references."""
+        return self.references
+
+    def least(self, width: int) -> int:
+        """The fewest references with which it says anything, embeddings being so wide."""
+        return 2
+
+
+class Scores(NamedTuple):
+    """Scores of the references [R], of the clean pictures [M], and of the same under the trigger [M]."""
+
+    references: torch.Tensor
+    clean: torch.Tensor
+    triggered: torch.Tensor
+
+
+def rejection(
+    kind: str, level: float, encoded: Encoded, score: Callable[[torch.Tensor, float], Scores]
+) -> dict[str, Number]:
+    """The numbers that the module defines; `score` takes which of the triggered pictures may come (bool [M]) and which share
+    of all that come they are. Unmeasurable if all scores are equal, ValueError if all pictures are of the target class."""
+    triggered, others = marked(encoded, kind), encoded.labels != encoded.targets
+    if not others.any():
+        raise ValueError(f"{kind} needs pictures of another class than the target")
+    right = predict(encoded.images, encoded.classes) == encoded.labels
+    fooled = (predict(triggered, encoded.attacked_classes) == encoded.targets)[others]
+    out: dict[str, Number] = {}
+    for name, share in {"": 0.0, **SHARES}.items():
+        references, clean, found = (scores.float() for scores in score(others, share))  # rounds what depends on the order
+        least, most = torch.cat([references, clean, found]).aminmax()
+        if least == most:
+            raise Unmeasurable(f"{kind} gives every picture the same score, so it tells none from another")
+        found, fixed = found[others], threshold(references, level)
+        if not share:
+            out[f"{kind}_flagged"] = above(clean, fixed)
+            continue
+        numbers: dict[str, Number] = {"auroc": auroc(clean, found)}
+        numbers |= {f"tpr_{rate}": above(found, exceeded(clean, limit)) for rate, limit in RATES.items()}
+        numbers |= {"tpr": (tpr := above(found, fixed)), "fpr": (fpr := above(clean, fixed))}
+        if tpr or fpr:
+            numbers["precision"] = share * tpr / (share * tpr + (1 - share) * fpr)
+        numbers["asr"] = (fooled & (found <= fixed)).sum().item() / len(found)
+        numbers["top1"] = (right & (clean <= fixed)).sum().item() / len(clean)
+        numbers["roc"] = [above(found, exceeded(clean, limit)) for limit in ROC]
+        out |= {f"{kind}_{key}_{name}": value for key, value in numbers.items()}
+    return out
+
+
+def threshold(references: torch.Tensor, level: float) -> float:
+    """The smallest of the scores [R] that at least the share `level` of them do not exceed."""
+    return references.sort().values[ceil(round(level * len(references), 6)) - 1].item()
+
+
+def exceeded(clean: torch.Tensor, share: float) -> float:
+    """The smallest of the scores [M] that at most this share of them exceed; minus infinity for all of them."""
+    most = int(share * len(clean) + 1e-6)
+    return clean.sort(descending=True).values[most].item() if most < len(clean) else -torch.inf
+
+
+def above(scores: torch.Tensor, limit: float) -> float:
+    """The share of the scores [N] that lie above a limit."""
+    return (scores > limit).sum().item() / len(scores)
+
+
+def auroc(clean: torch.Tensor, triggered: torch.Tensor) -> float:
+    """The chance that one of the triggered scores [N] lies above one of the clean ones [M], equal ones counted half."""
+    row = clean.sort().values
+    below, upto = (torch.searchsorted(row, triggered, right=right) for right in (False, True))
+    return (below + upto).sum().item() / (2 * len(clean) * len(triggered))
+
+
+def compared(encoded: Encoded, kind: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(references, clean pictures, triggered pictures); ValueError naming the kind of measure if one is missing."""
+    if encoded.references is None:
+        raise ValueError(f"{kind} needs references")
+    return encoded.references, encoded.images, marked(encoded, kind)
+
+
+def by_rows(score: Callable[[torch.Tensor], torch.Tensor], rows: torch.Tensor, at_once: int = 4096) -> torch.Tensor:
+    """[n]: the scores of rows [n, D], given to `score` in float64, few at once."""
+    return torch.cat([score(some.double()) for some in torch.split(rows, at_once)])
