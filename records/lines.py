@@ -28,11 +28,12 @@ class Lines(NamedTuple):
 
 def seal(text: str, before: str) -> tuple[str, str]:
     """(A line of a JSON object, which is not empty, with its digest after that of the line before; that digest)."""
-    digest = _digest(text.encode(), before)
+    digest = digest_of_line(text.encode(), before)
     return f'{text[:-1]}, "{DIGEST}": "{digest}"}}\n', digest
 
 
-def _digest(text: bytes, before: str) -> str:
+def digest_of_line(text: bytes, before: str) -> str:
+    """The digest of an object without its own, after that of the line before."""
     return sha256(before.encode() + text).hexdigest()[:DIGITS]
 
 
@@ -52,7 +53,7 @@ def read_lines(path: Path, length: int | None = None, least: int = 0) -> Lines:
             elif text.strip():
                 whole.append((number, text))
             continue
-        if digest == _digest(text, before):
+        if digest == digest_of_line(text, before):
             whole.append((number, text))
         else:
             damaged.append(number)
@@ -72,10 +73,12 @@ def _parted(lines: list[bytes]) -> Iterator[tuple[bytes, str, str | None]]:
     """(Its object without its digest, the digest before it, its digest if it has one) of each line."""
     before = ""
     for line in lines:
-        match = _SEALED.fullmatch(line)
-        if match is None:
-            yield line, before, None
-            continue
-        digest = match[2].decode()
-        yield match[1] + b"}", before, digest
-        before = digest
+        text, digest = parted(line)
+        yield text, before, digest
+        before = before if digest is None else digest
+
+
+def parted(line: bytes) -> tuple[bytes, str | None]:
+    """(The object of a line without its digest, its digest if it has one)."""
+    match = _SEALED.fullmatch(line)
+    return (line, None) if match is None else (match[1] + b"}", match[2].decode())
