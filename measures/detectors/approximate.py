@@ -46,7 +46,7 @@ def _index(points: Points, share: Share) -> Any:
 
     faiss.omp_set_num_threads(torch.get_num_threads())
     width, cells = points.parts[0].shape[1], int(4 * len(points) ** 0.5)
-    index = faiss.index_factory(width, f"IVF{cells},SQ8")
+    index: Any = faiss.index_factory(width, f"IVF{cells},SQ8")
     index.cp.seed, index.cp.niter = 1, 10
     spread = np.linspace(0, len(points) - 1, min(len(points), PER_CELL * cells)).astype(np.int64)
     index.cp.max_points_per_centroid = PER_CELL
