@@ -2,15 +2,18 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 from configs.spec import Point, Spec
 from configs.stage import Stage
+from configs.sweep import of_leaving
+from data.sources import of_all_pairs
+from data.without import Without
 from records.spec_json import fingerprint
-from records.study_json import RunEntry, StageName
+from records.study_json import LeftOut, RunEntry, StageName
 
 Address = str | dict[str, str]  # of shards: a pattern, or patterns by name
 FORMAT = 5  # raised when the same spec comes to mean another computation
@@ -27,6 +30,7 @@ class Run:
     start: "Run | None" = None
     cleaning: frozenset[str] = frozenset()  # the names in swept that concern the cleaning alone
     places: Mapping[str, Address] = field(default_factory=dict)  # where other runs have the shards of an address
+    leaving: frozenset[str] = frozenset()  # the names in swept that concern alone what the pre-training leaves out
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Run) and self.folder == other.folder
@@ -47,6 +51,19 @@ class Run:
         return self.start is not None and self.start.stage == "twin"
 
     @property
+    def left_out(self) -> Without | None:
+        """What it, or the pre-training that it starts from, leaves out; a twin leaves out nothing."""
+        return None if self.stage == "twin" or self.of_twin else self.spec.data.pretrain.left_out
+
+    @cached_property
+    def whole(self) -> "Run | None":
+        """Of a pre-training that leaves pairs out, the same with nothing left out."""
+        if self.stage != "pretrain" or self.left_out is None:
+            return None
+        spec = self.spec.model_copy(update={"data": of_all_pairs(self.spec.data)})
+        return replace(self, spec=spec, swept=tuple(one for one in self.swept if one[0] not in self.leaving))
+
+    @property
     def decides(self) -> dict[str, Any]:
         """All that can change the result, as plain values; not the name, the machine, or what is measured."""
         spec = self.spec.model_dump(mode="json")
@@ -55,6 +72,7 @@ class Run:
         for key in ("test", "made_by", "labels", "schemes", "patience"):
             data.pop(key)
         data["pretrain"].pop("expect")
+        self._leave_out(data["pretrain"])
         self._move(data["pretrain"], clean)
         attack.pop("twin")
         attack.pop("proxy")
@@ -74,6 +92,13 @@ class Run:
         if self.of_twin:
             out["start"] = "twin"  # the attack stays: its pairs are those that the clean set leaves out
         return out
+
+    def _leave_out(self, pretrain: dict[str, Any]) -> None:
+        """Takes out of a spec's section what is not left out, and where the file lies whose keys are."""
+        if self.left_out is None:
+            pretrain.pop("without", None)
+        elif self.left_out.digest is not None:
+            pretrain["without"] = {"digest": self.left_out.digest}
 
     def _move(self, pretrain: dict[str, Any], clean: dict[str, Any]) -> None:
         """Puts into a spec's sections the addresses under which other runs know the same shards."""
@@ -137,8 +162,10 @@ class Run:
         of_stage = [(path, value) for path, value in self.swept if (path in self.cleaning) == cleans or path == "seed"]
         twin = " twin" if self.of_twin else ""
         objective = f"{self.pretrained_with}{twin} -> {self.cleaner}" if cleans else self.pretrained_with
-        fields = [(p, value) for p, value in of_stage if p == "seed" or "." in p and not p.endswith("objective")]
-        return " ".join([self.stage, objective, *(f"{path.rsplit('.', 1)[-1]}={value}" for path, value in fields)])
+        named = [(p, value) for p, value in of_stage if p == "seed" or "." in p and not p.endswith("objective")]
+        fields = [f"{path.rsplit('.', 1)[-1]}={value}" for path, value in named if not of_leaving(path)]
+        left_out = [f"without {self.left_out}"] if self.stage == "pretrain" and self.left_out is not None else []
+        return " ".join([self.stage, objective, *fields, *left_out])
 
     @property
     def _forgets(self) -> bool:
@@ -161,7 +188,14 @@ class Run:
             swept={name: value for name, value in self.swept if cleans or name not in self.cleaning},
             cleaning=tuple(sorted(self.cleaning)) if cleans else (),
             control="twin" if self.of_twin else "fresh" if cleans and self._forgets else None,
+            without=self._entry_of_left_out(),
         )
+
+    def _entry_of_left_out(self) -> LeftOut | None:
+        if self.whole is None or self.left_out is None:
+            return None
+        without = self.left_out
+        return LeftOut(way=without.way, file=without.file, share=without.random, whole=self.whole.folder)
 
 
 def address(patterns: Address) -> str:
@@ -175,20 +209,26 @@ def runs(points: Iterable[Point], stage: str | None = None, places: Mapping[str,
     out: dict[str, Run] = {}
     twins: dict[str, Run] = {}  # by the folder of the pre-training
     for number, point in enumerate(points):
-        swept, spec = tuple(point.swept.items()), point.spec
+        spec = point.spec
+        swept = tuple(point.swept.items())
+        unleft = tuple(one for one in swept if one[0] not in point.leaving)
+        of_whole = unleft if spec.data.pretrain.without is None else swept
+        run = partial(Run, cleaning=point.cleaning, places=places, leaving=point.leaving)
         first: Run | None = None
         if spec.pretrain is not None and (spec.clean is None or spec.clean.start is None):
-            first = Run("pretrain", spec, swept, cleaning=point.cleaning, places=places)
+            first = run("pretrain", spec, of_whole)
+            if first.whole is not None and first.left_out is not None and first.left_out.in_study:
+                out.setdefault(first.whole.folder, first.whole)
             first = out.setdefault(first.folder, first)
             if spec.attack.twin == "each" or spec.attack.twin == "first" and number == 0:
-                twin = Run("twin", spec, swept, cleaning=point.cleaning, places=places)
+                twin = run("twin", spec, unleft)
                 twins.setdefault(first.folder, out.setdefault(twin.folder, twin))
         if spec.clean is not None:
             starts = [first]
             if first is not None and first.folder in twins and spec.attack.clean_twin:
                 starts.append(twins[first.folder])
             for start in starts:
-                last = Run("clean", spec, swept, start, point.cleaning, places)
+                last = run("clean", spec, of_whole, start)
                 out.setdefault(last.folder, last)
     order = {"pretrain": 0, "twin": 1, "clean": 2}
     chosen = [run for run in out.values() if stage is None or (run.stage == "clean") == (stage == "clean")]

@@ -17,6 +17,7 @@ from configs.source import Place, SpecTree, override, put, read_source
 from configs.stage import Stage
 from configs.start import identified
 from configs.sweep import Arm, Choice, Grid, Random, Range, Sweep, arms, is_path, of_cleaning, size
+from configs.without import settled
 from data.attack import Attack
 from data.augmentation.eda import settle_synonyms
 from data.refusal import UserError
@@ -56,6 +57,11 @@ class Spec(Section):
         if self.attack.clean_twin and (self.clean is None or self.clean.start is not None):
             why = "there is no clean section" if self.clean is None else "clean.start names weights, which have no twin"
             raise ValueError(f"attack.clean_twin is true, but {why}; set it to false")
+        if self.data.pretrain.without is not None and (self.pretrain is None or self.clean and self.clean.start):
+            raise ValueError(
+                "data.pretrain.without leaves pairs out of a pre-training, and this spec carries out none; take it out, or "
+                "give pretrain without clean.start"
+            )
         if self.pretrain is None or self.pretrain.start is not None:
             return self
         needs = self.pretrain.objective.needs
@@ -124,6 +130,7 @@ class Point:
     swept: dict[str, Any]
     spec: Spec
     cleaning: frozenset[str] = frozenset()  # the names that concern the cleaning alone
+    leaving: frozenset[str] = frozenset()  # the names that concern alone what the pre-training leaves out
 
 
 @dataclass(frozen=True)
@@ -144,7 +151,7 @@ class Loaded:
     def point(self, arm: Arm, chosen: dict[str, Any]) -> Point:
         """The point of an arm at which the rest is chosen so; ValidationError if that is no spec."""
         spec = _settled(Spec.model_validate(self.tree(arm, chosen)), self.say)
-        return Point({**arm.labels, **chosen}, spec, arm.cleaning)
+        return Point({**arm.labels, **chosen}, spec, arm.cleaning, arm.leaving)
 
     def tree(self, arm: Arm, chosen: dict[str, Any]) -> dict[str, Any]:
         """The values of such a point's spec."""
@@ -171,8 +178,9 @@ def load(path: str | Path, settings: list[str] = [], say: Callable[[str], None] 
 
 
 def _settled(spec: Spec, say: Callable[[str], None]) -> Spec:
-    """The spec with what it leaves to the machine: where synonyms come from, the digests of weights to start from."""
-    data = spec.data
+    """The spec with what it leaves to the machine: where synonyms come from, the digests of weights to start from and of
+    what is left out."""
+    data = settled(spec.data)
     if any(stage.objective.views[1] > 1 for stage in spec.stages):
         augment, words = settle_synonyms(data.augment)
         own = data.clean.augment

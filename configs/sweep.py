@@ -191,6 +191,11 @@ def of_cleaning(path: str) -> bool:
     return path.startswith(("clean.", "data.clean."))
 
 
+def of_leaving(path: str) -> bool:
+    """Whether a field says what the pre-training leaves out."""
+    return path == "data.pretrain.without" or path.startswith("data.pretrain.without.")
+
+
 @dataclass(frozen=True)
 class Arm:
     """One combination of what is always crossed: what it says of itself, what it sets, and what is left to choose."""
@@ -199,6 +204,7 @@ class Arm:
     fields: dict[str, Any] = field(default_factory=dict)  # path: value
     axes: dict[str, list[Any] | Range] = field(default_factory=dict)
     cleaning: frozenset[str] = frozenset()  # the axes, of these labels and those left, that concern the cleaning alone
+    leaving: frozenset[str] = frozenset()  # those that concern alone what the pre-training leaves out
 
     def grid(self) -> Iterator[dict[str, Any]]:
         """Every combination of what is left, as path: value."""
@@ -224,7 +230,7 @@ def arms(sweep: Sweep) -> Iterator[Arm]:
         labels: dict[str, Any] = {}
         fields: dict[str, Any] = {}
         axes = dict(chosen_later)
-        cleaning = set(chosen_later)
+        cleaning, leaving = set(chosen_later), set[str]()
         for name, label, value, further in combination:
             labels[name] = label
             option_fields = value if isinstance(crossed[name], dict) else {name: value}
@@ -232,8 +238,11 @@ def arms(sweep: Sweep) -> Iterator[Arm]:
             axes |= further
             if all(of_cleaning(path) for path in (*option_fields, *further)):
                 cleaning.add(name)
+            if all(of_leaving(path) for path in (*option_fields, *further)):
+                leaving.add(name)
             cleaning |= {path for path in further if of_cleaning(path)}
-        yield Arm(labels, fields, axes, frozenset(cleaning))
+            leaving |= {path for path in further if of_leaving(path)}
+        yield Arm(labels, fields, axes, frozenset(cleaning), frozenset(leaving))
 
 
 def _options(axis: Axis) -> list[tuple[Any, Any, dict[str, list[Any] | Range]]]:

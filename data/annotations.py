@@ -4,6 +4,8 @@ A text file with one JSON object a line, each with a "key"; or a run's poison.js
 """
 
 import json
+from collections.abc import Iterable
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,29 @@ def read_flags(path: str, index: Index) -> np.ndarray:
     if not flags.any():
         raise UserError(f"{path} flags none of the {len(index):,} pairs; its keys must be the samples' names")
     return flags
+
+
+def read_keys(path: str) -> frozenset[str]:
+    """The keys that a file names; none of an empty one."""
+    return frozenset(entry["key"] for _, entry in _entries(path))
+
+
+def keys_digest(keys: Iterable[str]) -> str:
+    """Hex digest of keys, whatever their order."""
+    return blake2b(json.dumps(sorted(keys)).encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+
+
+def samples_of(keys: Iterable[str], index: Index, where: str) -> np.ndarray:
+    """int64, sorted: the samples that have these keys; UserError, saying `where` the keys stand, if a key is none of the
+    index."""
+    wanted = frozenset(keys)
+    places = {key: sample for sample, key in enumerate(index.keys) if key in wanted}
+    if strange := sorted(wanted - places.keys()):
+        raise UserError(
+            f"{where} names {len(wanted):,} pairs, of which {len(strange):,} are none of the {len(index):,} of "
+            f"data.pretrain, such as '{strange[0][:80]}'; give a file that was made from these shards"
+        )
+    return np.array(sorted(places.values()), np.int64)
 
 
 def _entries(path: str) -> list[tuple[int, dict[str, Any]]]:

@@ -40,7 +40,14 @@ class Order:
 
     def batch(self, epoch: int, step: int, size: int) -> np.ndarray:
         """int64 [size]: positions of the samples of batch `step` (from 0), in canonical order, lane by lane."""
-        lane, stored = self.at(epoch, np.arange(step * size, (step + 1) * size) % len(self))
+        return self._lane_by_lane(epoch, np.arange(step * size, (step + 1) * size) % len(self))
+
+    def part(self, epoch: int, step: int, size: int) -> np.ndarray:
+        """int64 [n]: the same samples; where fewer are left in the epoch, those alone."""
+        return self._lane_by_lane(epoch, np.arange(step * size, min((step + 1) * size, len(self))))
+
+    def _lane_by_lane(self, epoch: int, turns: np.ndarray) -> np.ndarray:
+        lane, stored = self.at(epoch, turns)
         return stored[np.argsort(lane, kind="stable")]
 
     def at(self, epoch: int, turns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -64,13 +71,87 @@ class Order:
         stored: np.ndarray = firsts[shards[at]] + line - (ends[at] - np.asarray(self.counts)[shards[at]])
         return lane, stored
 
+    def turns(self, epoch: int, stored: np.ndarray) -> np.ndarray:
+        """int64 [n]: the turns, from 0, that the samples at these positions have in an epoch; the inverse of `at`."""
+        total, lanes = len(self), min(self.lanes, len(self))
+        short = total // lanes
+        starts = np.arange(lanes + 1) * total // lanes
+        shards, ends, firsts = _line(self.counts, self.seed, epoch)
+        sizes = np.asarray(self.counts)
+        begins = np.empty(len(sizes), np.int64)
+        begins[shards] = ends - sizes[shards]  # where each shard begins in the line
+        shard = np.searchsorted(np.cumsum(sizes), stored, side="right")
+        line = begins[shard] + stored - firsts[shard]
+        lane = np.searchsorted(starts, line, side="right") - 1
+        block, place = np.divmod(line - starts[lane], self.window)
+        by_window = np.lexsort((block, lane))
+        pieces = np.stack([lane, block], 1)[by_window]
+        for piece in np.split(by_window, np.flatnonzero((pieces[1:] != pieces[:-1]).any(1)) + 1) if len(stored) else ():
+            a, b = int(lane[piece[0]]), int(block[piece[0]])
+            width = min(self.window, int(starts[a + 1] - starts[a]) - b * self.window)
+            place[piece] = np.argsort(_shuffled(self.seed, epoch, a, b, width))[place[piece]]
+        offset = block * self.window + place
+        longer = np.flatnonzero(np.diff(starts) > short)
+        turns: np.ndarray = np.where(offset < short, offset * lanes + lane, short * lanes + np.searchsorted(longer, lane))
+        return turns
+
+
+class Kept:
+    """An order less some of its samples: the others come in the sequence in which it has them, closed up. Positions are
+    among those others."""
+
+    def __init__(self, order: Order, out: np.ndarray) -> None:
+        self.order, self.out = order, out  # int64 [n], sorted: positions of those that are left out
+        self._skipped: dict[int, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return len(self.order) - len(self.out)
+
+    def steps(self, batch: int) -> int:
+        """Batches in an epoch, as those of an order of so many samples."""
+        return len(self) // batch if self.order.last == "drop" else -(-len(self) // batch)
+
+    def batch(self, epoch: int, step: int, size: int) -> np.ndarray:
+        """int64 [size]: positions of the samples of batch `step`, as the batches of the whole order show them one after the
+        other."""
+        wanted = np.arange(step * size, (step + 1) * size) % len(self)
+        many = -(-len(self.order) // size)
+        left = np.full(many, size) - np.bincount(self._turns(epoch) // size, minlength=many)
+        left[-1] -= many * size - len(self.order)
+        ends = np.cumsum(left)
+        parts = np.searchsorted(ends, wanted, side="right")
+        out = np.empty(size, np.int64)
+        for part in np.unique(parts).tolist():
+            whole = self.order.part(epoch, part, size)
+            kept = whole[~np.isin(whole, self.out)]
+            here = parts == part
+            out[here] = kept[wanted[here] - (ends[part] - left[part])]
+        return self._closed_up(out)
+
+    def at(self, epoch: int, turns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(lane, position), int64 [n] each, of the samples that have these turns among those that are kept."""
+        skipped = self._turns(epoch)
+        lane, stored = self.order.at(epoch, turns + np.searchsorted(skipped - np.arange(len(skipped)), turns, side="right"))
+        return lane, self._closed_up(stored)
+
+    def _turns(self, epoch: int) -> np.ndarray:
+        """int64 [n], sorted: the turns of an epoch that are skipped; those of two epochs are remembered."""
+        if epoch not in self._skipped:
+            newest = list(self._skipped.items())[-1:]
+            self._skipped = dict([*newest, (epoch, np.sort(self.order.turns(epoch, self.out)))])
+        return self._skipped[epoch]
+
+    def _closed_up(self, stored: np.ndarray) -> np.ndarray:
+        closed: np.ndarray = stored - np.searchsorted(self.out, stored)
+        return closed
+
 
 @dataclass(frozen=True)
 class Mix:
     """Several sources by weight: of every batch, each source gives its share, to within one sample over all batches so
     far, and is passed over at its own pace. An epoch has as many steps as all sources hold batches."""
 
-    orders: tuple[Order, ...]
+    orders: tuple[Order | Kept, ...]
     weights: tuple[int, ...]
 
     def __len__(self) -> int:

@@ -21,7 +21,7 @@ from data.augmentation.device import draw_views, make_views, numbers_used
 from data.augmentation.loaded import loaded_views
 from data.decode import DecodeError, DecodeMode, caption, centred, squeezed, whole
 from data.loader import Workers, loaded
-from data.order import Mix, Order
+from data.order import Kept, Mix, Order
 from data.poison_plan import PoisonPlan
 from data.refusal import UserError
 from data.shards import Index
@@ -90,7 +90,7 @@ class Reading:
 class Pairs(Dataset[Batch]):
     """Item (epoch, step) is this rank's part of that global batch; picklable, opens files where it is used."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  (the last has a default)
         self,
         index: Index,
         chosen: np.ndarray | None,
@@ -98,11 +98,18 @@ class Pairs(Dataset[Batch]):
         reading: Reading,
         tokenize: Tokenize,
         plan: PoisonPlan | None,
+        out: np.ndarray | None = None,
     ) -> None:
-        self.index, self.chosen, self.reading, self.tokenize, self.plan = index, chosen, reading, tokenize, plan
+        """`out` of the chosen samples (int64 [n], sorted) are left out; the others come as they would with them."""
+        self.index, self.reading, self.tokenize, self.plan = index, reading, tokenize, plan
+        self.chosen = chosen
+        if out is not None and len(out):
+            self.chosen = np.setdiff1d(np.arange(len(index)) if chosen is None else chosen, out)
         if reading.batch > len(self):
-            raise UserError(f"batch is {reading.batch:,}, but there are {len(self):,} pairs; lower it or add shards")
-        self.order = _order(index, chosen, data, reading)
+            fewer = f" after data.pretrain.without has left out {len(out):,}" if out is not None and len(out) else ""
+            remedy = "leave out fewer, lower it" if fewer else "lower it"
+            raise UserError(f"batch is {reading.batch:,}, but there are {len(self):,} pairs{fewer}; {remedy} or add shards")
+        self.order = _order(index, chosen, out, data, reading)
         self.reader, self.spare = Reader(), Reader()  # the spare one reads while the other's bytes are in use
 
     def __len__(self) -> int:
@@ -112,6 +119,12 @@ class Pairs(Dataset[Batch]):
     def steps(self) -> int:
         """Steps in an epoch."""
         return self.order.steps(self.reading.batch)
+
+    @property
+    def poisoned(self) -> np.ndarray:
+        """int64 [n]: the samples among these that the plan poisons, in the order of their draw."""
+        entries = np.array(list(self.plan.entries) if self.plan else [], np.int64)
+        return entries if self.chosen is None else entries[np.isin(entries, self.chosen)]
 
     @property
     def batch_bytes(self) -> int:
@@ -231,22 +244,37 @@ def attacked(plan: PoisonPlan, sample: int, picture: Body, size: int, mode: Deco
     return centred(marked.transpose(1, 2, 0), size, mode)
 
 
-def _order(index: Index, chosen: np.ndarray | None, data: Data, reading: Reading) -> Order | Mix:
-    """The order over the chosen samples, by weight if there are several sources with weights."""
+def _order(
+    index: Index, chosen: np.ndarray | None, out: np.ndarray | None, data: Data, reading: Reading
+) -> Order | Kept | Mix:
+    """The order over the chosen samples less those that are left `out`, by weight if there are several sources with
+    weights."""
     counts = index.counts
     if chosen is not None:
         counts = np.bincount(np.searchsorted(index.ends, chosen, side="right"), minlength=len(index.paths))
     sizes = tuple(int(n) for n in counts)
+    less = np.empty(0, np.int64) if out is None else out if chosen is None else np.searchsorted(chosen, out)
     weights = data.pretrain.weights
     if weights is None or max(index.sources) + 1 != len(weights):
-        return Order(sizes, reading.seed, data.lanes, data.window, data.last)
+        return _kept(Order(sizes, reading.seed, data.lanes, data.window, data.last), less)
     parts = [tuple(n for n, s in zip(sizes, index.sources, strict=True) if s == at) for at in range(len(weights))]
+    edges = np.cumsum([0, *map(sum, parts)])
+    orders = [
+        _kept(Order(part, reading.seed, data.lanes, data.window), less[(less >= low) & (less < high)] - low)
+        for part, low, high in zip(parts, edges, edges[1:], strict=False)
+    ]
     least = min(reading.batch * weight // sum(weights) for weight in weights)
-    if least < 1 or not all(map(sum, parts)):
+    if least < 1 or not all(map(len, orders)):
+        left_out = " data.pretrain.without may have left out all that it has" if len(less) else ""
         raise UserError(
-            f"a source of data.pretrain gives no pair to a batch of {reading.batch:,}; raise its weight or its pairs"
+            f"a source of data.pretrain gives no pair to a batch of {reading.batch:,}; raise its weight or its "
+            f"pairs{left_out and ':' + left_out}"
         )
-    return Mix(tuple(Order(part, reading.seed, data.lanes, data.window) for part in parts), weights)
+    return Mix(tuple(orders), weights)
+
+
+def _kept(order: Order, out: np.ndarray) -> Order | Kept:
+    return Kept(order, out) if len(out) else order
 
 
 class Batches(Protocol):

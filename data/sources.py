@@ -12,6 +12,7 @@ from data.refusal import UserError
 from data.section import Section
 from data.seeding import ranks, smallest_k
 from data.shards import Index
+from data.without import Without
 
 
 class Weighted(Section):
@@ -34,12 +35,23 @@ class Source(Section):
         ge=1,
         description="pairs they should hold, for --dry-run where they are not at hand; else said if wrong",
     )
+    without: str | Without | None = Field(
+        None,
+        exclude_if=lambda value: value is None,
+        description="pairs that are left out: a file of their keys; or {random: 0.1} or {plan: true}, beside which "
+        "the study carries out the same pre-training with nothing left out",
+    )
 
     @model_validator(mode="after")
     def _one_of_two(self) -> "Source":
         if (self.shards is None) == (self.sources is None):
             raise ValueError("give either shards or sources")
         return self
+
+    @property
+    def left_out(self) -> Without | None:
+        """What `without` says, a file's name as the section that it stands for."""
+        return Without(file=self.without) if isinstance(self.without, str) else self.without
 
     @property
     def patterns(self) -> str | dict[str, str]:
@@ -114,6 +126,13 @@ class Data(Section):
         10.0, ge=0, description="minutes for which a disk or store that can't be reached is tried again, before the run ends"
     )
     made_by: str | None = Field(None, description="the command that makes the shards, shown when they are missing")
+
+
+def of_all_pairs(data: Data) -> Data:
+    """The same with nothing left out of the pre-training."""
+    if data.pretrain.without is None:
+        return data
+    return data.model_copy(update={"pretrain": data.pretrain.model_copy(update={"without": None})})
 
 
 def clean_rows(index: Index, seed: int, clean: CleanSource, excluded: np.ndarray, poisoned: np.ndarray) -> np.ndarray:

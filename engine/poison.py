@@ -26,6 +26,7 @@ from data.plan_file import read_plan, write_plan
 from data.poison_plan import PoisonPlan
 from data.progress import Progress
 from data.refusal import UserError
+from data.sources import of_all_pairs
 from engine.distributed.world import World
 from engine.models.clip import image_size
 from engine.models.tokenizer import Tokenizer
@@ -40,6 +41,8 @@ class PoisonedPairs:
     """A spec's pre-training pairs and the plan of which are poisoned."""
 
     def __init__(self, spec: Spec) -> None:
+        """Of all pairs: poison is drawn as if data.pretrain.without left out none."""
+        spec = spec.model_copy(update={"data": of_all_pairs(spec.data)})
         self.spec, self.study = spec, RUNS / spec.name
         pairs = StudyPairs(self.study, SINGLE_PROCESS)
         self.index, self.chosen = pairs.pretraining(spec)
@@ -72,7 +75,7 @@ def same_attack(spec: Spec, points: list[Point]) -> Spec:
     """The spec of all points of a sweep; UserError if they poison differently."""
     attacks = set()
     for swept in (point.spec for point in points):
-        data = swept.data.model_dump(mode="json", exclude=None if swept.data.clean.held_out else {"clean"})
+        data = of_all_pairs(swept.data).model_dump(mode="json", exclude=None if swept.data.clean.held_out else {"clean"})
         attacks.add(json.dumps([swept.attack.model_dump(mode="json"), data, swept.seed]))
     if len(attacks) > 1:
         raise UserError(

@@ -11,6 +11,18 @@ StageName = Literal["pretrain", "twin", "clean"]
 ControlName = Literal["twin", "fresh"]  # a cleaning of the twin, or one that keeps nothing of its start
 
 
+class LeftOut(BaseModel):
+    """What a pre-training leaves out of its pairs: by which way, of which file or which share, and `whole`, the run that is
+    the same with nothing left out."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    way: Literal["file", "random", "plan"]
+    file: str | None = None
+    share: float | None = None
+    whole: str
+
+
 class RunEntry(BaseModel):
     """One run of a study; `run` is its folder's name, `start` that of the run that it starts from, or `weights-...`."""
 
@@ -28,6 +40,7 @@ class RunEntry(BaseModel):
     swept: dict[str, Any] = {}
     cleaning: tuple[str, ...] = ()  # the names in `swept` that concern the cleaning alone
     control: ControlName | None = None
+    without: LeftOut | None = None
 
     @field_validator("run")
     @classmethod

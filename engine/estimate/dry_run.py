@@ -11,6 +11,7 @@ from configs.spec import Loaded
 from configs.sweep import Optuna
 from data.refusal import Missing, UserError
 from data.store import NoShards
+from data.without import Without
 from engine.estimate.cost import Cost, cost, cost_notes, number, unknown
 from engine.estimate.fit import fit_notes
 from engine.estimate.gpus import GIB, Assumed
@@ -154,9 +155,24 @@ def _pairs(run: Run, study: StudyPairs, notes: set[str]) -> tuple[int | None, in
     if pairs is not None and data.clean.held_out and not data.clean.shards and run.stage != "clean":
         pairs -= data.clean.pairs or 0
     poisoned = None if pairs is None else sum(aim.poison.number(pairs) for aim in run.spec.attack.aims)
+    if run.stage == "pretrain" and run.left_out is not None:
+        return _kept(run, run.left_out, study, pairs, poisoned)
     if run.stage == "clean" and (shards := data.clean.shards):
         pairs = _in_shards(shards, run, data.clean.pairs, f"data.clean.pairs = {data.clean.pairs}", study, notes)
     return pairs, poisoned
+
+
+def _kept(
+    run: Run, without: Without, study: StudyPairs, pairs: int | None, poisoned: int | None
+) -> tuple[int | None, int | None]:
+    """(pairs that are left of so many, poisoned pairs among them); None for what only the pairs tell."""
+    try:
+        chosen = study.of(run)
+    except Missing:
+        out = poisoned if without.plan else None if pairs is None else without.number(pairs)
+        return None if pairs is None or out is None else pairs - out, 0 if without.plan else None
+    out = len(chosen.out) if chosen.out is not None else 0
+    return None if pairs is None else pairs - out, chosen.poisoned_left
 
 
 def _in_shards(  # noqa: PLR0913  (two of them are words for the note)

@@ -136,7 +136,7 @@ def read_pairs(
         pictures = labelled_pairs(run, labelled, reading, tokenize)
         return pictures, pictures.labels, None
     chosen = shared.pairs.of(run)
-    pairs = Pairs(chosen.index, chosen.chosen, spec.data, reading, tokenize, chosen.plan)
+    pairs = Pairs(chosen.index, chosen.chosen, spec.data, reading, tokenize, chosen.plan, chosen.out)
     labels = flags = None
     if (section := clusterer(run)) is not None:
         if section.labels is not None:

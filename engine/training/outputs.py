@@ -64,7 +64,7 @@ def card_of(inputs: RunInputs, world: World, facts: BuildFacts) -> Card:
         parameters=facts.parameters,
         objective=stage.objective.model_dump(),
         pairs=len(inputs.pairs),
-        poisoned_pairs=len(inputs.pairs.plan) if inputs.pairs.plan else 0,
+        poisoned_pairs=len(inputs.pairs.poisoned),
         epochs=stage.epochs,
         steps=inputs.steps,
         epoch_steps=inputs.pairs.steps,
@@ -113,7 +113,7 @@ def write_pictures(inputs: RunInputs, journal: Journal) -> None:
         return
     write_plan(inputs.folder / "poison.json", plan, inputs.pairs.index, inputs.run.fingerprint)
     pairs = []
-    for sample in list(plan.entries)[:8]:
+    for sample in inputs.pairs.poisoned[:8].tolist():
         try:
             pairs.append(inputs.pairs.first(sample))
         except DecodeError:

@@ -12,14 +12,16 @@ from pydantic import BaseModel
 
 from configs.plan import Run
 from configs.spec import Spec
+from data.annotations import keys_digest, read_keys, samples_of
 from data.captions import read_templates, stored_captions
 from data.poison_plan import PoisonPlan, make_plan
 from data.progress import Progress
 from data.refusal import UserError
 from data.seeding import ranks, smallest_k
 from data.shards import Index, read_index, same_pairs
-from data.sources import CleanSource, Data, clean_rows
+from data.sources import CleanSource, Data, clean_rows, of_all_pairs
 from data.store import InStore, NoShards, check_package, in_store
+from data.without import Without, check_left, drawn
 from engine.distributed import collectives
 from engine.distributed.watchdog import heartbeat
 from engine.distributed.world import World
@@ -38,6 +40,13 @@ class ChosenPairs:
     index: Index
     chosen: np.ndarray | None  # int64, sorted; None: all
     plan: PoisonPlan | None  # of those that are poisoned; None: none is
+    out: np.ndarray | None = None  # int64, sorted: those of them that are left out, in whose order the others come
+
+    @property
+    def poisoned_left(self) -> int:
+        """How many poisoned pairs are not left out."""
+        entries = np.array(list(self.plan.entries) if self.plan else [], np.int64)
+        return len(entries) if self.out is None else len(np.setdiff1d(entries, self.out))
 
 
 class StudyPairs:
@@ -59,11 +68,36 @@ class StudyPairs:
         # the untouched twin's pre-training has no plan
         plan = None if run.stage == "twin" else self.plan(run.spec, index, chosen)
         if run.stage != "clean":
-            return ChosenPairs(index, chosen, plan)
+            return ChosenPairs(index, chosen, plan, self._left_out(run, index, chosen, plan))
         self._check_start(run, index)
         pairs = self._cleaning(run.spec, index, plan)
         # the twin's clean set is its poisoned model's, what is left over of the poison untouched
         return replace(pairs, plan=None) if run.of_twin else pairs
+
+    def _left_out(self, run: Run, index: Index, chosen: np.ndarray | None, plan: PoisonPlan | None) -> np.ndarray | None:
+        """int64, sorted: which of the chosen pairs a pre-training leaves out; None if none."""
+        without, pairs, seed = run.left_out, len(index) if chosen is None else len(chosen), run.spec.seed
+        if without is None:
+            return None
+        if without.file is not None:
+            out = samples_of(self._keys(without), index, f"data.pretrain.without: {without.file}")
+            out = out if chosen is None else np.intersect1d(out, chosen)
+        elif without.plan:
+            out = np.sort(np.array(list(plan.entries) if plan else [], np.int64))
+        else:
+            number = without.number(pairs) or 0
+            check_left(without, number, pairs)
+            out = drawn(index, seed, number, chosen)
+        check_left(without, len(out), pairs)
+        return out
+
+    def _keys(self, without: Without) -> frozenset[str]:
+        """The keys in a file; UserError if they are no longer those that the spec was read with."""
+        assert without.file is not None
+        keys = read_keys(without.file)
+        if without.digest is not None and not keys_digest(keys).startswith(without.digest):
+            raise UserError(f"data.pretrain.without: {without.file} was changed meanwhile; give the command again")
+        return keys
 
     def pretraining(self, spec: Spec) -> tuple[Index, np.ndarray | None]:
         """(the index of the pre-training shards, which of its pairs are used; None: all)."""
@@ -97,7 +131,9 @@ class StudyPairs:
             read_captions = partial(stored_captions, index, field=spec.data.pretrain.caption)
             return make_plan(index, attack, spec.seed, lines, read_captions, chosen, Tokenizer(spec.model.name).fits)
 
-        return _once(self._plans, (spec.data, attack, spec.seed, spec.model.name), lambda: collectives.on_rank_0(make))
+        return _once(
+            self._plans, (of_all_pairs(spec.data), attack, spec.seed, spec.model.name), lambda: collectives.on_rank_0(make)
+        )
 
     def _check_start(self, run: Run, index: Index) -> None:
         """UserError if the start was trained on other pairs than the shards hold now: which were poisoned would be
@@ -125,7 +161,7 @@ class StudyPairs:
         excluded[marked] = True
         chosen = _once(
             self._clean_rows,
-            (spec.data, spec.attack, spec.seed, spec.model.name),
+            (of_all_pairs(spec.data), spec.attack, spec.seed, spec.model.name),
             lambda: clean_rows(index, spec.seed, clean, excluded, marked),
         )
         if plan is None or not clean.leftover:

@@ -1,0 +1,222 @@
+"""What a pre-training leaves out: which pairs, in which order the others come, which runs a study then has."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_pipeline import NONE, data_of, plan_of, words_to_tokens
+
+from configs.plan import Run, runs
+from configs.spec import Loaded, load
+from data.order import Kept, Mix, Order
+from data.pipeline import Pairs, Reading
+from data.refusal import UserError
+from data.shards import Index, read_index
+from engine.distributed.world import World
+from engine.estimate.dry_run import pairs_drawn
+from engine.training.check import refusals
+from engine.training.inputs import StudyInputs
+from engine.training.pairs import StudyPairs
+
+COUNTS = st.lists(st.integers(0, 30), min_size=1, max_size=6).filter(lambda counts: sum(counts) > 2)
+
+
+@pytest.fixture
+def index(world: Path, tmp_path: Path) -> Index:
+    return read_index(f"{world}/train/*.tar", tmp_path / "cache", beside=False)
+
+
+def flagged(path: Path, keys: Any) -> str:
+    path.write_text("".join(json.dumps({"key": key, "kind": "slof", "score": 1.5}) + "\n" for key in keys))
+    return str(path)
+
+
+def study_pairs(tmp_path: Path) -> StudyPairs:
+    return StudyPairs(tmp_path / "runs" / "tiny", World(0, 1, 0, 1, torch.device("cpu")))
+
+
+def of_stage(loaded: Loaded, stage: str) -> list[Run]:
+    return [run for run in runs(loaded.points) if run.stage == stage]
+
+
+@settings(max_examples=40)
+@given(COUNTS, st.integers(1, 40), st.integers(1, 25), st.integers(1, 9), st.sampled_from(["drop", "wrap"]), st.data())
+def test_the_others_come_as_in_the_whole_order_with_those_skipped(
+    counts: list[int], lanes: int, window: int, size: int, last: Any, data: Any
+) -> None:
+    order = Order(tuple(counts), 3, lanes, window, last)
+    whole = np.arange(len(order))
+    out = np.array(sorted(data.draw(st.sets(st.sampled_from(whole.tolist()), max_size=len(order) - 1))), np.int64)
+    kept, others = Kept(order, out), np.setdiff1d(whole, out)
+    for epoch in (1, 2):
+        line = np.concatenate([order.part(epoch, step, size) for step in range(-(-len(order) // size))])
+        expected = line[~np.isin(line, out)]
+        shown = [kept.batch(epoch, step, size) for step in range(kept.steps(size))]
+        found = others[np.concatenate([*shown, np.empty(0, np.int64)])]
+        assert kept.steps(size) == Order((len(others),), 3, 1, 1, last).steps(size)
+        assert found.tolist() == np.resize(expected, len(found)).tolist()
+
+
+def test_of_several_sources_each_keeps_its_share_of_a_batch_and_its_own_order() -> None:
+    first, second = Order((30, 30), 0, 4, 8), Order((40,), 0, 4, 8)
+    out = np.arange(0, 30, 2)
+    whole = Mix((first, second), (3, 1))
+    less = Mix((Kept(first, out), second), (3, 1))
+    others = np.setdiff1d(np.arange(100), out)
+    lines = [
+        others[np.concatenate([less.batch(1, step, 8) for step in range(5)])],
+        np.concatenate([whole.batch(1, step, 8) for step in range(5)]),
+    ]
+    assert all((others[less.batch(1, step, 8)] < 60).sum() == 6 for step in range(5))
+    ours, all_ = ([row for row in line.tolist() if row >= 60] for line in lines)
+    assert ours == all_
+    ours, all_ = ({row for row in line.tolist() if row < 60} for line in lines)
+    assert ours >= all_ - set(out.tolist())
+
+
+def keys_of(pairs: Pairs, epoch: int = 1) -> list[str]:
+    return [key for step in range(pairs.steps) for key in pairs[epoch, step].keys]  # noqa: SIM118
+
+
+@pytest.mark.parametrize("batch", [16, 48])
+def test_batches_of_the_others_hold_the_whole_stream_without_the_poisoned_pairs(index: Index, batch: int) -> None:
+    plan, reading = plan_of(index, 12), Reading(0, 0, 1, batch, (1, 1), 32, NONE)
+    assert plan is not None
+    parts = index, None, data_of(lanes=8), reading, words_to_tokens, plan
+    whole, less = Pairs(*parts), Pairs(*parts, out=np.array(sorted(plan.entries)))
+    poisoned = {index.keys[sample] for sample in plan.entries}
+    for epoch in (1, 2):
+        expected = [key for key in keys_of(whole, epoch) if key not in poisoned]
+        found = keys_of(less, epoch)
+        assert found[: len(expected)] == expected[: len(found)]
+        assert not poisoned & set(found)
+    assert (len(less), len(less.poisoned), len(whole.poisoned)) == (180, 0, 12)
+
+
+def test_a_pair_that_cant_be_decoded_is_not_replaced_by_one_that_is_left_out(index: Index) -> None:
+    reading = Reading(0, 0, 1, 8, (1, 1), 32, NONE)
+    out = np.arange(1, 192, 2)
+    pairs = Pairs(index, None, data_of(), reading, words_to_tokens, None, out)
+    assert {pairs.sample(row) for row in range(len(pairs) + 3)} == set(range(0, 192, 2))
+
+
+def test_an_empty_file_and_a_share_of_0_are_as_if_nothing_was_said(spec: Path, tmp_path: Path) -> None:
+    empty = flagged(tmp_path / "empty.jsonl", [])
+    plain = of_stage(load(spec), "pretrain")[0]
+    for value in (empty, "{random: 0}", "null"):
+        assert [run.folder for run in runs(load(spec, [f"data.pretrain.without={value}"]).points)] == [
+            run.folder for run in runs(load(spec).points)
+        ], value
+    assert plain.whole is None
+
+
+def test_a_file_counts_by_its_keys(spec: Path, tmp_path: Path, index: Index) -> None:
+    keys = [index.keys[i] for i in (5, 3, 100)]
+
+    def folder(*settings: str) -> str:
+        return of_stage(load(spec, list(settings)), "pretrain")[0].folder
+
+    here = folder(f"data.pretrain.without={flagged(tmp_path / 'a.jsonl', keys)}")
+    moved = folder(f"data.pretrain.without={flagged(tmp_path / 'b.jsonl', [*reversed(keys), keys[0]])}")
+    other = folder(f"data.pretrain.without={flagged(tmp_path / 'c.jsonl', keys[:2])}")
+    none = folder()
+    assert here == moved
+    assert len({here, other, none}) == 3
+    with pytest.raises(UserError, match="give another|name the right file"):
+        load(spec, [f"data.pretrain.without={{file: {tmp_path / 'a.jsonl'}, digest: 0123456789abcdef}}"])
+
+
+def test_a_study_has_the_whole_pretraining_once_and_one_twin(spec: Path) -> None:
+    loaded = load(
+        spec,
+        ["sweep={data.pretrain.without: [{random: 0.1}, {plan: true}, {random: 0.25}]}", "attack.twin=each"],
+    )
+    every = runs(loaded.points)
+    assert [run.title for run in every] == [
+        "pretrain mmcl",
+        "pretrain mmcl without random 10 %",
+        "pretrain mmcl without plan",
+        "pretrain mmcl without random 25 %",
+        "twin mmcl",
+        *["clean mmcl -> cleanclip"] * 3,
+    ]
+    whole, *less = (run for run in every if run.stage == "pretrain")
+    assert [run.folder for run in every if run.stage in ("pretrain", "twin")][::4] == [
+        run.folder for run in runs(load(spec, ["attack.twin=each"]).points) if run.stage != "clean"
+    ]
+    assert {run.whole.folder for run in less if run.whole} == {whole.folder}
+    entry = less[0].entry().without
+    assert entry is not None
+    assert (entry.way, entry.share, entry.whole) == ("random", 0.1, whole.folder)
+    assert whole.entry().swept == {}
+
+
+def test_each_way_leaves_out_what_it_says_and_draws_all_else_as_before(
+    spec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    study = study_pairs(tmp_path)
+    whole = study.of(of_stage(load(spec), "pretrain")[0])
+    assert whole.plan is not None
+    poisoned = sorted(whole.plan.entries)
+    clean = study.of(of_stage(load(spec), "clean")[0])
+    file = flagged(tmp_path / "some.jsonl", [whole.index.keys[i] for i in (191, 4)])
+    expected = {"{plan: true}": poisoned, file: [4, 191], "{random: 0.125}": None}
+    for value, out in expected.items():
+        loaded = load(spec, [f"data.pretrain.without={value}"])
+        run = of_stage(loaded, "pretrain")[-1]
+        less, cleaning = study.of(run), study.of(of_stage(loaded, "clean")[0])
+        assert less.out is not None
+        assert less.out.tolist() == out if out is not None else len(less.out) == 24
+        assert less.plan is not None
+        assert less.plan.digest == whole.plan.digest
+        assert np.array_equal(cleaning.chosen, clean.chosen)
+        assert pairs_drawn(run, study, set()) == 192 - len(less.out)
+        assert less.poisoned_left == len(set(poisoned) - set(less.out.tolist()))
+    draws = [study.of(of_stage(load(spec, [f"data.pretrain.without={{random: {s}}}"]), "pretrain")[-1]) for s in (0.1, 0.2)]
+    smaller, larger = (set(draw.out.tolist()) for draw in draws if draw.out is not None)
+    assert smaller < larger
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("strange.jsonl", "names 2 pairs, of which 1 are none of the 192 of data.pretrain, such as 'nobody'"),
+        ("all.jsonl", "leaves out 192 of 192 pairs, so that none is left"),
+        ("gone.jsonl", "gone.jsonl"),
+        ("{random: 0.95}", "batch is 16, but there are 10 pairs after data.pretrain.without has left out 182"),
+        ("{random: 1}", "expected a number from 0 to|expected a number of at least 0 and below 1"),
+        ("{plan: false}", "expected true"),
+        ("{random: 0.1, plan: true}", "give one of file, random, plan; here are random, plan"),
+        ("{randm: 0.1}", "did you mean 'random'"),
+        ("7", "is 7; expected text or a mapping"),
+        ("torn.jsonl", "torn.jsonl:2: no JSON object with a key"),
+    ],
+)
+def test_what_cant_be_left_out_is_refused_before_anything_is_trained(
+    spec: Path, tmp_path: Path, index: Index, monkeypatch: pytest.MonkeyPatch, value: str, words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    flagged(tmp_path / "strange.jsonl", [index.keys[0], "nobody"])
+    flagged(tmp_path / "all.jsonl", index.keys)
+    (tmp_path / "torn.jsonl").write_text('{"key": "a"}\n{"key": \n')
+
+    def look() -> None:
+        loaded = load(spec, [f"data.pretrain.without={value}"])
+        shared = StudyInputs(tmp_path / "runs" / "tiny", World(0, 1, 0, 1, torch.device("cpu")), tmp_path / "scratch")
+        met = refusals([(run, 1) for run in of_stage(loaded, "pretrain")], shared)
+        raise UserError("\n".join(map(str, met)))
+
+    with pytest.raises(UserError, match=words):
+        look()
+
+
+def test_nothing_is_left_out_where_nothing_is_pretrained(spec: Path, tmp_path: Path) -> None:
+    (tmp_path / "w.pt").write_bytes(b"")
+    with pytest.raises(UserError, match="this spec carries out none"):
+        load(spec, ["data.pretrain.without={random: 0.1}", f"clean.start={{path: {tmp_path / 'w.pt'}}}"])
