@@ -8,7 +8,9 @@ arguments and standard streams, then runs the script as `__main__`, as a fresh i
 """
 
 import array
+import gc
 import importlib
+import io
 import json
 import os
 import pkgutil
@@ -24,6 +26,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 OURS = ("configs", "data", "engine", "measures", "objectives", "records", "report")
+DRAWN = {"ANTIDOTE_FIGURES": "drawn"}  # in a command's environment: its figures are drawn; those of -m report always are
 FOREIGN = (
     "open_clip", "matplotlib.backends.backend_agg", "matplotlib.backends.backend_pdf", "torch.utils.tensorboard",
     "safetensors.torch", "jinja2", "rich.live", "rich.progress", "rich.panel", "optuna", "submitit", "scipy.stats",
@@ -44,6 +47,8 @@ def preload() -> None:
                 ("__main__", "triton_blocks")
             ):  # the latter only where a core by Triton is asked for
                 importlib.import_module(module.name)
+    gc.collect()
+    gc.freeze()  # a child's collections look at what it makes itself
     threads = len(os.listdir("/proc/self/task"))
     assert threads == 1, f"{threads} threads before the fork"
 
@@ -122,6 +127,8 @@ def become(request: dict[str, Any], streams: list[int], sockets: list[socket.soc
     os.environ.clear()
     os.environ.update(request["env"])
     sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))
+    if request["words"][0] != "-m" and DRAWN.keys().isdisjoint(request["env"]):
+        leave_figures_blank()
     coverage = begin_coverage()
     code = 1
     try:
@@ -143,6 +150,17 @@ def become(request: dict[str, Any], streams: list[int], sockets: list[socket.soc
             with suppress(OSError, ValueError):
                 stream_file.flush()
         os._exit(code)
+
+
+def leave_figures_blank() -> None:
+    """Makes a study's figures, but saves blank ones: to draw those of its report takes as long as to train a tiny study."""
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    png = io.BytesIO()
+    Image.new("L", (1, 1)).save(png, "PNG")
+    blank = {"png": png.getvalue(), "pdf": b"%PDF-1.4", "svg": b'<svg xmlns="http://www.w3.org/2000/svg"></svg>'}
+    Figure.savefig = lambda figure, out, format, **more: out.write(blank[format])  # type: ignore[assignment]
 
 
 def run(words: list[str]) -> None:

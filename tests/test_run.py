@@ -16,6 +16,7 @@ import forked
 import pytest
 import torch
 from conftest import ROOT, antidote, environment, journals, plan, settings
+from forkserver import DRAWN
 from safetensors.torch import load_file
 
 from records.json_file import read_json, write_json
@@ -38,7 +39,7 @@ def whole(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("whole")
     (folder / "tiny.yaml").write_text(SPEC.format(world=world))
-    out = antidote("--spec", "tiny.yaml", *settings("attack.twin=first"), cwd=folder)
+    out = antidote("--spec", "tiny.yaml", *settings("attack.twin=first"), cwd=folder, **DRAWN)
     assert out.returncode == 0, out.stderr
     return folder / "runs/tiny"
 

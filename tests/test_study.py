@@ -15,6 +15,7 @@ from typing import Any
 import forked
 import pytest
 from conftest import ROOT, SPEC, antidote, environment, journals, settings
+from forkserver import DRAWN
 
 from configs.sweep import Median
 from engine.study import lock
@@ -79,7 +80,7 @@ def test_what_another_study_has_finished_is_taken_over(spec: Path) -> None:
 def undisturbed(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed")
     (folder / "tiny.yaml").write_text(ONE_THREAD.format(world=world) + TWELVE)
-    out = antidote("--spec", "tiny.yaml", cwd=folder)
+    out = antidote("--spec", "tiny.yaml", cwd=folder, **DRAWN)
     assert out.returncode == 0, out.stderr
     return folder / "runs/tiny"
 
