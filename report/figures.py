@@ -19,6 +19,7 @@ from report.plots.phase import phase
 from report.plots.pretrainings import pretrainings
 from report.plots.strength import strength
 from report.plots.style import short
+from report.plots.test_time import rejections, rocs
 from report.plots.trajectories import trajectories
 from report.points import Panel, percent, rate_text
 from report.pretrainings import (
@@ -30,6 +31,7 @@ from report.pretrainings import (
     share_text,
     strengths,
 )
+from report.test_time import Detection
 from report.verdict import Report
 
 if TYPE_CHECKING:
@@ -66,6 +68,7 @@ def figures(report: Report) -> list[Figure]:
         *_cleaners(panels),
         *_along(panels),
         *_ways(panels, report.study),
+        *_test_time(report.test_time),
         *_runs(panels),
         *_pretraining(report.study),
         *_answers(report.study, panels),
@@ -173,6 +176,31 @@ def _ways(panels: list[Panel], study: Study) -> Iterator[Figure]:
             "linear probe on its picture tower before cleaning. Large signs are means over seeds. "
             f"{correlation_text(models)}",
             lambda narrow: strength(models, narrow),
+            answers=True,
+        )
+
+
+def _test_time(told: list[Detection]) -> Iterator[Figure]:
+    """What detectors find at test time, and what rejecting leaves, at 1 % of triggered pictures."""
+    found = [one for one in told if one.share == "at1" and one.numbers]
+    if not found:
+        return
+    yield Figure(
+        "test-time",
+        "Detection at test time",
+        "Each detector's ROC curve where 1 % of the pictures that come are triggered. The sign on a curve is what the "
+        "threshold fixed on clean references really gives. Of the twin, never poisoned, it shows what the trigger's looks "
+        "alone give away.",
+        lambda narrow: rocs(found, 1 if narrow else 2),
+        answers=True,
+    )
+    if len(dict.fromkeys(one.way for one in found)) <= MOST:
+        yield Figure(
+            "rejection",
+            "The frontier after rejecting",
+            "Where rejecting by the fixed threshold moves each model: up is more accurate, left is cleaner. A rejected "
+            "picture has no answer, so accuracy falls by each clean one.",
+            lambda narrow: rejections(found, 1 if narrow else 2),
             answers=True,
         )
 

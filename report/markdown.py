@@ -23,6 +23,8 @@ from report.plots.style import render, short
 from report.points import Origin, Panel, PointInfo, percent
 from report.scores import BEST, HEADLINES, LOWEST, RULES, Score, chosen_by, counted, scores
 from report.submission import open_study
+from report.test_time import HEADS as TEST_TIME_HEADS
+from report.test_time import detection_rows
 from report.verdict import Judgement, Report, make_report
 from report.write import write_files
 
@@ -80,6 +82,7 @@ def section(report: Report, pictures: Iterable[tuple[str, str, str]]) -> str:
     parts += [table] if (table := _controls(judged)) else []
     parts += [table] if (table := _rules(judged)) else []
     parts += [table] if (table := _rule_differences(judged)) else []
+    parts += [table] if (table := _test_time(report)) else []
     parts += [f"![{plain(heading)}]({name})\n\n*{plain(caption)}*" for heading, caption, name in pictures]
     remarks = [*report.notes, *judged.notes]
     parts += [_list(f"Note: {remark}" for remark in remarks)] if remarks else []
@@ -165,6 +168,19 @@ def _rule_differences(judged: Judgement) -> str:
     rows = rule_rows(judged.rules)
     intro = "Differences between what the rules chose; permutation tests over seeds."
     return f"{intro}\n\n{_table(RULE_HEADS, rows)}" if rows else ""
+
+
+def _test_time(report: Report) -> str:
+    """What detectors say at test time; empty if none was measured."""
+    rows = [
+        [way, *(f"{text}{f' ({remark})' if remark else ''}" for text, remark in cells)]
+        for way, cells in detection_rows(report.test_time)
+    ]
+    intro = (
+        "Detection at test time. TPR, FPR, precision and what is left after rejecting are of the threshold that is fixed on "
+        "clean references."
+    )
+    return f"{intro}\n\n{_table(['pre-trained with', *TEST_TIME_HEADS], rows)}" if rows else ""
 
 
 def _rules(judged: Judgement) -> str:

@@ -17,6 +17,8 @@ from report.headline import MEANINGS
 from report.load import Record, Study, flat
 from report.points import rate_text, spoken
 from report.tables import all_numbers, seeds_table
+from report.test_time import HEADS as TEST_TIME_HEADS
+from report.test_time import detection_rows
 from report.verdict import Report
 
 MOST = 5_000  # evaluations that the page lists; more make it slow to open, and nobody reads them there
@@ -63,6 +65,7 @@ def page_of(report: Report, pictures: Sequence[Picture]) -> str:
         thrown=[control.sentence for control in judged.controls if control.sentence],
         controls=(HEADS, control_rows(judged.controls)),
         rules=(RULE_HEADS, rule_rows(judged.rules)),
+        test_time=(TEST_TIME_HEADS, detection_rows(report.test_time)),
         lacking=judged.notes,
         pictures=pictures,
         poisons=poisons[:GRIDS],

@@ -13,6 +13,7 @@ from report.headline import Verdict, gate_of, grounds_of, headline
 from report.load import Study
 from report.points import Panel, PointInfo, panels, percent, rate_text
 from report.scores import BEST, LOWEST, Group, Mean, Score, lacking, over_seeds, scores
+from report.test_time import Detection, detections
 
 
 class SummaryRow(NamedTuple):
@@ -53,6 +54,7 @@ class Report:
     summaries: list[list[SummaryRow]]  # one for each panel
     notes: list[str]
     costs: Costs
+    test_time: list[Detection]  # what detectors say at test time
 
 
 def make_report(study: Study) -> Report:
@@ -62,7 +64,8 @@ def make_report(study: Study) -> Report:
     shared = _shared_caps(judged.panels)
     scratches = list(dict.fromkeys(point.label.objective for panel in judged.panels for point in panel.scratch))
     summaries = [_summary(panel, cleaners, scratches, shared) for panel in judged.panels]
-    return Report(study, judged, summaries, notes(study, judged.panels), costs(study))
+    told = notes(study, judged.panels)
+    return Report(study, judged, summaries, told, costs(study), detections(study, judged.panels))
 
 
 def judge(members: Sequence[Panel]) -> Judgement:

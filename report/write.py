@@ -10,6 +10,7 @@ from report.page import Picture, page_of
 from report.plots.style import render, svg
 from report.submission import open_study, report_folder
 from report.tables import as_csv, results_parquet, verdict_files
+from report.test_time import detection_table
 from report.verdict import Report, make_report
 
 
@@ -27,6 +28,8 @@ def write_report(path: Path, into: Path | None = None) -> Written:
     study, table = report.study, report.study.results
     out = into or report_folder(path)
     files, pictures = {"results.csv": as_csv(*table).encode()} | verdict_files(report.judged), list[Picture]()
+    if report.test_time:
+        files["test-time.csv"] = as_csv(*detection_table(report.test_time)).encode()
     for figure in figures(report):
         drawing = figure.draw(False)
         files |= {f"{figure.name}.{kind}": render(drawing, kind, study.again) for kind in ("png", "pdf")}

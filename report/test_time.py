@@ -1,0 +1,147 @@
+"""Detection at test time: what each detector says of the poisoned models, of the best cleaned ones and of the twins.
+
+The numbers are those of measures/rejection.py, means over the models of one kind: each start and each twin at its end, and
+of each seed the most accurate cleaned model at ASR <= 5 %, or else that of lowest ASR.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from statistics import fmean
+from typing import Any, NamedTuple
+
+from measures.frontier import CAP, FrontierPoint, best_accuracy, lowest_asr
+from report.load import Record, Study
+from report.points import Panel, percent
+
+SHARES = {"at1": "1 %", "at50": "50 %"}  # of triggered pictures among those that come
+KINDS = ("poisoned", "cleaned", "twin")
+DETECTOR = re.compile(r"(\w+)_auroc_at1")
+HEADS = (
+    *("model", "detector", "triggered", "AUROC", "TPR at FPR 1 %", "TPR at FPR 5 %", "TPR", "FPR", "precision"),
+    *("ASR, after rejecting", "top-1, after rejecting"),
+)
+COLUMNS = ["way", "model", "models", "detector", "triggered", "auroc", "tpr_fpr1", "tpr_fpr5", "tpr", "fpr", "precision"]
+COLUMNS += ["flagged", "asr_before", "asr", "top1_before", "top1", "refused"]
+
+
+class Detection(NamedTuple):
+    """What a detector says of `models` models of one kind; `numbers` are means by the names of measures/rejection.py,
+    without those that no model has. Where it says nothing, `refused` is why."""
+
+    way: str
+    model: str  # one of KINDS
+    models: int
+    detector: str
+    share: str  # one of SHARES
+    before: tuple[float, float]  # ASR and top-1 without it
+    numbers: dict[str, float]
+    roc: tuple[float, ...]
+    refused: str
+
+    @property
+    def after(self) -> tuple[float, float] | None:
+        """ASR and top-1 once it rejects, if both are known."""
+        numbers = self.numbers
+        return (numbers["asr"], numbers["top1"]) if {"asr", "top1"} <= set(numbers) else None
+
+
+def detections(study: Study, panels: Iterable[Panel]) -> list[Detection]:
+    """Of each way of pre-training, kind of model, detector and share one, where it was measured."""
+    records = {record.run.run: record for record in study.records}
+    names = [found[1] for key in study.results.columns if (found := DETECTOR.fullmatch(key))]
+    refused = (row.refused or {} for record in study.records for row in record.measures)
+    names = list(dict.fromkeys([*names, *(name for one in refused for name in one)]))
+    out = []
+    for panel in panels if names else ():
+        attack = re.search(r" · attack (\d+)$", panel.title)
+        suffix = f"_{attack[1]}" if attack and attack[1] != "1" else ""
+        for kind, points in _models(panel).items():
+            told = [(point, _told(records, run, epoch)) for point, run, epoch in points]
+            ones = [_detection(told, name, share, suffix) for name in names for share in SHARES]
+            out += [one._replace(way=panel.title, model=kind) for one in ones if one is not None]
+    return out
+
+
+def _models(panel: Panel) -> dict[str, list[tuple[FrontierPoint[Any], str, float | None]]]:
+    """The models of each kind: their rates, their run, and the epoch, None for the last."""
+    seeds: dict[int | None, list[FrontierPoint[Any]]] = {}
+    for point in panel.points:
+        seeds.setdefault(point.label.seed, []).append(point)
+    best = [best_accuracy(members, CAP) or lowest_asr(members, 0.0) for members in seeds.values()]
+    return {
+        "poisoned": [(point, point.label.run, None) for point in panel.starts],
+        "cleaned": [(point, point.label.run, point.label.epoch) for point in best if point is not None],
+        "twin": [(point, point.label.run, None) for point in panel.twins],
+    }
+
+
+def _told(records: Mapping[str, Record], run: str, epoch: float | None) -> dict[str, Any]:
+    """All that was measured of a model: of a run at an epoch or at its end; of weights that no run here has made, at epoch 0
+    of a cleaning that starts from them."""
+    record = records.get(run)
+    if record is None:
+        record = next((one for one in records.values() if one.run.start == run and one.run.control != "fresh"), None)
+        epoch = 0
+    if record is None or not record.measures:
+        return {}
+    at = max(row.epoch for row in record.measures) if epoch is None else epoch
+    out: dict[str, Any] = {"refused": {}}
+    for row in record.measures:
+        if row.epoch == at:
+            out |= row.model_extra or {}
+            out["refused"] |= row.refused or {}
+    return out
+
+
+def _detection(
+    told: list[tuple[FrontierPoint[Any], dict[str, Any]]], name: str, share: str, suffix: str
+) -> Detection | None:
+    """A detector's means over models; None where nothing is told of it."""
+    begin, end = f"{name}_", f"_{share}{suffix}"
+    found, curves, refused, before = dict[str, list[float]](), list[list[float]](), "", list[tuple[float, float]]()
+    for point, numbers in told:
+        reason = numbers.get("refused", {}).get(name, "")
+        own = {key: value for key, value in numbers.items() if key.startswith(begin) and key.endswith(end)}
+        own |= {key: value for key, value in numbers.items() if key == f"{begin}flagged{suffix}"}
+        if not own and not reason:
+            continue
+        refused, before = refused or reason, [*before, (point.asr, point.top1)]
+        for key, value in own.items():
+            if isinstance(value, list):
+                curves.append([float(one) for one in value])
+            else:
+                found.setdefault(key.removeprefix(begin).removesuffix(end).removesuffix(suffix), []).append(float(value))
+    if not before:
+        return None
+    asr, top1 = (fmean(rates) for rates in zip(*before, strict=True))
+    means = {key: fmean(values) for key, values in found.items()}
+    roc = tuple(fmean(at) for at in zip(*curves, strict=True)) if len({len(curve) for curve in curves}) == 1 else ()
+    return Detection("", "", len(before), name, share, (asr, top1), means, roc, refused)
+
+
+def detection_rows(found: Iterable[Detection]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """For a table: of each the way of pre-training, and under HEADS a cell with a remark."""
+    rows = []
+    for one in found:
+        numbers = one.numbers
+        cells = [(one.model, f"mean of {one.models}" if one.models > 1 else ""), (one.detector, one.refused)]
+        cells.append((SHARES[one.share], ""))
+        cells.append((f"{numbers['auroc']:.3f}" if "auroc" in numbers else "", ""))
+        for key in ("tpr_fpr1", "tpr_fpr5", "tpr", "fpr"):
+            cells.append((percent(numbers[key]) if key in numbers else "", ""))
+        none = "none rejected" if "auroc" in numbers else ""
+        cells.append((percent(numbers["precision"]) if "precision" in numbers else none, ""))
+        for before, key in zip(one.before, ("asr", "top1"), strict=True):
+            cells.append((f"{percent(before)} → {percent(numbers[key])}" if key in numbers else percent(before), ""))
+        rows.append((one.way, cells))
+    return rows
+
+
+def detection_table(found: Iterable[Detection]) -> tuple[list[str], list[dict[str, Any]]]:
+    """Columns and rows of test-time.csv."""
+    rows: list[dict[str, Any]] = []
+    for one in found:
+        facts = {"way": one.way, "model": one.model, "models": one.models, "detector": one.detector}
+        facts |= {"triggered": SHARES[one.share], "asr_before": one.before[0], "top1_before": one.before[1]}
+        rows.append(facts | {"refused": one.refused} | one.numbers)
+    return COLUMNS, rows
