@@ -92,7 +92,9 @@ def test_a_written_stamp_is_the_tensor_triggers_bytes(tmp_path: Path) -> None:
     stamp.write(tmp_path / "stamp.safetensors")
     mark = Tensor(kind="tensor", file=str(tmp_path / "stamp.safetensors"), place="full").build(0, test=True)
     marked = mark(images.numpy(), [0, 1, 2])
-    assert np.abs(marked - stamp.on(images).detach().numpy()).max() <= 0.501  # rounded
+    ours = stamp.marked(images).numpy()
+    assert np.abs(marked.astype(int) - ours).max() <= 1  # halves may round up or down
+    assert (marked != ours).mean() < 1e-3
     assert (marked != images.numpy()).any()
 
 

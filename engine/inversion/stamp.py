@@ -30,6 +30,10 @@ class Stamp(NamedTuple):
         pixels = pictures.to(self.pattern.dtype)
         return pixels + self.mask * (255 * self.pattern - pixels)
 
+    def marked(self, pictures: torch.Tensor) -> torch.Tensor:
+        """uint8 [n, 3, H, W]: the same, rounded."""
+        return self.on(pictures).detach().round().clamp(0, 255).to(torch.uint8)
+
     @property
     def size(self) -> torch.Tensor:
         """0-d: the sum of the mask over three channels, from 0 to 3 H W; DECREE's L1 norm."""

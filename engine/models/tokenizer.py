@@ -49,6 +49,10 @@ class Tokenizer:
         whole, longer = torch.as_tensor(theirs([text, f"{text} x"]))
         return bool((whole != longer).any())  # what follows it still counts
 
+    def word(self, token: int) -> str:
+        """The text of one token."""
+        return str(_tokenizer(self.name).decode([token])).strip()
+
     def _tokens(self, theirs: Any, text: str) -> list[int]:
         """All tokens of a text, those of its ends apart."""
         plain, memo, tokens = text.isascii() and "&" not in text and text.isprintable(), self.memo, list[int]()
