@@ -7,7 +7,7 @@ tags, no aliases, no number beyond 64 bits.
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -234,8 +234,9 @@ def _yaml_fault(error: YAMLError) -> _Fault:
     return _Fault(f"is not valid YAML: {words}", None if mark is None else int(mark.line) + 1)
 
 
-def override(source: SpecTree, setting: str) -> None:
-    """Sets one field from 'path=value'; the value is read as YAML. UserError if it is not of that form."""
+def override(source: SpecTree, setting: str, place_of: Callable[[Place], Place] = lambda place: place) -> None:
+    """Sets one field from 'path=value'; the value is read as YAML, and lies where `place_of` says of the path's names.
+    UserError if it is not of that form."""
     path, equals, text = setting.partition("=")
     place = tuple(path.strip().split("."))
     shown = _cut(setting)
@@ -248,6 +249,7 @@ def override(source: SpecTree, setting: str) -> None:
         value = _Values(text).whole(SpecTree("--set", {}))
     except _Fault as fault:
         raise UserError(f"--set {shown!r}: the value {fault}") from None
+    place = place_of(place)
     put(source.values, place, value)
     source.lines[place] = f"--set {shown}"
 

@@ -16,7 +16,7 @@ from configs.plain import validated
 from configs.source import Place, SpecTree, override, put, read_source
 from configs.stage import Stage
 from configs.start import identified
-from configs.sweep import Arm, Choice, Grid, Random, Range, Sweep, arms, is_path, of_cleaning, size
+from configs.sweep import Arm, Choice, Grid, Random, Range, Sweep, arms, axis_place, is_path, of_cleaning, size
 from configs.without import settled
 from data.attack import Attack
 from data.augmentation.eda import settle_synonyms
@@ -167,7 +167,7 @@ def load(path: str | Path, settings: list[str] = [], say: Callable[[str], None] 
     machine is settled here, so that fingerprints tell it, and said."""
     source = read_source(path)
     for setting in settings:
-        override(source, setting)
+        override(source, setting, lambda place: axis_place(source.values, place))
     try:
         spec = Spec.model_validate(source.values)
     except ValidationError as error:

@@ -16,7 +16,7 @@ equally hard.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Annotated, Any, Literal
@@ -179,6 +179,17 @@ class Sweep(BaseModel):
     def axes(self) -> dict[str, Axis]:
         """By path or by name."""
         return dict(self.__pydantic_extra__)
+
+
+def axis_place(values: Mapping[Any, Any], place: tuple[str, ...]) -> tuple[str, ...]:
+    """Where the names of a dotted path lead in a spec: in its sweep a field's path is one key, dots and all, as an axis and
+    in a choice under an axis of the user's own."""
+    if place[0] != "sweep" or len(place) < 3 or place[1] in Sweep.model_fields:
+        return place
+    sweep = values.get("sweep")
+    own = isinstance(sweep, dict) and isinstance(sweep.get(place[1]), dict)
+    start = 1 if not own else 4 if place[3:4] == ("sweep",) else 3
+    return (*place[:start], ".".join(place[start:])) if place[start:] else place
 
 
 def is_path(name: str) -> bool:

@@ -204,6 +204,32 @@ def test_set_reaches_into_sections_that_are_not_there(spec: Path) -> None:
     assert source.values["data"]["test"]["more"] == "folder"
 
 
+SSL = {"clean.objective": {"kind": "ssl"}}
+
+
+@pytest.mark.parametrize(
+    ("setting", "axes"),
+    [
+        ("sweep.clean.optimizer.rate=[1.0e-5]", {"clean.optimizer.rate": [1e-5]}),
+        ("sweep.pretrain.objective=[{kind: mmcl}]", {"pretrain.objective": [{"kind": "mmcl"}]}),
+        ("sweep.seed=[4]", {"seed": [4]}),
+        (
+            "sweep.cleaner.PAR={clean.objective: {kind: par}}",
+            {"cleaner": {"SSL": SSL, "PAR": {"clean.objective": {"kind": "par"}}}},
+        ),
+        ("sweep.cleaner.SSL.clean.epochs=3", {"cleaner": {"SSL": {"clean.objective": {"kind": "ssl"}, "clean.epochs": 3}}}),
+        ("sweep.cleaner.SSL.sweep.clean.epochs=[3]", {"cleaner": {"SSL": {**SSL, "sweep": {"clean.epochs": [3]}}}}),
+        ("sweep.slurm.partition=long", {"slurm": {"partition": "long"}}),
+    ],
+)
+def test_an_axis_can_be_set_on_the_command_line(spec: Path, setting: str, axes: dict[str, Any]) -> None:
+    with spec.open("a") as file:
+        file.write("sweep: {clean.optimizer.rate: [1.0e-3], cleaner: {SSL: {clean.objective: {kind: ssl}}}}\n")
+    loaded = load(spec, [setting])
+    assert loaded.source.values["sweep"] == {"clean.optimizer.rate": [1e-3], "cleaner": {"SSL": SSL}, **axes}
+    assert loaded.points, "and it is a spec"
+
+
 def test_the_committed_schema_is_the_schema_of_a_spec() -> None:
     assert (ROOT / "configs/spec.schema.json").read_text() == schema(), "run: make schema"
 
