@@ -238,7 +238,7 @@ def override(source: SpecTree, setting: str, place_of: Callable[[Place], Place] 
     """Sets one field from 'path=value'; the value is read as YAML, and lies where `place_of` says of the path's names.
     UserError if it is not of that form."""
     path, equals, text = setting.partition("=")
-    place = tuple(path.strip().split("."))
+    place: Place = tuple(path.strip().split("."))
     shown = _cut(setting)
     if not equals or not all(place) or len(place) > DEPTH:
         raise UserError(f"--set {shown!r} is not of the form path=value, for example clean.optimizer.rate=1e-5")

@@ -24,6 +24,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from configs.source import Place
 from data.section import Section
 from data.seeding import generator
 
@@ -181,7 +182,7 @@ class Sweep(BaseModel):
         return dict(self.__pydantic_extra__)
 
 
-def axis_place(values: Mapping[Any, Any], place: tuple[str, ...]) -> tuple[str, ...]:
+def axis_place(values: Mapping[Any, Any], place: Place) -> Place:
     """Where the names of a dotted path lead in a spec: in its sweep a field's path is one key, dots and all, as an axis and
     in a choice under an axis of the user's own."""
     if place[0] != "sweep" or len(place) < 3 or place[1] in Sweep.model_fields:
@@ -189,7 +190,7 @@ def axis_place(values: Mapping[Any, Any], place: tuple[str, ...]) -> tuple[str, 
     sweep = values.get("sweep")
     own = isinstance(sweep, dict) and isinstance(sweep.get(place[1]), dict)
     start = 1 if not own else 4 if place[3:4] == ("sweep",) else 3
-    return (*place[:start], ".".join(place[start:])) if place[start:] else place
+    return (*place[:start], ".".join(map(str, place[start:]))) if place[start:] else place
 
 
 def is_path(name: str) -> bool:
