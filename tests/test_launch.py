@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from conftest import ROOT, antidote, journals, settings
 
 from configs.sweep import Sweep
 from engine.study import launch
+from engine.study.command import StudyCommand
 from engine.study.launch import worker_slots, worker_words
 from engine.study.status import LiveView, RunStatus, StatusReader
 from engine.study.time_left import time_left
@@ -59,6 +62,12 @@ def test_a_job_is_the_command_of_the_study_itself() -> None:
     several = worker_words(options, Sweep(processes=4), None, 29700)
     assert several[0].endswith("deepspeed")
     assert several[1:6] == ["--num_gpus", "4", "--master_port", "29700", str(ROOT / "engine/run.py")]
+
+
+def test_the_process_that_waits_for_a_worker_needs_no_torch() -> None:
+    script = f"import sys, {StudyCommand.__module__}; print('torch' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert out.stdout == "False\n"
 
 
 def test_several_processes_pre_train_together_then_runs_of_several_are_spread(spec: Path, tmp_path: Path) -> None:
