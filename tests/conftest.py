@@ -106,6 +106,15 @@ def device(request: pytest.FixtureRequest) -> Any:
     return torch.device(request.config.getoption("gpu_tests_on"))
 
 
+@pytest.fixture
+def blank_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From here on figures are made, but saved blank; for a test that looks at none."""
+    from blank_figures import save_blank
+    from matplotlib.figure import Figure
+
+    monkeypatch.setattr(Figure, "savefig", save_blank)
+
+
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """192 pairs in 4 shards and 64 labelled pictures of 32 x 32 pixels."""

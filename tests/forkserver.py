@@ -10,7 +10,6 @@ arguments and standard streams, then runs the script as `__main__`, as a fresh i
 import array
 import gc
 import importlib
-import io
 import json
 import os
 import pkgutil
@@ -128,7 +127,10 @@ def become(request: dict[str, Any], streams: list[int], sockets: list[socket.soc
     os.environ.update(request["env"])
     sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))
     if request["words"][0] != "-m" and DRAWN.keys().isdisjoint(request["env"]):
-        leave_figures_blank()
+        from blank_figures import save_blank
+        from matplotlib.figure import Figure
+
+        Figure.savefig = save_blank  # type: ignore[assignment]
     coverage = begin_coverage()
     code = 1
     try:
@@ -150,17 +152,6 @@ def become(request: dict[str, Any], streams: list[int], sockets: list[socket.soc
             with suppress(OSError, ValueError):
                 stream_file.flush()
         os._exit(code)
-
-
-def leave_figures_blank() -> None:
-    """Makes a study's figures, but saves blank ones: to draw those of its report takes as long as to train a tiny study."""
-    from matplotlib.figure import Figure
-    from PIL import Image
-
-    png = io.BytesIO()
-    Image.new("L", (1, 1)).save(png, "PNG")
-    blank = {"png": png.getvalue(), "pdf": b"%PDF-1.4", "svg": b'<svg xmlns="http://www.w3.org/2000/svg"></svg>'}
-    Figure.savefig = lambda figure, out, format, **more: out.write(blank[format])  # type: ignore[assignment]
 
 
 def run(words: list[str]) -> None:

@@ -11,7 +11,7 @@ from report.__main__ import main
 from report.markdown import plain
 
 
-def test_two_studies_on_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_studies_on_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest) -> None:
     first = journals(tmp_path / "one", {"mmcl": MMCL, "mmcl_ssl": SSL}, val_loss={1: 0.5, 2: 0.4, 3: 0.3})
     second = study(tmp_path / "two", a={"swept": {"clean.objective.within": 1.0}, "points": [(0.7, 0.04)]})
     out = tmp_path / "docs/results.md"
@@ -34,11 +34,13 @@ def test_two_studies_on_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str
             assert opened.info["Description"].startswith("python -m report")
     assert "s-dynamics" not in page  # of the second study only what answers its question
     out.write_text(page.replace("# Results", "# Mine\n\nWords of ours.", 1))
+    request.getfixturevalue("blank_figures")
     assert main([str(first), str(second), "--markdown", str(out)]) == 0
     assert out.read_text().startswith("# Mine\n\nWords of ours.")
     assert out.read_text().count("## one") == 1
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_each_value_of_a_setting_has_its_row(tmp_path: Path) -> None:
     mild = {"swept": {"clean.objective.within": 1.0}, "points": [(0.7, 0.04), (0.79, 0.3)]}
     heavy = {"swept": {"clean.objective.within": 4.0}, "points": [(0.6, 0.2)]}
@@ -49,6 +51,7 @@ def test_each_value_of_a_setting_has_its_row(tmp_path: Path) -> None:
     assert f"| 4 | MMCL | CleanCLIP | 0 | {start} | none | none |" in page
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_sections_of_other_studies_are_kept(tmp_path: Path) -> None:
     first = study(tmp_path / "one", a={"points": [(0.7, 0.04)]})
     second = journals(tmp_path / "two", {"mmcl": MMCL, "mmcl_ssl": SSL})

@@ -109,6 +109,7 @@ def test_costs_are_summed_and_what_is_not_known_is_said(tmp_path: Path) -> None:
     assert [names[0] for names, _ in section.runs] == ["pretrain-a", "pretrain-b", "clean-a"]
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_costs_without_any_number_are_not_guessed(tmp_path: Path) -> None:
     folder = study(tmp_path / "s")
     for path in folder.glob("*/metrics.jsonl"):
@@ -171,6 +172,7 @@ def test_the_page_asks_for_nothing_from_elsewhere(tmp_path: Path) -> None:
     assert all(page.count(f'id="{name}"') == 1 for name in anchors)
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_what_all_cards_say_is_said_once_and_hardware_is_shown(tmp_path: Path) -> None:
     folder = study(tmp_path / "s")
     for at, path in enumerate(sorted(folder.glob("*/card.json"))):
@@ -183,6 +185,7 @@ def test_what_all_cards_say_is_said_once_and_hardware_is_shown(tmp_path: Path) -
     assert "NVIDIA H100 80GB HBM3, 8 threads a process" in machine
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_only_some_grids_of_poisoned_pairs_travel_in_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("report.page.GRIDS", 1)
     folder = study(tmp_path / "s")

@@ -83,6 +83,7 @@ def test_verdict_table_and_page(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert f"python -m report {tmp_path / 's'}" in page
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_the_report_is_made_again_from_the_journals_alone(tmp_path: Path) -> None:
     folder = study(tmp_path / "s")
     write_report(folder)
@@ -107,7 +108,9 @@ def test_a_folder_that_is_no_study_is_refused(tmp_path: Path, capsys: pytest.Cap
     assert "study.json" in capsys.readouterr().err
 
 
-def test_two_studies_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_studies_are_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
+) -> None:
     first, second = study(tmp_path / "a", "first"), study(tmp_path / "b", "second")
     assert main([str(first), str(second)]) == 0
     output = capsys.readouterr().out
@@ -121,10 +124,12 @@ def test_two_studies_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[
     rows = list(csv.DictReader((out / "results.csv").read_text().splitlines()))
     assert [row["study"] for row in rows].count("second") == 11
     assert {row["way"] for row in csv.DictReader((out / "verdict.csv").read_text().splitlines())} >= {"MMCL (second)"}
+    request.getfixturevalue("blank_figures")
     assert main([str(first), str(second), "--out", str(tmp_path / "c")]) == 0
     assert (tmp_path / "c/verdict.json").read_bytes() == (out / "verdict.json").read_bytes()
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_what_cannot_be_compared_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = study(tmp_path / "a")
     assert main([str(folder), str(folder)]) == 2
@@ -147,6 +152,7 @@ def test_step_rows_are_passed_over_and_damage_is_counted(tmp_path: Path) -> None
     assert record.state == "unfinished, at epoch 7, step 70"
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_the_page_of_a_large_study_lists_the_last_moments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("report.page.MOST", 10)
     page = write_report(study(tmp_path / "s")).page.read_text()
@@ -154,6 +160,7 @@ def test_the_page_of_a_large_study_lists_the_last_moments(tmp_path: Path, monkey
     assert len((tmp_path / "s/report/results.csv").read_text().splitlines()) == 12
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_parquet_holds_the_table_and_without_pyarrow_there_is_a_note(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

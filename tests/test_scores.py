@@ -134,6 +134,7 @@ def test_rules_that_see_no_asr(tmp_path: Path) -> None:
     assert any("'distance' is left out for all cleanings" in note for note in judged.notes)
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_files_of_the_verdict(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = journals(tmp_path / "s", {"mmcl": MMCL, "a_b&[%": SSL})
     assert main([str(folder)]) == 0
@@ -196,6 +197,7 @@ def test_a_number_knows_its_label_unit_and_cap() -> None:
     assert mean_of(BEST, (None,)).text == "none"
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_a_report_judges_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counts = Counter[str]()
 
