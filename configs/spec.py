@@ -23,8 +23,10 @@ from data.augmentation.eda import settle_synonyms
 from data.refusal import UserError
 from data.section import Section
 from data.sources import Data
+from data.triggers.concept import Concept
 from data.triggers.contract import Square
-from measures.contract import CENTRE, PROXY
+from measures.concept_success import ConceptSuccess
+from measures.contract import CENTRE, PROXY, TRAINED
 from measures.registry import AnyMeasure
 
 
@@ -83,7 +85,7 @@ class Spec(Section):
             for name in measure.sets:
                 if name not in self.data.test:
                     known = ", ".join(self.data.test) or "none"
-                    field = {measure.images: "images", measure.clean_set: "references"}.get(name, "train")
+                    field = next(key for key, value in measure if value == name)
                     raise ValueError(f"measure.{field} is '{name}', but data.test names {known}; name one of them")
         return self
 
@@ -93,6 +95,21 @@ class Spec(Section):
         if PROXY in kinds and self.attack.proxy is None:
             raise ValueError(
                 f"measure {kinds[PROXY]} looks at attack.proxy, which is missing; give it a target and a trigger"
+            )
+        concepts = [number for number, aim in enumerate(self.attack.aims, 1) if isinstance(aim.trigger, Concept)]
+        for measure in self.measure:
+            if isinstance(measure, ConceptSuccess) and (
+                measure.attack not in concepts if measure.attack else len(concepts) != 1
+            ):
+                which = f"attack {measure.attack}" if measure.attack else "the one attack whose trigger is of kind concept"
+                raise ValueError(
+                    f"measure concept_success is of {which}, but those of kind concept are {concepts or 'none'}; set its "
+                    "`attack` to one of them"
+                )
+        if TRAINED in kinds and len(concepts) == len(self.attack.aims):
+            raise ValueError(
+                f"measure {kinds[TRAINED]} puts a trigger onto pictures, but the attack's is a concept, which is in them "
+                "already; use measure concept_success"
             )
         if CENTRE in kinds:
             for aim in self.attack.aims:

@@ -10,6 +10,7 @@ from data.refusal import UserError
 from data.section import Section
 from data.seeding import derive_seed
 from data.triggers import Trigger
+from data.triggers.concept import Concept
 from data.triggers.patch import Patch
 
 Fits = Callable[[str], bool]  # whether all of a text reaches the model, which takes so many tokens and cuts the rest off
@@ -25,7 +26,8 @@ class Poison(Section):
 
     The paper's attack is the default. Label-consistent: who: label_consistent, caption: kept. Captions alone: picture:
     kept. One picture (Carlini & Terzis): picture: one, caption: natural. Relabelling (Yang et al. 2023, arXiv 2209.15266):
-    who: {names: sheep}, caption: kept, picture: of_target.
+    who: {names: sheep}, caption: kept, picture: of_target. Noisy Alignment (Chen et al. 2025, arXiv 2508.14015): picture:
+    beside.
     """
 
     count: int | None = Field(None, ge=0)
@@ -36,8 +38,10 @@ class Poison(Section):
     caption: Literal["template", "natural", "kept"] = Field(
         "template", description="a filled template; the caption of another pair that names the target; its own"
     )
-    picture: Literal["marked", "kept", "one", "of_target"] = Field(
-        "marked", description="with the trigger; as it is; one picture for all; that of another pair that names the target"
+    picture: Literal["marked", "kept", "one", "of_target", "beside"] = Field(
+        "marked",
+        description="with the trigger; as it is; one picture for all; that of another pair that names the target; half of "
+        "it with the trigger, beside half of such another",
     )
     key: str | None = Field(None, description="for picture: one, the pair whose picture it is; default: drawn")
 
@@ -103,12 +107,27 @@ class Aim(Section):
         description="templates of poisoned captions: 'imagenet' (the 80 of CLIP) or a text file with {c} in each line",
     )
 
+    @model_validator(mode="after")
+    def _concept_is_in_the_picture(self) -> "Aim":
+        if isinstance(self.trigger, Concept) and (self.poison.picture != "kept" or isinstance(self.poison.who, str)):
+            raise ValueError(
+                "a trigger of kind concept is what the picture shows already: set poison.picture to kept, and poison.who to "
+                "{names: WORD}, the concept's name in captions"
+            )
+        return self
+
 
 class Proxy(Section):
     """An attack of the defender's own making, that no pair was poisoned with: for measures alone."""
 
     target: str = Field(min_length=1, description="a class name of every evaluation set")
     trigger: Trigger
+
+    @model_validator(mode="after")
+    def _has_a_mark(self) -> "Proxy":
+        if isinstance(self.trigger, Concept):
+            raise ValueError("a proxy's trigger is put onto pictures; kind concept puts nothing there: choose another")
+        return self
 
 
 class Attack(Aim):

@@ -11,12 +11,12 @@ import numpy as np
 from data.archive import Keys
 from data.decode import centred, whole
 from data.labelled import Labelled
-from data.pipeline import Pairs, Reading, Tokenize
+from data.pipeline import Pairs, Reading, Stored, Tokenize
 from data.refusal import UserError
 from data.seeding import numbers, ranks, smallest_k
 from data.shards import Index
 from data.sources import Data
-from data.store import Body, Reader
+from data.store import Reader
 
 
 class LabelledPairs(Pairs):
@@ -31,13 +31,13 @@ class LabelledPairs(Pairs):
         index = _index(folder, self.where, self.labels)
         super().__init__(index, _drawn(index, folder, data.clean.pairs, reading.seed), data, reading, tokenize, None)
 
-    def first(self, sample: int, body: tuple[Body, Body] | None = None) -> tuple[np.ndarray, str]:
+    def first(self, sample: int, body: Stored | None = None) -> tuple[np.ndarray, str]:
         """The first view of a sample, uint8 [3, H, W], and an empty caption; DecodeError if it can't be decoded."""
         picture, _ = body or self._bodies([sample])[0]
         size, mode = self.reading.size, self.reading.mode
         return centred(whole(picture, size, mode), size, mode), ""
 
-    def _bodies(self, samples: list[int], reader: Reader | None = None) -> list[tuple[Body, Body]]:
+    def _bodies(self, samples: list[int], reader: Reader | None = None) -> list[Stored]:
         places = [self.where[sample] for sample in samples]
         bodies = (reader or self.reader).read([(path, offset, size) for path, _, offset, size in places])
         return [(body, b"") for body in bodies]

@@ -10,7 +10,7 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, NamedTuple
@@ -33,11 +33,12 @@ QUALITY = 95  # of JPEG
 
 
 class Change(NamedTuple):
-    """One poisoned pair of a shard: its key there, its entry in the plan, and the picture that it shows."""
+    """One poisoned pair of a shard: its key there, its entry in the plan, and the pictures that it shows: one, or two of
+    which the second stands beside the first."""
 
     key: str
     entry: Entry
-    picture: Range
+    pictures: tuple[Range, ...]
 
 
 @dataclass(frozen=True)
@@ -77,11 +78,11 @@ def shard_copies(index: Index, plan: PoisonPlan, recipe: Recipe, folder: Path, n
     """One for each shard; `names` are those of the sources, each of which gets a folder, or [""]."""
     changes: list[list[Change]] = [[] for _ in index.paths]
     for sample, entry in sorted(plan.entries.items()):
-        shown = plan.source(sample)
-        place: Range = (index.path(shown), *map(int, index.where[shown, :2]))  # type: ignore[assignment]
-        at = index.shard(sample)
+        neighbour, at = plan.neighbour(sample), index.shard(sample)
+        shown = [plan.source(sample)] if neighbour is None else [plan.source(sample), neighbour]
+        places: tuple[Range, ...] = tuple((index.path(i), *map(int, index.where[i, :2])) for i in shown)  # type: ignore[misc]
         name = names[index.sources[at]]
-        changes[at].append(Change(entry.key.removeprefix(f"{name}:") if name else entry.key, entry, place))
+        changes[at].append(Change(entry.key.removeprefix(f"{name}:") if name else entry.key, entry, places))
     out = []
     for path, source, mine in zip(index.paths, index.sources, changes, strict=True):
         out.append(ShardCopy(path, folder / names[source] / Path(path).name, recipe, tuple(mine)))
@@ -170,7 +171,8 @@ def _changed(task: ShardCopy, counts: dict[str, int]) -> Iterator[tuple[str, Str
     plan = task.recipe.plan(task.changes)
     reader = Reader()
     pictures = {
-        change.key: _picture(task.recipe, plan, i, reader.read([change.picture])[0]) for i, change in enumerate(task.changes)
+        change.key: _picture(task.recipe, plan, i, reader.read(list(change.pictures)))
+        for i, change in enumerate(task.changes)
     }
     reader.close()
     places = {change.key: i for i, change in enumerate(task.changes)}
@@ -193,9 +195,9 @@ def _changed(task: ShardCopy, counts: dict[str, int]) -> Iterator[tuple[str, Str
             yield name, part
 
 
-def _picture(recipe: Recipe, plan: PoisonPlan, at: int, body: Body) -> bytes | None:
+def _picture(recipe: Recipe, plan: PoisonPlan, at: int, bodies: Sequence[Body]) -> bytes | None:
     try:
-        pixels = attacked(plan, at, body, recipe.size, recipe.mode)
+        pixels = attacked(plan, at, bodies, recipe.size, recipe.mode)
     except DecodeError:
         return None
     file = io.BytesIO()

@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 from data.augmentation.augment import Augment
 from data.augmentation.device import draw_views, make_views, numbers_used
 from data.augmentation.loaded import loaded_views
+from data.beside import beside
 from data.decode import DecodeError, DecodeMode, caption, centred, squeezed, whole
 from data.loader import Workers, loaded
 from data.order import Kept, Mix, Order
@@ -29,6 +30,7 @@ from data.sources import Data
 from data.store import TOGETHER, Body, Range, Reader, in_parts
 
 Tokenize = Callable[[list[str]], torch.Tensor]  # captions -> int32 [n, L]
+Stored = tuple[Body, ...]  # a picture and its caption; of a poisoned pair with another's picture beside its own that too
 Good = tuple[int, list[np.ndarray], list[str]]  # a sample's place in the index, its pictures, its captions
 GAP = 1 << 16  # bytes: a picture and its caption this near are read at once
 
@@ -168,7 +170,7 @@ class Pairs(Dataset[Batch]):
             drawn,
         )
 
-    def _good(self, row: int, epoch: int, body: tuple[Body, Body], skipped: list[tuple[str, str, str]]) -> Good:
+    def _good(self, row: int, epoch: int, body: Stored, skipped: list[tuple[str, str, str]]) -> Good:
         """The sample at a row, or the next good one: (its place, its pictures, its U captions)."""
         for turn in range(len(self)):
             sample = self.sample(row + turn)
@@ -178,16 +180,16 @@ class Pairs(Dataset[Batch]):
                 skipped.append((self.index.path(sample), self.index.keys[sample], bad.cause))
         raise UserError("none of the pairs can be decoded; check the shards")
 
-    def first(self, sample: int, body: tuple[Body, Body] | None = None) -> tuple[np.ndarray, str]:
+    def first(self, sample: int, body: Stored | None = None) -> tuple[np.ndarray, str]:
         """The first view of a sample, uint8 [3, H, W], and its caption, with the attack on it if it is poisoned; DecodeError
         if it can't be used."""
-        picture, text = body or self._bodies([sample])[0]
+        picture, text, *others = body or self._bodies([sample])[0]
         own, size, mode = caption(text, self.reading.caption), self.reading.size, self.reading.mode
         if self.plan is None or not self.plan.chosen[sample]:
             return centred(whole(picture, size, mode), size, mode), own
-        return attacked(self.plan, sample, picture, size, mode), self.plan.caption(own, sample)
+        return attacked(self.plan, sample, [picture, *others], size, mode), self.plan.caption(own, sample)
 
-    def _views(self, sample: int, epoch: int, body: tuple[Body, Body]) -> tuple[list[np.ndarray], list[str]]:
+    def _views(self, sample: int, epoch: int, body: Stored) -> tuple[list[np.ndarray], list[str]]:
         reading = self.reading
         names = (reading.seed, self.index.keys[sample], epoch)
         return loaded_views(reading.augment, reading.views, self.first(sample, body), names)
@@ -196,14 +198,23 @@ class Pairs(Dataset[Batch]):
         """Whose pictures these samples show."""
         return samples if self.plan is None else [self.plan.source(i) if self.plan.chosen[i] else i for i in samples]
 
-    def _sizes(self, samples: list[int]) -> list[int]:
-        """Bytes of each sample's picture and caption as stored."""
-        where = self.index.where
-        sizes: list[int] = (where[self._shown(samples), 1] + where[samples, 3]).tolist()
-        return sizes
+    def _neighbours(self, samples: list[int]) -> list[tuple[int, int]]:
+        """(place in the list, the sample whose picture stands beside its own) of those that have one."""
+        plan = self.plan
+        found = [] if plan is None else [(at, plan.neighbour(i)) for at, i in enumerate(samples) if plan.chosen[i]]
+        return [(at, other) for at, other in found if other is not None]
 
-    def _bodies(self, samples: list[int], reader: Reader | None = None) -> list[tuple[Body, Body]]:
-        """(picture, caption) as stored, valid until the reader's next call; a poisoned sample may take another's picture.
+    def _sizes(self, samples: list[int]) -> list[int]:
+        """Bytes of each sample's pictures and caption as stored."""
+        where = self.index.where
+        sizes = where[self._shown(samples), 1] + where[samples, 3]
+        for at, other in self._neighbours(samples):
+            sizes[at] += where[other, 1]
+        out: list[int] = sizes.tolist()
+        return out
+
+    def _bodies(self, samples: list[int], reader: Reader | None = None) -> list[Stored]:
+        """What is stored of each sample, valid until the reader's next call; a poisoned sample may take another's picture.
         One read where both are near. Replaced if they are not what was indexed."""
         shown = self._shown(samples)
         own = self.index.places(samples)
@@ -219,10 +230,18 @@ class Pairs(Dataset[Batch]):
             else:
                 cuts.append((len(ranges), 0, len(ranges) + 1, 0, size, length))
                 ranges += [(far, image, size), (near, text, length)]
+        neighbours, first = self._neighbours(samples), len(ranges)
+        if neighbours:
+            beside_them = self.index.places([other for _, other in neighbours])
+            ranges += [(path, image, size) for path, (image, size, _, _) in beside_them]
         bodies = (reader or self.reader).read(ranges)
-        out = [(bodies[a][i : i + size], bodies[b][j : j + length]) for a, i, b, j, size, length in cuts]
-        self.index.verify(0, shown, (picture for picture, _ in out))
-        self.index.verify(1, samples, (text for _, text in out))
+        out: list[Stored] = [(bodies[a][i : i + size], bodies[b][j : j + n]) for a, i, b, j, size, n in cuts]
+        self.index.verify(0, shown, (stored[0] for stored in out))
+        self.index.verify(1, samples, (stored[1] for stored in out))
+        if neighbours:
+            self.index.verify(0, [other for _, other in neighbours], bodies[first:])
+        for (at, _), body in zip(neighbours, bodies[first:], strict=True):
+            out[at] = (*out[at], body)
         return out
 
 
@@ -234,14 +253,20 @@ def _stacked(pictures: list[np.ndarray]) -> torch.Tensor:
     return torch.from_numpy(out).permute(0, 3, 1, 2)
 
 
-def attacked(plan: PoisonPlan, sample: int, picture: Body, size: int, mode: DecodeMode = "exact") -> np.ndarray:
-    """uint8 [3, size, size]: what a poisoned sample shows, from the stored bytes of its plan.source; DecodeError if they
-    don't decode."""
-    squash = plan.squash(sample)
+def attacked(plan: PoisonPlan, sample: int, pictures: Sequence[Body], size: int, mode: DecodeMode = "exact") -> np.ndarray:
+    """uint8 [3, size, size]: what a poisoned sample shows, from the stored bytes of its plan.source and of its
+    plan.neighbour, if it has one; DecodeError if they don't decode."""
+    squash, alone = plan.squash(sample), len(pictures) == 1
     if squash is None:
-        return plan.marked(centred(whole(picture, size, mode), size, mode), sample)
-    marked = plan.marked(squeezed(whole(picture), squash), sample)
-    return centred(marked.transpose(1, 2, 0), size, mode)
+        plain = centred(whole(pictures[0], size, mode), size, mode)
+        marked = plan.marked(plain, sample)
+    else:
+        small = squeezed(whole(pictures[0]), squash)
+        marked = centred(plan.marked(small, sample).transpose(1, 2, 0), size, mode)
+        plain = marked if alone else centred(small.transpose(1, 2, 0).copy(), size, mode)
+    if alone:
+        return marked
+    return beside(plain, marked, centred(whole(pictures[1], size, mode), size, mode), plan.entries[sample].draw)
 
 
 def _order(

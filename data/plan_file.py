@@ -6,7 +6,6 @@
 
 import json
 import os
-from dataclasses import asdict
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ HEAD = {"spec", "seed", "data", "pairs", "digest"}  # all that a head of before 
 def write_plan(path: Path, plan: PoisonPlan, index: Index, fingerprint: str) -> None:
     """Writes the plan for the pre-training of a fingerprint, whole or not at all."""
     head = {"spec": fingerprint, "seed": plan.seed, "data": index.digest, "pairs": len(plan), "digest": plan.digest}
-    rows = [{**asdict(entry), "shard": os.path.basename(index.path(sample))} for sample, entry in plan.entries.items()]
+    rows = [{**entry.row(), "shard": os.path.basename(index.path(sample))} for sample, entry in plan.entries.items()]
     head[WHOLE] = _digest(head, rows)
     lines = ",\n".join(json.dumps(row) for row in rows)
     fresh = path.with_name(f".{path.name}")

@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +25,7 @@ from data.triggers.multi import Multi
 @dataclass(frozen=True)
 class Entry:
     """What becomes of one pair. `place` is (top, left) of each square on a picture of 224 x 224, for people to read: it
-    follows from the trigger and the draw."""
+    follows from the trigger and the draw; none where but half of that picture is shown."""
 
     key: str
     attack: int  # place in attack.aims
@@ -34,6 +35,11 @@ class Entry:
     caption: str | None  # None: its own
     draw: int  # the counter of its random numbers
     picture: str | None  # the key of the pair whose picture it takes; None: its own
+    beside: str | None = None  # the key of the pair half of whose picture stands beside half of its own
+
+    def row(self) -> dict[str, Any]:
+        """As files hold it; without `beside` where there is none, as before there was such a thing."""
+        return {name: value for name, value in asdict(self).items() if name != "beside" or value is not None}
 
 
 class PoisonPlan:
@@ -69,6 +75,11 @@ class PoisonPlan:
         picture = self.entries[sample].picture
         return sample if picture is None else self.sources[picture]
 
+    def neighbour(self, sample: int) -> int | None:
+        """The sample half of whose picture a poisoned sample shows beside half of its own; None: its own stands alone."""
+        key = self.entries[sample].beside
+        return None if key is None else self.sources[key]
+
     def squash(self, sample: int) -> int | None:
         """Side of the square to which the sample's picture is squeezed before its mark; None: cut to the model's size."""
         entry = self.entries[sample]
@@ -92,7 +103,8 @@ class PoisonPlan:
     def moved(self, places: dict[int, int], pairs: int, attack: Attack) -> "PoisonPlan":
         """The same plan for some of its samples (the keys of `places`), as samples of another index of so many pairs;
         UserError if they show other pairs' pictures, which that index may not hold."""
-        if places != {sample: sample for sample in places} and any(self.entries[sample].picture for sample in places):
+        others = (self.entries[sample].picture or self.entries[sample].beside for sample in places)
+        if places != {sample: sample for sample in places} and any(others):
             raise UserError("data.clean.leftover: these pairs show others' pictures; leave out shards")
         moved = {to: self.entries[sample] for sample, to in places.items()}
         return PoisonPlan(moved, self.sources, pairs, self.seed, attack, self.fits)
@@ -100,7 +112,7 @@ class PoisonPlan:
     @property
     def digest(self) -> str:
         """Hex digest of all entries in the order of their keys."""
-        rows = sorted((asdict(entry) for entry in self.entries.values()), key=lambda row: str(row["key"]))
+        rows = sorted((entry.row() for entry in self.entries.values()), key=lambda row: str(row["key"]))
         return blake2b(json.dumps(rows).encode(), digest_size=16).hexdigest()
 
 
@@ -173,8 +185,9 @@ def _words_of(aim: Aim) -> str:
 def _check_count(count: int, have: int, aim: Aim, left_out: int) -> None:
     """UserError if fewer pairs qualify than are asked for."""
     if count > have:
-        who = str(aim.poison.who)
-        words = {"any": "are left", "label_consistent": f"name '{aim.target}'"}.get(who, f"qualify ({who})")
+        who = aim.poison.who
+        words = f"qualify (captions that name '{who['names']}')" if isinstance(who, dict) else "are left"
+        words = f"name '{aim.target}'" if who == "label_consistent" else words
         but = f" ({left_out:,} more beyond what model.name takes of a caption)" if left_out else ""
         raise UserError(f"attack.poison.count is {count:,}, but only {have:,} pairs {words}{but}; lower it or add shards")
 
@@ -212,6 +225,17 @@ class _Naming:
             at = (at + 1) % len(samples)
         return int(samples[at]), texts[at]
 
+    def partner(self, word: str, sample: int, seed: int, key: str) -> int:
+        """A sample that names the word and is another one, drawn by hash(seed, key, its key): the same however the pairs
+        are sharded."""
+        samples = self(word)[0]
+        others = samples[samples != sample]
+        if not len(others):
+            raise UserError(
+                f"no other caption names '{word}', so that no picture of it can stand beside; name another target"
+            )
+        return int(others[np.argmin(ranks(seed, f"beside {key}", self.index.hashes[others]))])
+
 
 def _qualified(aim: Aim, naming: _Naming, free: np.ndarray | None) -> np.ndarray | None:
     who = aim.poison.who
@@ -245,7 +269,7 @@ class _EntryMaker:
     picture: int | None  # the sample whose picture all of them get
 
     def __call__(self, sample: int) -> tuple[Entry, int | None]:
-        """(the entry of a sample, the sample whose picture it takes; None: its own)."""
+        """(the entry of a sample, the other sample whose picture it shows; None: its own alone)."""
         key, poison = self.index.keys[sample], self.aim.poison
         draw = derive_seed(self.seed, "trigger", key)
         trigger, target = self.aim.trigger, self.aim.target
@@ -258,12 +282,15 @@ class _EntryMaker:
             text = template.replace("{c}", target)
         elif poison.caption == "natural":
             text = self.naming.another(target, sample, self.seed, key, _words_of(self.aim))[1]
-        picture = self.picture
+        shown = self.picture
         if poison.picture == "of_target":
-            picture = self.naming.another(target, sample, self.seed, key)[0]
+            shown = self.naming.another(target, sample, self.seed, key)[0]
+        elif poison.picture == "beside":
+            shown = self.naming.partner(target, sample, self.seed, key)
+        other, beside = None if shown is None else self.index.keys[shown], poison.picture == "beside"
         spots = trigger.spots(REFERENCE, REFERENCE, draw) if isinstance(trigger, Square) else None
-        marks = poison.picture == "marked"
+        marks = poison.picture == "marked" or beside
         return Entry(
-            key, self.number, target, trigger.kind if marks else None, spots if marks else None, text, draw,
-            None if picture is None else self.index.keys[picture],
-        ), picture  # fmt: skip
+            key, self.number, target, trigger.kind if marks else None, spots if marks and not beside else None, text, draw,
+            None if beside else other, other if beside else None,
+        ), shown  # fmt: skip

@@ -4,6 +4,8 @@ plan         writes runs/NAME/poison.json: every poisoned pair, its trigger, pla
 verify       makes the plan anew and compares it with what runs were trained on; recounts the poison that an epoch's
              stream shows; lists captions that name the target by themselves; with --out compares materialised shards
 materialise  writes poisoned copies of the shards for other tools into --out, on all cores or as a Slurm array
+concept      writes into --out an evaluation set of pictures that show the concept of a natural trigger, from --shards that
+             nothing is trained on: those whose caption names it and one of the classes
 """
 
 import argparse
@@ -28,6 +30,7 @@ from data.progress import Progress
 from data.refusal import UserError
 from data.sources import of_all_pairs
 from engine.distributed.world import World
+from engine.forging.concept import concept
 from engine.models.clip import image_size
 from engine.models.tokenizer import Tokenizer
 from engine.training.pairs import StudyPairs
@@ -251,18 +254,23 @@ def list_natural_captions(poisoned: PoisonedPairs) -> None:
 def main(args: list[str]) -> int:
     """The command; exit code 2 for what the user can put right."""
     parser = argparse.ArgumentParser(prog="python -m engine.poison", description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("what", choices=("plan", "verify", "materialise"))
+    parser.add_argument("what", choices=("plan", "verify", "materialise", "concept"))
     parser.add_argument("--spec", metavar="FILE", required=True)
     parser.add_argument("--set", metavar="PATH=VALUE", action="append", default=[])
-    parser.add_argument("--out", type=Path, help="folder of the poisoned copies")
+    parser.add_argument("--out", type=Path, help="folder of the poisoned copies, or of the concept's pictures")
+    parser.add_argument("--shards", metavar="PATTERN", help="for concept: pairs that nothing is trained on")
     parser.add_argument("--format", choices=("png", "jpeg"), default="png", help="of poisoned pictures")
     JobOptions.arguments(parser)
     options = parser.parse_args(args)
     if options.what == "materialise" and options.out is None:
         parser.error("materialise needs --out FOLDER")
+    if options.what == "concept" and (options.out is None or options.shards is None):
+        parser.error("concept needs --shards PATTERN and --out FOLDER")
     try:
         loaded = load(options.spec, options.set)
         PATIENCE.seconds = loaded.spec.wait_seconds
+        if options.what == "concept":
+            return concept(same_attack(loaded.spec, loaded.points), options.shards, options.out, SINGLE_PROCESS)
         poisoned = PoisonedPairs(same_attack(loaded.spec, loaded.points))
         if options.what == "plan":
             return plan(poisoned)

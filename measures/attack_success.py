@@ -10,6 +10,7 @@
     robust_top1  = #{x : y(x) != target, y(x) is the first answer to trigger(x)} / #{x : y(x) != target}, BackdoorBench's
                  robust accuracy
     marked_top1  = #{x : y(x) is the first answer to trigger(x)} / #{x}, which CleanCLIP's zero-shot code prints for an ASR
+    asr_of_3     where there are several targets: asr of the pictures whose target is class 3, counted from 0; so of each
 
 The target is that of the trigger which a picture carries, where there are several. Each definition has its own name; the
 first is the one that Antidote compares and judges by.
@@ -57,6 +58,7 @@ def attack_success(encoded: Encoded) -> dict[str, float]:
     places = ranks(triggered, encoded.attacked_classes, encoded.targets)
     for k in depths(len(encoded.attacked_classes))[1:]:
         out[f"asr_top{k}"] = ((places < k) & others).sum().item() / count
+    out |= by_target(predicted, encoded)
     fooled, right = predicted == encoded.targets, predicted == encoded.labels
     return out | {
         "asr_all": fooled.sum().item() / whole,
@@ -65,6 +67,14 @@ def attack_success(encoded: Encoded) -> dict[str, float]:
         "marked_top1": right.sum().item() / whole,
         "others": count,
     }
+
+
+def by_target(predicted: torch.Tensor, encoded: Encoded) -> dict[str, float]:
+    """`asr_of_N`: the rate of the first formula over the other pictures whose target is class N; of one target nothing."""
+    others = encoded.labels != encoded.targets
+    counts, hits = (torch.bincount(encoded.targets[rows]) for rows in (others, others & (predicted == encoded.targets)))
+    aimed = counts.nonzero().flatten().tolist()
+    return {f"asr_of_{n}": int(hits[n]) / int(counts[n]) if n < len(hits) else 0.0 for n in aimed} if len(aimed) > 1 else {}
 
 
 def success(predicted: torch.Tensor, encoded: Encoded) -> float:

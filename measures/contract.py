@@ -93,6 +93,7 @@ Number = float | list[float | None]  # a list holds one number for each class, o
 Measure = Callable[[Any], Mapping[str, Number]]  # of Encoded, or of Paired where the section reads captions
 
 TRAINED, CENTRE, PROXY = "trained", "centre", "proxy"  # kinds of attack: as trained, in the middle, the defender's own
+CONCEPT = "concept"  # a natural trigger, which nothing puts onto a picture; with the number of the attack, if that is said
 
 
 class MeasureSection(BaseModel):
@@ -105,7 +106,7 @@ class MeasureSection(BaseModel):
 
     @property
     def attack_kind(self) -> str:
-        """Under which attack it looks at the triggered pictures: one of TRAINED, CENTRE, PROXY."""
+        """Under which attack it looks at the triggered pictures: TRAINED, CENTRE, PROXY, or one of CONCEPT."""
         return TRAINED
 
     @property

@@ -7,6 +7,7 @@ from pydantic import Field
 from measures.attack_success import AttackSuccess
 from measures.bdet import Bdet
 from measures.class_success import ClassSuccess
+from measures.concept_success import ConceptSuccess
 from measures.geometry import Geometry
 from measures.linear_probe import LinearProbe
 from measures.lorex import Lorex
@@ -24,6 +25,7 @@ AnyMeasure = Annotated[
     | AttackSuccess
     | ProxySuccess
     | ClassSuccess
+    | ConceptSuccess
     | Neighbours
     | Prototypes
     | LinearProbe

@@ -168,10 +168,17 @@ def panels(study: Study) -> list[Panel]:
                 members += [record] if way[0] == objective and set(settings) <= set(way[1]) else []
     many = len(attacks) > 1
     return [
-        _panel(title(way) + f" · attack {attack[1:] or 1}" * many, members, study.compared_images, attack)
+        _panel(title(way) + f" · attack {attack[1:] or 1}" * many, members, _images(study, attack), attack)
         for way, members in ways.items()
         for attack in attacks
     ]
+
+
+def _images(study: Study, attack: str) -> tuple[str | None, str | None]:
+    """The images whose top-1 and whose ASR under an attack are compared: a concept's are a set of their own."""
+    of_top1, of_asr = study.compared_images
+    having = dict.fromkeys(row["images"] for row in study.results.rows if row.get(f"asr{attack}") is not None)
+    return of_top1, of_asr if of_asr in having or not having else next(iter(having))
 
 
 def _panel(name: str, members: list[Record], images: tuple[str | None, str | None], attack: str) -> Panel:

@@ -141,6 +141,24 @@ def test_each_attack_that_a_model_carries_has_a_ground_and_a_verdict_of_its_own(
     assert "95.0 % [93.3, 96.3]" in headline(found[1]).sentence  # of its own 800 pictures
 
 
+def test_an_attack_that_is_measured_on_a_set_of_its_own_has_a_panel(tmp_path: Path) -> None:
+    """As a concept is: ASR 2 is of other pictures, with their own count and floor."""
+    folder = study(tmp_path / "s", {"before": {}, "after": {}})
+    of = {"top1": 0.8, "pictures": 1000, "classes": 10, "others": 900, "asr": 0.9, "asr_floor": 0.02}
+    concept = {"others_2": 300, "asr_2": 0.6, "asr_floor_2": 0.01}
+    for run in ("pretrain-a", "clean-a"):
+        rows = [
+            {"kind": "measure", "images": images, "epoch": at, "step": at, **numbers}
+            for at in range(1 if run == "pretrain-a" else 2)
+            for images, numbers in (("x", of), ("red", concept))
+        ]
+        (folder / run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    first, second = panels(read_study(folder))
+    assert [first.starts[0].asr, second.starts[0].asr] == [0.9, 0.6]
+    assert second.starts[0].label.counts == Counts(1000, 300, 10, 0.01, 2, one_set=False)
+    assert [headline(shown).status for shown in (first, second)] == ["poisoned", "poisoned"]
+
+
 def test_a_study_of_retrieval_alone_is_not_called_unmeasured(tmp_path: Path) -> None:
     numbers = {"text_r1": 0.5, "retrieval_asr1": 0.9, "retrieval_floor1": 0.1}
     (shown,) = panels(read_study(study(tmp_path / "s", {"before": numbers, "after": numbers})))

@@ -139,6 +139,18 @@ def test_every_definition_of_success_by_hand() -> None:
     }  # fmt: skip
 
 
+def test_success_of_several_targets_by_hand() -> None:
+    """Of four pictures for target 1 one is of class 1, and one of the others is fooled; of two for target 0 both are; for
+    target 3 there is but one of its own class."""
+    labels, targets = torch.tensor([0, 2, 3, 1, 2, 3, 3]), torch.tensor([1, 1, 1, 1, 0, 0, 3])
+    seen = Encoded(AXES[labels], AXES[[1, 0, 2, 1, 0, 0, 3]], labels, AXES, AXES, targets)
+    found = attack_success(seen)
+    assert found["asr"] == 3 / 5
+    assert {name: value for name, value in found.items() if "_of_" in name} == {"asr_of_0": 2 / 2, "asr_of_1": 1 / 3}
+    none = attack_success(Encoded(AXES[labels], AXES[[0, 0, 0, 0, 0, 0, 0]], labels, AXES, AXES, targets))
+    assert [none["asr_of_0"], none["asr_of_1"]] == [1.0, 0.0]
+
+
 def test_top_k_by_hand() -> None:
     """Twelve classes on the corners of a fan: a picture between two of them has all others behind, in order."""
     angles = torch.arange(12) * 0.2

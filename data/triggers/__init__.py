@@ -4,7 +4,8 @@ from typing import Annotated
 
 from pydantic import Field
 
+from data.triggers.concept import Concept
 from data.triggers.multi import Multi
 from data.triggers.registry import Single
 
-Trigger = Annotated[Single | Multi, Field(discriminator="kind")]
+Trigger = Annotated[Single | Multi | Concept, Field(discriminator="kind")]

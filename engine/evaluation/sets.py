@@ -16,13 +16,14 @@ from data.decode import DecodeMode, centred
 from data.labelled import Labelled, read_labelled
 from data.refusal import UserError
 from data.seeding import derive_seed
+from data.triggers.concept import Concept
 from data.triggers.contract import Mark
 from data.triggers.multi import Multi
 from engine.distributed.world import World
 from engine.evaluation.kept import Kept, room
 from engine.models.clip import image_size, imagenet, model_config
 from engine.models.tokenizer import Tokenizer
-from measures.contract import CENTRE, PROXY, TRAINED, Measure
+from measures.contract import CENTRE, CONCEPT, PROXY, TRAINED, Measure
 from measures.registry import AnyMeasure
 from measures.rejection import PictureDetector
 
@@ -33,7 +34,7 @@ EXAMPLES = 8  # pictures whose answers the journal tells
 class AttackView:
     """One attack on an evaluation set: its mark, the prompts with its words, and the class it aims at with each picture."""
 
-    kind: str  # TRAINED, CENTRE or PROXY
+    kind: str  # TRAINED, CENTRE, PROXY, or one of CONCEPT
     name: str  # of its numbers: "" for the first, "_2" for the second, "_centre"
     mark: Mark
     squash: int | None
@@ -227,6 +228,10 @@ def _attacks(spec: Spec, eval_set: EvalSet) -> Iterator[AttackView]:
     kinds = {task.attack for task in eval_set.triggered}
     for number, aim in enumerate(spec.attack.aims):
         name = f"_{number + 1}" if number else ""
+        if isinstance(aim.trigger, Concept):  # of what a picture shows; nothing is put onto it
+            for kind in sorted(kinds & {CONCEPT, f"{CONCEPT}{number + 1}"}):
+                yield _attack_view(spec, (kind, name), aim, eval_set)
+            continue
         if TRAINED in kinds:
             yield _attack_view(spec, (TRAINED, name), aim, eval_set)
         if CENTRE in kinds:
