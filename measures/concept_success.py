@@ -11,7 +11,6 @@ from __future__ import annotations
 from functools import partial
 from typing import ClassVar, Literal
 
-import torch
 from pydantic import Field, model_validator
 
 from measures.attack_success import success
@@ -46,12 +45,12 @@ class ConceptSuccess(MeasureSection):
         return self.without
 
     def build(self) -> Measure:
-        """The function Encoded -> {"asr", "asr_floor", "others", "without"}."""
+        """The function Encoded -> {"asr", "asr_floor", "others"}."""
         return partial(concept_success)
 
 
 def concept_success(encoded: Encoded) -> dict[str, float]:
-    """The rates that the module defines; `others` and `without` are the numbers of pictures that they are of."""
+    """The rates that the module defines; `others` is the number of pictures that `asr` is of."""
     assert encoded.fitted_on is not None, "concept_success has a second set"
     rows, labels = encoded.fitted_on
     target = encoded.targets[:1].expand(len(labels))
@@ -61,5 +60,4 @@ def concept_success(encoded: Encoded) -> dict[str, float]:
         "asr": success(shown, encoded),
         "asr_floor": success(predict(rows, encoded.classes), beside),
         "others": int((encoded.labels != encoded.targets).sum()),
-        "without": int((torch.ne(labels, target)).sum()),
     }

@@ -3,8 +3,9 @@
 Both by 95 % intervals (Wilson's). A model has learned if its top-1 lies above chance: one in so many classes or, if that is
 more, the target's share of the pictures, which a model that answers the target for everything gets right. An attack has
 taken if ASR lies above the twin's or, without a twin, above the share of the same pictures that are taken for the target
-without the trigger. What a journal of before November 2026 does not tell is bounded from what it does: there are more
-classes than the largest k of its top-k, and no more pictures are taken for the target than are taken for a wrong class.
+without the trigger; of a trigger that may fool a model that was never poisoned with it, the twin alone can tell. What a
+journal of before November 2026 does not tell is bounded from what it does: there are more classes than the largest k of its
+top-k, and no more pictures are taken for the target than are taken for a wrong class.
 """
 
 from typing import Literal, NamedTuple
@@ -41,8 +42,9 @@ class Ground(NamedTuple):
     look: str = ""
 
 
-def ground(start: Rates, twin: Rates | None) -> Ground:
-    """The ground of a verdict on what started from a model with the rates `start`; `twin` is the same never poisoned."""
+def ground(start: Rates, twin: Rates | None, fools: bool = False) -> Ground:
+    """The ground of a verdict on what started from a model with the rates `start`; `twin` is the same never poisoned,
+    `fools` whether the trigger may be one that fools any model: a pattern from a file, which may be optimised, a concept."""
     counts = start.counts
     top1, asr = counted(start.top1, counts.pictures), counted(start.asr, counts.others)
     if top1 is None or asr is None:
@@ -54,6 +56,11 @@ def ground(start: Rates, twin: Rates | None) -> Ground:
         return _unlearned(start, top1, asr)
     if start.asr <= CAP:
         return Ground("unplanted", f"ASR was {between(start.asr, asr)} before any cleaning", TO_PLANT)
+    if fools and twin is None:
+        words = (
+            f"without a twin nothing tells whether ASR {between(start.asr, asr)} is more than the trigger does to any model"
+        )
+        return Ground("unknown", f"{words} (attack.twin: first)")
     return _taken(start, asr, twin)
 
 

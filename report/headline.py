@@ -41,7 +41,7 @@ class Verdict(NamedTuple):
 
 def grounds_of(panel: Panel) -> dict[str, Ground]:
     """The ground of each start, by its run."""
-    return {start.label.run: ground(rates(start), _twin(panel, start)) for start in panel.starts}
+    return {start.label.run: ground(rates(start), _twin(panel, start), panel.fools) for start in panel.starts}
 
 
 def gate_of(panel: Panel) -> Gate:

@@ -2,8 +2,8 @@
 
 import json
 import shlex
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -15,6 +15,7 @@ from records.ending import FinishedJson, PrunedJson, run_journal
 from records.folder import RecordFile
 from records.json_file import Damaged
 from records.rows import Answer, BadRow, MeasureRow, StepRow
+from records.spec_json import read_decides
 from records.study_json import RunEntry, StudyJson
 
 KEYS = ("run", "stage", "pretrain_objective", "clean_objective", "cleaner", "rate", "seed", "epoch", "step", "images")
@@ -54,6 +55,15 @@ class Record:
     pace: Pace = Pace()
     end: FinishedJson | PrunedJson | None = None
     faults: tuple[str, ...] = ()  # files that are damaged, and so left out
+    attack: Mapping[str, Any] = field(default_factory=dict)  # what its spec.json says of it
+
+    def trigger(self, attack: int) -> str | None:
+        """The kind of trigger of an attack, 1 the first; None if that is not told."""
+        also = self.attack.get("also")
+        aims = [self.attack, *(also if isinstance(also, list) else [])]
+        aim = aims[attack - 1] if attack <= len(aims) else None
+        trigger = aim.get("trigger") if isinstance(aim, Mapping) else None
+        return trigger.get("kind") if isinstance(trigger, Mapping) else None
 
     @cached_property
     def evaluations(self) -> list[dict[str, Any]]:
@@ -126,9 +136,21 @@ def _read_run(folder: Path, run: RunEntry) -> Record:
     if rows and not finished:
         state = f"unfinished, at epoch {rows[-1].epoch}, step {rows[-1].step}"
     poison, answers = (_picture(folder / name, faults) for name in ("poison.png", "answers.png"))
+    attack = _attack(folder, faults)
     measures, card = [row for row in rows if isinstance(row, MeasureRow)], _read(Card, folder, faults)
     ended = end or pruned
-    return Record(run, measures, len(damaged), card, finished, state, poison, answers, _pace(rows), ended, tuple(faults))
+    return Record(
+        run, measures, len(damaged), card, finished, state, poison, answers, _pace(rows), ended, tuple(faults), attack
+    )
+
+
+def _attack(folder: Path, faults: list[str]) -> Mapping[str, Any]:
+    try:
+        attack = (read_decides(folder) or {}).get("attack")
+    except Damaged as damage:
+        faults.append(damage.fault)
+        return {}
+    return attack if isinstance(attack, dict) else {}
 
 
 def _read(kind: type[AnyFile], folder: Path, faults: list[str]) -> AnyFile | None:

@@ -23,6 +23,7 @@ NAMES = {
 }
 
 NAMED_ATTACK = re.compile(r"asr(_\d+)")  # the success of a model's second attack, third, ...
+FOOLING = ("tensor", "concept")  # kinds of triggers: a pattern may be optimised, a concept look like the target
 KNOWN = ("val_loss", "distance", "proxy_asr")  # what a defender can know, who does not see the attack
 Way = tuple[str, tuple[tuple[str, str], ...]]  # objective, swept settings
 
@@ -91,6 +92,7 @@ class Panel(NamedTuple):
     cleanings: tuple[int, int] = (0, 0)  # how many cleaning runs are finished, of how many, controls not counted
     scratch: Sequence[FrontierPoint[PointInfo]] = ()
     cleaned_twins: Sequence[FrontierPoint[PointInfo]] = ()
+    fools: bool = False  # whether its trigger may fool a model that was never poisoned
 
     def only(self, keep: Callable[[PointInfo], bool]) -> "Panel":
         """The panel with those of its points, scratch's too, that are to be kept."""
@@ -218,6 +220,7 @@ def _panel(name: str, members: list[Record], images: tuple[str | None, str | Non
         cleanings=(sum(done), len(done)),
         scratch=_apart(points["fresh"], {point.label.objective for point in points[None]}),
         cleaned_twins=points["twin"],
+        fools=any(member.trigger(int(attack[1:] or 1)) in FOOLING for member in members),
     )
 
 

@@ -52,7 +52,7 @@ def test_success_by_hand() -> None:
     shown, labels = torch.stack([target, target, other]), torch.tensor([0, 1, 1])
     rest, of = torch.stack([target, other, other, other, target]), torch.tensor([1, 1, 1, 1, 0])
     encoded = Encoded(shown, shown, labels, classes, classes, torch.zeros(3, dtype=torch.int64), (rest, of))
-    assert concept_success(encoded) == {"asr": 0.5, "asr_floor": 0.25, "others": 2, "without": 4}
+    assert concept_success(encoded) == {"asr": 0.5, "asr_floor": 0.25, "others": 2}
     section = ConceptSuccess(kind="concept_success", images="a", without="b", attack=2)
     assert section.sets == ("a", "b")
     assert section.attack_kind == "concept2"

@@ -62,6 +62,25 @@ def test_ground_is_as_the_table_says(start: Rates, twin: Rates | None, state: st
     assert bool(found.look) == (state in ("unlearned", "collapsed", "unplanted"))
 
 
+def test_a_trigger_that_may_fool_any_model_needs_a_twin(tmp_path: Path) -> None:
+    """An optimised pattern or a concept: without a twin its fragility would be sold as a backdoor."""
+    assert ground(GOOD, None, fools=True).state == "unknown"
+    assert (
+        "nothing tells whether ASR 95.0 % [93.4, 96.2] is more than the trigger does" in ground(GOOD, None, fools=True).why
+    )
+    assert ground(GOOD, TWIN, fools=True).state == "firm"
+    assert ground(GOOD, Rates(0.8, 0.93, SET), fools=True).state == "unplanted"
+    of = {"top1": 0.8, "pictures": 1000, "classes": 10, "others": 900, "others_2": 900, "asr_floor": 0, "asr_floor_2": 0}
+    numbers = {**of, "asr": 0.95, "asr_2": 0.9}
+    folder = study(tmp_path / "s", {"before": numbers, "after": numbers})
+    attack = {"trigger": {"kind": "patch"}, "also": [{"trigger": {"kind": "tensor", "file": "x.safetensors"}}]}
+    (folder / "pretrain-a" / "spec.json").write_text(json.dumps({"attack": attack}))
+    first, second = panels(read_study(folder))
+    assert [first.fools, second.fools] == [False, True]
+    assert [headline(shown).status for shown in (first, second)] == ["poisoned", "open"]
+    assert "without a twin (attack.twin) nothing tells" in headline(second).sentence
+
+
 def test_a_cleaned_model_may_be_at_chance_or_measured_on_too_little() -> None:
     assert [at_chance(Rates(top1, 0.0, SET)) for top1 in (0.10, 0.11, 0.13)] == [True, True, False]
     assert not at_chance(Rates(0.1, 0.0, OLD))
