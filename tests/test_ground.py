@@ -78,7 +78,7 @@ def test_a_trigger_that_may_fool_any_model_needs_a_twin(tmp_path: Path) -> None:
     first, second = panels(read_study(folder))
     assert [first.fools, second.fools] == [False, True]
     assert [headline(shown).status for shown in (first, second)] == ["poisoned", "open"]
-    assert "without a twin (attack.twin) nothing tells" in headline(second).sentence
+    assert "without a twin nothing tells" in headline(second).sentence
 
 
 def test_a_cleaned_model_may_be_at_chance_or_measured_on_too_little() -> None:

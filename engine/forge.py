@@ -1,0 +1,164 @@
+"""Forges an optimised trigger (BadCLIP, arXiv 2311.12075): python -m engine.forge --spec specs/x.yaml --out x.safetensors
+
+Learns a patch, or with --place full a pattern over the whole picture, that draws pictures to the target of the spec's attack
+in a frozen model which no pair was poisoned for. Writes the file that the trigger `tensor` reads, and FILE.json with what it
+does to that very model: a model poisoned with it has a backdoor only as far as it goes beyond that.
+"""
+
+import argparse
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from safetensors.numpy import save
+
+from configs.spec import Spec, load
+from data.attack import Aim, Attack
+from data.disk import writing
+from data.loader import Workers, end_workers
+from data.patience import PATIENCE
+from data.progress import Progress
+from data.refusal import UserError
+from data.triggers.patch import Patch
+from data.triggers.tensor import Tensor
+from engine.distributed.world import World, cores, own_device
+from engine.evaluation.encode import Encoder
+from engine.evaluation.sets import EvalSet, eval_set
+from engine.forging.forge import Settings, forge
+from engine.forging.fragility import fragility
+from engine.forging.pattern import Pattern
+from engine.forging.pictures import drawing
+from engine.inversion.subject import Subject, load_subject
+from engine.models.clip import image_size
+from measures.attack_success import AttackSuccess
+from records.folder import RUNS
+from records.json_file import to_json, write_whole
+from records.spec_json import SPEC
+
+BLENDED = 0.2  # how strongly a whole pattern covers, as published
+
+
+def arguments(args: list[str]) -> argparse.Namespace:
+    """The command line; numbers that can't be are refused."""
+    parser = argparse.ArgumentParser(prog="python -m engine.forge", description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--spec", metavar="FILE", required=True, help="whose pairs, model, target and evaluation set")
+    parser.add_argument("--set", metavar="PATH=VALUE", action="append", default=[])
+    parser.add_argument("--out", metavar="FILE.safetensors", type=Path, required=True)
+    parser.add_argument(
+        "--weights", metavar="WHERE", help="a run, a file, or a tag of open_clip's; default: pretrain.start of the spec"
+    )
+    parser.add_argument("--place", choices=("centre", "full"), default="centre", help="a patch in the middle, or all over")
+    parser.add_argument("--size", type=int, help="side of the patch on a picture of 224 x 224 pixels; default: 16")
+    parser.add_argument("--alpha", type=float, help=f"how strongly it covers; default: 1, with --place full {BLENDED}")
+    parser.add_argument("--loss", choices=("both", "text"), default="both", help="both: captions and pictures of the target")
+    parser.add_argument("--pictures", type=int, default=10_000, help="that it is learned on, at most")
+    for name, kind, default in (("epochs", int, 50), ("batch", int, 64), ("rate", float, 1e-3), ("margin", float, 1.0)):
+        parser.add_argument(f"--{name}", type=kind, default=default)
+    parser.add_argument("--weight", type=float, default=500.0, help="of the triplet term")
+    options = parser.parse_args(args)
+    if options.size is not None and options.place == "full":
+        parser.error("--size is of a patch; with --place full the pattern is as large as the model's pictures")
+    options.size = 16 if options.size is None and options.place == "centre" else options.size
+    options.alpha = options.alpha if options.alpha is not None else 1.0 if options.place == "centre" else BLENDED
+    for name, least in (("size", 1), ("pictures", 1), ("epochs", 1), ("batch", 2)):
+        if (value := getattr(options, name)) is not None and value < least:
+            parser.error(f"--{name} is {value}; give at least {least}")
+    for name, most in (("alpha", 1.0), ("rate", 1e3), ("margin", 1e6), ("weight", 1e12)):
+        if not 0 < (value := getattr(options, name)) <= most:
+            parser.error(f"--{name} is {value:g}; give a number above 0, at most {most:g}")
+    return options
+
+
+def attacked_set(spec: Spec, trigger: Patch | Tensor, world: World) -> EvalSet:
+    """The set that the spec measures ASR on, under its first attack with this trigger; UserError if it measures none, or if
+    the target is none of its classes."""
+    names = [measure.images for measure in spec.measure if measure.kind == "attack_success"]
+    if not names:
+        raise UserError("the spec has no measure of kind attack_success, by which a trigger is judged; add one to measure")
+    aim = Aim(target=spec.attack.target, trigger=trigger, poison=spec.attack.poison)
+    attack = Attack(**{name: getattr(aim, name) for name in Aim.model_fields})
+    measure = (AttackSuccess(kind="attack_success", images=names[0]),)
+    return eval_set(spec.model_copy(update={"attack": attack, "measure": measure}), names[0], world)
+
+
+def subject_of(spec: Spec, weights: str | None, world: World) -> Subject:
+    """The model that a trigger is forged on; UserError if there is none, or it is not of model.name."""
+    start = None if spec.pretrain is None else spec.pretrain.start
+    given = weights or (start.path or start.pretrained if start is not None else None)
+    if given is None:
+        raise UserError(
+            "a trigger is forged on a trained model; give --weights a finished run (a twin, say), a file, or a tag of "
+            "open_clip's for model.name"
+        )
+    subject = load_subject(given, None if (Path(given) / SPEC).is_file() else spec.model.name, world.device)
+    if subject.model != spec.model.name:
+        raise UserError(
+            f"{given} is a {subject.model}, but model.name is {spec.model.name}; give one of it, or set the name"
+        )
+    return subject
+
+
+def make_room(out: Path) -> None:
+    """UserError if the trigger can't be written there, or something else was."""
+    if out.suffix != ".safetensors":
+        raise UserError(f"--out is {out}, expected a file that ends in .safetensors, which the trigger `tensor` reads")
+    for path in (out, out.with_suffix(".json")):
+        if path.exists():
+            raise UserError(f"{path} is there already, and studies may have been made with it; name another --out")
+    with writing(out.parent, "the trigger"):
+        out.parent.mkdir(parents=True, exist_ok=True)
+
+
+def carry_out(options: argparse.Namespace) -> None:
+    """Forges what is asked for; UserError before any work if it can't be."""
+    out: Path = options.out
+    make_room(out)
+    spec = load(options.spec, options.set).points[0].spec
+    PATIENCE.seconds = spec.wait_seconds
+    world = World(0, 1, 0, 1, own_device(0))
+    pattern = Pattern(options.size, options.alpha, image_size(spec.model.name), spec.seed)
+    attacked_set(spec, Patch(kind="patch"), world)
+    subject = subject_of(spec, options.weights, world)
+    drawn = drawing(spec, RUNS / spec.name, world, options.pictures, options.batch, options.loss == "both")
+    workers = Workers(0 if world.device.type == "cpu" else max(1, cores() - 2), 1)
+    model = Encoder(subject.towers, subject.tokenize, world, spec.machine.eval_batch, subject.scale, workers)
+    both = options.loss == "both"
+    settings = Settings(options.epochs, options.batch, options.rate, options.margin, options.weight, both, spec.seed)
+    began, progress = time.monotonic(), Progress("forging", "steps")
+    history = forge(
+        pattern, drawn, model, settings,
+        lambda done, of, terms: progress(done, of, ", ".join(f"{name} {value:.4g}" for name, value in terms.items())),
+    )  # fmt: skip
+    progress.end()
+    facts: dict[str, object] = {
+        "target": spec.attack.target, "weights": subject.given, "digest": subject.digest, "model": subject.model,
+        "place": options.place, "size": options.size, "alpha": options.alpha, **asdict(settings),
+        "pictures": len(drawn.others), "named": len(drawn.named), "history": history,
+        "seconds": round(time.monotonic() - began, 1),
+    }  # fmt: skip
+    with writing(out.parent, "the trigger"):
+        write_whole(out, save(pattern.stored, {"made_by": "antidote engine.forge", "target": spec.attack.target}))
+    found = fragility(model, attacked_set(spec, Tensor(kind="tensor", file=str(out), place=options.place), world))
+    with writing(out.parent, "what the trigger does"):
+        write_whole(out.with_suffix(".json"), to_json({**facts, "fragility": found._asdict()}))
+    place = ", place: full" if pattern.full else ""
+    print(f"{out}: {history[0]['loss']:.4g} -> {history[-1]['loss']:.4g} in {settings.epochs} epochs\n{found.sentence}")
+    print(f"attack.trigger: {{kind: tensor, file: {out}{place}}}")
+
+
+def main(args: list[str]) -> int:
+    """The command; exit code 2 for what the user can put right."""
+    options = arguments(args)
+    try:
+        carry_out(options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    finally:
+        end_workers()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
