@@ -73,6 +73,16 @@ class Stage(Section):
     )
 
     @model_validator(mode="after")
+    def _lasts_long_enough(self) -> "Stage":
+        least = self.objective.least_epochs
+        if 0 < self.epochs < least:
+            raise ValueError(
+                f"epochs is {self.epochs}, but objective {self.objective.kind} would only warm up; give at least {least}, "
+                "or warm up shorter"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _has_what_it_inherits(self) -> "Stage":
         if self.start is not None and self.start.pretrained and self.optimizer.state != "fresh":
             raise ValueError(

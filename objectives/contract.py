@@ -47,7 +47,7 @@ class Features:
     learned: Mapping[str, torch.Tensor]  # "scale" (log s, [1]) and whatever the section's `learned` names
     start: tuple[torch.Tensor, torch.Tensor] | None = None  # the frozen start's unit rows of the first view
     labels: torch.Tensor | None = None  # int64 [B], -1 where there is none
-    flags: torch.Tensor | None = None  # bool [B]
+    flags: torch.Tensor | None = None  # bool [B], of pairs that are thought to be poisoned
     poisoned: torch.Tensor | None = None  # bool [B], the pairs of the poison plan
     memory: dict[str, torch.Tensor] = field(default_factory=dict)  # the same on every rank
     epoch: int = 1  # from 1
@@ -72,6 +72,15 @@ class ObjectiveSection(BaseModel):
     def views(self) -> tuple[int, int]:
         """(views of the picture, views of the caption)."""
         return 1, 1
+
+    @property
+    def least_epochs(self) -> int:
+        """Fewer epochs would leave out what the objective is for."""
+        return 0
+
+    def rate_share(self, epoch: int) -> float:
+        """Which share of the stage's rate is taken in an epoch, from 1."""
+        return 1.0
 
     def learned(self, width: int, draw: torch.Generator) -> dict[str, Learned]:
         """What is learned beside the towers and the scale, by name; `width` is D."""

@@ -6,10 +6,11 @@ from objectives.mmcl import Mmcl
 from objectives.mmcl_ssl import MmclSsl
 from objectives.par import Par
 from objectives.roclip import Roclip
+from objectives.safeclip import SafeClip
 from objectives.self_supervised import Ssl
 from objectives.siglip import Siglip
 from objectives.slip import Slip
 from objectives.supervised import Supervised
 from objectives.unlearn import Unlearn
 
-Single = Mmcl | Ssl | MmclSsl | Siglip | Slip | Cyclip | DeepCluster | Par | Roclip | Supervised | Unlearn
+Single = Mmcl | Ssl | MmclSsl | Siglip | Slip | Cyclip | DeepCluster | Par | Roclip | SafeClip | Supervised | Unlearn

@@ -17,6 +17,7 @@ from pydantic import Field
 
 from objectives.contract import Features, Objective, ObjectiveSection, Terms
 from objectives.infonce import infonce
+from objectives.pool import nearest, pushed
 
 if TYPE_CHECKING:
     from objectives.exchange import Exchange
@@ -36,13 +37,9 @@ class Roclip(ObjectiveSection):
     def remember(self, features: Features, exchange: Exchange) -> dict[str, torch.Tensor]:
         """The pool with this batch's captions in place of the oldest."""
         pool, seen = features.memory["roclip.pool"], features.memory["roclip.seen"]
-        texts = exchange.ranks.everyone.gather(features.texts[0].detach())[-len(pool) :]
-        at = (seen + torch.arange(len(texts), device=pool.device)) % len(pool)
-        return {
-            **features.memory,
-            "roclip.pool": pool.index_copy(0, at, texts.to(pool.dtype)),
-            "roclip.seen": seen + len(texts),
-        }
+        texts = exchange.ranks.everyone.gather(features.texts[0].detach())
+        count = min(len(texts), len(pool))
+        return {**features.memory, "roclip.pool": pushed(pool, seen, texts), "roclip.seen": seen + count}
 
     def build(self) -> Objective:
         """The function (features, exchange) -> Terms."""
@@ -51,17 +48,9 @@ class Roclip(ObjectiveSection):
 
 def roclip(every: int, features: Features, exchange: Exchange) -> Terms:
     """Terms `loss` and `mmcl` or `roclip`, whichever the epoch has."""
-    images, texts, name = features.images[0], features.texts[0], "mmcl"
+    images, texts, name, memory = features.images[0], features.texts[0], "mmcl", features.memory
     if features.epoch % every == 0:
-        name, texts = "roclip", nearest(images.detach(), texts.detach(), features.memory)
+        name, texts = "roclip", nearest(images.detach(), memory["roclip.pool"], memory["roclip.seen"], texts.detach())
     forth, back = infonce(images, texts, features.scale, exchange)
     term = (forth + back) / 2
     return {"loss": term, name: term}
-
-
-def nearest(images: torch.Tensor, texts: torch.Tensor, memory: dict[str, torch.Tensor]) -> torch.Tensor:
-    """[B, D]: for each picture the pool's caption of largest cosine; its own caption while the pool is empty."""
-    pool, seen = memory["roclip.pool"].to(images.dtype), memory["roclip.seen"]
-    filled = torch.arange(len(pool), device=pool.device) < seen
-    best = torch.cat([(part @ pool.T).masked_fill(~filled, -2.0).argmax(1) for part in torch.split(images, 1024)])
-    return torch.where(seen > 0, pool[best], texts)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from objectives.contract import Features, Learned, Need, Objective, ObjectiveSection, Terms
 from objectives.registry import Single
@@ -28,6 +28,14 @@ class Sum(ObjectiveSection):
     kind: Literal["sum"]
     parts: tuple[Part, ...] = Field(min_length=1)
 
+    @model_validator(mode="after")
+    def _flags_one_way(self) -> Self:
+        flag = {(one.kind, getattr(one, "flags", "")) for one in objectives_of(self) if "flags" in one.needs}  # type: ignore[attr-defined]
+        if len(flag) > 1:
+            told = " and ".join(sorted(" ".join(names).strip() for names in flag))
+            raise ValueError(f"parts say in different ways which pairs are flagged ({told}); give one of them")
+        return self
+
     @property
     def views(self) -> tuple[int, int]:
         """As many as its most demanding part needs."""
@@ -43,6 +51,15 @@ class Sum(ObjectiveSection):
     def moves_texts(self) -> bool:  # type: ignore[override]
         """Whether any part does."""
         return any(part.objective.moves_texts for part in self.parts)
+
+    @property
+    def least_epochs(self) -> int:
+        """The most that any part needs."""
+        return max(part.objective.least_epochs for part in self.parts)
+
+    def rate_share(self, epoch: int) -> float:
+        """The smallest of its parts'."""
+        return min(part.objective.rate_share(epoch) for part in self.parts)
 
     def learned(self, width: int, draw: torch.Generator) -> dict[str, Learned]:
         """What all parts learn; two of one kind share it."""

@@ -18,6 +18,8 @@ from report.ablation import settings
 from report.controls import HEADS, control_rows
 from report.differences import RULE_HEADS, rule_rows
 from report.figures import figures
+from report.left_out import HEADS as LEFT_OUT
+from report.left_out import Row, left_out
 from report.load import Study
 from report.plots.style import render, short
 from report.points import Origin, Panel, PointInfo, percent
@@ -79,6 +81,7 @@ def section(report: Report, pictures: Iterable[tuple[str, str, str]]) -> str:
     parts += [f"{WILSON}\n\n{_table(SEED, map(_seed, judged.scores))}"]
     parts += [_along(judged.panels, setting) for setting in settings(judged.panels)]
     parts += [_means(judged)] if several else []
+    parts += [_left_out(rows)] if (rows := left_out(study)) else []
     parts += [table] if (table := _controls(judged)) else []
     parts += [table] if (table := _rules(judged)) else []
     parts += [table] if (table := _rule_differences(judged)) else []
@@ -147,6 +150,11 @@ def _means(judged: Judgement) -> str:
     heads = ["pre-trained with", "cleaned by", *(metric.label for metric in HEADLINES)]
     intro = "Means over the seeds that have such a point, with 95 % bootstrap intervals (too narrow where seeds are few)."
     return f"{intro}\n\n{_table(heads, rows)}"
+
+
+def _left_out(rows: Sequence[Row]) -> str:
+    intro = "Pre-trained anew without some of the pairs, before any cleaning; means over seeds."
+    return f"{intro}\n\n{_table(LEFT_OUT, (row.cells for row in rows))}"
 
 
 def _controls(judged: Judgement) -> str:

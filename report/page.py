@@ -14,6 +14,8 @@ from report.controls import HEADS, control_rows
 from report.costs import STAGES
 from report.differences import RULE_HEADS, rule_rows
 from report.headline import MEANINGS
+from report.left_out import HEADS as LEFT_OUT
+from report.left_out import left_out
 from report.load import Record, Study, flat
 from report.points import rate_text, spoken
 from report.tables import all_numbers, seeds_table
@@ -64,6 +66,7 @@ def page_of(report: Report, pictures: Sequence[Picture]) -> str:
         differences=[difference.sentence for difference in judged.differences],
         thrown=[control.sentence for control in judged.controls if control.sentence],
         controls=(HEADS, control_rows(judged.controls)),
+        left_out=(LEFT_OUT, [row.cells for row in left_out(study)]),
         rules=(RULE_HEADS, rule_rows(judged.rules)),
         test_time=(TEST_TIME_HEADS, detection_rows(report.test_time)),
         lacking=judged.notes,

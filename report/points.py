@@ -17,6 +17,7 @@ NAMES = {
     "cyclip": "CyCLIP",
     "slip": "SLIP",
     "roclip": "RoCLIP",
+    "safeclip": "SafeCLIP",
     "par": "PAR",
     "deep_cluster": "deep clustering",
     "unlearn": "unlearning",

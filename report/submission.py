@@ -19,8 +19,8 @@ from records.ending import FinishedJson, PrunedJson, verify_files
 from records.json_file import has_digest, write_whole
 from records.lines import first_unsealed
 from records.rows import FILE
-from records.spec_json import SPEC, control_of, read_decides, stage_of
-from records.study_json import RunEntry, StudyJson
+from records.spec_json import SPEC, control_of, fingerprint, read_decides, stage_of
+from records.study_json import LeftOut, RunEntry, StudyJson
 from report.load import Record, Study, read_study
 from report.packed import SUFFIX, pack, unpacked
 
@@ -174,6 +174,7 @@ def _misnamed(folder: Path, run: RunEntry, names: list[str], decided: dict[str, 
         facts["pretrain_objective"] = own.pretrain.objective.kind
     if own.clean is not None:
         facts["clean_objective"] = own.clean.objective.kind
+    facts["without"] = _left_out(own.whole, run)
     for name, value in facts.items():
         if getattr(run, name) != value:
             yield f"{folder / StudyJson.FILE} says {name} {getattr(run, name)!r} of {run.run}, whose {SPEC} says {value!r}"
@@ -186,6 +187,22 @@ def _misnamed(folder: Path, run: RunEntry, names: list[str], decided: dict[str, 
     stage_begun, but = ("twin", ("attack", "start")) if control == "twin" else ("pretrain", ())
     if start is not None and (trained(start, *but) != trained(own, *but) or stage_of(start.whole) != stage_begun):
         yield f"{folder / run.run / SPEC} is of another pre-training than that of {run.start}, from which the run starts"
+
+
+def _left_out(whole: dict[str, Any], run: RunEntry) -> LeftOut | None:
+    """What a run leaves out by its spec.json; of a file study.json alone tells the name."""
+    pretrain = whole["data"].get("pretrain")
+    said = pretrain.get("without") if isinstance(pretrain, dict) and stage_of(whole) == "pretrain" else None
+    if not isinstance(said, dict):
+        return None
+    rest = {name: value for name, value in pretrain.items() if name != "without"}
+    of_whole = f"pretrain-{fingerprint({**whole, 'data': {**whole['data'], 'pretrain': rest}})}"
+    way = next((way for way in ("random", "plan") if way in said), "file")
+    file = run.without.file if run.without is not None and way == "file" else None
+    try:
+        return LeftOut.model_validate({"way": way, "file": file, "share": said.get("random"), "whole": of_whole})
+    except ValidationError:
+        return None
 
 
 def trained(decided: Decided, *without: str) -> dict[str, Any]:

@@ -6,6 +6,8 @@ from typing import NamedTuple
 from data.refusal import UserError
 from records.json_file import write_whole
 from report.figures import figures
+from report.left_out import HEADS as LEFT_OUT
+from report.left_out import left_out
 from report.page import Picture, page_of
 from report.plots.style import render, svg
 from report.submission import open_study, report_folder
@@ -37,6 +39,8 @@ def write_report(path: Path, into: Path | None = None) -> Written:
     parquet = results_parquet(*table)
     if parquet is not None:
         files["results.parquet"] = parquet
+    if rows := left_out(study):
+        files["left_out.csv"] = as_csv(list(LEFT_OUT), [row.plain for row in rows]).encode()
     files["index.html"] = page_of(report, pictures).encode()
     write_files(out, files)
     return Written(out / "index.html", {picture.name: out / f"{picture.name}.png" for picture in pictures}, report)

@@ -31,6 +31,7 @@ from engine.training.step_inputs import Annotations, MicroBatches
 from objectives import AnyObjective
 
 PAIRS, GROUP, MICRO = 48, 4, 8
+EPOCH_STEPS = 5
 LARGE_GROUPS = (24, 48)  # the shares of one to four ranks, and larger than a micro-batch
 CLEANCLIP = {"kind": "cleanclip"}
 OBJECTIVES: list[dict[str, Any]] = [
@@ -44,6 +45,7 @@ OBJECTIVES: list[dict[str, Any]] = [
     {"kind": "par", "learn_scale": True},
     {"kind": "roclip", "every": 1, "pool": 30},
     {"kind": "unlearn", "flags": "x"},
+    {"kind": "safeclip", "unimodal": 0, "pool": 30},
     {"kind": "supervised", "classes": 3},
     {"kind": "sum", "parts": [{"objective": {"kind": "cyclip"}}, {"weight": 0.5, "objective": {"kind": "siglip"}}]},
 ]
@@ -91,8 +93,8 @@ def make_learner(
     head = torch.randn(3, width, generator=torch.Generator().manual_seed(4))  # a fresh one gives gradients of 1e-4
     kept = {"scale": torch.tensor([2.0]), "supervised.weight": head}
     return Learner(
-        tower_optimizer, Head.build(stage, width, kept, 3, world.device), stage, Schedule(stage.optimizer, 10, 5), world,
-        micro_batches, Annotations(np.arange(PAIRS) % 4 - 1, np.arange(PAIRS) % 5 == 0, True), towers,
+        tower_optimizer, Head.build(stage, width, kept, 3, world.device), stage,
+        Schedule(stage.optimizer, 10, EPOCH_STEPS), world, micro_batches, Annotations(np.arange(PAIRS) % 4 - 1, np.arange(PAIRS) % 5 == 0, True), towers,
     )  # fmt: skip
 
 
@@ -122,7 +124,13 @@ def statistics(towers: Towers) -> dict[str, torch.Tensor]:
 
 def stage_of(fields: dict[str, Any], gather: str = "exact") -> Stage:
     objective = TypeAdapter(AnyObjective).validate_python(fields)
-    return Stage(objective=objective, epochs=1, batch=PAIRS, optimizer=Optimizer(rate=1.0, decay=0.0), gather=gather)  # type: ignore[arg-type]
+    epochs, optimizer = max(1, objective.least_epochs), Optimizer(rate=1.0, decay=0.0)
+    return Stage(objective=objective, epochs=epochs, batch=PAIRS, optimizer=optimizer, gather=gather)  # type: ignore[arg-type]
+
+
+def step_of(stage: Stage) -> int:
+    """The first of the last epoch: after what an objective does to warm up."""
+    return EPOCH_STEPS * (stage.epochs - 1)
 
 
 def plain(
@@ -142,7 +150,7 @@ def plain(
     learner.memory = {key: value.double() if value.is_floating_point() else value for key, value in learner.memory.items()}
     learner.start = learner.start.double() if learner.start is not None else None
     learner.head.optimizer = torch.optim.SGD(learner.head.parameters.values(), lr=0.0)
-    outcome = learner.learn(batch(stage.objective.views, world), 0)
+    outcome = learner.learn(batch(stage.objective.views, world), step_of(stage))
     grads = {key: value.grad for key, value in learner.head.parameters.items()}
     grads |= {key: value.grad for key, value in towers.named_parameters() if value.grad is not None}
     return {"loss": outcome.terms["loss"].double(), **grads, **statistics(towers)}
@@ -160,7 +168,7 @@ def deepspeed(
     # as engine/training/build.py: stage 3 needs equal calls on all ranks, which captions by length are not
     micro_batches = MicroBatches(micro, by_length=stage_number < 3)
     learner = make_learner(tower_optimizer, stage, world, name, micro_batches)
-    outcome = learner.learn(batch(stage.objective.views, world), 0)
+    outcome = learner.learn(batch(stage.objective.views, world), step_of(stage))
     whole = named_state.weights(tower_optimizer, named_state.on_first_rank(tower_optimizer, world), world)
     out = {f"clip.{key}": whole[key].clone() for key, _ in towers.clip.named_parameters() if key in whole}
     out |= {key: value.detach().clone() for key, value in learner.head.parameters.items()} | statistics(towers)

@@ -32,6 +32,7 @@ MORE: dict[str, list[dict[str, Any]]] = {
     "deep_cluster": [{"classes": 4, "weight": 5.0}, {"classes": 4, "within": 0.0}],
     "par": [{}, {"tau": 0.5, "learn_scale": True}],
     "roclip": [{"every": 1, "pool": 7}, {"every": 2, "pool": 7}],
+    "safeclip": [{"unimodal": 2, "pool": 7}, {"unimodal": 1, "pool": 7}, {"unimodal": 0, "pool": 7}],
     "supervised": [{"classes": 4}],
     "unlearn": [{"flags": "plan.jsonl", "target": 0.2}],
 }
@@ -64,8 +65,8 @@ def features(of: ObjectiveSection, rows: int = N, seed: int = 0, scale: float = 
     learned = {name: one.initial.double() for name, one in of.learned(D, draw).items()}
     learned["scale"] = torch.tensor([math.log(scale)], dtype=torch.float64)
     memory = {name: one.double() if one.is_floating_point() else one for name, one in of.memory(D).items()}
-    if memory:
-        memory["roclip.pool"][:5], memory["roclip.seen"][:] = unit(5).detach(), 5
+    for name, one in memory.items():
+        one[:] = 5 if name.endswith(".seen") else torch.cat([unit(5).detach(), one[5:]])
     return Features(
         tuple(unit(rows) for _ in range(images)),
         tuple(unit(rows) for _ in range(texts)),

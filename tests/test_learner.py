@@ -113,6 +113,19 @@ def test_state_goes_round_through_a_checkpoint() -> None:
     assert state["note/zclip"].tolist() == [1.0, 3.0, 0.0]
 
 
+def test_the_state_holds_which_pairs_are_risky() -> None:
+    fields = {"kind": "safeclip", "unimodal": 0, "pool": 60}
+    learner, other = make_learner(fields), make_learner(fields)
+    for one in (learner, other):
+        one.annotations.reflags = True
+    learner.annotations.flags = np.arange(48) % 3 == 0
+    learner.learn(batch((2, 2), ALONE), 0)
+    other.annotations.flags = None
+    other.restore({name: value.clone() for name, value in learner.state().items()})
+    assert other.annotations.flags is not None
+    assert np.array_equal(other.annotations.flags, learner.annotations.flags)
+
+
 def test_a_new_head_forgets_its_moments_and_leaves_the_rest() -> None:
     learner = make_learner({"kind": "deep_cluster", "classes": 3, "within": 0.0})
     learner.learn(batch((1, 1), ALONE), 0)

@@ -13,8 +13,8 @@ pass alone takes a third. With V views of the picture and U of the caption, i an
     training    = pairs * epochs * (host + (V i + U t) / speed)
     evaluation  = (epochs + 1) * sum over sets [pictures * (host + (1 + attacks) i / 3 speed) + prompts * t / 3 speed]
 
-k-means adds a forward pass over the clean set an epoch. Not counted: what is done to a start's weights before the first
-step, a frozen start's forward passes, micro-batches, idle GPUs. An estimate of what the published code would take.
+k-means and SafeCLIP add a forward pass over the pairs an epoch. Not counted: what is done to a start's weights before the
+first step, a frozen start's forward passes, micro-batches, idle GPUs. An estimate of what the published code would take.
 """
 
 from dataclasses import dataclass
@@ -26,6 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from configs.plan import Run
 from engine.models import clip
+from engine.training.inputs import sorter
 from objectives.sum import objectives_of
 
 GPU = "A100-40GB"
@@ -123,6 +124,8 @@ def training_seconds(run: Run, pairs: int) -> float:
     pictures, captions = stage.objective.views
     work = pictures * forward.picture + captions * forward.caption
     seconds = host + work / rate / (3 if stage.norms == "estimated" else 1)
+    if sorter(run) is not None:
+        seconds += host + (forward.picture + forward.caption) / rate / 3
     if any("labels" in part.needs and getattr(part, "labels", "") is None for part in objectives_of(stage.objective)):
         seconds += host + forward.picture / rate / 3
     return pairs * seconds

@@ -19,7 +19,7 @@ from engine.training import checkpoint, named_state, zero
 from engine.training.finite import refuse_not_finite
 from engine.training.head import Head
 from engine.training.init_weights import load_start, moments_of, path_of, published_decay, start_normalization
-from engine.training.inputs import RunInputs
+from engine.training.inputs import RunInputs, sorter
 from engine.training.learner import Learner
 from engine.training.loss_core import LossCore, loss_core
 from engine.training.norm_groups import NormGroups, norm_groups, set_norm_groups
@@ -107,7 +107,7 @@ def _learner(  # noqa: PLR0913  (what `build` has made)
         world,
         # ZeRO-3 needs equal calls on all ranks, compiled code few shapes
         MicroBatches(machine.micro_batch, by_length=machine.zero < 3 and not machine.compile),
-        Annotations(inputs.labels, inputs.flags, "poisoned" in stage.objective.needs),
+        Annotations(inputs.labels, inputs.flags, "poisoned" in stage.objective.needs, sorter(run) is not None),
         frozen,
         core.core,
     )

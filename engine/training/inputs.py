@@ -32,6 +32,7 @@ from engine.training.pairs import StudyPairs
 from engine.training.room import check_room
 from objectives.deep_cluster import DeepCluster
 from objectives.learned import initial
+from objectives.safeclip import SafeClip
 from objectives.sum import objectives_of
 from objectives.unlearn import Unlearn
 from records.ending import verify_files
@@ -215,6 +216,11 @@ SETTINGS: tuple[Callable[[Run, World], None], ...] = (_check_batch, _check_model
 def clusterer(run: Run) -> DeepCluster | None:
     """The part of the run's objective that learns from clusters, if there is one."""
     return next((section for section in objectives_of(run.settings.objective) if isinstance(section, DeepCluster)), None)
+
+
+def sorter(run: Run) -> SafeClip | None:
+    """The part of the run's objective that tells safe pairs from risky ones, if there is one."""
+    return next((section for section in objectives_of(run.settings.objective) if isinstance(section, SafeClip)), None)
 
 
 def unlearner(run: Run) -> Unlearn | None:

@@ -61,7 +61,7 @@ class Learner:
 
     def learn(self, batch: Batch, step: int) -> Outcome:
         """Takes one step (from 0) on this rank's part of a batch."""
-        rate = self.schedule.rate(step)
+        rate = self.schedule.rate(step) * self.stage.objective.rate_share(self.schedule.epoch(step))
         self.tower_optimizer.set_rate(rate)
         self.head.set_rate(rate)
         if self.stage.norms == "estimated":
@@ -154,6 +154,8 @@ class Learner:
             out["note/zclip"] = self.tower_optimizer.zclip.state.cpu()
         if self.annotations.labels is not None:
             out["labels"] = torch.from_numpy(self.annotations.labels)
+        if self.annotations.reflags and self.annotations.flags is not None:
+            out["flags"] = torch.from_numpy(self.annotations.flags)
         return out
 
     def restore(self, state: Mapping[str, torch.Tensor]) -> None:
@@ -164,6 +166,8 @@ class Learner:
             self.tower_optimizer.zclip.state.copy_(state["note/zclip"])
         if "labels" in state:
             self.annotations.labels = state["labels"].numpy()
+        if "flags" in state:
+            self.annotations.flags = state["flags"].numpy()
 
 
 def _means_and_whether_finite(

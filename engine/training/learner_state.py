@@ -64,7 +64,9 @@ def restore(learner: Learner, path: Path, world: World) -> None:
         _check(path, there, of_moments)
     beside = TensorFiles([path / f"{LEARNER}.safetensors"])
     state = {name: beside.whole(name).clone() for name in beside.kinds()}
-    begun = tuple(name for name in state if name.startswith("adam/") or name == "labels")  # not there before a step
+    begun = tuple(
+        name for name in state if name.startswith("adam/") or name in ("labels", "flags")
+    )  # not there before a step
     own = {name: value for name, value in learner.state().items() if name not in begun}
     _check(path, {name: kind for name, kind in beside.kinds().items() if name not in begun}, _kinds(own))
     named_state.set_weights(towers, weights.flat, world)

@@ -17,10 +17,11 @@ from engine.evaluation.evaluate import EvalCosts, evaluate
 from engine.training import checkpoint, learner_state, named_state
 from engine.training.bad_samples import BadBatches, BadSamples
 from engine.training.init_weights import distance
-from engine.training.inputs import RunInputs, clusterer
+from engine.training.inputs import RunInputs, clusterer, sorter
 from engine.training.journal import Journal
 from engine.training.kmeans import clustered
 from engine.training.learner import Learner
+from engine.training.safe_pairs import risky_pairs
 from engine.training.usage import UsageMeter
 from records.manifest import BadSteps, Manifest
 
@@ -78,8 +79,12 @@ class RunState:
         torch.manual_seed(derive_seed(self.inputs.run.spec.seed, "step", step, self.world.rank))
 
     def begin_epoch(self, epoch: int) -> None:
-        """What an epoch (from 1) needs before its first step: new clusters and a fresh head, for deep clustering without a
-        file."""
+        """What an epoch (from 1) needs before its first step: for SafeCLIP which pairs are risky; for deep clustering
+        without a file new clusters and a fresh head."""
+        if (sorts := sorter(self.inputs.run)) is not None and epoch > sorts.warmup:
+            average_running_stats(self.engine)
+            annotations, rows = self.learner.annotations, self.inputs.run.spec.machine.eval_batch
+            annotations.flags = risky_pairs(self.engine, self.inputs.pairs, sorts, annotations.flags, self.world, rows)
         section = clusterer(self.inputs.run)
         if section is None or section.labels is not None:
             return

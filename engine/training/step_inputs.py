@@ -41,6 +41,7 @@ class Annotations:
     labels: np.ndarray | None = None  # int64, -1 for none
     flags: np.ndarray | None = None  # bool
     poisoned: bool = False  # whether the objective asks which are in the poison plan; the batch tells
+    reflags: bool = False  # whether flags are made anew before epochs, and so are a part of the run's state
 
     def of(self, samples: torch.Tensor, device: torch.device) -> tuple[torch.Tensor | None, torch.Tensor | None]:
         """(labels [B], flags [B]) of some samples."""

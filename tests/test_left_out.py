@@ -1,0 +1,72 @@
+"""The report's table of what leaving pairs out gives, worked out by hand on made-up journals and cards."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import samples
+
+from report.left_out import HEADS, left_out
+from report.load import read_study
+from report.markdown import section
+from report.page import page_of
+from report.verdict import make_report
+from report.write import write_report
+
+RUNS: dict[str, tuple[int, int, list[float], dict[str, Any] | None]] = {  # pairs, poisoned, ASR by seed, what is left out
+    "whole": (1000, 30, [0.9, 0.8], None),
+    "plan": (970, 0, [0.01, 0.02], {"way": "plan"}),
+    "random": (900, 27, [0.9, 0.7], {"way": "random", "share": 0.1}),
+}
+
+
+def study(folder: Path, finished: bool = True) -> Path:
+    runs: list[dict[str, Any]] = []
+    for seed in (0, 1):
+        for name, (pairs, poisoned, asr, less) in RUNS.items():
+            run = f"pretrain-{name}-{seed}"
+            entry = {"run": run, "stage": "pretrain", "pretrain_objective": "mmcl", "seed": seed, "swept": {"seed": seed}}
+            if less is not None:
+                entry["without"] = {**less, "whole": f"pretrain-whole-{seed}"}
+                entry["swept"] = {"seed": seed, "data.pretrain.without": less}
+            runs.append(entry)
+            home = folder / run
+            home.mkdir(parents=True)
+            row = {"kind": "measure", "epoch": 1, "step": 1, "images": "x", "top1": 0.5, "asr": asr[seed], "pictures": 100,
+                   "others": 90, "classes": 10}  # fmt: skip
+            (home / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+            (home / "card.json").write_text(json.dumps(samples.card(run=run, pairs=pairs, poisoned_pairs=poisoned)))
+            if finished or less is None:
+                samples.end(home)
+    (folder / "study.json").write_text(json.dumps({"name": "s", "runs": runs}))
+    return folder
+
+
+def test_poison_left_and_clean_pairs_lost_are_counted_beside_the_rates(tmp_path: Path) -> None:
+    rows = [row.cells for row in left_out(read_study(study(tmp_path)))]
+    assert [row[1:6] for row in rows] == [
+        ["nothing", "2", "0", "30", "0"],
+        ["10 % at random", "2", "100", "27", "97"],
+        ["the true plan", "2", "30", "0", "0"],
+    ]
+    assert {row[0] for row in rows} == {"MMCL"}
+    assert [row[7] for row in rows] == ["85.0 % [80.0, 90.0]", "80.0 % [70.0, 90.0]", "1.5 % [1.0, 2.0]"]
+
+
+def test_what_is_not_finished_is_counted_and_not_measured(tmp_path: Path) -> None:
+    rows = [row.cells for row in left_out(read_study(study(tmp_path, finished=False)))]
+    assert [row[6] for row in rows][1:] == ["not measured"] * 2
+
+
+def test_page_markdown_and_csv_have_the_table_and_only_where_pairs_are_left_out(tmp_path: Path) -> None:
+    report = make_report(read_study(study(tmp_path / "a")))
+    page, text = page_of(report, []), section(report, [])
+    assert all(words in page and words in text for words in ("at random", "the true plan"))
+    written = write_report(tmp_path / "a")
+    assert (written.page.parent / "left_out.csv").read_text().splitlines()[0] == ",".join(HEADS)
+    runs = json.loads((tmp_path / "a/study.json").read_text())
+    runs["runs"] = [run for run in runs["runs"] if "without" not in run]
+    (tmp_path / "a/study.json").write_text(json.dumps(runs))
+    report = make_report(read_study(tmp_path / "a"))
+    assert 'id="left-out"' not in page_of(report, [])
+    assert left_out(report.study) == []
