@@ -94,7 +94,8 @@ def make_learner(
     kept = {"scale": torch.tensor([2.0]), "supervised.weight": head}
     return Learner(
         tower_optimizer, Head.build(stage, width, kept, 3, world.device), stage,
-        Schedule(stage.optimizer, 10, EPOCH_STEPS), world, micro_batches, Annotations(np.arange(PAIRS) % 4 - 1, np.arange(PAIRS) % 5 == 0, True), towers,
+        Schedule(stage.optimizer, 10, EPOCH_STEPS), world,
+        micro_batches, Annotations(np.arange(PAIRS) % 4 - 1, np.arange(PAIRS) % 5 == 0, True), towers,
     )  # fmt: skip
 
 
