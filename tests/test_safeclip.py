@@ -109,7 +109,7 @@ def test_a_killed_run_and_one_on_two_ranks_sort_the_pairs_as_an_undisturbed_one(
     found: dict[str, Any] = {}
     starts: dict[str, Callable[[Path], None]] = {
         "whole": lambda path: None,
-        "killed": lambda path: kill_after(12 * 2 + 6 + 4, path, words),
+        "killed": lambda path: kill_after(12 * 2 + 6 + 4, path, settings(*words)),
     }
     for name, begin in starts.items():
         home = spec.parent / name
