@@ -71,6 +71,7 @@ class Spec(Section):
             (f"objective {self.pretrain.objective.kind} compares with the model that it starts from", "start" in needs),
             ("transform is given", self.pretrain.transform is not None),
             (f"optimizer.state is {self.pretrain.optimizer.state}", self.pretrain.optimizer.state != "fresh"),
+            ("optimizer.path is given", self.pretrain.optimizer.path is not None),
             (f"norms is {self.pretrain.norms}", self.pretrain.norms != "trained"),
         ):
             if applies:

@@ -9,6 +9,16 @@ from data.section import Section
 from objectives import AnyObjective
 
 
+class TowardStart(Section):
+    """Path-aware minimisation (Min et al. 2024, arXiv 2410.09838): each step's gradient is taken at weights moved towards
+    the start's, so that what is learned holds along the way back to them.
+
+    w <- AdamW(w, gradient at w + rho (start - w) / ||start - w||), over the towers' trained weights; at w = start not moved.
+    """
+
+    rho: float = Field(0.5, ge=0, description="how far the weights are moved, in the norm of all of them together")
+
+
 class Optimizer(Section):
     """AdamW (Loshchilov & Hutter 2019) with linear warm-up and cosine decay to zero."""
 
@@ -32,6 +42,11 @@ class Optimizer(Section):
         "fresh",
         description="AdamW's moments before the first step. fresh: zero; inherited: those that the start's training ended "
         "with; published: those, and the start's weight decay instead of `decay`, as the code of arXiv 2311.14948 does",
+    )
+    path: TowardStart | None = Field(
+        None,
+        exclude_if=lambda path: path is None,
+        description="the gradient is taken at weights moved towards the start's (arXiv 2410.09838); not with machine.zero 3",
     )
 
     @model_validator(mode="after")
@@ -94,15 +109,25 @@ class Stage(Section):
                 f"optimizer.state is {self.optimizer.state}, but moments from before would move the neurons that transform "
                 f"{self.transform.kind} removes; use fresh"
             )
+        if self.transform is not None and self.transform.removes_neurons and self.optimizer.path is not None:
+            raise ValueError(
+                "optimizer.path is given, but gradients on the way to the start would bring back the neurons that "
+                f"transform {self.transform.kind} removes; leave one of them out"
+            )
         return self
 
     @model_validator(mode="after")
     def _takes_nothing_that_is_forgotten(self) -> "Stage":
         if self.transform is not None and self.transform.forgets:
-            kept = (("optimizer.state", self.optimizer.state, "fresh"), ("norms", self.norms, "trained"))
+            kept = (
+                ("optimizer.state", self.optimizer.state, "fresh"),
+                ("optimizer.path", self.optimizer.path and "given", None),
+                ("norms", self.norms, "trained"),
+            )
             for field, value, only in kept:
                 if value != only:
                     raise ValueError(
-                        f"{field} is {value}, but transform {self.transform.kind} leaves nothing of the start; use {only}"
+                        f"{field} is {value}, but transform {self.transform.kind} leaves nothing of the start; "
+                        + (f"use {only}" if only else "leave it out")
                     )
         return self

@@ -14,7 +14,7 @@ from engine.models.towers import Towers
 from engine.training.head import Head
 from engine.training.kmeans import spherical
 from engine.training.learner import Learner
-from engine.training.optimizer import Schedule, ZClip, decays, rate_at
+from engine.training.optimizer import Schedule, WayBack, ZClip, decays, rate_at
 from engine.training.step_inputs import Annotations
 from engine.training.zero import TowerOptimizer
 
@@ -169,6 +169,63 @@ def test_the_published_rule_decays_what_the_paper_decayed() -> None:
     assert "clip.visual.layer1.0.downsample.1.weight" in published - ours  # a BatchNorm's gain
     assert not any("bias" in n or ".bn" in n or "ln_" in n for n in published)
     assert {"clip.token_embedding.weight", "clip.visual.conv1.weight"} <= ours
+
+
+def test_a_step_on_the_path_to_the_start_by_hand() -> None:
+    """theta (3, 4), start 0, loss half the squared norm, rate 0.1, rho 0.5: the gradient is that at (2.7, 3.6), so theta
+    becomes (2.73, 3.64). What is not trained is not moved, and does not count in the norm."""
+    theta, fixed = torch.nn.Parameter(torch.zeros(2)), torch.nn.Parameter(torch.zeros(1), requires_grad=False)
+    path = WayBack(0.5, [theta, fixed])
+    theta.data, fixed.data = torch.tensor([3.0, 4.0]), torch.tensor([100.0])
+    before, descent = theta.detach().clone(), torch.optim.SGD([theta], lr=0.1)
+    path.go([theta, fixed])
+    assert theta.tolist() == pytest.approx([2.7, 3.6])
+    (0.5 * theta.square().sum()).backward()  # type: ignore[no-untyped-call]
+    path.back([theta, fixed])
+    assert torch.equal(theta, before)
+    assert fixed.item() == 100
+    descent.step()
+    assert theta.tolist() == pytest.approx([2.73, 3.64])
+    path.back([theta, fixed])
+    assert theta.tolist() == pytest.approx([2.73, 3.64])  # the step is not taken back
+    theta.data.zero_()
+    path.go([theta, fixed])
+    assert theta.tolist() == [0, 0]
+
+
+def test_the_learner_steps_its_own_weights_by_the_gradient_on_the_path() -> None:
+    """A batch of which no step is taken leaves the weights to the bit; the first step from the start is one without a path,
+    the second is not, and is that by the gradient at the moved weights."""
+    pairs = batch((1, 1), ALONE)
+    with_path, without, moved = (make_learner({"kind": "mmcl"}) for _ in range(3))
+    for learner in (with_path, without, moved):
+        parameters = learner.tower_optimizer.towers.parameters()
+        learner.tower_optimizer.adamw = torch.optim.SGD(parameters, lr=0.1)
+        learner.tower_optimizer.engine.optimizer = learner.tower_optimizer.adamw
+        learner.waits = True
+    towers = with_path.tower_optimizer.towers
+    with_path.tower_optimizer.way_back = WayBack(20.0, towers.parameters())
+    for learner in (with_path, without):
+        learner.learn(pairs, 0)
+        learner.tower_optimizer.adamw.zero_grad()
+    assert not same(everything(with_path), everything(without))
+    start, own = with_path.tower_optimizer.way_back.start, [p.detach().clone() for p in towers.parameters()]
+    norm = torch.cat([(a - b).flatten() for a, b in zip(start, own, strict=True)]).norm()
+    for there, a, b in zip(moved.tower_optimizer.towers.parameters(), start, own, strict=True):
+        there.data.copy_(b + 20 * (a - b) / norm)
+    moved.head.parameters["scale"].data.copy_(without.head.parameters["scale"].data)
+    for learner in (with_path, without, moved):
+        learner.learn(pairs, 1)
+    got = torch.cat([(p.detach() - before).flatten() for p, before in zip(towers.parameters(), own, strict=True)])
+    steps = [
+        -with_path.schedule.rate(1) * torch.cat([p.grad.flatten() for p in one.tower_optimizer.towers.parameters()])
+        for one in (moved, without)
+    ]
+    assert torch.allclose(got, steps[0], atol=2e-6)
+    assert (got - steps[1]).norm() > 0.1 * got.norm()
+    before, towers.mean = everything(with_path), towers.mean * math.nan
+    assert not bool(with_path.learn(pairs, 2).taken)
+    assert not same(before, everything(with_path))
 
 
 def test_zclip_by_hand() -> None:

@@ -4,8 +4,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
-from configs.stage import Optimizer
+from configs.stage import Optimizer, Stage
 from data.refusal import UserError
 from engine.models import clip
 from engine.training import optimizer
@@ -58,3 +59,15 @@ def test_auto_is_torchs_fused_adamw_on_a_cpu_and_what_fails_is_refused(monkeypat
     monkeypatch.setitem(__import__("sys").modules, "deepspeed.ops.adam", None)
     with pytest.raises(UserError, match="machine.adam is 'deepspeed_cpu', which does not work here .* use auto"):
         adamw("deepspeed_cpu", [parameter], section, cpu)
+
+
+def test_a_path_needs_weights_to_go_back_to_and_changes_no_older_fingerprint() -> None:
+    assert "path" not in Optimizer(rate=1.0).model_dump()
+    fields = {"objective": {"kind": "mmcl"}, "epochs": 1, "batch": 4, "optimizer": {"rate": 1.0, "path": {"rho": 0.5}}}
+    assert Stage.model_validate(fields).model_dump()["optimizer"]["path"] == {"rho": 0.5}
+    for kind, words in (
+        ("fresh", "leaves nothing of the start; leave it out"),
+        ("fine_prune", "would bring back the neurons"),
+    ):
+        with pytest.raises(ValidationError, match=words):
+            Stage.model_validate(fields | {"transform": {"kind": kind}})

@@ -196,6 +196,7 @@ RATE = "clean.optimizer.rate"
         ("machine.recompute=1", "machine.recompute: is 1; expected true or false"),
         (f"sweep={{{RATE}: {{low: true, high: 1, points: 2}}}}", f"sweep.{RATE}.low: is true; expected a number"),
         (f"sweep={{{RATE}: [yes]}}", f"{RATE}: is 'yes'; expected a number of at least 0"),
+        ("pretrain.optimizer.path={}", "pretrain.optimizer.path is given, which needs weights to start from; use it in"),
         ("sweep.jobs=0", "sweep.jobs: is 0; expected a whole number from 1 to 10,000 or 'auto'"),
     ],
 )  # fmt: skip

@@ -23,7 +23,7 @@ from engine.training.inputs import RunInputs, sorter
 from engine.training.learner import Learner
 from engine.training.loss_core import LossCore, loss_core
 from engine.training.norm_groups import NormGroups, norm_groups, set_norm_groups
-from engine.training.optimizer import Schedule
+from engine.training.optimizer import Schedule, WayBack
 from engine.training.step_inputs import Annotations, MicroBatches
 from records.card import Card
 
@@ -60,6 +60,7 @@ def build(inputs: RunInputs, world: World) -> Built:
     towers.cuts = towers.trims and machine.trim_text != "never"
     scalars, source = load_start_weights(inputs, towers)
     start_weights = _copied(towers) if run.stage == "clean" and world.first else {}
+    way_back = WayBack(stage.optimizer.path.rho, towers.parameters()) if stage.optimizer.path else None
     frozen = _frozen(towers).to(world.device) if "start" in stage.objective.needs else None
     moments, section = _moments(inputs, source)
     norms = _set_norms(inputs, towers, world)
@@ -71,6 +72,7 @@ def build(inputs: RunInputs, world: World) -> Built:
     precision = zero.precision(machine, world.device)
     _assert_equal_on_ranks(inputs, world, towers, (precision, norms, words))
     tower_optimizer = zero.wrap(towers, section, machine, world, stage.batch // world.size)
+    tower_optimizer.way_back = way_back
     if frozen is not None and precision == "bf16":
         frozen.compute_in(torch.bfloat16)
     try:

@@ -209,8 +209,19 @@ def _check_adam(run: Run, world: World) -> None:
         raise UserError("machine.adam is 'deepspeed_fused', which does not work here (it needs a GPU); use auto")
 
 
+def _check_path(run: Run, world: World) -> None:
+    """UserError if weights are to be moved that no process has whole."""
+    if run.settings.optimizer.path is not None and run.spec.machine.zero == 3:
+        stage = "clean" if run.stage == "clean" else "pretrain"
+        raise UserError(
+            f"{stage}.optimizer.path moves weights that machine.zero 3 has in parts; set machine.zero to 2, or leave it out"
+        )
+
+
 # what can be refused by the spec, the number of processes and their device alone, whatever the objective
-SETTINGS: tuple[Callable[[Run, World], None], ...] = (_check_batch, _check_model, _check_groups, _check_adam, check_room)
+SETTINGS: tuple[Callable[[Run, World], None], ...] = (
+    _check_batch, _check_model, _check_groups, _check_adam, _check_path, check_room,
+)  # fmt: skip
 
 
 def clusterer(run: Run) -> DeepCluster | None:

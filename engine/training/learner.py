@@ -67,6 +67,7 @@ class Learner:
         if self.stage.norms == "estimated":
             return self._estimate(batch, step)
         inputs = self._send(batch)
+        self.tower_optimizer.go_back()
         rows = self._forward(batch, inputs)
         features, leaves = self._features(inputs, rows, step)
         terms = self.objective(features, self._exchange())
@@ -75,6 +76,7 @@ class Learner:
         self.head.set_gradients(on_head)
         if not self.waits or bool(taken):
             self._step(rows, on_towers, features, taken)
+        self.tower_optimizer.come_forward()
         self.tower_optimizer.towers.update_running_stats(taken)
         return Outcome(terms, taken, rate)
 
@@ -116,6 +118,7 @@ class Learner:
         share = 1 / self.world.size if self.stage.gather == "published" else 1.0
         # the towers' gradient is that of <features, dL/dfeatures>: DeepSpeed scales and averages it as it would the loss's
         self.tower_optimizer.backward(share * (torch.cat(rows, 1) * torch.stack(list(on_rows), 1)).sum())
+        self.tower_optimizer.come_forward()
         self.tower_optimizer.engine.step()
         self.head.step()
         if self.memory:

@@ -100,6 +100,30 @@ class ZClip:
         return kept
 
 
+class WayBack:
+    """Moves weights towards those that they had at first, by rho in the norm of all of them together, and back."""
+
+    def __init__(self, rho: float, parameters: Iterable[torch.Tensor]) -> None:
+        self.rho, self.start = rho, [parameter.detach().clone() for parameter in parameters]
+        self.kept: list[torch.Tensor] = []
+
+    def go(self, parameters: Iterable[torch.Tensor]) -> None:
+        """Moves those parameters that are trained; not at all where they are at the start."""
+        pairs = zip(parameters, self.start, strict=True)
+        moved, start = zip(*[(own.data, start.to(own.device)) for own, start in pairs if own.requires_grad], strict=True)
+        self.kept = torch._foreach_mul(moved, 1.0)
+        way = torch._foreach_sub(start, moved)
+        norm = torch.nn.utils.get_total_norm(way)
+        torch._foreach_mul_(way, torch.where(norm > 0, self.rho / norm, 0.0))
+        torch._foreach_add_(moved, way)
+
+    def back(self, parameters: Iterable[torch.Tensor]) -> None:
+        """Gives them the values that they had before `go`, to the bit; nothing if they have them."""
+        if self.kept:
+            torch._foreach_copy_([own.data for own in parameters if own.requires_grad], self.kept)
+        self.kept = []
+
+
 def adamw(
     kind: str, parameters: Iterable[Any], section: Optimizer, device: torch.device
 ) -> tuple[torch.optim.Optimizer, str]:

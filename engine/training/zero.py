@@ -56,11 +56,22 @@ class TowerOptimizer:
     backward: Callable[[torch.Tensor], Any]  # leaves the towers' gradients, averaged over ranks
     implementation: str = ""  # of AdamW, as machine.adam names it
     zclip: optimizer.ZClip | None = None
+    way_back: optimizer.WayBack | None = None
 
     @property
     def towers(self) -> Any:
         """The towers."""
         return self.engine.module
+
+    def go_back(self) -> None:
+        """Before a forward pass: the towers go towards their start, if the stage's optimizer has a path."""
+        if self.way_back is not None:
+            self.way_back.go(self.towers.parameters())
+
+    def come_forward(self) -> None:
+        """After the backward pass: the towers have their own weights again."""
+        if self.way_back is not None:
+            self.way_back.back(self.towers.parameters())
 
     def set_rate(self, rate: float) -> None:
         """Sets the learning rate of the next step."""
