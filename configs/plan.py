@@ -13,7 +13,7 @@ from configs.sweep import of_leaving
 from data.sources import of_all_pairs
 from data.without import Without
 from records.spec_json import fingerprint
-from records.study_json import LeftOut, RunEntry, StageName
+from records.study_json import LeftOut, Probe, RunEntry, StageName
 
 Address = str | dict[str, str]  # of shards: a pattern, or patterns by name
 FORMAT = 5  # raised when the same spec comes to mean another computation
@@ -31,6 +31,8 @@ class Run:
     cleaning: frozenset[str] = frozenset()  # the names in swept that concern the cleaning alone
     places: Mapping[str, Address] = field(default_factory=dict)  # where other runs have the shards of an address
     leaving: frozenset[str] = frozenset()  # the names in swept that concern alone what the pre-training leaves out
+    after: Probe | None = None  # what it asks of a cleaned model, whose weights the spec names then
+    cleaned: "Run | None" = None  # that one's cleaning
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Run) and self.folder == other.folder
@@ -80,15 +82,18 @@ class Run:
         if self.stage == "twin":
             attack = {}
         out = {"format": FORMAT, "seed": spec["seed"], "data": data, "attack": attack, "model": spec["model"]}
-        for name in ("pretrain", "clean"):
-            if spec[name] is not None and spec[name]["start"] is not None and spec[name]["start"]["digest"]:
-                spec[name]["start"].pop("path")  # the weights themselves count, not where they lie
+        for stage in (spec["pretrain"], spec["clean"]):
+            for start in (stage["start"], (stage["transform"] or {}).get("to")) if stage is not None else ():
+                if start is not None and start["digest"]:
+                    start.pop("path")  # the weights themselves count, not where they lie
         if self.stage != "clean" or self.start is not None:
             out["pretrain"] = {key: value for key, value in spec["pretrain"].items() if key != "measure_steps"}
         if self.stage == "clean" or clean["held_out"] and clean["shards"] is None:
             data["clean"] = clean  # what is held out changes the pre-training
         if self.stage == "clean":
             out["clean"] = spec["clean"]
+        if self.after is not None and self.after.kind == "perturb" and self.spec.after and self.spec.after.perturb:
+            out["perturb"] = {**self.spec.after.perturb.model_dump(mode="json"), "on": self.measured}
         if self.of_twin:
             out["start"] = "twin"  # the attack stays: its pairs are those that the clean set leaves out
         return out
@@ -134,11 +139,15 @@ class Run:
         if self.start is not None:
             return self.start.folder
         weights = self.settings.start
+        if self.after is not None and weights is not None:
+            return Path(str(weights.path)).name
         return None if weights is None else f"weights-{(weights.digest or weights.pretrained or str(weights.path))[:12]}"
 
     @property
     def pretrained_with(self) -> str:
         """The objective that the model was pre-trained with, or where its weights come from."""
+        if self.cleaned is not None:
+            return self.cleaned.pretrained_with
         if self.stage != "clean":
             return self.settings.objective.kind
         if self.start is not None:
@@ -150,6 +159,8 @@ class Run:
     @property
     def cleaner(self) -> str | None:
         """What a cleaning is called: the choices of the named axes that concern it, or its objective's kind."""
+        if self.cleaned is not None:
+            return self.cleaned.cleaner
         if self.stage != "clean":
             return None
         named = [str(value) for name, value in self.swept if name in self.cleaning and "." not in name]
@@ -158,6 +169,8 @@ class Run:
     @property
     def title(self) -> str:
         """A few words for people: the stage and what the sweep sets for it."""
+        if self.cleaned is not None and self.after is not None:
+            return f"{self.cleaned.title}, then {in_words(self.after)}"
         cleans = self.stage == "clean"
         of_stage = [(path, value) for path, value in self.swept if (path in self.cleaning) == cleans or path == "seed"]
         twin = " twin" if self.of_twin else ""
@@ -189,6 +202,7 @@ class Run:
             cleaning=tuple(sorted(self.cleaning)) if cleans else (),
             control="twin" if self.of_twin else "fresh" if cleans and self._forgets else None,
             without=self._entry_of_left_out(),
+            after=self.after,
         )
 
     def _entry_of_left_out(self) -> LeftOut | None:
@@ -196,6 +210,19 @@ class Run:
             return None
         without = self.left_out
         return LeftOut(way=without.way, file=without.file, share=without.random, whole=self.whole.folder)
+
+
+def in_words(probe: Probe) -> str:
+    """What a probe does, for people."""
+    of_twin = " of its twin" * probe.twin
+    if probe.kind == "retune":
+        return f"tuning{of_twin} with {probe.amount:g} poisoned pairs" if probe.amount else f"clean tuning{of_twin}"
+    if probe.kind == "line":
+        return f"{probe.amount:g} of the way to the poisoned weights"
+    if probe.kind == "perturb":
+        return f"perturbed pictures{of_twin}"
+    others = {"int8": "int8 weights", "bf16": "bf16 weights", "average": "the average with its twin"}
+    return others.get(probe.kind, "BatchNorm estimated anew")
 
 
 def address(patterns: Address) -> str:

@@ -9,13 +9,14 @@ from typing import Any
 
 from pydantic import Field, ModelWrapValidatorHandler, ValidationError, model_validator
 
+from configs.after import After
 from configs.explain import MOST, explain, field_names, paths, suggestion
 from configs.machine import Machine
 from configs.model import Model
 from configs.plain import validated
 from configs.source import Place, SpecTree, override, put, read_source
 from configs.stage import Stage
-from configs.start import identified
+from configs.start import Line, identified
 from configs.sweep import Arm, Choice, Grid, Random, Range, Sweep, arms, axis_place, is_path, of_cleaning, size
 from configs.without import settled
 from data.attack import Attack
@@ -41,6 +42,11 @@ class Spec(Section):
     model: Model
     pretrain: Stage | None = Field(None, description="may be left out where clean.start names weights")
     clean: Stage | None = None
+    after: After | None = Field(
+        None,
+        exclude_if=lambda after: after is None,
+        description="whether the backdoor comes back: what is asked of the best cleaned model of each start and cleaner",
+    )
     measure: tuple[AnyMeasure, ...] = Field(min_length=1)
     sweep: Sweep = Sweep()
     machine: Machine = Machine()
@@ -78,6 +84,34 @@ class Spec(Section):
                 raise ValueError(
                     f"pretrain.{reason}, which needs weights to start from; use it in clean or give pretrain.start"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _has_something_to_probe(self) -> "Spec":
+        if self.after is None or self.sweep.axes:
+            return self
+        if self.clean is None:
+            raise ValueError("after probes cleaned models, but there is no clean section; give one, or leave after out")
+        if self.clean.start is None and not self.attack.clean_twin:
+            raise ValueError(
+                "after holds a cleaned model against its twin after the same cleaning; set attack.twin to each, or to first "
+                "for one pre-training, and attack.clean_twin to true"
+            )
+        attacked = [measure for measure in self.measure if measure.triggered and measure.attack_kind == TRAINED]
+        if self.after.perturb is not None and not attacked:
+            raise ValueError(
+                "after.perturb looks at pictures with the trigger, but no measure does; add "
+                "{kind: attack_success, images: NAME} to measure, or set it to null"
+            )
+        pairs, most = self.after.pairs or self.data.clean.pairs, max(self.after.retune, default=0)
+        if pairs is None:
+            raise ValueError(
+                "after.pairs is missing, and data.clean.pairs too; say how many pairs a cleaned model is tuned on"
+            )
+        if most > pairs:
+            raise ValueError(
+                f"after.retune asks for {most:,} poisoned pairs among {pairs:,} in all; lower it, or raise pairs"
+            )
         return self
 
     @model_validator(mode="after")
@@ -211,6 +245,9 @@ def _settled(spec: Spec, say: Callable[[str], None]) -> Spec:
         stage = getattr(spec, name)
         if stage is not None and stage.start is not None and stage.start.path is not None:
             changes[name] = stage.model_copy(update={"start": identified(stage.start, f"{name}.start")})
+        if stage is not None and isinstance(line := stage.transform, Line):
+            line = line.model_copy(update={"to": identified(line.to, f"{name}.transform.to")})
+            changes[name] = changes.get(name, stage).model_copy(update={"transform": line})
     return spec.model_copy(update=changes) if changes else spec
 
 
@@ -291,7 +328,7 @@ def _wrong_choice(what: str, choice: Choice, searched: bool, taken: set[str]) ->
 def _unknown(path: str) -> str:
     """What is wrong with the path of a field; '' if nothing is."""
     place: Place = tuple(path.split("."))
-    if place[0] in ("sweep", "name", "machine"):
+    if place[0] in ("sweep", "name", "machine", "after"):
         return f"no field '{path}'; it can't be swept"
     if place[-1] in field_names(Spec, place[:-1]) or field_names(Spec, place[:-1]) == [] and _is_mapping(place[:-1]):
         return ""

@@ -96,7 +96,34 @@ class Anp(TransformSection):
     steps: int = Field(2000, ge=0)
 
 
-AnyTransform = Annotated[ShrinkPerturb | Fresh | FinePrune | Anp, Field(discriminator="kind")]
+class Line(TransformSection):
+    """The point on the straight line from the start's weights to others: (1 - share) w + share w'.
+
+    Of all weights, BatchNorm's running statistics, the scale and the bias; at 0 and at 1 one of the two models, to the bit.
+    """
+
+    kind: Literal["line"]
+    to: Start = Field(description="a run's folder, or a .safetensors file, of the same model")
+    share: float = Field(0.5, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _lies_in_a_file(self) -> "Line":
+        if self.to.path is None:
+            raise ValueError("to names weights by open_clip's tag; give a path")
+        return self
+
+
+class Rounded(TransformSection):
+    """Weights as another format holds them, used as float32.
+
+    bf16: each to the nearest; int8: each row w of a matrix or filter to the nearest multiples of max |w| / 127, others stay.
+    """
+
+    kind: Literal["rounded"]
+    format: Literal["int8", "bf16"]
+
+
+AnyTransform = Annotated[ShrinkPerturb | Fresh | FinePrune | Anp | Line | Rounded, Field(discriminator="kind")]
 
 
 def weights_of(start: Start) -> Path | None:

@@ -3,12 +3,25 @@
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from records.folder import RecordFile
 
 StageName = Literal["pretrain", "twin", "clean"]
 ControlName = Literal["twin", "fresh"]  # a cleaning of the twin, or one that keeps nothing of its start
+
+ProbeName = Literal["retune", "line", "int8", "bf16", "average", "norms", "perturb"]
+
+
+class Probe(BaseModel, frozen=True):
+    """What a run asks of a cleaned model: how it answers to training on clean pairs with so many poisoned ones (`amount`),
+    on the line to the poisoned weights (`amount`: how far), in another format, averaged with the twin, with BatchNorm's
+    statistics made anew, on perturbed pictures. `of`: the chosen cleaning; `twin`: whether from its twin."""
+
+    of: str
+    kind: ProbeName
+    amount: float | None = None
+    twin: bool = False
 
 
 class LeftOut(BaseModel):
@@ -41,6 +54,7 @@ class RunEntry(BaseModel):
     cleaning: tuple[str, ...] = ()  # the names in `swept` that concern the cleaning alone
     control: ControlName | None = None
     without: LeftOut | None = None
+    after: Probe | None = Field(None, exclude_if=lambda probe: probe is None)  # of runs that probe a cleaned model
 
     @field_validator("run")
     @classmethod

@@ -129,12 +129,13 @@ def total(runs: Sequence[Cost]) -> Cost:
 
 def costs(study: Study) -> Costs:
     """What the study took so far."""
-    runs = [cost(record) for record in study.records]
+    records = [*study.records, *study.probes]
+    runs = [cost(record) for record in records]
     begun = [run for run in runs if run.wall is not None]
     whole = total(begun)
     shown = [column for column in COLUMNS if getattr(whole, column.field) is not None]
     kinds: dict[str, list[Cost]] = {}
-    for record, run in zip(study.records, runs, strict=True):
+    for record, run in zip(records, runs, strict=True):
         kinds.setdefault(_kind(record), []).append(run)
     if len(kinds) > 1:
         kinds["all runs"] = runs
@@ -148,7 +149,7 @@ def costs(study: Study) -> Costs:
         [((kind, _counted(members)), _cells(members, shown, whole)) for kind, members in kinds.items()],
         [
             ((record.run.run, _kind(record), record.state), _cells([run], shown, whole))
-            for record, run in zip(study.records, runs, strict=True)
+            for record, run in zip(records, runs, strict=True)
             if run.wall is not None
         ],
         lacking if begun else [],
@@ -157,6 +158,8 @@ def costs(study: Study) -> Costs:
 
 def _kind(record: Record) -> str:
     run = record.run
+    if run.after is not None:
+        return f"probing of {'a cleaned twin' if run.after.twin else 'a cleaned model'}, {run.after.kind}"
     cleaner = run.cleaner or run.clean_objective
     stage = "cleaning of the twin" if run.control == "twin" else STAGES[run.stage]
     return f"{stage}, {spoken(cleaner if run.stage == 'clean' and cleaner else run.pretrain_objective)}"

@@ -11,12 +11,14 @@ from measures.frontier import CAP, best_accuracy, lowest_asr
 from report.ablation import Ablation, by_cleaner, by_epoch, by_setting, settings
 from report.dynamics import ASR, curves_of, rate_curves
 from report.load import Record, Study
+from report.persistence import Probed, by_group
 from report.plots.ablation import ablation
 from report.plots.answers import Answers, answers
 from report.plots.curves import curves
 from report.plots.frontier import frontier
 from report.plots.phase import phase
 from report.plots.pretrainings import pretrainings
+from report.plots.rebound import line, perturbed, rebound
 from report.plots.strength import strength
 from report.plots.style import short
 from report.plots.test_time import rejections, rocs
@@ -69,6 +71,8 @@ def figures(report: Report) -> list[Figure]:
         *_along(panels),
         *_ways(panels, report.study),
         *_test_time(report.test_time),
+        *_rebound(report.probed),
+        *_perturbed(report.probed),
         *_runs(panels),
         *_pretraining(report.study),
         *_answers(report.study, panels),
@@ -238,6 +242,46 @@ def _pretraining(study: Study) -> Iterator[Figure]:
             "Mean cosines over pre-training: of pictures and their own classes, and of triggered pictures of other classes "
             "and the target.",
             lambda narrow: curves(cosines, 1 if narrow else 2),
+        )
+
+
+def _rebound(found: list[Probed]) -> Iterator[Figure]:
+    """How cleaned models and their twins relearn the backdoor, and what lies between cleaned and poisoned weights."""
+    shown = {f"{way}, cleaned by {cleaner}": members for (way, cleaner), members in list(by_group(found).items())[:MOST]}
+    tuned = {title: members for title, members in shown.items() if any(one.tuned for one in members)}
+    lines = {title: members for title, members in shown.items() if any(one.line for one in members)}
+    if tuned:
+        yield Figure(
+            "rebound",
+            "Does the backdoor come back?",
+            "ASR after the cleaned model is tuned on clean pairs, so many poisoned ones among them; 0 is clean tuning. "
+            "Dashed: its twin, never poisoned and cleaned alike, under the same, so how fast a clean model learns it. "
+            "Thin lines are seeds, thick ones their means; dotted, half of the start's ASR.",
+            lambda narrow: rebound(tuned, 1 if narrow else min(3, len(tuned))),
+            answers=True,
+        )
+    if lines:
+        yield Figure(
+            "line",
+            "On the way back to the poisoned weights",
+            "ASR of the models on the straight line from the cleaned weights (0) to the poisoned ones (1): where it rises "
+            "early, the cleaning has not gone far.",
+            lambda narrow: line(lines, 1 if narrow else min(3, len(lines))),
+            answers=True,
+        )
+
+
+def _perturbed(found: list[Probed]) -> Iterator[Figure]:
+    """How perturbations bring the target out of cleaned models and their twins."""
+    groups = list(by_group(found).items())[:MOST]
+    shown = {f"{way}, cleaned by {cleaner}": of for (way, cleaner), of in groups if any(one.perturbed for one in of)}
+    if shown:
+        yield Figure(
+            "perturbation",
+            "One faint change of all pictures",
+            "ASR of triggered and of clean pictures with one universal perturbation, means over seeds. What it does to "
+            " clean ones is fragility; what it does beyond that, and beyond the twin's, is backdoor that is left.",
+            lambda narrow: perturbed(shown, 1 if narrow else min(3, len(shown))),
         )
 
 

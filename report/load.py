@@ -14,6 +14,7 @@ from records.card import Card
 from records.ending import FinishedJson, PrunedJson, run_journal
 from records.folder import RecordFile
 from records.json_file import Damaged
+from records.perturbation import PerturbationJson
 from records.rows import Answer, BadRow, MeasureRow, StepRow
 from records.spec_json import read_decides
 from records.study_json import RunEntry, StudyJson
@@ -54,6 +55,7 @@ class Record:
     answers: bytes | None = None  # answers.png, the pictures that the rows' `answers` are of
     pace: Pace = Pace()
     end: FinishedJson | PrunedJson | None = None
+    perturbed: PerturbationJson | None = None
     faults: tuple[str, ...] = ()  # files that are damaged, and so left out
     attack: Mapping[str, Any] = field(default_factory=dict)  # what its spec.json says of it
 
@@ -92,6 +94,7 @@ class Study:
     folder: Path
     plan: StudyJson
     records: list[Record]
+    probes: list[Record] = field(default_factory=list)  # the runs that probe cleaned models, which are no cleanings
 
     @cached_property
     def compared_images(self) -> tuple[str | None, str | None]:
@@ -122,7 +125,9 @@ def read_study(folder: Path) -> Study:
     if plan is None:
         hint = "Give the folder that engine/run.py wrote, such as runs/demo."
         raise UserError(f"{folder} is not a study: expected a folder with study.json in it. {hint}")
-    return Study(folder, plan, [_read_run(folder / run.run, run) for run in plan.runs])
+    records = [_read_run(folder / run.run, run) for run in plan.runs]
+    own, probes = ([record for record in records if (record.run.after is None) == own] for own in (True, False))
+    return Study(folder, plan, own, probes)
 
 
 def _read_run(folder: Path, run: RunEntry) -> Record:
@@ -138,10 +143,11 @@ def _read_run(folder: Path, run: RunEntry) -> Record:
     poison, answers = (_picture(folder / name, faults) for name in ("poison.png", "answers.png"))
     attack = _attack(folder, faults)
     measures, card = [row for row in rows if isinstance(row, MeasureRow)], _read(Card, folder, faults)
-    ended = end or pruned
+    ended, perturbed = end or pruned, _read(PerturbationJson, folder, faults)
     return Record(
-        run, measures, len(damaged), card, finished, state, poison, answers, _pace(rows), ended, tuple(faults), attack
-    )
+        run, measures, len(damaged), card, finished, state, poison, answers, _pace(rows), ended, perturbed, tuple(faults),
+        attack,
+    )  # fmt: skip
 
 
 def _attack(folder: Path, faults: list[str]) -> Mapping[str, Any]:

@@ -21,6 +21,8 @@ from report.figures import figures
 from report.left_out import HEADS as LEFT_OUT
 from report.left_out import Row, left_out
 from report.load import Study
+from report.persistence import HEADS as PERSISTENCE_HEADS
+from report.persistence import persistence_rows, sentences
 from report.plots.style import render, short
 from report.points import Origin, Panel, PointInfo, percent
 from report.scores import BEST, HEADLINES, LOWEST, RULES, Score, chosen_by, counted, scores
@@ -83,6 +85,7 @@ def section(report: Report, pictures: Iterable[tuple[str, str, str]]) -> str:
     parts += [_means(judged)] if several else []
     parts += [_left_out(rows)] if (rows := left_out(study)) else []
     parts += [table] if (table := _controls(judged)) else []
+    parts += [table] if (table := _persistence(report)) else []
     parts += [table] if (table := _rules(judged)) else []
     parts += [table] if (table := _rule_differences(judged)) else []
     parts += [table] if (table := _test_time(report)) else []
@@ -169,6 +172,13 @@ def _controls(judged: Judgement) -> str:
         "the epoch that are best on its poisoned model."
     )
     return f"{intro}\n\n{_table(heads, rows)}" if rows else ""
+
+
+def _persistence(report: Report) -> str:
+    """What became of cleaned models under each probe; empty if none was probed."""
+    rows = [[*group, *cells] for group, cells in persistence_rows(report.probed)]
+    intro = " ".join(["After the cleaning (docs/persistence.md); means over seeds.", *map(plain, sentences(report.probed))])
+    return f"{intro}\n\n{_table(['pre-trained with', 'cleaned by', *PERSISTENCE_HEADS], rows)}" if rows else ""
 
 
 def _rule_differences(judged: Judgement) -> str:

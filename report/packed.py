@@ -19,6 +19,7 @@ from tempfile import TemporaryDirectory
 from data.refusal import UserError
 from records.card import Card
 from records.ending import FinishedJson, PrunedJson
+from records.perturbation import PerturbationJson
 from records.rows import FILE
 from records.spec_json import SPEC
 from records.study_json import StudyJson
@@ -29,7 +30,7 @@ MOST = 200_000  # files
 MEMORY = 160 * 2**20  # bytes that unpacking may take beside the content
 SMALLEST_WINDOW, LARGEST_WINDOW = 2**20, 2**26  # bytes over which xz finds repetitions
 BLOCK = 512  # bytes; a tar is made of such
-OF_RUN = (SPEC, Card.FILE, FinishedJson.FILE, PrunedJson.FILE, FILE)
+OF_RUN = (SPEC, Card.FILE, FinishedJson.FILE, PrunedJson.FILE, PerturbationJson.FILE, FILE)
 NAME = re.compile(rf"{re.escape(StudyJson.FILE)}|[a-z]{{1,20}}-[0-9a-f]{{12}}/(?:{'|'.join(map(re.escape, OF_RUN))})")
 
 

@@ -17,6 +17,8 @@ from report.headline import MEANINGS
 from report.left_out import HEADS as LEFT_OUT
 from report.left_out import left_out
 from report.load import Record, Study, flat
+from report.persistence import HEADS as PERSISTENCE_HEADS
+from report.persistence import persistence_rows, sentences
 from report.points import rate_text, spoken
 from report.tables import all_numbers, seeds_table
 from report.test_time import HEADS as TEST_TIME_HEADS
@@ -67,6 +69,7 @@ def page_of(report: Report, pictures: Sequence[Picture]) -> str:
         thrown=[control.sentence for control in judged.controls if control.sentence],
         controls=(HEADS, control_rows(judged.controls)),
         left_out=(LEFT_OUT, [row.cells for row in left_out(study)]),
+        persistence=(PERSISTENCE_HEADS, persistence_rows(report.probed), sentences(report.probed)),
         rules=(RULE_HEADS, rule_rows(judged.rules)),
         test_time=(TEST_TIME_HEADS, detection_rows(report.test_time)),
         lacking=judged.notes,

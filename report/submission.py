@@ -89,14 +89,15 @@ def read_submission(path: Path) -> Submission:
         return _verified(path)
     with unpacked(path) as folder:
         study, decided = _verified(folder)[1:]
-    return Submission(path, Study(path, study.plan, study.records), decided)
+    return Submission(path, Study(path, study.plan, study.records, study.probes), decided)
 
 
 def write_packed(folder: Path, out: Path) -> str:
     """Packs a study's folder into a file; returns the line to print. Raises UserError."""
     if not out.name.endswith(SUFFIX) or folder.is_file():
         raise UserError(f"--pack {folder} {out}: expected a study's folder and a file that ends in {SUFFIX}; give both")
-    runs = [record.run.run for record in read_submission(folder).study.records]
+    study = read_submission(folder).study
+    runs = [record.run.run for record in (*study.records, *study.probes)]
     content = pack(folder, runs)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -109,15 +110,16 @@ def write_packed(folder: Path, out: Path) -> str:
 def _verified(folder: Path) -> Submission:
     study, decided, faults = read_study(folder), dict[str, Decided](), list[str]()
     faults += _undigested(folder / StudyJson.FILE)
-    names = [record.run.run for record in study.records]
+    records = [*study.records, *study.probes]
+    names = [record.run.run for record in records]
     faults += [f"{folder / StudyJson.FILE} names {name} twice" for name in sorted(set(names)) if names.count(name) > 1]
-    for record in study.records:
+    for record in records:
         try:
             decided[record.run.run] = _decided(folder / record.run.run)
             faults += _faults(folder / record.run.run, record)
         except UserError as error:
             faults.append(error.fault)
-    for record in study.records:
+    for record in records:
         faults += _misnamed(folder, record.run, names, decided)
     if faults := list(dict.fromkeys(faults)):
         told = faults[:MOST] + ([f"{len(faults) - MOST:,} more faults"] if len(faults) > MOST else [])

@@ -11,6 +11,7 @@ from report.costs import Costs, costs
 from report.differences import Difference, differences, rule_differences
 from report.headline import Verdict, gate_of, grounds_of, headline
 from report.load import Study
+from report.persistence import Probed, probed, without_choice
 from report.points import Panel, PointInfo, panels, percent, rate_text
 from report.scores import BEST, LOWEST, Group, Mean, Score, lacking, over_seeds, scores
 from report.test_time import Detection, detections
@@ -55,6 +56,7 @@ class Report:
     notes: list[str]
     costs: Costs
     test_time: list[Detection]  # what detectors say at test time
+    probed: list[Probed]
 
 
 def make_report(study: Study) -> Report:
@@ -64,8 +66,8 @@ def make_report(study: Study) -> Report:
     shared = _shared_caps(judged.panels)
     scratches = list(dict.fromkeys(point.label.objective for panel in judged.panels for point in panel.scratch))
     summaries = [_summary(panel, cleaners, scratches, shared) for panel in judged.panels]
-    told = notes(study, judged.panels)
-    return Report(study, judged, summaries, told, costs(study), detections(study, judged.panels))
+    told, detected = notes(study, judged.panels), detections(study, judged.panels)
+    return Report(study, judged, summaries, told, costs(study), detected, probed(study))
 
 
 def judge(members: Sequence[Panel]) -> Judgement:
@@ -140,7 +142,11 @@ def notes(study: Study, members: Sequence[Panel]) -> list[str]:
     """What a reader must know before trusting the numbers."""
     done, total = sum(record.finished for record in study.records), len(study.records)
     words = [] if done == total else [f"{done} of {total} runs are finished; the rest is still missing here."]
-    for record in study.records:
+    words += [unprobed] if (unprobed := without_choice(study)) else []
+    if study.probes and not all(record.finished for record in study.probes):
+        ended = sum(record.finished for record in study.probes)
+        words.append(f"{ended} of {len(study.probes)} probes of cleaned models are finished.")
+    for record in (*study.records, *study.probes):
         if record.damaged:
             words.append(f"{record.run.run}/metrics.jsonl has damaged lines, left out: {record.damaged}.")
         words += [f"{fault}; left out." for fault in record.faults]

@@ -9,6 +9,7 @@ from report.figures import figures
 from report.left_out import HEADS as LEFT_OUT
 from report.left_out import left_out
 from report.page import Picture, page_of
+from report.persistence import table as probe_table
 from report.plots.style import render, svg
 from report.submission import open_study, report_folder
 from report.tables import as_csv, results_parquet, verdict_files
@@ -36,6 +37,8 @@ def write_report(path: Path, into: Path | None = None) -> Written:
         drawing = figure.draw(False)
         files |= {f"{figure.name}.{kind}": render(drawing, kind, study.again) for kind in ("png", "pdf")}
         pictures.append(Picture(figure.name, figure.heading, figure.caption, svg(drawing), svg(figure.draw(True))))
+    if report.probed:
+        files["persistence.csv"] = as_csv(*probe_table(report.probed)).encode()
     parquet = results_parquet(*table)
     if parquet is not None:
         files["results.parquet"] = parquet

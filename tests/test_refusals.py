@@ -37,6 +37,7 @@ BROKEN = {  # what is wrong: (settings, processes, words of the sentence)
     "no BatchNorm": (["clean.norms=frozen"], 1, "clean.norms is frozen, but test-vit has no BatchNorm"),
     "optimizer": (["machine.adam=deepspeed_fused"], 1, "machine.adam is 'deepspeed_fused', which does not work here"),
     "a path": (["clean.optimizer.path={{rho: 0.5}}", "machine.zero=3"], 1, "clean.optimizer.path moves weights that"),
+    "a line": (["clean.transform={{kind: line, to: {{path: {folder}/none}}}}"], 1, "transform.to.path is {folder}/none"),
     "target": (["attack.target=bananna"], 1, "attack.target is 'bananna', which is none of the 32 class names"),
     "evaluation folder": (["data.test={{tiny: {folder}/none}}"], 1, "evaluation set {folder}/none is no folder"),
     "evaluation without pictures": (["data.test={{tiny: {folder}/empty}}"], 1, "evaluation set {folder}/empty has"),

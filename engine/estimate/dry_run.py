@@ -3,7 +3,7 @@
 import io
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from configs.plan import Run
@@ -16,6 +16,7 @@ from engine.estimate.cost import Cost, cost, cost_notes, number, unknown
 from engine.estimate.fit import fit_notes
 from engine.estimate.gpus import GIB, Assumed
 from engine.estimate.memory import compute_type, model_size, rank_memory, rank_traffic
+from engine.persistence.choice import groups
 from engine.training.checkpoint import committed
 from engine.training.inputs import StudyInputs
 from engine.training.labelled_inputs import read
@@ -35,7 +36,7 @@ def dry_run(
     from rich.console import Console
     from rich.table import Table
 
-    spec, dollars = loaded.spec, machine.dollars
+    spec, dollars, runs = loaded.spec, machine.dollars, list(runs)
     table = Table(title=f"study {spec.name}: {shared.study}", title_justify="left")
     for column in COLUMNS:
         table.add_column(
@@ -55,11 +56,7 @@ def dry_run(
             notes |= set(fit_notes(row[0], machine))
     if (more := len(rows) - table.row_count) > 0:
         notes.add(f"{more:,} further rows are not shown; the sum counts them")
-    if isinstance(search := spec.sweep.search, Optuna):
-        notes.add(
-            f"the search proposes {search.trials:,} cleanings for each of {len(loaded.arms):,} combinations of what is not "
-            "searched; the table lists those known so far"
-        )
+    notes |= set(_still_to_come(loaded, runs))
     out = io.StringIO()
     console = Console(file=out, width=150)
     console.print(table)
@@ -74,6 +71,20 @@ def dry_run(
         f"{world} process{'es' * (world > 1)}{where}, ZeRO stage {spec.machine.zero}; nothing was written", highlight=False
     )
     return out.getvalue()
+
+
+def _still_to_come(loaded: Loaded, runs: list[Run]) -> Iterator[str]:
+    """What must be said of runs that are not known yet."""
+    if isinstance(search := loaded.spec.sweep.search, Optuna):
+        yield (
+            f"the search proposes {search.trials:,} cleanings for each of {len(loaded.arms):,} combinations of what is not "
+            "searched; the table lists those known so far"
+        )
+    if loaded.spec.after is not None:
+        yield (
+            f"of each of {len(groups(runs)):,} starts and cleaners a cleaned model is probed when its cleanings have ended; "
+            "the table lists the probes known so far"
+        )
 
 
 def _memory_of(run: Run) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 from configs.plan import Run, differences
 from data.refusal import Missing, UserError
 from engine.distributed import collectives
+from engine.persistence.probes import check_poisoned, prospects
 from engine.study import lock
 from engine.study.scheduler import Scheduler
 from engine.study.slurm import refuse_unfit_workers
@@ -50,6 +51,13 @@ def refusals(scheduler: Scheduler, shared: StudyInputs) -> check.Refusals:
             collectives.on_rank_0(partial(refuse_unfit_workers, sweep))
         except UserError as error:
             met[str(error)] = error
+    left += [tuning for run in left for tuning in prospects(run)]
+    for tuning in [run for run in left if run.after is not None]:
+        try:
+            check_poisoned(tuning, shared.pairs)
+        except UserError as error:
+            met[str(error)] = error
+            left.remove(tuning)
     ranks = [size if check.carries_out(sweep, run, size) else sweep.processes for run in left]
     return [*met.values(), *check.refusals(zip(left, ranks, strict=True), shared)]
 

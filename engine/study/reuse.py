@@ -26,6 +26,7 @@ KEPT = (
     "answers.png",
     "skipped.jsonl",
     "bad_batches.jsonl",
+    "perturbation.json",
 )
 WEIGHTS = ("weights.safetensors", "optimizer.safetensors")
 

@@ -10,6 +10,8 @@ from typing import Literal
 from configs.plan import Run, runs
 from configs.spec import Loaded
 from configs.sweep import Optuna
+from engine.persistence.choice import Group, chosen, groups
+from engine.persistence.probes import probes, twin_of
 from engine.study import lock
 from engine.study.lock import Lock
 from records.ending import FailedJson, PrunedJson, measured_as
@@ -32,6 +34,9 @@ class Scheduler:
     planned: frozenset[Run] = frozenset()  # the same, to ask for one of them
     ended: set[str] = field(default_factory=set)  # folders of runs that ended
     proposals: frozenset[tuple[str, int]] = frozenset()  # files of a search that `runs` knows, and when they changed
+    probed: dict[Group, list[Run]] = field(
+        default_factory=dict
+    )  # the runs that probe cleaned models, by what was chosen from
 
     @classmethod
     def of(cls, loaded: Loaded, folder: Path, stage: str | None) -> "Scheduler":
@@ -46,10 +51,19 @@ class Scheduler:
         return self if self.stage is None else Scheduler.of(self.loaded, self.folder, None)
 
     def refresh(self) -> None:
-        """Takes in what a search has proposed since."""
+        """Takes in what a search has proposed since, and what probes the cleaned models of those starts and cleaners whose
+        cleanings have ended since."""
         proposals = self._proposals()
-        if self.runs and proposals == self.proposals:
-            return
+        if not self.runs or proposals != self.proposals:
+            self._list_runs(proposals)
+            self.probed = {}
+        if fresh := self._probes():
+            self.probed |= fresh
+            known = {run.folder for run in self.runs}
+            self.runs += {run.folder: run for runs in fresh.values() for run in runs if run.folder not in known}.values()
+            self.planned = frozenset(self.runs)
+
+    def _list_runs(self, proposals: frozenset[tuple[str, int]]) -> None:
         points, self.proposals = list(self.loaded.points), proposals
         if isinstance(self.loaded.spec.sweep.search, Optuna):
             from engine.study.search import proposed
@@ -57,6 +71,35 @@ class Scheduler:
             points += proposed(self.loaded, self.folder)
         self.runs = runs(points, self.stage, self.loaded.places)
         self.planned = frozenset(self.runs)
+
+    def _probes(self) -> dict[Group, list[Run]]:
+        """Of each start and cleaner whose cleanings have ended, and were not chosen from so far: what probes the chosen."""
+        section = self.loaded.spec.after
+        if section is None or self.stage == "pretrain" or not self._search_is_over():
+            return {}
+        planned = [run for run in self.runs if run.after is None]
+        out: dict[Group, list[Run]] = {}
+        for group, members in groups(planned).items():
+            if group in self.probed or not all(self._has_ended(run) for run in members):
+                continue
+            best = chosen(members, self.folder, section)
+            twin = None if best is None else twin_of(best, planned)
+            if twin is None or self._has_ended(twin):
+                out[group] = [] if best is None else probes(best, twin, self.folder)
+        return out
+
+    def _has_ended(self, run: Run) -> bool:
+        if run.folder not in self.ended and self._ended(run, self.folder / run.folder):
+            self.ended.add(run.folder)
+        return run.folder in self.ended
+
+    def _search_is_over(self) -> bool:
+        """Whether no further cleaning will be proposed."""
+        if not isinstance(self.loaded.spec.sweep.search, Optuna):
+            return True
+        from engine.study.search import is_over
+
+        return is_over(self.loaded, self.folder)
 
     def _proposals(self) -> frozenset[tuple[str, int]]:
         files = set()
@@ -68,8 +111,7 @@ class Scheduler:
     def state(self, run: Run) -> State:
         """How far a run has come. A run that failed before this process began is open again."""
         folder = self.folder / run.folder
-        if run.folder in self.ended or self._ended(run, folder):
-            self.ended.add(run.folder)
+        if self._has_ended(run):
             return "ended"
         failure = folder / FailedJson.FILE
         if failure.is_file() and failure.stat().st_mtime >= self.since:
@@ -90,6 +132,7 @@ class Scheduler:
     def next(self) -> tuple[Run, Lock] | Literal["wait", "none"]:
         """A run that this process now owns; `wait` while others carry out what is left; `none` when nothing is left."""
         while True:
+            self.refresh()
             any_open = False
             for run in self.runs:
                 if self.state(run) != "open":
@@ -99,7 +142,9 @@ class Scheduler:
                     return run, owned
             if any_open:
                 return "wait"
-            if not self.search_further():
+            before = len(self.runs)
+            self.refresh()
+            if len(self.runs) == before and not self.search_further():
                 return "none"
 
     def _acquire(self, run: Run) -> Lock | None:

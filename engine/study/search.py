@@ -124,6 +124,14 @@ def propose(loaded: Loaded, folder: Path) -> bool:
     return proposed_any
 
 
+def is_over(loaded: Loaded, folder: Path) -> bool:
+    """Whether all trials of every arm have been proposed."""
+    search = loaded.spec.sweep.search
+    assert isinstance(search, Optuna)
+    proposed_so_far = [sum(map(len, _generations(loaded, folder, arm))) for arm in loaded.arms]
+    return all(count >= search.trials for count in proposed_so_far)
+
+
 def _keep(path: Path, arm: Arm, trials: list[Trial]) -> None:
     """Writes a generation, unless another process was first: then what that one proposed is tried."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -140,7 +140,7 @@ class StatusReader:
         for row in rows:
             if isinstance(row, MeasureRow):
                 run.top1, run.asr = (b if a is None else a for a, b in ((row.top1, run.top1), (row.asr, run.asr)))
-        if run.stage == "clean" and entry.control is None:
+        if run.stage == "clean" and entry.control is None and entry.after is None:
             run.points = measured_points(rows)
         self._read_state(run, home, clock)
         if damaged:

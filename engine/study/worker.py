@@ -19,6 +19,7 @@ from data.refusal import UserError
 from engine.distributed import collectives
 from engine.distributed.watchdog import PATIENCE, all_come, heard_end, heartbeat
 from engine.distributed.world import World, is_rank_failure
+from engine.persistence.perturbation import perturb
 from engine.study import lock
 from engine.study.ending import outside
 from engine.study.launch import WORKER_SINCE
@@ -99,22 +100,19 @@ def _next(scheduler: Scheduler, command: str) -> tuple[Run | Literal["wait", "no
     """The run that comes next, the same on every process, and its lock on the first; or what Scheduler.next says instead."""
     owned: list[Lock] = []
 
-    def choose() -> tuple[Literal["run", "wait", "none"], str]:
+    def choose() -> Run | Literal["wait", "none"]:
         before = len(scheduler.runs)
         choice = scheduler.next()
-        if len(scheduler.runs) > before:  # a search went on
+        if len(scheduler.runs) > before:  # a search went on, or a cleaned model is to be probed
             scheduler.write_study_json(command)
         if isinstance(choice, str):
-            return choice, ""
+            return choice
         run, run_lock = choice
         owned.append(run_lock)
-        return "run", run.folder
+        return run
 
-    choice, name = collectives.on_rank_0(choose)
-    if choice != "run":
-        return choice, None
-    scheduler.refresh()
-    return next(run for run in scheduler.runs if run.folder == name), owned[0] if owned else None
+    choice = collectives.on_rank_0(choose)
+    return choice, owned[0] if owned else None
 
 
 @contextmanager
@@ -143,8 +141,13 @@ def _carry_out(scheduler: Scheduler, run: Run, shared: StudyInputs, stop: StopSi
         trainer.re_evaluate(inputs, world)
         return
 
+    if run.after is not None and run.after.kind == "perturb":
+        perturb(inputs, world)
+
     def prune(epoch: float) -> str | None:
-        if rule is None or run.stage != "clean" or run.of_twin:  # a control ends where what it is held against ends
+        if (
+            rule is None or run.stage != "clean" or run.of_twin or run.after
+        ):  # a control ends where what it is held against ends
             return None
         return prune_reason(rule, folder / run.folder, scheduler.siblings(run), epoch)
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from configs.plan import Run
 from configs.spec import Spec
+from configs.start import Line
 from configs.sweep import Sweep
 from data.refusal import Missing, UserError
 from data.store import InStore, NoShards
@@ -22,6 +23,7 @@ from engine.distributed.world import World
 from engine.evaluation.sets import EvalSet, check_fits, set_names
 from engine.models import clip
 from engine.models.tokenizer import Tokenizer
+from engine.models.transforms.line import file_of
 from engine.training.init_weights import BESIDE, check_beside, check_start, path_of
 from engine.training.inputs import SETTINGS, StudyInputs, check_words, read_pairs
 from engine.training.labelled_inputs import check_labels
@@ -129,6 +131,8 @@ def _check_start(run: Run, shared: StudyInputs) -> None:
     """UserError if the weights that the run starts from don't fit its model, or lack what it inherits; those of a run of
     this study fit, and have moments if it takes a step."""
     section, start = run.settings.optimizer, run.settings.start
+    if isinstance(transform := run.settings.transform, Line):
+        check_start(file_of(transform), run.spec.model.name, section.model_copy(update={"state": "fresh"}))
     if run.start is not None:
         folder = shared.study / run.start.folder
         if section.state == "fresh":

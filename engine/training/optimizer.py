@@ -111,7 +111,7 @@ class WayBack:
         """Moves those parameters that are trained; not at all where they are at the start."""
         pairs = zip(parameters, self.start, strict=True)
         moved, start = zip(*[(own.data, start.to(own.device)) for own, start in pairs if own.requires_grad], strict=True)
-        self.kept = torch._foreach_mul(moved, 1.0)
+        self.kept = [own.clone() for own in moved]
         way = torch._foreach_sub(start, moved)
         norm = torch.nn.utils.get_total_norm(way)
         torch._foreach_mul_(way, torch.where(norm > 0, self.rho / norm, 0.0))

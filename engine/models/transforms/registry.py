@@ -8,11 +8,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from configs.start import Anp, AnyTransform, FinePrune, Fresh, ShrinkPerturb
+from configs.start import Anp, AnyTransform, FinePrune, Fresh, Line, Rounded, ShrinkPerturb
 from engine.models.transforms.anp import anp
 from engine.models.transforms.contract import Transform
 from engine.models.transforms.fine_prune import fine_prune
 from engine.models.transforms.fresh import fresh
+from engine.models.transforms.line import line
+from engine.models.transforms.rounded import rounded
 from engine.models.transforms.shrink_perturb import shrink_perturb
 
 # each function takes its own section first, which no type of dict can say
@@ -21,6 +23,8 @@ TRANSFORMS: dict[type, Callable[..., Any]] = {
     Fresh: fresh,
     FinePrune: fine_prune,
     Anp: anp,
+    Line: line,
+    Rounded: rounded,
 }
 
 
