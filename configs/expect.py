@@ -19,7 +19,7 @@ EXAMPLES: dict[str, Any] = {  # of fields that have no default, by name, or by m
     "Spec.name": "demo", "Model.name": "RN50", "Data.pretrain": {"shards": "shards/demo/train/*.tar"},
     "shards": "shards/demo/train/*.tar", "test": {"demo": "shards/demo/eval"}, "target": "banana", "poison": {"count": 300},
     "file": "trigger.png", "text": "zx", "epochs": 6, "batch": 64, "rate": 0.001, "images": "demo", "train": "demo-train",
-    "classes": 10, "flags": "flags.jsonl", "trials": 20, "low": 1.0e-5, "high": 1.0e-3,
+    "classes": 10, "flags": "flags.jsonl", "stamp": "stamp.safetensors", "trials": 20, "low": 1.0e-5, "high": 1.0e-3,
     "Line.to": {"path": "runs/demo/pretrain-0123456789ab"},
 }  # fmt: skip
 BARE = re.compile(r"[A-Za-z_][\w./*-]*")

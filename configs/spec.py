@@ -16,6 +16,7 @@ from configs.model import Model
 from configs.plain import validated
 from configs.source import Place, SpecTree, override, put, read_source
 from configs.stage import Stage
+from configs.stamp import identified_stamp
 from configs.start import Line, identified
 from configs.sweep import Arm, Choice, Grid, Random, Range, Sweep, arms, axis_place, is_path, of_cleaning, size
 from configs.without import settled
@@ -230,8 +231,8 @@ def load(path: str | Path, settings: list[str] = [], say: Callable[[str], None] 
 
 
 def _settled(spec: Spec, say: Callable[[str], None]) -> Spec:
-    """The spec with what it leaves to the machine: where synonyms come from, the digests of weights to start from and of
-    what is left out."""
+    """The spec with what it leaves to the machine: where synonyms come from, the digests of weights to start from, of what
+    is left out and of a stamp."""
     data = settled(spec.data)
     if any(stage.objective.views[1] > 1 for stage in spec.stages):
         augment, words = settle_synonyms(data.augment)
@@ -244,10 +245,14 @@ def _settled(spec: Spec, say: Callable[[str], None]) -> Spec:
     for name in ("pretrain", "clean"):
         stage = getattr(spec, name)
         if stage is not None and stage.start is not None and stage.start.path is not None:
-            changes[name] = stage.model_copy(update={"start": identified(stage.start, f"{name}.start")})
+            stage = stage.model_copy(update={"start": identified(stage.start, f"{name}.start")})
         if stage is not None and isinstance(line := stage.transform, Line):
             line = line.model_copy(update={"to": identified(line.to, f"{name}.transform.to")})
-            changes[name] = changes.get(name, stage).model_copy(update={"transform": line})
+            stage = stage.model_copy(update={"transform": line})
+        if stage is not None and (objective := identified_stamp(stage.objective)) != stage.objective:
+            stage = stage.model_copy(update={"objective": objective})
+        if stage is not getattr(spec, name):
+            changes[name] = stage
     return spec.model_copy(update=changes) if changes else spec
 
 

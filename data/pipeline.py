@@ -27,6 +27,7 @@ from data.poison_plan import PoisonPlan
 from data.refusal import UserError
 from data.shards import Index
 from data.sources import Data
+from data.stamped import Stamped
 from data.store import TOGETHER, Body, Range, Reader, in_parts
 
 Tokenize = Callable[[list[str]], torch.Tensor]  # captions -> int32 [n, L]
@@ -87,6 +88,7 @@ class Reading:
     augment: Augment
     caption: str = "txt"
     mode: DecodeMode = "exact"
+    stamped: Stamped | None = None  # what a share of the first views carries
 
 
 class Pairs(Dataset[Batch]):
@@ -192,7 +194,10 @@ class Pairs(Dataset[Batch]):
     def _views(self, sample: int, epoch: int, body: Stored) -> tuple[list[np.ndarray], list[str]]:
         reading = self.reading
         names = (reading.seed, self.index.keys[sample], epoch)
-        return loaded_views(reading.augment, reading.views, self.first(sample, body), names)
+        picture, text = self.first(sample, body)
+        if reading.stamped is not None:
+            picture = reading.stamped.put(picture, *names)
+        return loaded_views(reading.augment, reading.views, (picture, text), names)
 
     def _shown(self, samples: list[int]) -> list[int]:
         """Whose pictures these samples show."""

@@ -2,6 +2,7 @@
 
 from objectives.cyclip import Cyclip
 from objectives.deep_cluster import DeepCluster
+from objectives.inverted import Inverted
 from objectives.mmcl import Mmcl
 from objectives.mmcl_ssl import MmclSsl
 from objectives.par import Par
@@ -13,4 +14,6 @@ from objectives.slip import Slip
 from objectives.supervised import Supervised
 from objectives.unlearn import Unlearn
 
-Single = Mmcl | Ssl | MmclSsl | Siglip | Slip | Cyclip | DeepCluster | Par | Roclip | SafeClip | Supervised | Unlearn
+Single = (
+    Mmcl | Ssl | MmclSsl | Siglip | Slip | Cyclip | DeepCluster | Par | Roclip | SafeClip | Supervised | Unlearn | Inverted
+)

@@ -46,6 +46,7 @@ OBJECTIVES: list[dict[str, Any]] = [
     {"kind": "roclip", "every": 1, "pool": 30},
     {"kind": "unlearn", "flags": "x"},
     {"kind": "safeclip", "unimodal": 0, "pool": 30},
+    {"kind": "inverted", "stamp": "x", "within": 0.5},
     {"kind": "supervised", "classes": 3},
     {"kind": "sum", "parts": [{"objective": {"kind": "cyclip"}}, {"weight": 0.5, "objective": {"kind": "siglip"}}]},
 ]

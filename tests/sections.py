@@ -27,6 +27,7 @@ MORE: dict[str, list[dict[str, Any]]] = {
         {"pictures": 0.0, "poisoned": "left_out"},
         {"captions": 0.0, "direction": "symmetric"},
     ],
+    "inverted": [{"stamp": "stamp.safetensors"}, {"stamp": "stamp.safetensors", "within": 0.5}],
     "siglip": [{}, {"form": "paper_code"}],
     "slip": [{"hidden": 6, "out": 5}],
     "deep_cluster": [{"classes": 4, "weight": 5.0}, {"classes": 4, "within": 0.0}],

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import forked
+import numpy as np
 import pytest
 from conftest import ROOT, SPEC, antidote, environment
 from ruamel.yaml import YAML
+from safetensors.numpy import save_file
 
 from configs.plan import runs
 from configs.spec import Spec, load
@@ -68,6 +70,8 @@ def test_every_example_of_the_page_on_cleaning_runs(world: Path, tmp_path: Path,
     keys = [entry["key"] for entry in json.loads((begun / "poison.json").read_text())["entries"]]
     (tmp_path / "flagged.jsonl").write_text("".join(json.dumps({"key": key}) + "\n" for key in keys))
     known = read_index(f"{world}/train/*.tar", tmp_path / "cache", beside=False).keys
+    mask, trigger = np.zeros((32, 32), np.float32), np.ones((3, 32, 32), np.float32)
+    save_file({"trigger": trigger, "mask": mask}, tmp_path / "stamp.safetensors")
     labels = [json.dumps({"key": key, "label": i % 32}) + "\n" for i, key in enumerate(known)]
     (tmp_path / "labels.jsonl").write_text("".join(labels))
     from test_cleaning import Study, published

@@ -49,8 +49,9 @@ def mark(section: Tensor, images: np.ndarray, draws: Sequence[int]) -> np.ndarra
 
 
 @lru_cache(maxsize=4)
-def read_pattern(path: str) -> tuple[np.ndarray, np.ndarray]:
-    """(pattern float32 [3, h, w] on the scale of bytes, mask float32 [h, w] in [0, 1]); UserError if the file has none."""
+def read_pattern(path: str, what: str = "attack.trigger.file") -> tuple[np.ndarray, np.ndarray]:
+    """(pattern float32 [3, h, w] on the scale of bytes, mask float32 [h, w] in [0, 1]); UserError saying of `what` it is
+    that the file has none."""
     wants = "expected a .safetensors with `trigger` [3, h, w] in [0, 1] and perhaps `mask` [h, w], or a PNG"
     try:
         if path.endswith(".safetensors"):
@@ -64,15 +65,15 @@ def read_pattern(path: str) -> tuple[np.ndarray, np.ndarray]:
                 whole = np.asarray(image.convert("RGBA")).astype(np.float32) / np.float32(255)
             pattern, mask = np.ascontiguousarray(whole[:, :, :3].transpose(2, 0, 1)), whole[:, :, 3]
     except FileNotFoundError as error:
-        raise Missing(f"attack.trigger.file {path}: {error.strerror}; {wants}") from None
+        raise Missing(f"{what} {path}: {error.strerror}; {wants}") from None
     except OSError as error:
-        raise UserError(f"attack.trigger.file {path}: {error.strerror or 'is no picture'}; {wants}") from None
+        raise UserError(f"{what} {path}: {error.strerror or 'is no picture'}; {wants}") from None
     except Exception as error:  # safetensors and Pillow raise many kinds for a damaged file
-        raise UserError(f"attack.trigger.file {path}: {type(error).__name__}: {error}; {wants}") from None
+        raise UserError(f"{what} {path}: {type(error).__name__}: {error}; {wants}") from None
     shapes = pattern.ndim == 3 and len(pattern) == 3 and mask.shape == pattern.shape[1:]
     if not shapes or not np.isfinite(pattern).all() or pattern.min() < 0 or max(pattern.max(), mask.max()) > 1:
         values = f"trigger {list(pattern.shape)} from {pattern.min():.3g} to {pattern.max():.3g}, mask {list(mask.shape)}"
-        raise UserError(f"attack.trigger.file {path} holds {values}; {wants}")
+        raise UserError(f"{what} {path} holds {values}; {wants}")
     return pattern * np.float32(255), np.clip(mask, 0, 1)
 
 

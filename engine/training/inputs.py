@@ -16,6 +16,7 @@ from data.augmentation.eda import check_synonyms
 from data.loader import Workers
 from data.pipeline import Pairs, Reading
 from data.refusal import UserError
+from data.stamped import stamped
 from engine.distributed import collectives
 from engine.distributed.world import World
 from engine.evaluation.feed import rows_at_once
@@ -31,6 +32,7 @@ from engine.training.norm_groups import norm_groups
 from engine.training.pairs import StudyPairs
 from engine.training.room import check_room
 from objectives.deep_cluster import DeepCluster
+from objectives.inverted import Inverted
 from objectives.learned import initial
 from objectives.safeclip import SafeClip
 from objectives.sum import objectives_of
@@ -164,10 +166,11 @@ def check_words(run: Run) -> None:
 def _reading(run: Run, world: World) -> Reading:
     """How this rank reads the run's pairs."""
     spec, stage, augment = run.spec, run.settings, _augment(run)
-    size = clip.image_size(spec.model.name)
+    size, section = clip.image_size(spec.model.name), inverter(run)
+    marks = None if section is None else stamped(section.stamp, section.share, size)
     return Reading(
         spec.seed, world.rank, world.size, stage.batch, stage.objective.views, size, augment, spec.data.pretrain.caption,
-        spec.data.decode,
+        spec.data.decode, marks,
     )  # fmt: skip
 
 
@@ -232,6 +235,16 @@ def clusterer(run: Run) -> DeepCluster | None:
 def sorter(run: Run) -> SafeClip | None:
     """The part of the run's objective that tells safe pairs from risky ones, if there is one."""
     return next((section for section in objectives_of(run.settings.objective) if isinstance(section, SafeClip)), None)
+
+
+def inverter(run: Run) -> Inverted | None:
+    """The part of the run's objective that stamps pictures, if there is one; UserError if there are two."""
+    found = [section for section in objectives_of(run.settings.objective) if isinstance(section, Inverted)]
+    if len(found) > 1:
+        raise UserError(
+            f"an objective of kind sum has {len(found)} parts of kind inverted; a picture carries one stamp: keep one"
+        )
+    return found[0] if found else None
 
 
 def unlearner(run: Run) -> Unlearn | None:
