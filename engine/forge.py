@@ -13,8 +13,7 @@ from pathlib import Path
 
 from safetensors.numpy import save
 
-from configs.spec import Spec, load
-from data.attack import Aim, Attack
+from configs.spec import load
 from data.disk import writing
 from data.loader import Workers, end_workers
 from data.patience import PATIENCE
@@ -24,17 +23,14 @@ from data.triggers.patch import Patch
 from data.triggers.tensor import Tensor
 from engine.distributed.world import World, cores, own_device
 from engine.evaluation.encode import Encoder
-from engine.evaluation.sets import EvalSet, eval_set
 from engine.forging.forge import Settings, forge
 from engine.forging.fragility import fragility
 from engine.forging.pattern import Pattern
 from engine.forging.pictures import drawing
-from engine.inversion.subject import Subject, load_subject
+from engine.forging.setting import attacked_set, subject_of
 from engine.models.clip import image_size
-from measures.attack_success import AttackSuccess
 from records.folder import RUNS
 from records.json_file import to_json, write_whole
-from records.spec_json import SPEC
 
 BLENDED = 0.2  # how strongly a whole pattern covers, as published
 
@@ -68,35 +64,6 @@ def arguments(args: list[str]) -> argparse.Namespace:
         if not 0 < (value := getattr(options, name)) <= most:
             parser.error(f"--{name} is {value:g}; give a number above 0, at most {most:g}")
     return options
-
-
-def attacked_set(spec: Spec, trigger: Patch | Tensor, world: World) -> EvalSet:
-    """The set that the spec measures ASR on, under its first attack with this trigger; UserError if it measures none, or if
-    the target is none of its classes."""
-    names = [measure.images for measure in spec.measure if measure.kind == "attack_success"]
-    if not names:
-        raise UserError("the spec has no measure of kind attack_success, by which a trigger is judged; add one to measure")
-    aim = Aim(target=spec.attack.target, trigger=trigger, poison=spec.attack.poison)
-    attack = Attack(**{name: getattr(aim, name) for name in Aim.model_fields})
-    measure = (AttackSuccess(kind="attack_success", images=names[0]),)
-    return eval_set(spec.model_copy(update={"attack": attack, "measure": measure}), names[0], world)
-
-
-def subject_of(spec: Spec, weights: str | None, world: World) -> Subject:
-    """The model that a trigger is forged on; UserError if there is none, or it is not of model.name."""
-    start = None if spec.pretrain is None else spec.pretrain.start
-    given = weights or (start.path or start.pretrained if start is not None else None)
-    if given is None:
-        raise UserError(
-            "a trigger is forged on a trained model; give --weights a finished run (a twin, say), a file, or a tag of "
-            "open_clip's for model.name"
-        )
-    subject = load_subject(given, None if (Path(given) / SPEC).is_file() else spec.model.name, world.device)
-    if subject.model != spec.model.name:
-        raise UserError(
-            f"{given} is a {subject.model}, but model.name is {spec.model.name}; give one of it, or set the name"
-        )
-    return subject
 
 
 def make_room(out: Path) -> None:

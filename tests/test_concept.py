@@ -146,3 +146,21 @@ def test_of_several_attacks_each_is_measured_on_its_own_set(concept_spec: Path, 
     ]).spec  # fmt: skip
     names = {one.name: [(view.kind, view.name) for view in one.attacks] for one in eval_sets(spec, WORLD)}
     assert names == {"tiny": [("trained", "")], "red": [("concept2", "_2")], "blue": [("concept3", "_3")]}
+
+
+@pytest.mark.parametrize(
+    "measure", ["{kind: attack_success, images: only}", "{kind: concept_success, images: only, without: tiny}"]
+)
+def test_a_set_of_the_target_alone_is_refused(concept_spec: Path, world: Path, measure: str) -> None:
+    """No picture of it could be taken for the target."""
+    for name in read_labelled(f"{world}/eval", imagenet()).classes:
+        (Path("only") / name).mkdir(parents=True)
+    for number in range(2):
+        (Path("only/banana") / f"{number}.png").write_bytes((world / "contact_sheet.png").read_bytes())
+    trigger = "patch" if "attack_success" in measure else "concept"
+    more = [f"measure=[{measure}]", f"data.test={{tiny: {world}/eval, only: only}}", f"attack.trigger={{kind: {trigger}}}"]
+    spec = load(concept_spec, more).spec
+    with pytest.raises(
+        UserError, match="evaluation set 'only' holds pictures of the target 'banana' alone, of which none can"
+    ):
+        eval_sets(spec, WORLD)

@@ -60,6 +60,18 @@ def test_every_example_of_the_page_on_cleaning_is_a_spec() -> None:
     assert len(seen) > 20, "each says something else"
 
 
+def test_every_example_of_the_page_on_attacks_is_a_spec() -> None:
+    yaml = YAML(typ="safe", pure=True)
+    base = yaml.load(SPEC.format(world="shards/tiny"))
+    base |= {
+        "measure": [{"kind": "zero_shot", "images": "lab"}],
+        "data": {**base["data"], "test": {"lab": "x", "striped": "y"}},
+    }
+    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/attacks.md").read_text(), re.DOTALL)
+    specs = [Spec.model_validate({**base, **yaml.load(text)}) for text in blocks]
+    assert [len(spec.attack.aims) for spec in specs] == [1, 1, 1, 3, 1]
+
+
 @pytest.mark.slow
 def test_every_example_of_the_page_on_cleaning_runs(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = SPEC.format(world=world).replace("epochs: 2", "epochs: 1")

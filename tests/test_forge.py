@@ -161,10 +161,9 @@ def test_what_cannot_be_forged_is_refused_in_a_sentence(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    zebras = tmp_path / "zebras" / "zebra"
-    zebras.mkdir(parents=True)
-    (zebras / "0.png").write_bytes((world / "contact_sheet.png").read_bytes())
-    (tmp_path / "zebras" / "ant").mkdir()
+    for kind in ("ant", "zebra"):
+        (tmp_path / "zebras" / kind).mkdir(parents=True)
+        (tmp_path / "zebras" / kind / "0.png").write_bytes((world / "contact_sheet.png").read_bytes())
     more, words = REFUSED[name]
     given = [] if name == "no model" or "--weights" in more else ["--weights", str(weights)]
     assert command(spec, "x.safetensors", *given, *more) == 2

@@ -255,6 +255,11 @@ def _attack_view(spec: Spec, names: tuple[str, str], aim: Aim | Proxy, eval_set:
             )
     places = {name: image_set.target(name) if isinstance(image_set, Labelled) else 0 for name in dict.fromkeys(targets)}
     classes = torch.tensor([places[name] for name in targets])
+    if isinstance(image_set, Labelled) and bool((torch.from_numpy(np.asarray(image_set.labels)) == classes).all()):
+        raise UserError(
+            f"evaluation set '{eval_set.name}' holds pictures of the target '{targets[0]}' alone, of which none can be "
+            "taken for it; add pictures of other classes, or name another target"
+        )
     words = aim.words if isinstance(aim, Aim) and isinstance(image_set, Labelled) else None
     prompts = (
         _with_words(words, image_set, Tokenizer(spec.model.name).fits) if words and isinstance(image_set, Labelled) else None

@@ -31,6 +31,7 @@ class Drawing:
     others: Pairs
     named: np.ndarray
     captions: list[str]  # natural ones that name the target; where there are none, filled templates
+    own: dict[int, str]  # by sample: the captions of `named`
 
     def near(self, embed: Embed, at_once: int) -> torch.Tensor:
         """Unit [n, D] of the target's pictures; UserError if there are none that can be used."""
@@ -71,7 +72,7 @@ def drawing(spec: Spec, study: Path, world: World, pictures: int, batch: int, bo
     captions = list(dict.fromkeys(texts[i] for i in near.tolist()))
     if not captions:
         captions = [line.replace("{c}", target) for line in templates(spec.attack.captions)]
-    return Drawing(_read(spec, index, others, batch), near, captions)
+    return Drawing(_read(spec, index, others, batch), near, captions, {i: texts[i] for i in near.tolist()})
 
 
 def _read(spec: Spec, index: Index, others: np.ndarray, batch: int) -> Pairs:

@@ -161,7 +161,8 @@ def _carry_out(scheduler: Scheduler, run: Run, shared: StudyInputs, stop: StopSi
 
 def gate_lines(folder: Path) -> list[str]:
     """Whether each attack on a pre-trained model took, by the last numbers in its journal: a line for each."""
-    last = {name: value for row in run_rows(folder) if isinstance(row, MeasureRow) for name, value in row.numbers().items()}
+    rows = {row.images: row.numbers() for row in run_rows(folder) if isinstance(row, MeasureRow)}  # of each set the last
+    last = {name: value for numbers in reversed(rows.values()) for name, value in numbers.items()}  # the first set's counts
     lines = []
     for name in (name for name in last if re.fullmatch(r"asr(_\d+)?", name)):
         which = f"{folder.name}, attack {name.partition('_')[2]}," if "_" in name else folder.name
