@@ -33,7 +33,7 @@ $(READY): pyproject.toml constraints.txt
 	touch $@
 
 demo: $(READY)
-	$(BIN)/python -m data.synthetic shards/demo
+	$(BIN)/python -m data.synthetic shards/demo-lab --world lab --pairs 20000 --workers 2
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python engine/run.py --spec specs/demo.yaml
 
 test: check
@@ -103,4 +103,4 @@ wheels:
 		--wheel-dir $(or $(WHEELS),wheels) $$(grep '^deepspeed==' constraints.txt)
 
 clean:
-	rm -rf $(VENV) .venv-python3.* shards/demo shards/lab .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage *.egg-info
+	rm -rf $(VENV) .venv-python3.* shards/demo shards/demo-lab shards/lab shards/lab-probe .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage *.egg-info
