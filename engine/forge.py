@@ -28,9 +28,10 @@ from engine.forging.fragility import fragility
 from engine.forging.pattern import Pattern
 from engine.forging.pictures import drawing
 from engine.forging.setting import attacked_set, subject_of
+from engine.forging.state import State
 from engine.models.clip import image_size
 from records.folder import RUNS
-from records.json_file import to_json, write_whole
+from records.json_file import digest_of, to_json, write_whole
 
 BLENDED = 0.2  # how strongly a whole pattern covers, as published
 
@@ -92,23 +93,27 @@ def carry_out(options: argparse.Namespace) -> None:
     model = Encoder(subject.towers, subject.tokenize, world, spec.machine.eval_batch, subject.scale, workers)
     both = options.loss == "both"
     settings = Settings(options.epochs, options.batch, options.rate, options.margin, options.weight, both, spec.seed)
-    began, progress = time.monotonic(), Progress("forging", "steps")
-    history = forge(
-        pattern, drawn, model, settings,
-        lambda done, of, terms: progress(done, of, ", ".join(f"{name} {value:.4g}" for name, value in terms.items())),
-    )  # fmt: skip
-    progress.end()
     facts: dict[str, object] = {
         "target": spec.attack.target, "weights": subject.given, "digest": subject.digest, "model": subject.model,
         "place": options.place, "size": options.size, "alpha": options.alpha, **asdict(settings),
-        "pictures": len(drawn.others), "named": len(drawn.named), "history": history,
-        "seconds": round(time.monotonic() - began, 1),
+        "pictures": len(drawn.others), "named": len(drawn.named), "pairs": drawn.others.index.digest,
+        "decode": spec.data.decode,
     }  # fmt: skip
+    state = State(out, digest_of({name: value for name, value in facts.items() if name != "weights"}))
+    began, progress = time.monotonic(), Progress("forging", "steps")
+    history = forge(
+        pattern, drawn, model, settings, state,
+        lambda done, of, terms: progress(done, of, ", ".join(f"{name} {value:.4g}" for name, value in terms.items())),
+    )  # fmt: skip
+    progress.end()
+    facts |= {"history": history, "seconds": round(time.monotonic() - began, 1)}
+    hidden = out.with_name(f".{out.name}")  # until all is known of it
     with writing(out.parent, "the trigger"):
-        write_whole(out, save(pattern.stored, {"made_by": "antidote engine.forge", "target": spec.attack.target}))
-    found = fragility(model, attacked_set(spec, Tensor(kind="tensor", file=str(out), place=options.place), world))
-    with writing(out.parent, "what the trigger does"):
+        write_whole(hidden, save(pattern.stored, {"made_by": "antidote engine.forge", "target": spec.attack.target}))
+        found = fragility(model, attacked_set(spec, Tensor(kind="tensor", file=str(hidden), place=options.place), world))
         write_whole(out.with_suffix(".json"), to_json({**facts, "fragility": found._asdict()}))
+        hidden.replace(out)
+    state.end()
     place = ", place: full" if pattern.full else ""
     print(f"{out}: {history[0]['loss']:.4g} -> {history[-1]['loss']:.4g} in {settings.epochs} epochs\n{found.sentence}")
     print(f"attack.trigger: {{kind: tensor, file: {out}{place}}}")
@@ -122,6 +127,9 @@ def main(args: list[str]) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from the last whole epoch", file=sys.stderr)
+        return 130
     finally:
         end_workers()
     return 0

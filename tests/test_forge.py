@@ -10,6 +10,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import save_file as save_weights
 
+from data.progress import Progress
 from data.refusal import UserError
 from data.triggers.tensor import Tensor
 from engine.forge import main
@@ -130,6 +131,39 @@ def test_a_trigger_is_forged_and_its_fragility_said(
     assert (load_file("c.safetensors")["trigger"] != first).any()
     assert command(spec, "b.safetensors", "--weights", str(weights)) == 2
     assert "b.safetensors is there already" in capsys.readouterr().err
+
+
+def test_a_forging_that_was_stopped_goes_on_to_the_same_trigger(
+    spec: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    given = ("--weights", str(weights))
+    assert command(spec, "a.safetensors", *given) == 0
+    steps = []
+
+    def stop(self: Progress, done: int, of: int, words: str) -> None:
+        steps.append(done)
+        if done == 6:  # of 12, in the second of three epochs
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as at_work:
+        at_work.setattr(Progress, "__call__", stop)
+        assert command(spec, "b.safetensors", *given) == 130
+        assert not Path("b.safetensors").exists()
+        assert "the same command goes on" in capsys.readouterr().err
+        assert command(spec, "b.safetensors", *given, "--rate", "0.1") == 2
+        assert ".b.safetensors.partial is of another forging" in capsys.readouterr().err
+        steps.clear()
+        at_work.setattr(Progress, "__call__", lambda self, done, of, words: steps.append(done))
+        assert command(spec, "b.safetensors", *given) == 0
+    assert steps == list(range(5, 13))
+    assert Path("b.safetensors").read_bytes() == Path("a.safetensors").read_bytes()
+    histories = [json.loads(Path(f"{name}.json").read_text())["history"] for name in "ab"]
+    assert histories[0] == histories[1]
+    assert not Path(".b.safetensors.partial").exists()
+    Path(".c.safetensors.partial").write_bytes(b"x")
+    assert command(spec, "c.safetensors", *given) == 2
+    assert ".c.safetensors.partial is damaged; delete it" in capsys.readouterr().err
 
 
 REFUSED: dict[str, tuple[list[str], str]] = {

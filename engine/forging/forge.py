@@ -12,6 +12,7 @@ from engine.evaluation.encode import Encoder
 from engine.forging.loss import terms
 from engine.forging.pattern import Pattern
 from engine.forging.pictures import Drawing
+from engine.forging.state import MOMENTS, Point, State
 from engine.inversion.stamp import encoding
 
 Watch = Callable[[int, int, dict[str, float]], None]  # (steps done, of how many, the last step's terms)
@@ -30,14 +31,16 @@ class Settings:
     seed: int = 0
 
 
-def forge(pattern: Pattern, drawing: Drawing, model: Encoder, settings: Settings, watch: Watch) -> list[dict[str, float]]:
-    """Learns the pattern in place; the mean terms of each epoch. What is drawn depends on the seed and the step alone.
-    UserError if the loss is not finite."""
+def forge(  # noqa: PLR0913  (what is learned, from what, how, and who is told)
+    pattern: Pattern, drawing: Drawing, model: Encoder, settings: Settings, state: State, watch: Watch
+) -> list[dict[str, float]]:
+    """Learns the pattern in place, from where `state` stands; the mean terms of each epoch. What is drawn depends on the
+    seed and the step alone. UserError if the loss is not finite."""
     device, pairs = model.world.device, drawing.others
     with torch.no_grad():
         captions = model.texts(drawing.captions).to(device)
     adam = torch.optim.Adam([pattern.to(device).values], settings.rate)
-    history: list[dict[str, float]] = []
+    history = _restored(state, pattern, adam)
     sums: dict[str, float] = {}
     with encoding(model.towers) as encode:
 
@@ -47,7 +50,7 @@ def forge(pattern: Pattern, drawing: Drawing, model: Encoder, settings: Settings
 
         near = drawing.near(plain, settings.batch) if settings.both else None
         total = settings.epochs * pairs.steps
-        for step, batch in batches(pairs, settings.epochs, 0, model.workers):
+        for step, batch in batches(pairs, settings.epochs, len(history) * pairs.steps, model.workers):
             draw, count = generator(settings.seed, "forge", step), settings.batch
             pictures = batch.pictures(device)[:, 0]
             texts = captions[torch.from_numpy(draw.integers(len(captions), size=count)).to(device)]
@@ -71,4 +74,19 @@ def forge(pattern: Pattern, drawing: Drawing, model: Encoder, settings: Settings
             if (step + 1) % pairs.steps == 0:
                 history.append({name: value / pairs.steps for name, value in sums.items()})
                 sums = {}
+                moments = adam.state[pattern.values]
+                state.write(Point(pattern.values, {name: moments[name] for name in MOMENTS}, history))
     return history
+
+
+def _restored(state: State, pattern: Pattern, adam: torch.optim.Adam) -> list[dict[str, float]]:
+    """The terms of the epochs that are done; their pattern and moments are put in place."""
+    point = state.read()
+    if point is None:
+        return []
+    with torch.no_grad():
+        pattern.values.copy_(point.values)
+    adam.state[pattern.values] = {
+        name: value if name == "step" else value.to(pattern.values.device) for name, value in point.moments.items()
+    }
+    return point.history
