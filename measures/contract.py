@@ -49,6 +49,8 @@ class Encoded:
     fitted_on: tuple[torch.Tensor, torch.Tensor] | None = None  # (unit rows [K, D], labels int64 [K]) of the training set
     references: torch.Tensor | None = None  # [R, D], other pictures that are known to be clean
     prompts: torch.Tensor | None = None  # [C, K, D], the measure's own texts, K of each class
+    # of a vision transformer how each head's part agrees with its mean over the references: [R, H], [M, H], triggered [M, H]
+    heads: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None
 
     def __post_init__(self) -> None:
         check_rows(self.images, "pictures")
@@ -63,6 +65,9 @@ class Encoded:
             check_rows(self.references, "the references")
         if self.prompts is not None:
             check_rows(self.prompts, "the measure's own prompts")
+        for rows in self.heads or ():
+            if wrong := int((~rows.isfinite()).any(1).sum()):
+                raise NotFinite(f"{wrong:,} of {len(rows):,} embeddings of heads are not finite")
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from measures.bdet import Bdet
 from measures.class_success import ClassSuccess
 from measures.concept_success import ConceptSuccess
 from measures.geometry import Geometry
+from measures.heads import Heads
 from measures.linear_probe import LinearProbe
 from measures.lorex import Lorex
 from measures.neighbours import Neighbours
@@ -35,6 +36,7 @@ AnyMeasure = Annotated[
     | Lorex
     | Bdet
     | Subspace
-    | ReferenceKnn,
+    | ReferenceKnn
+    | Heads,
     Field(discriminator="kind"),
 ]

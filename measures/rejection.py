@@ -40,7 +40,7 @@ class PictureDetector(MeasureSection):
     references: str = Field(description="name of the set in data.test whose clean pictures fix the threshold")
     level: float = Field(0.995, gt=0, le=1, description="share of the references that the threshold lets pass")
     triggered: ClassVar[bool] = True
-    for_vit: ClassVar[bool] = False  # whether it looks into a vision transformer
+    reads_heads: ClassVar[bool] = False  # whether it needs `heads`, so a vision transformer
 
     @model_validator(mode="after")
     def _is_judged_on_others(self) -> PictureDetector:
@@ -69,10 +69,11 @@ class Scores(NamedTuple):
 
 
 def rejection(
-    kind: str, level: float, encoded: Encoded, score: Callable[[torch.Tensor, float], Scores]
+    kind: str, level: float, encoded: Encoded, score: Callable[[torch.Tensor, float], Scores], fixed: float | None = None
 ) -> dict[str, Number]:
     """The numbers that the module defines; `score` takes which of the triggered pictures may come (bool [M]) and which share
-    of all that come they are. Unmeasurable if all scores are equal, ValueError if all pictures are of the target class."""
+    of all that come they are; `fixed` is a threshold that no reference fixes. Unmeasurable if all scores are equal,
+    ValueError if all pictures are of the target class."""
     triggered, others = marked(encoded, kind), encoded.labels != encoded.targets
     if not others.any():
         raise ValueError(f"{kind} needs pictures of another class than the target")
@@ -84,18 +85,18 @@ def rejection(
         least, most = torch.cat([references, clean, found]).aminmax()
         if least == most:
             raise Unmeasurable(f"{kind} gives every picture the same score, so it tells none from another")
-        found, fixed = found[others], threshold(references, level)
+        found, limit = found[others], threshold(references, level) if fixed is None else fixed
         if not share:
-            out[f"{kind}_flagged"] = above(clean, fixed)
+            out[f"{kind}_flagged"] = above(clean, limit)
             continue
         numbers: dict[str, Number] = {"auroc": auroc(clean, found)}
-        numbers |= {f"tpr_{rate}": above(found, exceeded(clean, limit)) for rate, limit in RATES.items()}
-        numbers |= {"tpr": (tpr := above(found, fixed)), "fpr": (fpr := above(clean, fixed))}
+        numbers |= {f"tpr_{of}": above(found, exceeded(clean, rate)) for of, rate in RATES.items()}
+        numbers |= {"tpr": (tpr := above(found, limit)), "fpr": (fpr := above(clean, limit))}
         if tpr or fpr:
             numbers["precision"] = share * tpr / (share * tpr + (1 - share) * fpr)
-        numbers["asr"] = (fooled & (found <= fixed)).sum().item() / len(found)
-        numbers["top1"] = (right & (clean <= fixed)).sum().item() / len(clean)
-        numbers["roc"] = [above(found, exceeded(clean, limit)) for limit in ROC]
+        numbers["asr"] = (fooled & (found <= limit)).sum().item() / len(found)
+        numbers["top1"] = (right & (clean <= limit)).sum().item() / len(clean)
+        numbers["roc"] = [above(found, exceeded(clean, rate)) for rate in ROC]
         out |= {f"{kind}_{key}_{name}": value for key, value in numbers.items()}
     return out
 

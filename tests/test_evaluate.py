@@ -1,5 +1,6 @@
 """Evaluation is shared over ranks and counts every picture once."""
 
+import copy
 import itertools
 import math
 import os
@@ -29,6 +30,7 @@ from engine.evaluation.encode import Cut, Encoder
 from engine.evaluation.sets import eval_sets, prompts_of
 from engine.evaluation.texts import TextRows
 from engine.models import clip
+from engine.models.heads import head_parts
 from engine.models.tokenizer import Tokenizer
 from engine.models.towers import Towers
 from engine.training.kmeans import spherical
@@ -376,6 +378,48 @@ def test_a_model_that_tells_no_picture_from_another_is_measured_and_each_detecto
     assert isinstance(row, MeasureRow)
     assert parse_row(row.text().encode()) == row
     assert row.refused == found["refused"]
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """23 pictures, which no number of ranks shares evenly."""
+    folder = tmp_path_factory.mktemp("known") / "world"
+    write_world(folder, SyntheticWorld(pairs=8, tests=23, pixels=32, seed=5, pairs_per_shard=8))
+    return folder / "eval"
+
+
+HEADS = "measure=[{kind: heads, images: tiny, references: known, agreement: 0.5}]"
+
+
+def test_heads_are_the_same_on_any_number_of_ranks_and_in_any_batch(spec: Path, known: Path) -> None:
+    """The mean of each head is that of all references, each once."""
+    wanted, tokenize = load(spec, [f"data.test.known={known}", HEADS]).spec, Tokenizer("test-vit")
+    towers = clip.build("test-vit", 0).eval()
+    with torch.no_grad():  # heads that write more than fresh ones do
+        towers.clip.visual.transformer.resblocks[-1].attn.out_proj.weight *= 30
+    own = [copy.deepcopy(towers) for _ in range(3)]  # ranks share no towers, whose hooks see all that goes through
+
+    def encoder(world: World, batch: int) -> Encoder:
+        return Encoder(own[world.rank], tokenize, world, batch)
+
+    whole = evaluate.evaluate(encoder(alone(0, 1), 256), eval_sets(wanted, alone(0, 1)))
+    assert [one["images"] for one in whole] == ["tiny"]
+    assert 0 <= whole[0]["heads_auroc_at1"] <= 1
+    for batch, size in ((5, 1), (16, 2), (7, 3)):
+        for found in on_ranks(size, lambda world: evaluate.evaluate(encoder(world, batch), eval_sets(wanted, world))):  # noqa: B023
+            assert found == whole
+    with torch.no_grad(), head_parts(towers) as seen:
+        towers(eval_sets(wanted, alone(0, 1))[1].pictures(list(range(23)))[0], None)
+        want = seen.taken()[:, : seen.count].mean(0)
+    with torch.no_grad():
+        assert torch.allclose(encoder(alone(0, 1), 4).mean_heads(eval_sets(wanted, alone(0, 1))[1]), want, atol=1e-6)
+        for mean in on_ranks(3, lambda world: encoder(world, 4).mean_heads(eval_sets(wanted, world)[1])):
+            assert torch.allclose(mean, want, atol=1e-6)
+
+
+def test_heads_of_a_resnet_are_refused(spec: Path, known: Path) -> None:
+    with pytest.raises(UserError, match="measure heads looks at the heads of a vision .* 'test-resnet' has none"):
+        eval_sets(load(spec, [f"data.test.known={known}", HEADS, "model.name=test-resnet"]).spec, alone(0, 1))
 
 
 def test_a_training_set_of_other_classes_is_refused(spec: Path, others: Path, tmp_path: Path) -> None:

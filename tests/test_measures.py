@@ -110,7 +110,11 @@ def test_validation_loss_is_the_objectives_own(seed: int) -> None:
 
 def encoded(predicted: list[int], triggered: list[int], labels: list[int], target: int = 3) -> Encoded:
     targets = torch.full((len(labels),), target)
-    return Encoded(AXES[predicted], AXES[triggered], torch.tensor(labels), AXES, AXES, targets, LEARNT, KNOWN, VARIANTS)
+    agreements = KNOWN - 0.3, AXES[predicted] - VARIANTS[0, 0], AXES[triggered] - VARIANTS[0, 1]
+    return Encoded(
+        *(AXES[predicted], AXES[triggered], torch.tensor(labels), AXES, AXES, targets),
+        *(LEARNT, KNOWN, VARIANTS, agreements),
+    )
 
 
 def section_of(section: type[MeasureSection]) -> MeasureSection:
@@ -338,7 +342,7 @@ def test_no_measure_judges_an_embedding_that_is_not_finite(section: Any, damage:
         return measure(
             Encoded(
                 rows["images"], rows["marked"], labels, *classes, torch.ones(4).long(), (rows["train"], labels),
-                rows["known"], rows["variants"].view(4, 10, 4),
+                rows["known"], rows["variants"].view(4, 10, 4), (rows["known"], rows["images"], rows["marked"]),
             )
         )  # fmt: skip
 

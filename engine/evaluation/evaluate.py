@@ -72,6 +72,8 @@ class _Evaluation:
         self.vectors = TextRows(model.texts)  # of prompts and captions, the same ones in several sets once
         self.fits: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # by the names of sets: their rows and labels
         self.clean: dict[str, torch.Tensor] = {}  # by the names of sets that measures compare with: their rows
+        self.sets: dict[str, EvalSet] = {}
+        self.heads: dict[tuple[str, str | None], list[torch.Tensor]] = {}  # by set and references: agreements of heads
         self.refused: dict[str, str] = {}  # of the set at hand: measures that say nothing of it, and why
 
     def of(self, sets: list[EvalSet]) -> list[dict[str, Any]]:
@@ -81,6 +83,7 @@ class _Evaluation:
         encoded = {one.name: self._pictures(one) for one in sets if one.name in fitted_on | references}
         self.fits = {one.name: (encoded[one.name][0], _labels(one)) for one in sets if one.name in fitted_on}
         self.clean = {name: rows[0] for name, rows in encoded.items() if name in references}
+        self.sets = {one.name: one for one in sets}
         out = []
         for eval_set in sets:
             if eval_set.tasks:
@@ -138,9 +141,13 @@ class _Evaluation:
     def _under(self, attack: AttackView, eval_set: EvalSet, encoded: Encoded | Paired) -> dict[str, Number]:
         """What the measures that look at a set under one attack say, each number by its name and the attack's."""
         tasks = tuple(task for task in eval_set.triggered if task.attack == attack.kind)
-        return {f"{name}{attack.name}": value for name, value in self._measured(eval_set, tasks, encoded).items()}
+        at = next(place for place, one in enumerate(eval_set.attacks) if one is attack)
+        return {f"{name}{attack.name}": value for name, value in self._measured(eval_set, tasks, encoded, at).items()}
 
-    def _measured(self, eval_set: EvalSet, tasks: tuple[MeasureTask, ...], encoded: Encoded | Paired) -> dict[str, Number]:
+    def _measured(
+        self, eval_set: EvalSet, tasks: tuple[MeasureTask, ...], encoded: Encoded | Paired, attack: int = 0
+    ) -> dict[str, Number]:
+        """What measures say of a set, under the attack at this place if they look under one."""
         out: dict[str, Number] = {}
         for task in tasks:
             self.model.go_on()
@@ -148,21 +155,33 @@ class _Evaluation:
                 if isinstance(encoded, Paired) or task.fitted_on is None and task.references is None:
                     out |= task.measure(encoded)
                 else:  # by one rank: a fit takes all cores of a machine
-                    numbers, refused = on_rank_0(partial(_attempt, task.measure, self._given(eval_set, task, encoded)))
+                    given = self._given(eval_set, task, encoded, attack)
+                    numbers, refused = on_rank_0(partial(_attempt, task.measure, given))
                     out |= numbers
                     self.refused |= {task.kind: refused} if refused else {}
         for name, value in out.items():
             check_number(name, value)
         return out
 
-    def _given(self, eval_set: EvalSet, task: MeasureTask, encoded: Encoded) -> Encoded:
+    def _given(self, eval_set: EvalSet, task: MeasureTask, encoded: Encoded, attack: int) -> Encoded:
         """The set with what a measure reads beside it."""
         prompts = None
         if task.prompts is not None:
             prompts = self._texts(eval_set, task.prompts).view(len(encoded.classes), -1, encoded.classes.shape[1])
         fitted_on = None if task.fitted_on is None else self.fits[task.fitted_on]
         references = None if task.references is None else self.clean[task.references]
-        return replace(encoded, fitted_on=fitted_on, references=references, prompts=prompts)
+        heads = self._heads(eval_set, task.references, attack) if task.reads_heads and task.references else None
+        return replace(encoded, fitted_on=fitted_on, references=references, prompts=prompts, heads=heads)
+
+    def _heads(self, eval_set: EvalSet, references: str, attack: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """How each head's part agrees with its mean over the references: of these, of the pictures, under an attack."""
+        key = eval_set.name, references
+        if key not in self.heads:
+            known = self.sets[references]
+            mean = self.model.mean_heads(known)
+            self.heads[key] = [self.model.head_agreements(known, mean)[0], *self.model.head_agreements(eval_set, mean)]
+        clean, pictures, *attacked = self.heads[key]
+        return clean, pictures, attacked[attack]
 
 
 def _attempt(measure: Measure, encoded: Encoded) -> tuple[Mapping[str, Number], str]:

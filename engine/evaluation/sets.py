@@ -22,6 +22,7 @@ from data.triggers.multi import Multi
 from engine.distributed.world import World
 from engine.evaluation.kept import Kept, room
 from engine.models.clip import image_size, imagenet, model_config
+from engine.models.heads import check_heads
 from engine.models.tokenizer import Tokenizer
 from measures.contract import CENTRE, CONCEPT, PROXY, TRAINED, Measure
 from measures.registry import AnyMeasure
@@ -52,6 +53,7 @@ class MeasureTask(NamedTuple):
     measure: Measure
     references: str | None = None  # the name of a set
     prompts: list[str] | None = None  # its own, class by class
+    reads_heads: bool = False
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,8 @@ def check_fits(spec: Spec, sets: Mapping[str, EvalSet]) -> None:
         if isinstance(measure, PictureDetector) and measure.references in sets and measure.images in sets:
             least = measure.least(int(model_config(spec.model.name)["embed_dim"]))
             _check_references(measure.kind, least, sets[measure.references], sets[measure.images])
+            if measure.reads_heads:
+                check_heads(spec.model.name, f"measure {measure.kind}")
 
 
 def eval_set(spec: Spec, name: str, world: World) -> EvalSet:
@@ -170,7 +174,10 @@ def _task(section: AnyMeasure, image_set: Labelled | Captioned, fits: Fits) -> M
             f"measure {section.kind} asks for the prompt '{long}', which is longer than model.name takes, so that its end "
             "would be cut off; shorten the words in the measure's section, or the set's templates"
         )
-    return MeasureTask(section.kind, section.learns_from, section.attack_kind, section.build(), section.clean_set, prompts)
+    reads_heads = isinstance(section, PictureDetector) and section.reads_heads
+    return MeasureTask(
+        section.kind, section.learns_from, section.attack_kind, section.build(), section.clean_set, prompts, reads_heads
+    )
 
 
 def _image_set(spec: Spec, name: str, sections: list[AnyMeasure]) -> Labelled | Captioned:
