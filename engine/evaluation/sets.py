@@ -1,6 +1,5 @@
 """Evaluation sets as a spec asks for them: this rank's rows, the attacks on them, and the measures that read them."""
 
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -21,8 +20,8 @@ from data.triggers.contract import Mark
 from data.triggers.multi import Multi
 from engine.distributed.world import World
 from engine.evaluation.kept import Kept, room
-from engine.models.clip import image_size, imagenet, model_config
-from engine.models.heads import check_heads
+from engine.evaluation.references import check_references
+from engine.models.clip import image_size, imagenet
 from engine.models.tokenizer import Tokenizer
 from measures.contract import CENTRE, CONCEPT, PROXY, TRAINED, Measure
 from measures.registry import AnyMeasure
@@ -138,11 +137,8 @@ def check_fits(spec: Spec, sets: Mapping[str, EvalSet]) -> None:
     for measure in spec.measure:
         if (name := measure.learns_from) is not None and name in sets and measure.images in sets:
             _check_fit(measure.kind, sets[name], sets[measure.images])
-        if isinstance(measure, PictureDetector) and measure.references in sets and measure.images in sets:
-            least = measure.least(int(model_config(spec.model.name)["embed_dim"]))
-            _check_references(measure.kind, least, sets[measure.references], sets[measure.images])
-            if measure.reads_heads:
-                check_heads(spec.model.name, f"measure {measure.kind}")
+        if (name := measure.clean_set) is not None and name in sets and measure.images in sets:
+            check_references(measure, spec.model.name, sets[name].image_set, sets[measure.images].image_set)
 
 
 def eval_set(spec: Spec, name: str, world: World) -> EvalSet:
@@ -208,26 +204,6 @@ def _check_fit(kind: str, fitted_on: EvalSet, judged_on: EvalSet) -> None:
         raise UserError(f"{what}, whose classes differ: {words}; give both the same classnames.txt")
     if len(np.unique(train.labels)) < 2:
         raise UserError(f"{what}, but all pictures of '{fitted_on.name}' are of one class; fit it on a set of two or more")
-
-
-def _check_references(kind: str, least: int, clean: EvalSet, judged_on: EvalSet) -> None:
-    """UserError if a measure that asks for so many references can't compare the pictures of one set with the other's."""
-    what = f"{kind} compares pictures of '{judged_on.name}' with '{clean.name}'"
-    if (count := len(clean.image_set)) < least:
-        raise UserError(
-            f"measure {what}, which has {count:,} pictures; expected at least {least:,}; give a larger set of references"
-        )
-    both = _places(clean.image_set) & _places(judged_on.image_set)
-    if both:
-        raise UserError(
-            f"measure {what}, but {len(both):,} pictures are in both; take references from other pictures than are judged"
-        )
-
-
-def _places(image_set: Labelled | Captioned) -> set[tuple[str, int]]:
-    """Where the pictures of a set lie."""
-    real = {path: os.path.realpath(path) for path, *_ in image_set.where}
-    return {(real[path], offset) for path, _, offset, _ in image_set.where}
 
 
 def _attacks(spec: Spec, eval_set: EvalSet) -> Iterator[AttackView]:
