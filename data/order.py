@@ -102,7 +102,9 @@ class Kept:
 
     def __init__(self, order: Order, out: np.ndarray) -> None:
         self.order, self.out = order, out  # int64 [n], sorted: positions of those that are left out
+        self._next = np.append(out, -1)
         self._skipped: dict[int, np.ndarray] = {}
+        self._kept: dict[tuple[int, int], np.ndarray] = {}
 
     def __len__(self) -> int:
         return len(self.order) - len(self.out)
@@ -115,17 +117,14 @@ class Kept:
         """int64 [size]: positions of the samples of batch `step`, as the batches of the whole order show them one after the
         other."""
         wanted = np.arange(step * size, (step + 1) * size) % len(self)
-        many = -(-len(self.order) // size)
-        left = np.full(many, size) - np.bincount(self._turns(epoch) // size, minlength=many)
-        left[-1] -= many * size - len(self.order)
-        ends = np.cumsum(left)
+        ends = self._ends(epoch, size)
         parts = np.searchsorted(ends, wanted, side="right")
         out = np.empty(size, np.int64)
         for part in np.unique(parts).tolist():
             whole = self.order.part(epoch, part, size)
-            kept = whole[~np.isin(whole, self.out)]
+            kept = whole[~self._is_out(whole)]
             here = parts == part
-            out[here] = kept[wanted[here] - (ends[part] - left[part])]
+            out[here] = kept[wanted[here] - (ends[part] - len(kept))]
         return self._closed_up(out)
 
     def at(self, epoch: int, turns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -133,6 +132,20 @@ class Kept:
         skipped = self._turns(epoch)
         lane, stored = self.order.at(epoch, turns + np.searchsorted(skipped - np.arange(len(skipped)), turns, side="right"))
         return lane, self._closed_up(stored)
+
+    def _ends(self, epoch: int, size: int) -> np.ndarray:
+        """int64 [n]: how many are kept up to the end of each batch of the whole order; those of one epoch are remembered."""
+        if (epoch, size) not in self._kept:
+            many = -(-len(self.order) // size)
+            left = np.full(many, size) - np.bincount(self._turns(epoch) // size, minlength=many)
+            left[-1] -= many * size - len(self.order)
+            self._kept = {(epoch, size): np.cumsum(left)}
+        return self._kept[epoch, size]
+
+    def _is_out(self, stored: np.ndarray) -> np.ndarray:
+        """bool [n]: whether these are left out."""
+        is_out: np.ndarray = self._next[np.searchsorted(self.out, stored)] == stored
+        return is_out
 
     def _turns(self, epoch: int) -> np.ndarray:
         """int64 [n], sorted: the turns of an epoch that are skipped; those of two epochs are remembered."""

@@ -129,4 +129,5 @@ def test_a_killed_run_and_one_on_two_ranks_sort_the_pairs_as_an_undisturbed_one(
     assert out.returncode == 0, out.stderr
     (whole,), (two,) = found["whole"][1].values(), journals(home / "runs/tiny").values()
     for ours, theirs in zip(two, whole, strict=True):
-        assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-3)
+        numbers = {name: value for name, value in theirs.items() if isinstance(value, float) and name != "grad_norm"}
+        assert {name: ours[name] for name in numbers} == pytest.approx(numbers, rel=1e-3, abs=1e-3)
