@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from measures.frontier import CAP, best_accuracy, lowest_asr
 from report.ablation import Ablation, by_cleaner, by_epoch, by_setting, settings
+from report.audits import Audited
 from report.dynamics import ASR, curves_of, rate_curves
 from report.load import Record, Study
 from report.persistence import Probed, by_group
 from report.plots.ablation import ablation
 from report.plots.answers import Answers, answers
+from report.plots.audits import audit_figure
 from report.plots.curves import curves
 from report.plots.frontier import frontier
 from report.plots.phase import phase
@@ -71,6 +73,7 @@ def figures(report: Report) -> list[Figure]:
         *_along(panels),
         *_ways(panels, report.study),
         *_test_time(report.test_time),
+        *_audits(report.audits),
         *_rebound(report.probed),
         *_perturbed(report.probed),
         *_runs(panels),
@@ -205,6 +208,20 @@ def _test_time(told: list[Detection]) -> Iterator[Figure]:
             "Where rejecting by the fixed threshold moves each model: up is more accurate, left is cleaner. A rejected "
             "picture has no answer, so accuracy falls by each clean one.",
             lambda narrow: rejections(found, 1 if narrow else 2),
+            answers=True,
+        )
+
+
+def _audits(found: list[Audited]) -> Iterator[Figure]:
+    """What audits say of the study's models beside clean ones, if any was carried out."""
+    if found:
+        yield Figure(
+            "audits",
+            "Audits against clean models",
+            "Each model's audits: what a stamp, or a vector, had to be to change what the model answers. The band spans the "
+            "clean models that were asked the same; only what lies outside of it sets a model apart. A dashed line is where "
+            "a published rule accuses a model, whatever clean ones look like.",
+            lambda narrow: audit_figure(found, narrow),
             answers=True,
         )
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 from zlib import crc32
 
 from data.refusal import UserError
+from records.audit import FOLDER, AuditJson
 from records.card import Card
 from records.ending import FinishedJson, PrunedJson, run_journal
 from records.folder import RecordFile
@@ -58,6 +59,7 @@ class Record:
     perturbed: PerturbationJson | None = None
     faults: tuple[str, ...] = ()  # files that are damaged, and so left out
     attack: Mapping[str, Any] = field(default_factory=dict)  # what its spec.json says of it
+    audit: AuditJson | None = None
 
     def trigger(self, attack: int) -> str | None:
         """The kind of trigger of an attack, 1 the first; None if that is not told."""
@@ -141,12 +143,12 @@ def _read_run(folder: Path, run: RunEntry) -> Record:
     if rows and not finished:
         state = f"unfinished, at epoch {rows[-1].epoch}, step {rows[-1].step}"
     poison, answers = (_picture(folder / name, faults) for name in ("poison.png", "answers.png"))
-    attack = _attack(folder, faults)
+    attack, audit = _attack(folder, faults), _read(AuditJson, folder / FOLDER, faults)
     measures, card = [row for row in rows if isinstance(row, MeasureRow)], _read(Card, folder, faults)
     ended, perturbed = end or pruned, _read(PerturbationJson, folder, faults)
     return Record(
         run, measures, len(damaged), card, finished, state, poison, answers, _pace(rows), ended, perturbed, tuple(faults),
-        attack,
+        attack, audit,
     )  # fmt: skip
 
 

@@ -15,6 +15,8 @@ from pathlib import Path
 from data.refusal import UserError
 from measures.frontier import CAP, FLOOR, FrontierPoint
 from report.ablation import settings
+from report.audits import HEADS as AUDIT_HEADS
+from report.audits import audit_rows
 from report.controls import HEADS, control_rows
 from report.differences import RULE_HEADS, rule_rows
 from report.figures import figures
@@ -89,6 +91,7 @@ def section(report: Report, pictures: Iterable[tuple[str, str, str]]) -> str:
     parts += [table] if (table := _rules(judged)) else []
     parts += [table] if (table := _rule_differences(judged)) else []
     parts += [table] if (table := _test_time(report)) else []
+    parts += [table] if (table := _audits(report)) else []
     parts += [f"![{plain(heading)}]({name})\n\n*{plain(caption)}*" for heading, caption, name in pictures]
     remarks = [*report.notes, *judged.notes]
     parts += [_list(f"Note: {remark}" for remark in remarks)] if remarks else []
@@ -199,6 +202,19 @@ def _test_time(report: Report) -> str:
         "clean references."
     )
     return f"{intro}\n\n{_table(['pre-trained with', *TEST_TIME_HEADS], rows)}" if rows else ""
+
+
+def _audits(report: Report) -> str:
+    """What audits say of the study's models; empty if none was carried out."""
+    rows = [
+        [title, *(f"{text}{f' ({remark})' if remark else ''}" for text, remark in cells)]
+        for title, cells in audit_rows(report.audits)
+    ]
+    intro = (
+        "Audits: is the model backdoored? p is how often a clean model that was asked the same looks at least as "
+        "conspicuous; so many clean models can show no less than the least p."
+    )
+    return f"{intro}\n\n{_table(['run', *AUDIT_HEADS], rows)}" if rows else ""
 
 
 def _rules(judged: Judgement) -> str:

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from records.card import Fact
+from report.audits import HEADS as AUDIT_HEADS
+from report.audits import audit_rows
 from report.controls import HEADS, control_rows
 from report.costs import STAGES
 from report.differences import RULE_HEADS, rule_rows
@@ -72,6 +74,7 @@ def page_of(report: Report, pictures: Sequence[Picture]) -> str:
         persistence=(PERSISTENCE_HEADS, persistence_rows(report.probed), sentences(report.probed)),
         rules=(RULE_HEADS, rule_rows(judged.rules)),
         test_time=(TEST_TIME_HEADS, detection_rows(report.test_time)),
+        audits=(AUDIT_HEADS, audit_rows(report.audits)),
         lacking=judged.notes,
         pictures=pictures,
         poisons=poisons[:GRIDS],

@@ -6,6 +6,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from measures.frontier import CAP, CAPS, FLOOR, FrontierPoint, best_accuracy, lowest_asr
+from report.audits import Audited, audits
 from report.controls import Control, controls
 from report.costs import Costs, costs
 from report.differences import Difference, differences, rule_differences
@@ -57,6 +58,7 @@ class Report:
     costs: Costs
     test_time: list[Detection]  # what detectors say at test time
     probed: list[Probed]
+    audits: list[Audited]
 
 
 def make_report(study: Study) -> Report:
@@ -67,7 +69,7 @@ def make_report(study: Study) -> Report:
     scratches = list(dict.fromkeys(point.label.objective for panel in judged.panels for point in panel.scratch))
     summaries = [_summary(panel, cleaners, scratches, shared) for panel in judged.panels]
     told, detected = notes(study, judged.panels), detections(study, judged.panels)
-    return Report(study, judged, summaries, told, costs(study), detected, probed(study))
+    return Report(study, judged, summaries, told, costs(study), detected, probed(study), audits(study))
 
 
 def judge(members: Sequence[Panel]) -> Judgement:

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from data.refusal import UserError
 from records.json_file import write_whole
+from report.audits import audit_table
 from report.figures import figures
 from report.left_out import HEADS as LEFT_OUT
 from report.left_out import left_out
@@ -31,6 +32,8 @@ def write_report(path: Path, into: Path | None = None) -> Written:
     study, table = report.study, report.study.results
     out = into or report_folder(path)
     files, pictures = {"results.csv": as_csv(*table).encode()} | verdict_files(report.judged), list[Picture]()
+    if report.audits:
+        files["audits.csv"] = as_csv(*audit_table(report.audits)).encode()
     if report.test_time:
         files["test-time.csv"] = as_csv(*detection_table(report.test_time)).encode()
     for figure in figures(report):
