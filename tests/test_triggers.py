@@ -63,6 +63,20 @@ def test_contract(form: dict[str, Any], number: int, height: int, width: int, se
     holds(section(**form), number, height, width, seed)
 
 
+def test_a_pattern_larger_than_the_picture_is_refused_unless_it_is_stretched(tmp_path: Path) -> None:
+    for shape in ((225, 10), (10, 300), (224, 224)):
+        path = tmp_path / f"{shape[0]}-{shape[1]}.safetensors"
+        save_file({"trigger": np.zeros((3, *shape), np.float32)}, path)
+        section(kind="tensor", file=str(path), place="full").build(0)
+        if max(shape) > 224:
+            with pytest.raises(
+                UserError, match=rf"a pattern of {shape[0]} x {shape[1]}, larger than the picture of 224 x 224"
+            ):
+                section(kind="tensor", file=str(path)).build(0)
+        else:
+            section(kind="tensor", file=str(path)).build(0)
+
+
 @pytest.mark.parametrize("place", ["centre", "full"])
 def test_contract_of_patterns_from_files(pattern: str, place: str) -> None:
     holds(section(kind="tensor", file=pattern, place=place), 2, 40, 60, 1)

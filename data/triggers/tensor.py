@@ -26,8 +26,13 @@ class Tensor(TriggerSection):
     alpha: float = Field(1.0, ge=0, le=1)
 
     def build(self, seed: int, test: bool = False) -> Mark:
-        """The marking function; UserError if the file can't be used."""
-        read_pattern(self.file)
+        """The marking function; UserError if the file can't be used, or its pattern is larger than the picture."""
+        high, wide = read_pattern(self.file)[1].shape
+        if self.place == "centre" and max(high, wide) > REFERENCE:
+            raise UserError(
+                f"attack.trigger.file {self.file} holds a pattern of {high} x {wide}, larger than the picture of "
+                f"{REFERENCE} x {REFERENCE} that sizes are given for; give place: full, which stretches it, or a smaller one"
+            )
         return partial(mark, self)
 
 
