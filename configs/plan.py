@@ -7,6 +7,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from configs.detect import Detect
 from configs.spec import Point, Spec
 from configs.stage import Stage
 from configs.sweep import of_leaving
@@ -46,6 +47,16 @@ class Run:
         stage = self.spec.clean if self.stage == "clean" else self.spec.pretrain
         assert stage is not None
         return stage
+
+    @property
+    def detect(self) -> Detect | None:
+        """How its pairs are scored when it is finished; None if they are not."""
+        return None if self.stage == "clean" else self.spec.detect
+
+    @cached_property
+    def untouched(self) -> "Run":
+        """The twin of a pre-training: the same without poison and with nothing left out."""
+        return replace(self, stage="twin")
 
     @property
     def of_twin(self) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import Field, ModelWrapValidatorHandler, ValidationError, model_validator
 
 from configs.after import After
+from configs.detect import Detect
 from configs.explain import MOST, explain, field_names, paths, suggestion
 from configs.machine import Machine
 from configs.model import Model
@@ -47,6 +48,11 @@ class Spec(Section):
         None,
         exclude_if=lambda after: after is None,
         description="whether the backdoor comes back: what is asked of the best cleaned model of each start and cleaner",
+    )
+    detect: Detect | None = Field(
+        None,
+        exclude_if=lambda detect: detect is None,
+        description="how the pairs of each finished pre-training, and of its twin, are scored; default: they are not",
     )
     measure: tuple[AnyMeasure, ...] = Field(min_length=1)
     sweep: Sweep = Sweep()
@@ -164,6 +170,21 @@ class Spec(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _losses_can_be_noted(self) -> "Spec":
+        if self.detect is None or self.pretrain is None or self.sweep.axes or not (epochs := self.detect.loss_epochs):
+            return self
+        if epochs > self.pretrain.epochs:
+            raise ValueError(
+                f"detect: abl counts {epochs:,} epochs, but pretrain.epochs is {self.pretrain.epochs:,}; lower abl's epochs"
+            )
+        if self.pretrain.objective.views[1] < 1:
+            raise ValueError(
+                f"detect: abl compares captions, of which pretrain.objective {self.pretrain.objective.kind} reads none; "
+                "leave abl out"
+            )
+        return self
+
     @property
     def wait_seconds(self) -> float:
         """For how long a store is waited for: data.patience, but so that a rank says so before others give it up."""
@@ -218,14 +239,19 @@ class Loaded:
 def load(path: str | Path, settings: list[str] = [], say: Callable[[str], None] = lambda words: None) -> Loaded:
     """The spec and the points of its sweep in order; a UserError lists every error at once. What a spec leaves to the
     machine is settled here, so that fingerprints tell it, and said."""
-    source = read_source(path)
+    return load_tree(read_source(path), settings, say)
+
+
+def load_tree(source: SpecTree, settings: list[str] = [], say: Callable[[str], None] = lambda words: None) -> Loaded:
+    """The same of values that are read already."""
     for setting in settings:
         override(source, setting, lambda place: axis_place(source.values, place))
     try:
         spec = Spec.model_validate(source.values)
     except ValidationError as error:
         lines = explain(error, source, Spec)
-        raise UserError("\n".join([f"{path}: {len(lines)} error{'s' * (len(lines) > 1)} in the spec", *lines])) from None
+        heading = f"{source.name}: {len(lines)} error{'s' * (len(lines) > 1)} in the spec"
+        raise UserError("\n".join([heading, *lines])) from None
     loaded = Loaded(_settled(spec, lambda words: None), source, [], say=cache(say))  # the same words once
     return replace(loaded, points=expand(loaded))
 
@@ -333,7 +359,7 @@ def _wrong_choice(what: str, choice: Choice, searched: bool, taken: set[str]) ->
 def _unknown(path: str) -> str:
     """What is wrong with the path of a field; '' if nothing is."""
     place: Place = tuple(path.split("."))
-    if place[0] in ("sweep", "name", "machine", "after"):
+    if place[0] in ("sweep", "name", "machine", "after", "detect"):
         return f"no field '{path}'; it can't be swept"
     if place[-1] in field_names(Spec, place[:-1]) or field_names(Spec, place[:-1]) == [] and _is_mapping(place[:-1]):
         return ""

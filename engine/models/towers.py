@@ -65,6 +65,7 @@ class Towers(nn.Module):
         self.cuts = True  # whether captions are cut where that is exact
         self.casts: Casts | None = None  # None: computes in the parameters' own type
         self.whole_pictures = False  # whether micro-batches divide captions alone
+        self.unit = True  # whether rows are divided by their length
         self.normalize(normalization)
         for module in clip.modules():
             if type(module) is nn.BatchNorm2d:
@@ -153,11 +154,14 @@ class Towers(nn.Module):
             wide = torch.promote_types(dtype, torch.float32)
             pixels = (images.to(wide) / 255 - self.mean) / self.std
             pixels = pixels.to(dtype, memory_format=torch.channels_last)
-            rows = F.normalize(self.clip.encode_image(pixels).to(wide), dim=-1)
+            rows = self._ended(self.clip.encode_image(pixels).to(wide))
         if tokens is not None:
             words = self._encode_text(tokens.long(), cut)
-            texts = F.normalize(words.to(torch.promote_types(words.dtype, torch.float32)), dim=-1)
+            texts = self._ended(words.to(torch.promote_types(words.dtype, torch.float32)))
         return rows, texts
+
+    def _ended(self, rows: torch.Tensor) -> torch.Tensor:
+        return F.normalize(rows, dim=-1) if self.unit else rows
 
     def _encode_text(self, tokens: torch.Tensor, cut: Cut | None) -> torch.Tensor:
         """[m, D] of CLIP's text transformer, each caption as far as its cut goes."""

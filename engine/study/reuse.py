@@ -28,7 +28,7 @@ KEPT = (
     "bad_batches.jsonl",
     "perturbation.json",
 )
-WEIGHTS = ("weights.safetensors", "optimizer.safetensors")
+WEIGHTS = ("weights.safetensors", "optimizer.safetensors", "losses.f32")
 
 
 def reuse_finished_runs(runs: Iterable[Run], folder: Path) -> list[tuple[Run, Path]]:

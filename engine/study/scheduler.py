@@ -14,6 +14,7 @@ from engine.persistence.choice import Group, chosen, groups
 from engine.persistence.probes import probes, twin_of
 from engine.study import lock
 from engine.study.lock import Lock
+from records.detection import scored_as
 from records.ending import FailedJson, PrunedJson, measured_as
 from records.folder import finished
 from records.manifest import Manifest
@@ -123,7 +124,8 @@ class Scheduler:
 
     def _ended(self, run: Run, folder: Path) -> bool:
         prunes = run.stage == "clean" and self.loaded.spec.sweep.stop is not None
-        return measured_as(folder, run.measured) or prunes and PrunedJson.read(folder) is not None
+        measured = measured_as(folder, run.measured) and (run.detect is None or scored_as(folder, run.detect.asked))
+        return measured or prunes and PrunedJson.read(folder) is not None
 
     def ready(self, run: Run) -> bool:
         """Whether what it starts from is there."""

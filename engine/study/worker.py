@@ -25,6 +25,7 @@ from engine.study.ending import outside
 from engine.study.launch import WORKER_SINCE
 from engine.study.lock import Lock
 from engine.study.scheduler import Scheduler
+from engine.study.scoring import score_pairs
 from engine.study.search import prune_reason
 from engine.study.status import StatusReader
 from engine.study.stop_signal import Interrupted, StopSignal
@@ -33,7 +34,7 @@ from engine.training.inputs import StudyInputs, prepare_inputs
 from engine.training.loop import Stopped
 from measures.gate import gate
 from records.card import Card
-from records.ending import FailedJson, run_rows
+from records.ending import FailedJson, measured_as, run_rows
 from records.folder import finished
 from records.rows import MeasureRow
 
@@ -137,8 +138,10 @@ def _carry_out(scheduler: Scheduler, run: Run, shared: StudyInputs, stop: StopSi
     """Trains the run, or only measures it again if it is finished and the spec measures something else now."""
     folder, rule = scheduler.folder, scheduler.loaded.spec.sweep.stop
     inputs, world = prepare_inputs(run, shared), shared.world
-    if finished(folder / run.folder):
-        trainer.re_evaluate(inputs, world)
+    if collectives.on_rank_0(partial(finished, folder / run.folder)):
+        if not collectives.on_rank_0(partial(measured_as, folder / run.folder, run.measured)):
+            trainer.re_evaluate(inputs, world)
+        score_pairs(scheduler, run, inputs, world)
         return
 
     if run.after is not None and run.after.kind == "perturb":
@@ -154,6 +157,7 @@ def _carry_out(scheduler: Scheduler, run: Run, shared: StudyInputs, stop: StopSi
     count = scheduler.count()
     number = count["ended"] + count["failed"] + 1
     trainer.run_training(inputs, world, stop, partial(show_card, number, len(scheduler.runs)), prune)
+    score_pairs(scheduler, run, inputs, world)
     if world.first and run.stage == "pretrain" and inputs.pairs.plan is not None:
         for line in gate_lines(folder / run.folder):
             print(line, file=sys.stderr, flush=True)

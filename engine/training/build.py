@@ -24,6 +24,7 @@ from engine.training.learner import Learner
 from engine.training.loss_core import LossCore, loss_core
 from engine.training.norm_groups import NormGroups, norm_groups, set_norm_groups
 from engine.training.optimizer import Schedule, WayBack
+from engine.training.pair_losses import noted_epochs, pair_losses
 from engine.training.step_inputs import Annotations, MicroBatches
 from records.card import Card
 
@@ -112,6 +113,7 @@ def _learner(  # noqa: PLR0913  (what `build` has made)
         Annotations(inputs.labels, inputs.flags, "poisoned" in stage.objective.needs, sorter(run) is not None),
         frozen,
         core.core,
+        pair_losses if noted_epochs(inputs) else None,
     )
 
 

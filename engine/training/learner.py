@@ -6,7 +6,7 @@ features, then of the towers (DeepSpeed averages them over ranks) -> step. The g
 rank.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -22,17 +22,19 @@ from engine.training.step_inputs import Annotations, MicroBatches, StepInputs, s
 from engine.training.zero import TowerOptimizer
 from objectives.blocks import TORCH
 from objectives.contract import Features, Terms
-from objectives.exchange import Exchange, Ranks
+from objectives.exchange import Exchange, Group, Ranks
 from objectives.tiles import Core
 
 
 @dataclass
 class Outcome:
-    """One step: the terms of the global batch and whether the step was taken (0-d, on the device), and its rate."""
+    """One step: the terms of the global batch and whether the step was taken (0-d, on the device), its rate, and the loss of
+    each of this rank's pairs [B] where they are noted."""
 
     terms: Terms
     taken: torch.Tensor
     rate: float
+    pair_losses: torch.Tensor | None = None
 
 
 @dataclass
@@ -48,6 +50,7 @@ class Learner:
     annotations: Annotations = field(default_factory=Annotations)
     start: Towers | None = None  # frozen
     core: Core = TORCH
+    pair_losses: Callable[[Features, Group], torch.Tensor] | None = None  # what gives each pair's loss, where they are noted
     waits: bool = field(init=False)  # whether the host asks if the loss is finite; else it is told on the device
     memory: dict[str, torch.Tensor] = field(init=False)  # the objective's, from step to step
     ranks: Ranks = field(init=False)
@@ -71,6 +74,7 @@ class Learner:
         rows = self._forward(batch, inputs)
         features, leaves = self._features(inputs, rows, step)
         terms = self.objective(features, self._exchange())
+        each = None if self.pair_losses is None else self.pair_losses(features, self.ranks.everyone)
         on_towers, on_head = self._gradients(terms["loss"], leaves)
         terms, taken = _means_and_whether_finite(terms, on_towers, on_head)
         self.head.set_gradients(on_head)
@@ -78,7 +82,7 @@ class Learner:
             self._step(rows, on_towers, features, taken)
         self.tower_optimizer.come_forward()
         self.tower_optimizer.towers.update_running_stats(taken)
-        return Outcome(terms, taken, rate)
+        return Outcome(terms, taken, rate, each)
 
     def _estimate(self, batch: Batch, step: int) -> Outcome:
         """A step in which BatchNorm's running statistics move and nothing else does."""

@@ -35,6 +35,7 @@ class Step(NamedTuple):
     outcome: Outcome
     keys: list[str]
     poisoned: int
+    samples: torch.Tensor  # int64 [B]
 
 
 @dataclass
@@ -72,7 +73,8 @@ def train(
                 run.begin_epoch(step // epoch_steps + 1)
             heartbeat()
             run.seed(step)
-            window.steps.append(Step(step, run.learner.learn(batch, step), batch.keys, int(batch.poisoned.sum())))
+            outcome = run.learner.learn(batch, step)
+            window.steps.append(Step(step, outcome, batch.keys, int(batch.poisoned.sum()), batch.samples))
             window.skipped.extend(batch.skipped)
             del batch
             done = step + 1
@@ -148,8 +150,13 @@ def _save(run: RunState, window: Window, done: int, due: bool) -> None:
 
 
 def count_steps(run: RunState, window: Window) -> list[bool]:
-    """Which steps since the last row were taken; they are counted, once, and those that were not are listed."""
+    """Which steps since the last row were taken; they are counted, once, and those that were not are listed. Their pairs'
+    losses are noted."""
     steps = window.steps
+    if run.pair_losses is not None:
+        losses = [step.outcome.pair_losses for step in steps]
+        known = [loss for loss in losses if loss is not None]
+        run.pair_losses.add([step.number for step in steps], [step.samples for step in steps], known)
     taken: list[bool] = torch.stack([step.outcome.taken for step in steps]).tolist() if steps else []
     for step_taken, step in zip(taken, steps, strict=True):
         run.bad_batches.count(step_taken, step.number + 1, step.keys)

@@ -31,7 +31,7 @@ from records.json_file import Damaged, write_json
 from records.rows import FILE, MeasureRow, read_journal
 from records.spec_json import SPEC, read_decides
 
-SUFFIXES = (".json", ".jsonl", ".png", ".safetensors")  # of files that a run leaves
+SUFFIXES = (".json", ".jsonl", ".png", ".safetensors", ".f32")  # of files that a run leaves
 PACKAGES = ("torch", "deepspeed", "open_clip_torch", "numpy", "pillow")  # whose versions a card tells
 
 

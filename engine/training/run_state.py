@@ -21,6 +21,7 @@ from engine.training.inputs import RunInputs, clusterer, sorter
 from engine.training.journal import Journal
 from engine.training.kmeans import clustered
 from engine.training.learner import Learner
+from engine.training.pair_losses import PairLosses
 from engine.training.safe_pairs import risky_pairs
 from engine.training.usage import UsageMeter
 from records.manifest import BadSteps, Manifest
@@ -67,6 +68,7 @@ class RunState:
     versions: Mapping[str, str]  # of Python and packages
     start_weights: Mapping[str, torch.Tensor]  # what a cleaning starts from, on the first rank
     stop: Callable[[], bool] = lambda: False  # whether this process was asked to stop
+    pair_losses: PairLosses | None = None  # where those of the first epochs are noted
 
     @property
     def engine(self) -> Any:

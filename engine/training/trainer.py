@@ -22,6 +22,7 @@ from engine.training.inputs import RunInputs
 from engine.training.journal import Journal
 from engine.training.loop import Pruned, train
 from engine.training.outputs import card_of, finish, open_folder, write_pictures
+from engine.training.pair_losses import PairLosses
 from engine.training.run_state import RunState, evaluate_sets, restore
 from engine.training.usage import UsageMeter
 from records.card import Card
@@ -83,8 +84,9 @@ def _train(inputs: RunInputs, world: World, built: Built, usage: UsageMeter, cal
     bad_samples = BadSamples(inputs, world, journal)
     bad_batches = BadBatches(inputs.folder, world, begin.bad)
     run = RunState(
-        inputs, world, built.learner, journal, bad_samples, bad_batches, usage, card.versions, built.start_weights, stop
-    )
+        inputs, world, built.learner, journal, bad_samples, bad_batches, usage, card.versions, built.start_weights, stop,
+        PairLosses.of(inputs, world),
+    )  # fmt: skip
     try:
         if not begin.journal_bytes:
             if world.first:

@@ -1,5 +1,7 @@
 """The registry of detectors: one file and one entry each; and all scores of some of them at once."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import Annotated
 

@@ -1,0 +1,38 @@
+"""The section of a spec that says how the pairs of its pre-trainings are scored, once those are finished."""
+
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from data.section import Section
+from measures.detectors.abl import Abl
+from measures.detectors.budget import Budget
+from measures.detectors.registry import DEFAULT, AnyDetector
+
+
+class Detect(Section):
+    """Detectors of poisoned training pairs, and what is flagged; it changes no result of a training."""
+
+    detectors: tuple[AnyDetector, ...] = Field(DEFAULT, description="what scores every pair")
+    budget: Budget = Field(Budget(share=0.01), description="which pairs flagged.jsonl names, for each detector")
+    scores: tuple[str, ...] = Field((), description="files of other programs' scores, judged beside the detectors'")
+
+    @model_validator(mode="after")
+    def _can_be_told_apart(self) -> "Detect":
+        if not self.detectors and not self.scores:
+            raise ValueError("detectors and scores are both empty, which leaves nothing to score with; give one")
+        titles = [section.title for section in self.detectors]
+        double = next((title for title in titles if titles.count(title) > 1), None)
+        if double is not None:
+            raise ValueError(f"two detectors are called '{double}'; give one a name, such as {{name: {double}-2}}")
+        return self
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """The section as plain values; scores are made anew when it changes."""
+        return self.model_dump(mode="json")
+
+    @property
+    def loss_epochs(self) -> int:
+        """Of how many first epochs the losses of pairs are noted while a model is pre-trained; 0: of none."""
+        return max((section.epochs for section in self.detectors if isinstance(section, Abl)), default=0)

@@ -1,0 +1,71 @@
+"""detection.json: how the pairs of a finished pre-training were scored, and how well that tells the poisoned ones."""
+
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from records.ending import FinishedJson
+from records.folder import RecordFile
+from records.rows import Amount, Count
+
+FOLDER = "detect"  # in the run's folder
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class DetectorResult(BaseModel):
+    """One detector's scores. Numbers are of pairs with a score; those that need poison are empty where there is none."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    title: str
+    kind: str  # "foreign" for another program's
+    settings: dict[str, Any] = {}
+    scored: Count
+    flagged: Count
+    poisoned_flagged: Count | None = None
+    threshold: Number  # of the budget
+    numbers: dict[str, Number] = {}  # measures/detectors/ranking.py: auroc, average_precision, fpr95, precision_0.01 ...
+    attacks: dict[
+        str, dict[str, Number]
+    ] = {}  # the same for each attack's pairs against the clean ones, if there are several
+    thresholds: dict[str, Number] = {}  # by share of all pairs: the least score within it
+    curve: list[tuple[Share, Share]] = []  # (FPR, TPR)
+    edges: list[Number] = []  # of the histogram
+    clean: list[Count] = []
+    poisoned: list[Count] = []
+    notes: dict[str, Number] = {}  # points, merged duplicates, recall of approximate neighbours
+    seconds: Amount = 0.0
+    twin: dict[
+        str, Share
+    ] = {}  # shares of the twin's pairs: at the threshold, by the budget's rule, at each of `thresholds`
+
+
+class DetectionJson(RecordFile):
+    """The scores of one run; `files` are the SHA-256 of what lies beside it, `asked` the spec's section."""
+
+    FILE: ClassVar[str] = "detection.json"
+    REMEDY: ClassVar[str] = "delete it and detect again"
+
+    run: str
+    asked: dict[str, Any]
+    weights: str  # their SHA-256
+    pairs: Count
+    poisoned: Count
+    replaced: Count  # pairs that could not be decoded, for which the next one was encoded; they have no score
+    encoding: Amount  # seconds
+    processes: Count
+    files: dict[str, str]
+    detectors: list[DetectorResult]
+    twin: str | None = None  # the folder of the untouched twin whose shares the detectors tell
+
+    def of(self, title: str) -> DetectorResult | None:
+        """What a detector of that title found; None if there is none."""
+        return next((one for one in self.detectors if one.title == title), None)
+
+
+def scored_as(home: Path, asked: dict[str, Any]) -> bool:
+    """Whether the pairs of the finished run in a folder are scored as is asked, by the weights that it has."""
+    found, end = DetectionJson.read_whole(home / FOLDER), FinishedJson.read_whole(home)
+    return found is not None and end is not None and (found.weights, found.asked) == (end.weights, asked)
