@@ -126,7 +126,7 @@ def budget_of(text: str) -> Budget:
 
 def _carry_out(options: argparse.Namespace, command: str, stop: StopSignal) -> int:
     budget = None if options.budget is None else budget_of(options.budget)
-    loaded, study = read_study(options)
+    loaded, study = study_of(options)
     spec = loaded.spec
     PATIENCE.seconds, PATIENCE.leave = spec.wait_seconds, stop
     world = init_distributed(60 * spec.machine.timeout_minutes, spec.machine.threads)
@@ -149,7 +149,7 @@ def _carry_out(options: argparse.Namespace, command: str, stop: StopSignal) -> i
     return 0
 
 
-def read_study(options: argparse.Namespace) -> tuple[Loaded, Path]:
+def study_of(options: argparse.Namespace) -> tuple[Loaded, Path]:
     """(the spec, its study's folder); UserError if there is none."""
     if options.spec is not None:
         loaded = load(options.spec, options.set)

@@ -45,7 +45,7 @@ class DetectorResult(BaseModel):
 class DetectionJson(RecordFile):
     """The scores of one run; `files` are the SHA-256 of what lies beside it, `asked` the spec's section."""
 
-    FILE: ClassVar[str] = "detection.json"
+    FILE: ClassVar[str] = f"{FOLDER}/detection.json"
     REMEDY: ClassVar[str] = "delete it and detect again"
 
     run: str
@@ -67,5 +67,5 @@ class DetectionJson(RecordFile):
 
 def scored_as(home: Path, asked: dict[str, Any]) -> bool:
     """Whether the pairs of the finished run in a folder are scored as is asked, by the weights that it has."""
-    found, end = DetectionJson.read_whole(home / FOLDER), FinishedJson.read_whole(home)
+    found, end = DetectionJson.read_whole(home), FinishedJson.read_whole(home)
     return found is not None and end is not None and (found.weights, found.asked) == (end.weights, asked)

@@ -23,6 +23,7 @@ from report.plots.pretrainings import pretrainings
 from report.plots.rebound import line, perturbed, rebound
 from report.plots.strength import strength
 from report.plots.style import short
+from report.plots.suspects import distributions, pair_rocs
 from report.plots.test_time import rejections, rocs
 from report.plots.trajectories import trajectories
 from report.points import Panel, percent, rate_text
@@ -35,6 +36,7 @@ from report.pretrainings import (
     share_text,
     strengths,
 )
+from report.suspects import Scored
 from report.test_time import Detection
 from report.verdict import Report
 
@@ -72,6 +74,7 @@ def figures(report: Report) -> list[Figure]:
         *_cleaners(panels),
         *_along(panels),
         *_ways(panels, report.study),
+        *_suspects(report.scored),
         *_test_time(report.test_time),
         *_audits(report.audits),
         *_rebound(report.probed),
@@ -185,6 +188,31 @@ def _ways(panels: list[Panel], study: Study) -> Iterator[Figure]:
             lambda narrow: strength(models, narrow),
             answers=True,
         )
+
+
+def _suspects(found: list[Scored]) -> Iterator[Figure]:
+    """How the training pairs were scored, where they were."""
+    told = [one for one in found if one.found.numbers]
+    first = [one for one in told if one.record is next(each.record for each in told if each.way == one.way)]
+    if not told or len(first) > MOST:
+        return
+    seed = " of the first seed" if len(told) > len(first) else ""
+    yield Figure(
+        "pair-scores",
+        "Scores of training pairs",
+        f"How each detector scores the clean and the poisoned pairs{seed}, as shares of their class. Beyond the dashed line "
+        "the budget flags; the outer bars hold all beyond them.",
+        lambda narrow: distributions(first, 1 if narrow else 2),
+        answers=True,
+    )
+    yield Figure(
+        "pair-rocs",
+        "Detection of poisoned training pairs",
+        "Each detector's ROC curve, one for each seed. The sign on a curve is what the budget flags: a curve may be high "
+        "and its sign still far from the upper left.",
+        lambda narrow: pair_rocs(told, 1 if narrow else 2),
+        answers=True,
+    )
 
 
 def _test_time(told: list[Detection]) -> Iterator[Figure]:

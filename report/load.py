@@ -12,6 +12,7 @@ from zlib import crc32
 from data.refusal import UserError
 from records.audit import FOLDER, AuditJson
 from records.card import Card
+from records.detection import DetectionJson
 from records.ending import FinishedJson, PrunedJson, run_journal
 from records.folder import RecordFile
 from records.json_file import Damaged
@@ -60,6 +61,7 @@ class Record:
     faults: tuple[str, ...] = ()  # files that are damaged, and so left out
     attack: Mapping[str, Any] = field(default_factory=dict)  # what its spec.json says of it
     audit: AuditJson | None = None
+    detection: DetectionJson | None = None  # how its training pairs were scored
 
     def trigger(self, attack: int) -> str | None:
         """The kind of trigger of an attack, 1 the first; None if that is not told."""
@@ -143,12 +145,13 @@ def _read_run(folder: Path, run: RunEntry) -> Record:
     if rows and not finished:
         state = f"unfinished, at epoch {rows[-1].epoch}, step {rows[-1].step}"
     poison, answers = (_picture(folder / name, faults) for name in ("poison.png", "answers.png"))
-    attack, audit = _attack(folder, faults), _read(AuditJson, folder / FOLDER, faults)
+    attack, detection = _attack(folder, faults), _read(DetectionJson, folder, faults)
+    audit = _read(AuditJson, folder / FOLDER, faults)
     measures, card = [row for row in rows if isinstance(row, MeasureRow)], _read(Card, folder, faults)
     ended, perturbed = end or pruned, _read(PerturbationJson, folder, faults)
     return Record(
         run, measures, len(damaged), card, finished, state, poison, answers, _pace(rows), ended, perturbed, tuple(faults),
-        attack, audit,
+        attack, audit, detection,
     )  # fmt: skip
 
 

@@ -29,6 +29,8 @@ from report.plots.style import render, short
 from report.points import Origin, Panel, PointInfo, percent
 from report.scores import BEST, HEADLINES, LOWEST, RULES, Score, chosen_by, counted, scores
 from report.submission import open_study
+from report.suspects import HEADS as SUSPECT_HEADS
+from report.suspects import scored_rows
 from report.test_time import HEADS as TEST_TIME_HEADS
 from report.test_time import detection_rows
 from report.verdict import Judgement, Report, make_report
@@ -90,6 +92,7 @@ def section(report: Report, pictures: Iterable[tuple[str, str, str]]) -> str:
     parts += [table] if (table := _persistence(report)) else []
     parts += [table] if (table := _rules(judged)) else []
     parts += [table] if (table := _rule_differences(judged)) else []
+    parts += [table] if (table := _suspects(report)) else []
     parts += [table] if (table := _test_time(report)) else []
     parts += [table] if (table := _audits(report)) else []
     parts += [f"![{plain(heading)}]({name})\n\n*{plain(caption)}*" for heading, caption, name in pictures]
@@ -189,6 +192,16 @@ def _rule_differences(judged: Judgement) -> str:
     rows = rule_rows(judged.rules)
     intro = "Differences between what the rules chose; permutation tests over seeds."
     return f"{intro}\n\n{_table(RULE_HEADS, rows)}" if rows else ""
+
+
+def _suspects(report: Report) -> str:
+    """How well detectors tell poisoned training pairs; empty if none were scored."""
+    rows = [
+        [way, *(f"{text}{f' ({remark})' if remark else ''}" for text, remark in cells)]
+        for way, cells in scored_rows(report.scored)
+    ]
+    intro = "Scores of training pairs. What is flagged is what the budget takes; of the twin's, none is poisoned."
+    return f"{intro}\n\n{_table(['pre-trained with', *SUSPECT_HEADS], rows)}" if rows else ""
 
 
 def _test_time(report: Report) -> str:

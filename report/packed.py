@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 
 from data.refusal import UserError
 from records.card import Card
+from records.detection import DetectionJson
 from records.ending import FinishedJson, PrunedJson
 from records.perturbation import PerturbationJson
 from records.rows import FILE
@@ -30,7 +31,7 @@ MOST = 200_000  # files
 MEMORY = 160 * 2**20  # bytes that unpacking may take beside the content
 SMALLEST_WINDOW, LARGEST_WINDOW = 2**20, 2**26  # bytes over which xz finds repetitions
 BLOCK = 512  # bytes; a tar is made of such
-OF_RUN = (SPEC, Card.FILE, FinishedJson.FILE, PrunedJson.FILE, PerturbationJson.FILE, FILE)
+OF_RUN = (SPEC, Card.FILE, FinishedJson.FILE, PrunedJson.FILE, PerturbationJson.FILE, DetectionJson.FILE, FILE)
 NAME = re.compile(rf"{re.escape(StudyJson.FILE)}|[a-z]{{1,20}}-[0-9a-f]{{12}}/(?:{'|'.join(map(re.escape, OF_RUN))})")
 
 
@@ -49,7 +50,7 @@ def unpacked(path: Path) -> Iterator[Path]:
     the packed file in the folder's place where one is raised inside."""
     with TemporaryDirectory(prefix="antidote-") as folder:
         for name, content in _members(path):
-            (Path(folder) / name).parent.mkdir(exist_ok=True)
+            (Path(folder) / name).parent.mkdir(parents=True, exist_ok=True)
             (Path(folder) / name).write_bytes(content)
         try:
             yield Path(folder)

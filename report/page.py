@@ -22,6 +22,8 @@ from report.load import Record, Study, flat
 from report.persistence import HEADS as PERSISTENCE_HEADS
 from report.persistence import persistence_rows, sentences
 from report.points import rate_text, spoken
+from report.suspects import HEADS as SUSPECT_HEADS
+from report.suspects import scored_rows
 from report.tables import all_numbers, seeds_table
 from report.test_time import HEADS as TEST_TIME_HEADS
 from report.test_time import detection_rows
@@ -73,6 +75,7 @@ def page_of(report: Report, pictures: Sequence[Picture]) -> str:
         left_out=(LEFT_OUT, [row.cells for row in left_out(study)]),
         persistence=(PERSISTENCE_HEADS, persistence_rows(report.probed), sentences(report.probed)),
         rules=(RULE_HEADS, rule_rows(judged.rules)),
+        suspects=(SUSPECT_HEADS, scored_rows(report.scored)),
         test_time=(TEST_TIME_HEADS, detection_rows(report.test_time)),
         audits=(AUDIT_HEADS, audit_rows(report.audits)),
         lacking=judged.notes,

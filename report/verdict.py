@@ -15,6 +15,7 @@ from report.load import Study
 from report.persistence import Probed, probed, without_choice
 from report.points import Panel, PointInfo, panels, percent, rate_text
 from report.scores import BEST, LOWEST, Group, Mean, Score, lacking, over_seeds, scores
+from report.suspects import Scored, scored
 from report.test_time import Detection, detections
 
 
@@ -59,6 +60,7 @@ class Report:
     test_time: list[Detection]  # what detectors say at test time
     probed: list[Probed]
     audits: list[Audited]
+    scored: list[Scored]  # how training pairs were scored
 
 
 def make_report(study: Study) -> Report:
@@ -69,7 +71,7 @@ def make_report(study: Study) -> Report:
     scratches = list(dict.fromkeys(point.label.objective for panel in judged.panels for point in panel.scratch))
     summaries = [_summary(panel, cleaners, scratches, shared) for panel in judged.panels]
     told, detected = notes(study, judged.panels), detections(study, judged.panels)
-    return Report(study, judged, summaries, told, costs(study), detected, probed(study), audits(study))
+    return Report(study, judged, summaries, told, costs(study), detected, probed(study), audits(study), scored(study))
 
 
 def judge(members: Sequence[Panel]) -> Judgement:

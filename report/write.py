@@ -13,6 +13,7 @@ from report.page import Picture, page_of
 from report.persistence import table as probe_table
 from report.plots.style import render, svg
 from report.submission import open_study, report_folder
+from report.suspects import scored_table
 from report.tables import as_csv, results_parquet, verdict_files
 from report.test_time import detection_table
 from report.verdict import Report, make_report
@@ -40,6 +41,8 @@ def write_report(path: Path, into: Path | None = None) -> Written:
         drawing = figure.draw(False)
         files |= {f"{figure.name}.{kind}": render(drawing, kind, study.again) for kind in ("png", "pdf")}
         pictures.append(Picture(figure.name, figure.heading, figure.caption, svg(drawing), svg(figure.draw(True))))
+    if report.scored:
+        files["detection.csv"] = as_csv(*scored_table(report.scored)).encode()
     if report.probed:
         files["persistence.csv"] = as_csv(*probe_table(report.probed)).encode()
     parquet = results_parquet(*table)

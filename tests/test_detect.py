@@ -19,7 +19,7 @@ from configs.plan import runs
 from configs.spec import load
 from data.refusal import UserError
 from data.seeding import number_of
-from engine.detect import budget_of, read_study
+from engine.detect import budget_of, study_of
 from engine.detection.encode import own_blocks
 from engine.detection.foreign import read_foreign
 from engine.detection.judge import against_twin, attacks_of, result_of
@@ -31,6 +31,11 @@ from objectives.exchange import SingleRank
 from records.detection import FOLDER, DetectionJson
 from records.ending import FinishedJson
 from records.scores import FLAGGED, SCORES, ScoreWriter, read_scores
+from report.figures import figures
+from report.load import read_study
+from report.page import page_of
+from report.suspects import HEADS, scored_rows, scored_table
+from report.verdict import make_report
 
 DETECT = """
 detect:
@@ -71,7 +76,7 @@ def by_kind(path: Path) -> dict[str, dict[str, float]]:
 def test_a_study_scores_its_pairs(study: Path) -> None:
     home = home_of(study, "pretrain")
     result, scores, flags = (
-        DetectionJson.read(home / FOLDER),
+        DetectionJson.read(home),
         by_kind(home / FOLDER / SCORES),
         by_kind(home / FOLDER / FLAGGED),
     )
@@ -96,10 +101,10 @@ def test_a_study_scores_its_pairs(study: Path) -> None:
 
 def test_the_twin_tells_false_flags(study: Path) -> None:
     home, twin = home_of(study, "pretrain"), home_of(study, "twin")
-    result, theirs = DetectionJson.read(home / FOLDER), by_kind(twin / FOLDER / SCORES)
+    result, theirs = DetectionJson.read(home), by_kind(twin / FOLDER / SCORES)
     assert result is not None
     assert result.twin == twin.name
-    of_twin = DetectionJson.read(twin / FOLDER)
+    of_twin = DetectionJson.read(twin)
     assert of_twin is not None
     assert of_twin.poisoned == 0
     for one, there in zip(result.detectors, of_twin.detectors, strict=True):
@@ -108,6 +113,24 @@ def test_the_twin_tells_false_flags(study: Path) -> None:
         assert one.twin["rule"] == 19 / 192
         assert not there.numbers
         assert not there.twin
+
+
+def test_the_report_tells_of_the_scores(study: Path) -> None:
+    told = make_report(read_study(study))
+    result = DetectionJson.read(home_of(study, "pretrain"))
+    assert result is not None
+    rows = scored_rows(told.scored)
+    assert [cells[0][0] for _, cells in rows] == TITLES
+    for one, (way, cells) in zip(result.detectors, rows, strict=True):
+        assert way == "mmcl"
+        assert dict(zip(HEADS, cells, strict=True))["AUROC"] == (f"{one.numbers['auroc']:.3f}", "")
+        assert [text for text, _ in cells if not text] == []
+    columns, lines = scored_table(told.scored)
+    assert len(lines) == len(TITLES)
+    assert {"auroc", "recall_0.1", "twin_threshold", "merged"} <= set(columns)
+    drawings = {figure.name: figure.draw for figure in figures(told)}
+    assert len(drawings["pair-scores"](False).axes) == len(drawings["pair-rocs"](True).axes) == len(TITLES)
+    assert "Scores of training pairs" in page_of(told, [])
 
 
 def test_losses_are_those_of_the_first_epochs(study: Path) -> None:
@@ -146,7 +169,7 @@ def test_three_ranks_write_the_same_file(study: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "k_dist: 19 flagged" in done.stdout
     assert (home / FOLDER / SCORES).read_bytes() == before
-    result = DetectionJson.read(home / FOLDER)
+    result = DetectionJson.read(home)
     assert result is not None
     assert result.processes == 3
 
@@ -259,7 +282,7 @@ def test_an_outlier_rule_counts_what_lies_above(tmp_path: Path) -> None:
         "processes": 1, "files": {}, "detectors": [one],
     }  # fmt: skip
     record = DetectionJson(**facts)
-    record.write(twin / FOLDER)
+    record.write(twin)
     assert against_twin(record, Budget(share=0.5), twin).detectors[0].twin["threshold"] == 0.5
     assert against_twin(record, Budget(outlier=2), twin).detectors[0].twin["threshold"] == 0.25
     other = record.model_copy(update={"detectors": [one.model_copy(update={"title": "y"})]})
@@ -282,12 +305,12 @@ def test_what_the_command_refuses(study: Path, tmp_path: Path) -> None:
             budget_of(text)
     assert budget_of("count=5") == Budget(count=5)
     with pytest.raises(UserError, match="is no run's folder: it has no spec.json"):
-        read_study(Namespace(spec=None, run=tmp_path, set=[]))
+        study_of(Namespace(spec=None, run=tmp_path, set=[]))
     home = home_of(study, "pretrain")
     alone = tmp_path / home.name
     alone.mkdir()
     (alone / "spec.json").write_bytes((home / "spec.json").read_bytes())
     with pytest.raises(UserError, match="has no study.json; give a run where its study left it"):
-        read_study(Namespace(spec=None, run=alone, set=[]))
+        study_of(Namespace(spec=None, run=alone, set=[]))
     with pytest.raises(ValidationError):
         Budget(share=1.0)

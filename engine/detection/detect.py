@@ -163,13 +163,13 @@ def _written(
     assert end is not None, "only finished runs are scored"
     with writing(detection.home, "the scores of the training pairs"):
         out.mkdir(exist_ok=True)
-        (out / DetectionJson.FILE).unlink(missing_ok=True)
+        (detection.home / DetectionJson.FILE).unlink(missing_ok=True)
         _write_scores(out / SCORES, scores, lambda row: keys[int(samples[row])])
         _write_flagged(out / FLAGGED, scores, taken, lambda row: keys[int(samples[row])])
         files = {name: file_digest(out / name) for name in (SCORES, FLAGGED)}
         poisoned = int((attacks >= 0).sum())
         result = DetectionJson(**facts, weights=end.weights, poisoned=poisoned, files=files, detectors=results)
-        result.write(out)
+        result.write(detection.home)
     return result
 
 
@@ -195,9 +195,9 @@ def _write_flagged(path: Path, scores: Scores, taken: Mapping[str, Flagged], key
 
 def with_twin(home: Path, twin: Path, asked: Detect) -> DetectionJson:
     """Adds to a run's record what its detectors flag of the twin's pairs; on the first rank."""
-    result = DetectionJson.read(home / FOLDER)
+    result = DetectionJson.read(home)
     if result is None:
         raise UserError(f"{home} has no scores of its pairs; detect there first")
     whole = against_twin(result, asked.budget, twin)
-    whole.write(home / FOLDER)
+    whole.write(home)
     return whole

@@ -61,7 +61,7 @@ def against_twin(result: DetectionJson, budget: Budget, twin: Path) -> Detection
     """The same, each detector with the shares of the twin's pairs that it flags; UserError if the twin has other detectors.
 
     At a share or a count the threshold is that of the poisoned run; `rule` is what the twin's own scores give."""
-    theirs = DetectionJson.read(twin / FOLDER)
+    theirs = DetectionJson.read(twin)
     if theirs is None:
         raise UserError(f"{twin} has no scores of its pairs; detect there first")
     lacking = [one.title for one in result.detectors if theirs.of(one.title) is None]

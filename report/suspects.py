@@ -1,0 +1,93 @@
+"""The scores of training pairs: how well each detector tells the poisoned ones, and what it flags of the untouched twin's.
+
+The numbers are those of detect/detection.json in the runs' folders, means over the pre-trainings of one kind.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+from records.detection import DetectorResult
+from report.load import Record, Study
+from report.points import percent
+
+HEADS = (
+    *("detector", "AUROC", "average precision", "FPR at 95 % TPR", "precision at 1 %", "recall at 1 %"),
+    *("flagged", "poisoned among them", "of the twin's, same threshold", "of the twin's, same rule"),
+)
+FACTS = ["run", "detector", "kind", "attack", "pairs", "poisoned", "scored", "flagged", "poisoned_flagged", "threshold"]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One detector's scores of one pre-training's pairs; `way` is what all seeds of it share."""
+
+    way: str
+    record: Record
+    poisoned: int  # of all pairs
+    found: DetectorResult
+
+    @property
+    def flagged_at(self) -> tuple[float, float] | None:
+        """(FPR, TPR) of what is flagged; None where nothing is poisoned."""
+        found = self.found
+        if found.poisoned_flagged is None:
+            return None
+        bad, good = sum(found.poisoned), sum(found.clean)
+        return (found.flagged - found.poisoned_flagged) / max(1, good), found.poisoned_flagged / max(1, bad)
+
+
+def scored(study: Study) -> list[Scored]:
+    """Of each poisoned pre-training whose pairs were scored, each detector."""
+    out = []
+    for record in study.records:
+        if record.detection is None or record.run.stage != "pretrain":
+            continue
+        way = re.sub(r" seed=\d+", "", record.run.title.removeprefix("pretrain "))
+        out += [Scored(way, record, record.detection.poisoned, one) for one in record.detection.detectors]
+    return out
+
+
+def scored_rows(found: Iterable[Scored]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """For a table: of each way of pre-training and detector the way, and under HEADS a cell with a remark."""
+    groups: dict[tuple[str, str], list[DetectorResult]] = {}
+    for one in found:
+        groups.setdefault((one.way, one.found.title), []).append(one.found)
+    return [(way, _cells(title, members)) for (way, title), members in groups.items()]
+
+
+def _cells(title: str, members: list[DetectorResult]) -> list[tuple[str, str]]:
+    def mean(name: str) -> float | None:
+        values = [one.numbers[name] for one in members if name in one.numbers]
+        return fmean(values) if values else None
+
+    def of_twin(name: str) -> float | None:
+        values = [one.twin[name] for one in members if name in one.twin]
+        return fmean(values) if values else None
+
+    numbers = [mean("auroc"), mean("average_precision")]
+    rates = [mean(name) for name in ("fpr95", "precision_0.01", "recall_0.01")]
+    flagged = fmean(one.flagged / max(1, one.scored) for one in members)
+    right = [one.poisoned_flagged / max(1, one.flagged) for one in members if one.poisoned_flagged is not None]
+    rates += [flagged, fmean(right) if right else None, of_twin("threshold"), of_twin("rule")]
+    cells = [(title, f"mean of {len(members)}" if len(members) > 1 else "")]
+    cells += [("" if value is None else f"{value:.3f}", "") for value in numbers]
+    return cells + [("" if value is None else percent(value), "") for value in rates]
+
+
+def scored_table(found: Iterable[Scored]) -> tuple[list[str], list[dict[str, Any]]]:
+    """Columns and rows of detection.csv: each run, detector and attack."""
+    rows: list[dict[str, Any]] = []
+    names: dict[str, None] = {}
+    for one in found:
+        result = one.found
+        facts = {"run": one.record.run.run, "detector": result.title, "kind": result.kind, "poisoned": one.poisoned}
+        facts |= {name: getattr(result, name) for name in ("scored", "flagged", "poisoned_flagged", "threshold")}
+        facts["pairs"] = None if one.record.detection is None else one.record.detection.pairs
+        whole = result.numbers | result.notes | {f"twin_{name}": share for name, share in result.twin.items()}
+        for attack, numbers in {"": whole, **result.attacks}.items():
+            rows.append(facts | {"attack": attack} | numbers)
+            names |= dict.fromkeys(numbers)
+    return [*FACTS, *names], rows
