@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import antidote, journals, settings
+from forkserver import DRAWN
 
 from configs.after import Perturbation
 from configs.plan import Run, runs
@@ -283,7 +284,7 @@ def test_rebound_pairs_to_half_and_the_advantage_over_the_twin_by_hand(spec: Pat
 def test_a_study_probes_its_cleaned_model_and_its_ends_are_the_models_own(spec: Path, tmp_path: Path) -> None:
     """No step and no poisoned pair change nothing; a tuning done again gives the same rows; a study goes on amid probes."""
     words = ["--spec", str(spec), *AFTER, *settings("model.name=test-resnet", "model.norm_group=4")]
-    done = antidote(*words, cwd=tmp_path)
+    done = antidote(*words, cwd=tmp_path, **DRAWN)
     assert done.returncode == 0, done.stderr[-2000:]
     study = tmp_path / "runs/tiny"
     entries = [RunEntry.model_validate(entry) for entry in json.loads((study / "study.json").read_text())["runs"]]

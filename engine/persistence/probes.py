@@ -11,7 +11,7 @@ from pathlib import Path
 from configs.after import After
 from configs.plan import Run
 from configs.stage import Stage
-from configs.start import AnyTransform, Line, Rounded, Start
+from configs.start import AnyTransform, Line, Rounded, Start, weights_of
 from data.refusal import UserError
 from data.sources import CleanSource, of_all_pairs
 from engine.models import clip
@@ -98,11 +98,12 @@ def _start(run: Run, study: Path) -> Start:
 
 
 def _poisoned_start(cleaned: Run, study: Path) -> Start | None:
-    """What the cleaning began with; None of weights by a tag of open_clip's, which lie in no known file."""
+    """What the cleaning began with; None of weights that no .safetensors file holds: a line to them can't be drawn."""
     if cleaned.start is not None:
         return _start(cleaned.start, study)
     start = cleaned.settings.start
-    return start if start is not None and start.path is not None else None
+    file = weights_of(start) if start is not None and start.path is not None else None
+    return start if file is not None and file.suffix == ".safetensors" else None
 
 
 def twin_of(cleaned: Run, runs: Iterable[Run]) -> Run | None:

@@ -36,7 +36,7 @@ class Journal:
         path.touch()
         os.truncate(path, length)
         self.last_digest = read_lines(path).last
-        self.run, self.group = run, "cleaning" if run.stage == "clean" else "pre-training"
+        self.run, self.group = run, "pre-training" if run.stage != "clean" else "after" if run.after else "cleaning"
         board, earlier = folder.parent / "tensorboard" / board_name(run), folder.parent / "tensorboard" / folder.name
         if earlier.is_dir() and not board.exists():  # as runs of before November 2026 were named
             board.parent.mkdir(parents=True, exist_ok=True)
@@ -68,7 +68,8 @@ class Journal:
         self._show(kind, numbers)
 
     def _tag(self, name: str, images: str | None) -> str:
-        """What TensorBoard calls a number: pre-training, with the twin's, and cleaning are groups of their own."""
+        """What TensorBoard calls a number: pre-training, with the twin's, cleaning, and what comes after are groups of their
+        own."""
         return "/".join(part for part in (self.group, images, name) if part)
 
     def _show(self, kind: str, numbers: dict[str, Any]) -> None:
@@ -132,9 +133,10 @@ class Journal:
 
 def board_name(run: RunEntry) -> str:
     """What TensorBoard calls a run: its stage, objective, cleaner and rate, and the beginning of its fingerprint, such as
-    clean/mmcl/CleanCLIP/rate=3e-3-b72d65."""
+    clean/mmcl/CleanCLIP/rate=3e-3-b72d65; of one that probes a cleaned model after, and how, in the stage's place."""
     rate = "" if run.rate is None else f"rate={np.format_float_scientific(run.rate, trim='-', exp_digits=1)}-"
-    parts = [run.stage, run.pretrain_objective, *([run.cleaner] if run.cleaner else [])]
+    stage = run.stage if run.after is None else f"after-{run.after.kind}{'-twin' * run.after.twin}"
+    parts = [stage, run.pretrain_objective, *([run.cleaner] if run.cleaner else [])]
     plain = [re.sub(r"[^\w+=-]+", "_", part)[:60] or "_" for part in parts]
     return "/".join([*plain, f"{rate}{run.run.rpartition('-')[2][:6]}"])
 

@@ -17,6 +17,10 @@ def file_of(section: Line) -> Path:
     path = weights_of(section.to)
     if path is None:
         raise Missing(f"transform.to.path is {section.to.path}, which holds no weights; expected a run's folder or a file")
+    if path.suffix != ".safetensors":
+        raise UserError(
+            f"transform.to.path is {path}; expected a run's folder or a .safetensors file, such as export writes"
+        )
     return path
 
 
