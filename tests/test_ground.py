@@ -229,5 +229,5 @@ def test_the_gate_stands_on_the_page_in_markdown_in_the_verdict_and_at_the_end_o
     assert [one["attack"]["took"] for one in verdicts] == [1, 0]
     assert words in verdicts[1]["attack"]["note"]
     first, second = gate_lines(folder / "pretrain-a")
-    assert first == "the attack on pretrain-a took: ASR 95.0 %"
-    assert second.startswith("The attack on pretrain-a, attack 2, took weakly: ASR 30.0 % is under 50 %")
+    assert first == "the attack on pretrain-a took: ASR 95.0 % at top-1 80.0 %"
+    assert second.startswith("The attack on pretrain-a, attack 2, took weakly: ASR 30.0 % at top-1 80.0 % is under 50 %")

@@ -168,9 +168,10 @@ def gate_lines(folder: Path) -> list[str]:
     rows = {row.images: row.numbers() for row in run_rows(folder) if isinstance(row, MeasureRow)}  # of each set the last
     last = {name: value for numbers in reversed(rows.values()) for name, value in numbers.items()}  # the first set's counts
     lines = []
-    for name in (name for name in last if re.fullmatch(r"asr(_\d+)?", name)):
+    top1 = f" at top-1 {100 * last['top1']:.1f} %" if "top1" in last else ""
+    for name in sorted(name for name in last if re.fullmatch(r"asr(_\d+)?", name)):
         which = f"{folder.name}, attack {name.partition('_')[2]}," if "_" in name else folder.name
-        rate = f"{100 * last[name]:.1f} %"
+        rate = f"{100 * last[name]:.1f} %{top1}"
         lines.append(gate([(last[name], rate)], which).note or f"the attack on {which} took: ASR {rate}")
     return lines
 
