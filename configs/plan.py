@@ -77,6 +77,16 @@ class Run:
         return replace(self, spec=spec, swept=tuple(one for one in self.swept if one[0] not in self.leaving))
 
     @property
+    def scored(self) -> "Run | None":
+        """The run whose detector says what this pre-training leaves out."""
+        return self.whole if self.left_out is not None and self.left_out.detector is not None else None
+
+    @property
+    def needs(self) -> "Run | None":
+        """The run that must be finished before it begins: the start of a cleaning, or what says which pairs to leave out."""
+        return self.start or self.scored
+
+    @property
     def decides(self) -> dict[str, Any]:
         """All that can change the result, as plain values; not the name, the machine, or what is measured."""
         spec = self.spec.model_dump(mode="json")
@@ -115,6 +125,9 @@ class Run:
             pretrain.pop("without", None)
         elif self.left_out.digest is not None:
             pretrain["without"] = {"digest": self.left_out.digest}
+        elif self.spec.detector is not None:
+            detector = self.spec.detector.model_dump(mode="json", exclude={"name"})
+            pretrain["without"] = {**pretrain["without"], "detector": detector}
 
     def _move(self, pretrain: dict[str, Any], clean: dict[str, Any]) -> None:
         """Puts into a spec's sections the addresses under which other runs know the same shards."""
@@ -220,7 +233,11 @@ class Run:
         if self.whole is None or self.left_out is None:
             return None
         without = self.left_out
-        return LeftOut(way=without.way, file=without.file, share=without.random, whole=self.whole.folder)
+        share = without.share if without.random is None else without.random
+        return LeftOut(
+            way=without.way, file=without.file, detector=without.detector, share=share, count=without.count,
+            whole=self.whole.folder,
+        )  # fmt: skip
 
 
 def in_words(probe: Probe) -> str:

@@ -30,6 +30,7 @@ from data.triggers.concept import Concept
 from data.triggers.contract import Square
 from measures.concept_success import ConceptSuccess
 from measures.contract import CENTRE, PROXY, TRAINED
+from measures.detectors.registry import AnyDetector
 from measures.registry import AnyMeasure
 
 
@@ -185,6 +186,25 @@ class Spec(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _names_a_detector(self) -> "Spec":
+        without = self.data.pretrain.left_out
+        if without is not None and without.detector is not None and self.detector is None:
+            known = ", ".join(one.title for one in self.detect.detectors) if self.detect is not None else "none"
+            raise ValueError(
+                f"data.pretrain.without.detector is '{without.detector}', but detect.detectors are {known or 'none'}; name "
+                "one of them, or add it there"
+            )
+        return self
+
+    @property
+    def detector(self) -> AnyDetector | None:
+        """The detector that says what the pre-training leaves out; None if none does."""
+        without = self.data.pretrain.left_out
+        if without is None or without.detector is None or self.detect is None:
+            return None
+        return next((one for one in self.detect.detectors if one.title == without.detector), None)
+
     @property
     def wait_seconds(self) -> float:
         """For how long a store is waited for: data.patience, but so that a rank says so before others give it up."""
@@ -246,6 +266,8 @@ def load_tree(source: SpecTree, settings: list[str] = [], say: Callable[[str], N
     """The same of values that are read already."""
     for setting in settings:
         override(source, setting, lambda place: axis_place(source.values, place))
+    if source.values.get("detect") is None and _names_detector(source.values):
+        source.values["detect"] = {}  # the usual detectors
     try:
         spec = Spec.model_validate(source.values)
     except ValidationError as error:
@@ -254,6 +276,15 @@ def load_tree(source: SpecTree, settings: list[str] = [], say: Callable[[str], N
         raise UserError("\n".join([heading, *lines])) from None
     loaded = Loaded(_settled(spec, lambda words: None), source, [], say=cache(say))  # the same words once
     return replace(loaded, points=expand(loaded))
+
+
+def _names_detector(values: Any) -> bool:
+    """Whether what is left out anywhere in a spec, its sweep among it, is said by a detector."""
+    if isinstance(values, list):
+        return any(map(_names_detector, values))
+    if not isinstance(values, dict):
+        return False
+    return any(str(name).rpartition(".")[2] == "detector" or _names_detector(value) for name, value in values.items())
 
 
 def _settled(spec: Spec, say: Callable[[str], None]) -> Spec:

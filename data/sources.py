@@ -38,8 +38,8 @@ class Source(Section):
     without: str | Without | None = Field(
         None,
         exclude_if=lambda value: value is None,
-        description="pairs that are left out: a file of their keys; or {random: 0.1} or {plan: true}, beside which "
-        "the study carries out the same pre-training with nothing left out",
+        description="pairs that are left out: a file of their keys; or {detector: slof, share: 0.1}, {random: 0.1} or "
+        "{plan: true}, beside which the study carries out the same pre-training with nothing left out",
     )
 
     @model_validator(mode="after")

@@ -5,9 +5,12 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from records.digests import file_digest
 from records.ending import FinishedJson
 from records.folder import RecordFile
+from records.json_file import damaged
 from records.rows import Amount, Count
+from records.scores import SCORES, read_scores
 
 FOLDER = "detect"  # in the run's folder
 Number = Annotated[float, Field(allow_inf_nan=False)]
@@ -69,3 +72,11 @@ def scored_as(home: Path, asked: dict[str, Any]) -> bool:
     """Whether the pairs of the finished run in a folder are scored as is asked, by the weights that it has."""
     found, end = DetectionJson.read_whole(home), FinishedJson.read_whole(home)
     return found is not None and end is not None and (found.weights, found.asked) == (end.weights, asked)
+
+
+def scores_in(home: Path, title: str) -> dict[str, float]:
+    """A detector's scores of the pairs of the run in a folder, by key; Damaged if they are not what was written."""
+    found, path = DetectionJson.read(home), home / FOLDER / SCORES
+    if found is None or not path.is_file() or found.files.get(SCORES) != file_digest(path):
+        raise damaged(path, f"its SHA-256 is not that in {DetectionJson.FILE}", DetectionJson.REMEDY)
+    return {row.key: row.score for _, row in read_scores(path) if row.kind == title}

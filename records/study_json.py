@@ -25,14 +25,16 @@ class Probe(BaseModel, frozen=True):
 
 
 class LeftOut(BaseModel):
-    """What a pre-training leaves out of its pairs: by which way, of which file or which share, and `whole`, the run that is
-    the same with nothing left out."""
+    """What a pre-training leaves out of its pairs: by which way, by which file or detector, how many, and `whole`, the run
+    that is the same with nothing left out."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    way: Literal["file", "random", "plan"]
+    way: Literal["file", "detector", "random", "plan"]
     file: str | None = None
+    detector: str | None = None
     share: float | None = None
+    count: int | None = None
     whole: str
 
 

@@ -116,8 +116,12 @@ def _end(study: Study, record: Record) -> Moment | None:
 
 def words(less: LeftOut) -> str:
     """What is left out, such as '10 % at random'."""
-    share = None if less.share is None else f"{100 * less.share:.6g} %"
-    return {"random": f"{share} at random", "plan": "the true plan", "file": f"pairs in {less.file}"}[less.way]
+    if less.way == "plan":
+        return "the true plan"
+    if less.way == "file":
+        return f"pairs in {less.file}"
+    many = f"{less.count or 0:,} pairs" if less.share is None else f"{100 * less.share:.6g} %"
+    return f"{many} by {less.detector}" if less.way == "detector" else f"{many} at random"
 
 
 def _row(way: str, what: str, members: list[Less]) -> Row:

@@ -192,17 +192,18 @@ def _misnamed(folder: Path, run: RunEntry, names: list[str], decided: dict[str, 
 
 
 def _left_out(whole: dict[str, Any], run: RunEntry) -> LeftOut | None:
-    """What a run leaves out by its spec.json; of a file study.json alone tells the name."""
+    """What a run leaves out by its spec.json; of a file or a detector study.json alone tells the name."""
     pretrain = whole["data"].get("pretrain")
     said = pretrain.get("without") if isinstance(pretrain, dict) and stage_of(whole) == "pretrain" else None
     if not isinstance(said, dict):
         return None
     rest = {name: value for name, value in pretrain.items() if name != "without"}
     of_whole = f"pretrain-{fingerprint({**whole, 'data': {**whole['data'], 'pretrain': rest}})}"
-    way = next((way for way in ("random", "plan") if way in said), "file")
-    file = run.without.file if run.without is not None and way == "file" else None
+    way = next((way for way in ("random", "plan", "detector") if way in said), "file")
+    named = {} if run.without is None or way not in ("file", "detector") else {way: getattr(run.without, way)}
+    share = said.get("share") if way == "detector" else said.get("random")
     try:
-        return LeftOut.model_validate({"way": way, "file": file, "share": said.get("random"), "whole": of_whole})
+        return LeftOut.model_validate({"way": way, **named, "share": share, "count": said.get("count"), "whole": of_whole})
     except ValidationError:
         return None
 

@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import samples
 import torch
+from conftest import antidote
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_pipeline import NONE, data_of, plan_of, words_to_tokens
@@ -19,9 +21,16 @@ from data.refusal import UserError
 from data.shards import Index, read_index
 from engine.distributed.world import World
 from engine.estimate.dry_run import pairs_drawn
+from engine.study.scheduler import Scheduler
 from engine.training.check import refusals
 from engine.training.inputs import StudyInputs
 from engine.training.pairs import StudyPairs
+from records.detection import FOLDER, DetectionJson
+from records.digests import file_digest
+from records.ending import FailedJson
+from records.scores import SCORES, ScoreWriter
+from report.left_out import left_out
+from report.load import read_study
 
 COUNTS = st.lists(st.integers(0, 30), min_size=1, max_size=6).filter(lambda counts: sum(counts) > 2)
 
@@ -108,7 +117,7 @@ def test_a_pair_that_cant_be_decoded_is_not_replaced_by_one_that_is_left_out(ind
 def test_an_empty_file_and_a_share_of_0_are_as_if_nothing_was_said(spec: Path, tmp_path: Path) -> None:
     empty = flagged(tmp_path / "empty.jsonl", [])
     plain = of_stage(load(spec), "pretrain")[0]
-    for value in (empty, "{random: 0}", "null"):
+    for value in (empty, "{random: 0}", "{detector: slof, share: 0}", "{detector: slof, count: 0}", "null"):
         assert [run.folder for run in runs(load(spec, [f"data.pretrain.without={value}"]).points)] == [
             run.folder for run in runs(load(spec).points)
         ], value
@@ -192,8 +201,13 @@ def test_each_way_leaves_out_what_it_says_and_draws_all_else_as_before(
         ("{random: 0.95}", "batch is 16, but there are 10 pairs after data.pretrain.without has left out 182"),
         ("{random: 1}", "expected a number from 0 to|expected a number of at least 0 and below 1"),
         ("{plan: false}", "expected true"),
-        ("{random: 0.1, plan: true}", "give one of file, random, plan; here are random, plan"),
-        ("{randm: 0.1}", "did you mean 'random'"),
+        ("{random: 0.1, plan: true}", "give one of file, detector, random, plan; here are random, plan"),
+        ("{random: 0.1, share: 0.2}", "share goes with detector"),
+        ("{detector: slof}", "needs a share or a count"),
+        ("{detector: slf, share: 0.1}", "is 'slf', but detect.detectors are k_dist, slof, lid, dao, clip_score; name one"),
+        ("{detectr: slof, share: 0.1}", "did you mean 'detector'"),
+        ("{detector: slof, count: 192}", "leaves out 192 of 192 pairs, so that none is left"),
+        ("{detector: slof, count: 180}", "batch is 16, but there are 12 pairs after data.pretrain.without has left out 180"),
         ("7", "is 7; expected text or a mapping"),
         ("torn.jsonl", "torn.jsonl:2: no JSON object with a key"),
     ],
@@ -220,3 +234,102 @@ def test_nothing_is_left_out_where_nothing_is_pretrained(spec: Path, tmp_path: P
     (tmp_path / "w.pt").write_bytes(b"")
     with pytest.raises(UserError, match="this spec carries out none"):
         load(spec, ["data.pretrain.without={random: 0.1}", f"clean.start={{path: {tmp_path / 'w.pt'}}}"])
+
+
+SLOF = "data.pretrain.without={detector: slof, share: 0.125}"
+
+
+def scored(home: Path, run: Run, scores: dict[str, float], **changes: Any) -> None:
+    """Finishes a run's folder and writes scores of its pairs there, as if a study had."""
+    folder = home / FOLDER
+    folder.mkdir(parents=True)
+    (home / "metrics.jsonl").write_text("")
+    samples.end(home, measured=run.measured)
+    with ScoreWriter(folder / SCORES) as file:
+        file.add(
+            (key, kind, -score if kind == "lid" else score) for key, score in scores.items() for kind in ("slof", "lid")
+        )
+    assert run.detect is not None
+    facts: dict[str, Any] = {"pairs": 192, "poisoned": 12, "replaced": 0, "encoding": 0.0, "processes": 1, "detectors": []}
+    files = {SCORES: file_digest(folder / SCORES)}
+    DetectionJson(run=run.folder, asked=run.detect.asked, weights="0", files=files, **facts | changes).write(home)
+
+
+def test_a_detector_leaves_out_the_most_suspicious_pairs_of_the_whole_run(
+    spec: Path, tmp_path: Path, index: Index, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    loaded = load(spec, [SLOF])
+    whole, less = of_stage(loaded, "pretrain")
+    study, home = study_pairs(tmp_path), tmp_path / "runs/tiny" / whole.folder
+    assert (less.scored, less.needs, whole.needs) == (whole, whole, None)
+    stand_in = study.of(less, planned=True)
+    assert stand_in.out is not None
+    assert len(stand_in.out) == 24
+    scheduler = Scheduler.of(loaded, tmp_path / "runs/tiny", None)
+    assert (scheduler.ready(less), scheduler.state(less)) == (False, "open")
+    with pytest.raises(UserError, match="has no scores by slof yet; carry out the whole study"):
+        study.of(less)
+    scored(home, whole, {key: float(hash(key) % 7 == 0) + (place < 20) * 9 for place, key in enumerate(index.keys)})
+    found = study.of(less)
+    assert found.out is not None
+    assert set(range(20)) < set(found.out.tolist())
+    assert len(found.out) == 24
+    assert np.array_equal(study.of(less, planned=True).out, found.out)
+    assert scheduler.ready(less)
+    with (home / FOLDER / SCORES).open("a") as file:
+        file.write("\n")
+    with pytest.raises(UserError, match="its SHA-256 is not that in detection.json"):
+        study.of(less)
+
+
+def test_scores_of_another_data_set_are_refused(spec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    whole, less = of_stage(load(spec, [SLOF]), "pretrain")
+    scored(tmp_path / "runs/tiny" / whole.folder, whole, {f"other{n}": 0.0 for n in range(192)})
+    with pytest.raises(UserError, match="names 192 pairs, of which 192 are none of the 192 of data.pretrain"):
+        study_pairs(tmp_path).of(less)
+
+
+def test_a_detector_counts_by_its_settings_and_not_by_its_name(spec: Path) -> None:
+    def folder(detector: str, *detect: str) -> str:
+        sets = [f"data.pretrain.without={{detector: {detector}, share: 0.1}}", *detect]
+        return of_stage(load(spec, sets), "pretrain")[-1].folder
+
+    usual = folder("slof")
+    assert usual == folder("slof", "detect={budget: {count: 3}}")
+    assert usual == folder("mine", "detect={detectors: [{kind: slof, name: mine}, {kind: lid}]}")
+    assert usual != folder("slof", "detect={detectors: [{kind: slof, k: 8}]}")
+    assert usual != folder("lid")
+
+
+def test_what_waits_for_scores_is_blocked_when_they_fail(spec: Path, tmp_path: Path) -> None:
+    loaded = load(spec, ["sweep={data.pretrain.without: [{detector: slof, share: 0.1}, {plan: true}]}", "clean=null"])
+    scheduler = Scheduler.of(loaded, tmp_path / "runs/tiny", None)
+    whole, slof, plan = scheduler.runs
+    (tmp_path / "runs/tiny" / whole.folder).mkdir(parents=True)
+    FailedJson.now("no room").write(tmp_path / "runs/tiny" / whole.folder)
+    assert [scheduler.state(run) for run in (whole, slof, plan)] == ["failed", "blocked", "open"]
+    assert [words for _, words in scheduler.failures()] == ["no room", "the run whose scores it waits for failed"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_sweep_is_the_whole_study_of_detecting_leaving_out_and_training_again(spec: Path, processes: int) -> None:
+    ways = "{detector: clip_score, share: 0.125}, {random: 0.125}, {plan: true}"
+    words = [f"--set=sweep={{data.pretrain.without: [{ways}]}}", "--set=clean=null", "--set=attack.twin=first"]
+    out = antidote("--spec", str(spec), *words, cwd=spec.parent, processes=processes)
+    assert out.returncode == 0, out.stderr
+    rows = left_out(read_study(spec.parent / "runs/tiny"))
+    assert [(row.what, row.counts[0]) for row in rows] == [
+        ("nothing", 0), ("12.5 % by clip_score", 24), ("12.5 % at random", 24), ("the true plan", 12),
+        ("nothing, never poisoned (twin)", 0),
+    ]  # fmt: skip
+    assert [row.counts[1] for row in rows][::4] == [12, 0]
+    assert all(row.top1 is not None and row.asr is not None for row in rows)
+    (whole,) = (run for run in read_study(spec.parent / "runs/tiny").records if run.run.title == "pretrain mmcl")
+    flags = (spec.parent / "runs/tiny" / whole.run.run / "detect/flagged.jsonl").read_text()
+    assert "clip_score" in flags
+    again = antidote("--spec", str(spec), *words, "--dry-run", cwd=spec.parent)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("finished") == 5

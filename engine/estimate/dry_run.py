@@ -176,14 +176,14 @@ def _pairs(run: Run, study: StudyPairs, notes: set[str]) -> tuple[int | None, in
 def _kept(
     run: Run, without: Without, study: StudyPairs, pairs: int | None, poisoned: int | None
 ) -> tuple[int | None, int | None]:
-    """(pairs that are left of so many, poisoned pairs among them); None for what only the pairs tell."""
+    """(pairs that are left of so many, poisoned pairs among them); None for what only the pairs or their scores tell."""
     try:
-        chosen = study.of(run)
+        chosen = study.of(run, planned=True)
     except Missing:
         out = poisoned if without.plan else None if pairs is None else without.number(pairs)
         return None if pairs is None or out is None else pairs - out, 0 if without.plan else None
     out = len(chosen.out) if chosen.out is not None else 0
-    return None if pairs is None else pairs - out, chosen.poisoned_left
+    return None if pairs is None else pairs - out, chosen.poisoned_left if run.scored is None else None
 
 
 def _in_shards(  # noqa: PLR0913  (two of them are words for the note)

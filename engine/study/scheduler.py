@@ -117,9 +117,9 @@ class Scheduler:
         failure = folder / FailedJson.FILE
         if failure.is_file() and failure.stat().st_mtime >= self.since:
             return "failed"
-        if run.start is not None and not self.ready(run):
-            start = self.state(run.start) if run.start in self.planned else "open"
-            return "blocked" if start in ("failed", "blocked") else "open"
+        if run.needs is not None and not self.ready(run):
+            first = self.state(run.needs) if run.needs in self.planned else "open"
+            return "blocked" if first in ("failed", "blocked") else "open"
         return "open"
 
     def _ended(self, run: Run, folder: Path) -> bool:
@@ -128,7 +128,9 @@ class Scheduler:
         return measured or prunes and PrunedJson.read(folder) is not None
 
     def ready(self, run: Run) -> bool:
-        """Whether what it starts from is there."""
+        """Whether what it starts from is there, or the scores that say what it leaves out."""
+        if (scored := run.scored) is not None:
+            return scored.detect is not None and scored_as(self.folder / scored.folder, scored.detect.asked)
         return run.start is None or finished(self.folder / run.start.folder)
 
     def next(self) -> tuple[Run, Lock] | Literal["wait", "none"]:
@@ -195,7 +197,7 @@ class Scheduler:
                 failure = FailedJson.read_whole(self.folder / run.folder)
                 yield run, failure.message if failure else "?"
             elif state == "blocked":
-                yield run, "what it starts from failed"
+                yield run, "what it starts from failed" if run.start else "the run whose scores it waits for failed"
 
     def siblings(self, run: Run) -> list[Path]:
         """The folders of the other cleaning runs that start where this one does."""

@@ -18,6 +18,7 @@ from engine.study.points import measured_points
 from engine.study.time_left import UNENDED, duration, time_left
 from measures.frontier import CAP, FrontierPoint, best_accuracy, lowest_asr
 from records.card import Card
+from records.detection import DetectionJson
 from records.ending import FailedJson, FinishedJson, PrunedJson, run_journal
 from records.folder import finished
 from records.json_file import Damaged
@@ -41,6 +42,7 @@ class RunStatus:
     title: str
     stage: str
     start: str | None
+    scored: str | None = None  # the run whose scores it waits for
     state: str = "to do"
     where: str = ""
     age: float | None = None  # seconds since its process's last sign of life
@@ -127,7 +129,9 @@ class StatusReader:
         if entry.run in self.finished:
             return self.finished[entry.run]
         home = self.folder / entry.run
-        run = RunStatus(entry.run, entry.title or entry.run, entry.stage, entry.start)
+        less = entry.without
+        scored = less.whole if less is not None and less.way == "detector" else None
+        run = RunStatus(entry.run, entry.title or entry.run, entry.stage, entry.start, scored)
         run.objective = (
             (entry.cleaner or entry.clean_objective or "") if entry.stage == "clean" else entry.pretrain_objective
         )
@@ -167,8 +171,14 @@ class StatusReader:
             run.state, run.reason, run.seconds = "stopped", pruned.why, pruned.seconds
         elif (failure := FailedJson.read_whole(home)) is not None:
             run.state, run.where, run.reason = "failed", failure.host, failure.message
-        elif run.start and not run.start.startswith("weights-") and not finished(self.folder / run.start):
+        elif self._waits(run):
             run.state = "waiting"
+
+    def _waits(self, run: RunStatus) -> bool:
+        """Whether the run that it starts from is not finished, or the one whose scores it needs not scored."""
+        if run.scored:
+            return not (self.folder / run.scored / DetectionJson.FILE).is_file()
+        return bool(run.start and not run.start.startswith("weights-") and not finished(self.folder / run.start))
 
     def _rows(self, path: Path) -> JournalRows:
         try:

@@ -111,7 +111,7 @@ def _check_set(spec: Spec, name: str, shared: StudyInputs, sets: dict[str, EvalS
 
 
 def _check_pairs(run: Run, shared: StudyInputs, world: World) -> None:
-    pairs, *_ = read_pairs(run, shared, world, Tokenizer(run.spec.model.name))
+    pairs, *_ = read_pairs(run, shared, world, Tokenizer(run.spec.model.name), planned=True)
     if not shared.looks:  # the memory that loaders share is this machine's
         shared.workers(run.spec).ahead(pairs.batch_bytes)
 

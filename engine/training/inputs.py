@@ -130,15 +130,16 @@ def prepare_inputs(run: Run, shared: StudyInputs) -> RunInputs:
 
 
 def read_pairs(
-    run: Run, shared: StudyInputs, world: World, tokenize: Tokenizer
+    run: Run, shared: StudyInputs, world: World, tokenize: Tokenizer, planned: bool = False
 ) -> tuple[Pairs, np.ndarray | None, np.ndarray | None]:
-    """(what a run is trained on, labels and flags as RunInputs has them); UserError for whatever is wrong with them."""
+    """(what a run is trained on, labels and flags as RunInputs has them); UserError for whatever is wrong with them.
+    `planned` as StudyPairs.of takes it."""
     spec, labelled = run.spec, run.spec.data.clean.labelled
     reading = _reading(run, world)
     if run.stage == "clean" and labelled is not None:
         pictures = labelled_pairs(run, labelled, reading, tokenize)
         return pictures, pictures.labels, None
-    chosen = shared.pairs.of(run)
+    chosen = shared.pairs.of(run, planned)
     pairs = Pairs(chosen.index, chosen.chosen, spec.data, reading, tokenize, chosen.plan, chosen.out)
     labels = flags = None
     if (section := clusterer(run)) is not None:

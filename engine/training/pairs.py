@@ -27,8 +27,11 @@ from engine.distributed.watchdog import heartbeat
 from engine.distributed.world import World
 from engine.models.clip import imagenet
 from engine.models.tokenizer import Tokenizer
+from measures.detectors.budget import Budget, flagged
 from records.card import Card
+from records.detection import FOLDER, scored_as, scores_in
 from records.folder import finished
+from records.scores import SCORES
 
 T = TypeVar("T")
 
@@ -62,21 +65,25 @@ class StudyPairs:
         self._plans: dict[str, PoisonPlan] = {}
         self._clean_rows: dict[str, np.ndarray] = {}
 
-    def of(self, run: Run) -> ChosenPairs:
-        """What a run is trained on; UserError if the spec asks for what the shards can't give."""
+    def of(self, run: Run, planned: bool = False) -> ChosenPairs:
+        """What a run is trained on; UserError if the spec asks for what the shards can't give. Where it is only `planned`
+        and no scores say yet what is left out, any pairs are, as many as will be."""
         index, chosen = self.pretraining(run.spec)
         # the untouched twin's pre-training has no plan
         plan = None if run.stage == "twin" else self.plan(run.spec, index, chosen)
         if run.stage != "clean":
-            return ChosenPairs(index, chosen, plan, self._left_out(run, index, chosen, plan))
+            return ChosenPairs(index, chosen, plan, self._left_out(run, index, (chosen, plan), planned))
         self._check_start(run, index)
         pairs = self._cleaning(run.spec, index, plan)
         # the twin's clean set is its poisoned model's, what is left over of the poison untouched
         return replace(pairs, plan=None) if run.of_twin else pairs
 
-    def _left_out(self, run: Run, index: Index, chosen: np.ndarray | None, plan: PoisonPlan | None) -> np.ndarray | None:
-        """int64, sorted: which of the chosen pairs a pre-training leaves out; None if none."""
-        without, pairs, seed = run.left_out, len(index) if chosen is None else len(chosen), run.spec.seed
+    def _left_out(
+        self, run: Run, index: Index, of: tuple[np.ndarray | None, PoisonPlan | None], planned: bool
+    ) -> np.ndarray | None:
+        """int64, sorted: which of the chosen pairs, `of` which a plan poisons some, are left out; None if none."""
+        (chosen, plan), without, seed = of, run.left_out, run.spec.seed
+        pairs = len(index) if chosen is None else len(chosen)
         if without is None:
             return None
         if without.file is not None:
@@ -87,8 +94,33 @@ class StudyPairs:
         else:
             number = without.number(pairs) or 0
             check_left(without, number, pairs)
-            out = drawn(index, seed, number, chosen)
+            scored = run.scored
+            if scored is None or planned and not self._is_scored(scored):
+                out = drawn(index, seed, number, chosen)
+            else:
+                out = self._suspects(run, scored, index, number)
         check_left(without, len(out), pairs)
+        return out
+
+    def _is_scored(self, run: Run) -> bool:
+        """Whether the pairs of a run are scored as its spec asks; the same on all ranks."""
+        asked, home = run.detect, self.study / run.folder
+        return asked is not None and collectives.on_rank_0(lambda: scored_as(home, asked.asked))
+
+    def _suspects(self, run: Run, scored: Run, index: Index, number: int) -> np.ndarray:
+        """int64, sorted: the so many pairs that a run's detector finds most suspicious, by the scores of another run;
+        UserError if there are none, or they are not what was written."""
+        section, home = run.spec.detector, self.study / scored.folder
+        assert section is not None
+        if not self._is_scored(scored):
+            raise UserError(f"{home} has no scores by {section.title} yet; carry out the whole study, which makes them")
+        scores = collectives.on_rank_0(lambda: scores_in(home, section.title))
+        samples = samples_of(scores, index, f"{home / FOLDER / SCORES}")
+        values = np.array([scores[index.keys[sample]] for sample in samples.tolist()])
+        order = ranks(run.spec.seed, "detect", index.hashes[samples])
+        out: np.ndarray = samples[:0]
+        if number:
+            out = np.sort(samples[flagged(values, order, Budget(count=number)).pairs])
         return out
 
     def _keys(self, without: Without) -> frozenset[str]:
