@@ -279,7 +279,7 @@ def test_a_detector_leaves_out_the_most_suspicious_pairs_of_the_whole_run(
     assert scheduler.ready(less)
     with (home / FOLDER / SCORES).open("a") as file:
         file.write("\n")
-    with pytest.raises(UserError, match="its SHA-256 is not that in detection.json"):
+    with pytest.raises(UserError, match="its SHA-256 is not that in detect"):
         study.of(less)
 
 
