@@ -38,8 +38,11 @@ demo: $(READY)
 
 test: check
 
-check: lint
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest $(TESTS)
+# the static checks beside the tests: mypy has one core; what they refuse is shown when they have ended, and fails it all
+check: $(READY)
+	@log=$$(mktemp); { $(MAKE) --no-print-directory lint > $$log 2>&1; code=$$?; cat $$log; rm $$log; exit $$code; } & lint=$$!; \
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest $(TESTS); tests=$$?; \
+	wait $$lint || { echo "FAILED: the static checks; make lint shows them alone"; exit 1; }; exit $$tests
 
 nightly-one: lint
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest $(TESTS) -m "slow or not slow"

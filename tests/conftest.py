@@ -51,6 +51,8 @@ LENGTHS = {name: place for place, name in enumerate(LONGEST)}
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skips gpu tests where there is none to see. The longest files first, so that no process is left with one at the end;
     with --shuffle the files in another order, and the tests in each: a file's fixtures are made once."""
+    if "torch" in sys.modules:  # one thread a process: on a busy machine two wait for each other most of the time
+        sys.modules["torch"].set_num_threads(1)
     if config.getoption("gpu_tests_on") == "cuda" and (
         of_gpus := [item for item in items if item.get_closest_marker("gpu")]
     ):
@@ -132,19 +134,19 @@ def spec(world: Path, tmp_path: Path) -> Path:
 
 
 def antidote(
-    *words: str, cwd: Path, processes: int = 0, launcher: bool = False, timeout: float = 200, **more: str
+    *words: str, cwd: Path, processes: int = 0, launcher: bool = False, **more: str
 ) -> subprocess.CompletedProcess[str]:
     """engine/run.py with these words, forked; on several ranks if `processes` says so, by DeepSpeed's launcher if asked."""
     script, env = str(ROOT / "engine" / "run.py"), environment(**more)
     if launcher:
         start = ["deepspeed", "--num_gpus", str(processes), "--master_port", str(forked.free_port()), script]
         return subprocess.run(
-            [*start, *words], cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout, check=False
+            [*start, *words], cwd=cwd, env=env, capture_output=True, text=True, timeout=forked.HANGS, check=False
         )
     command = [sys.executable, script, *words]
     if processes > 1:
-        return forked.run_ranks(command, processes, timeout, cwd=cwd, env=env)
-    return forked.run(command, timeout, cwd=cwd, env=env)
+        return forked.run_ranks(command, processes, cwd=cwd, env=env)
+    return forked.run(command, cwd=cwd, env=env)
 
 
 def journals(study: Path) -> dict[str, list[dict[str, float | int | str]]]:
@@ -179,6 +181,10 @@ def assert_close(got: Journals, wanted: Journals, rel: float) -> None:
 def settings(*pairs: str) -> list[str]:
     """--set for each pair."""
     return [word for pair in pairs for word in ("--set", pair)]
+
+
+# SPEC asks for a checkpoint at each step, which is a third of a tiny run: not in studies that nothing stops
+SELDOM = settings("machine.save_minutes=60")
 
 
 def plan(study: Path, run: str) -> list[dict[str, Any]]:

@@ -27,9 +27,9 @@ class ThreadGroup:
 
     def _all(self, value: torch.Tensor) -> list[torch.Tensor]:
         self.seats.held[self.rank] = value.detach().clone()
-        self.seats.barrier.wait(30)
+        self.seats.barrier.wait(300)
         out = list(self.seats.held)
-        self.seats.barrier.wait(30)
+        self.seats.barrier.wait(300)
         return out
 
     def gather(self, part: torch.Tensor) -> torch.Tensor:

@@ -274,7 +274,7 @@ def turns(tmp_path_factory: pytest.TempPathFactory) -> Turns:
     @cache
     def run(processes: int, *words: str) -> Path:
         script = [sys.executable, str(ROOT / "tests/checkpoints.py"), str(folder), *words]
-        done = forked.run_ranks(script, processes, 200, env=environment(OMP_NUM_THREADS="1"))
+        done = forked.run_ranks(script, processes, env=environment(OMP_NUM_THREADS="1"))
         assert done.returncode == 0, done.stderr[-3000:]
         return folder
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import SPEC, antidote, journals, settings
+from conftest import SELDOM, SPEC, antidote, journals, settings
 from safetensors.torch import load_file, save_file
 
 from configs.plan import runs
@@ -75,7 +75,7 @@ class Study:
 
 def study(world: Path, folder: Path, more: str, *sets: str) -> Study:
     (folder / "tiny.yaml").write_text(SPEC.format(world=world) + more)
-    out = antidote("--spec", "tiny.yaml", *settings(*sets), cwd=folder)
+    out = antidote("--spec", "tiny.yaml", *SELDOM, *settings(*sets), cwd=folder)
     assert out.returncode == 0, out.stderr
     return Study(folder / "runs/tiny")
 
@@ -287,7 +287,7 @@ def test_every_form_of_the_same_weights_cleans_alike(arms: Study, world: Path, t
     starts = [[*words[1::2][:4], f"clean.start.path={path}"] for path in (arms.begun, tmp_path / "export")]
     folder, exported = (runs(load(tmp_path / "tiny.yaml", sets).points)[-1].fingerprint for sets in starts)
     assert folder == exported
-    out = antidote("--spec", "tiny.yaml", *words, cwd=tmp_path)
+    out = antidote("--spec", "tiny.yaml", *SELDOM, *words, cwd=tmp_path)
     assert out.returncode == 0, out.stderr
     found = Study(tmp_path / "runs/tiny")
     for arm in ("folder", "plain", "ddp"):
@@ -395,7 +395,7 @@ def test_moments_are_inherited_alike_on_two_processes_under_zero(
     words = settings(
         "clean.objective={kind: mmcl}", "clean.epochs=2", "clean.optimizer={rate: 1.0e-4, warmup: 2, state: inherited}"
     )
-    out = antidote("--spec", "tiny.yaml", *words, *settings(f"machine.zero={zero}"), cwd=tmp_path, processes=2)
+    out = antidote("--spec", "tiny.yaml", *SELDOM, *words, *settings(f"machine.zero={zero}"), cwd=tmp_path, processes=2)
     assert out.returncode == 0, out.stderr
     mine = load_file(next((tmp_path / "runs/tiny").glob("pretrain-*")) / start.BESIDE)
     theirs = load_file(arms.begun / start.BESIDE)

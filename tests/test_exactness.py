@@ -11,25 +11,25 @@ import pytest
 import torch
 from conftest import ROOT, environment
 
-pytestmark = pytest.mark.timeout(900)
 Results = dict[str, dict[str, torch.Tensor]]
 RANKS = [1, 2, pytest.param(3, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)]
-TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "--standalone"]
+pytestmark = pytest.mark.timeout(3000)
+TORCHRUN = ["-m", "torch.distributed.run", "--nproc-per-node", "3", "--master-port", "0", "--standalone"]
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Results]:
-    """What tests/exactness.py computes on so many ranks; on two of them as torchrun starts it."""
+    """What tests/exactness.py computes on so many ranks; on three of them as torchrun starts it."""
     folder = tmp_path_factory.mktemp("exactness")
 
     @cache
     def of(ranks: int) -> Results:
         path, env = folder / f"{ranks}.pt", environment(OMP_NUM_THREADS="1")
         script = [str(ROOT / "tests/exactness.py"), str(path)]
-        if ranks == 2:
-            done = forked.run([sys.executable, *TORCHRUN, *script], 400, env=env)
+        if ranks == 3:
+            done = forked.run([sys.executable, *TORCHRUN, *script], 1200, env=env)
         else:
-            done = forked.run_ranks([sys.executable, *script], ranks, 400, env=env)
+            done = forked.run_ranks([sys.executable, *script], ranks, 1200, env=env)
         assert done.returncode == 0, done.stderr[-3000:]
         return torch.load(path, weights_only=True)  # type: ignore[no-any-return]
 

@@ -106,7 +106,7 @@ def test_every_example_of_the_page_on_cleaning_runs(world: Path, tmp_path: Path,
         specs.append(path)
     assert len(specs) > 20
     out = forked.run(
-        [sys.executable, str(ROOT / "tests/examples.py"), *map(str, specs)], cwd=tmp_path, env=environment(), timeout=600,
+        [sys.executable, str(ROOT / "tests/examples.py"), *map(str, specs)], cwd=tmp_path, env=environment(),
     )  # fmt: skip
     codes = dict(line.rsplit(" ", 1) for line in out.stdout.splitlines() if line.startswith(str(tmp_path)))
     assert codes == {str(path): "0" for path in specs}, out.stderr[-3000:]

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import antidote, journals, settings
+from conftest import SELDOM, antidote, journals, settings
 from PIL import Image
 from pydantic import TypeAdapter
 from safetensors.torch import load_file
@@ -194,7 +194,7 @@ def test_a_study_cleans_on_labelled_pictures_and_leaves_the_text_tower(spec: Pat
     for processes_, more in ((0, []), (2, ["machine.zero=2", "machine.micro_batch=4"])):
         folder = spec.parent / str(processes_)
         folder.mkdir()
-        out = antidote("--spec", str(spec), *words, *settings(*more), cwd=folder, processes=processes_)
+        out = antidote("--spec", str(spec), *SELDOM, *words, *settings(*more), cwd=folder, processes=processes_)
         assert out.returncode == 0, out.stderr
         study = folder / "runs/tiny"
         start, end = (load_file(next(study.glob(f"{stage}-*/weights.safetensors"))) for stage in ("pretrain", "clean"))

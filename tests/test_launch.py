@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import ROOT, antidote, journals, settings
+from conftest import ROOT, SELDOM, antidote, journals, settings
 
 from configs.sweep import Sweep
 from engine.study import launch
@@ -74,11 +74,11 @@ def test_several_processes_pre_train_together_then_runs_of_several_are_spread(sp
     """DeepSpeed's launcher with two processes; their cleaning runs, too, are jobs of two. As one process does it all."""
     (tmp_path / "one").mkdir()
     sweep = {"clean.optimizer.rate": [1e-4, 1e-3]}
-    alone = antidote("--spec", str(spec), *settings(f"sweep={json.dumps(sweep)}"), cwd=tmp_path / "one")
+    alone = antidote("--spec", str(spec), *SELDOM, *settings(f"sweep={json.dumps(sweep)}"), cwd=tmp_path / "one")
     assert alone.returncode == 0, alone.stderr
     assert "2 of 3 runs done" in alone.stderr, "how far it is, after each run"
     more = {**sweep, "executor": "local", "jobs": 1, "processes": 2}
-    out = antidote("--spec", str(spec), *settings(f"sweep={json.dumps(more)}"), cwd=tmp_path, processes=2)
+    out = antidote("--spec", str(spec), *SELDOM, *settings(f"sweep={json.dumps(more)}"), cwd=tmp_path, processes=2)
     assert out.returncode == 0, out.stderr
     study = tmp_path / "runs/tiny"
     cards = [json.loads(path.read_text()) for path in study.glob("*/card.json")]

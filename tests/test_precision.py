@@ -35,7 +35,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Results
     @cache
     def of(ranks: int) -> Results:
         script = [sys.executable, str(ROOT / "tests/masters.py"), str(folder / f"{ranks}.pt")]
-        done = forked.run_ranks(script, ranks, 150, env=environment(OMP_NUM_THREADS="1"))
+        done = forked.run_ranks(script, ranks, env=environment(OMP_NUM_THREADS="1"))
         assert done.returncode == 0, done.stderr[-3000:]
         return torch.load(folder / f"{ranks}.pt", weights_only=True)  # type: ignore[no-any-return]
 

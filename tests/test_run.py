@@ -15,7 +15,7 @@ from typing import Any
 import forked
 import pytest
 import torch
-from conftest import ROOT, antidote, environment, journals, plan, settings
+from conftest import ROOT, SELDOM, antidote, environment, journals, plan, settings
 from forkserver import DRAWN
 from safetensors.torch import load_file
 
@@ -39,7 +39,7 @@ def whole(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("whole")
     (folder / "tiny.yaml").write_text(SPEC.format(world=world))
-    out = antidote("--spec", "tiny.yaml", *settings("attack.twin=first"), cwd=folder, **DRAWN)
+    out = antidote("--spec", "tiny.yaml", *SELDOM, *settings("attack.twin=first"), cwd=folder, **DRAWN)
     assert out.returncode == 0, out.stderr
     return folder / "runs/tiny"
 
@@ -101,9 +101,8 @@ def test_the_uncleaned_model_is_where_cleaning_starts(whole: Path) -> None:
 def test_two_processes_write_the_journal_of_one(whole: Path, spec: Path, zero: int) -> None:
     """24 steps of pre-training and 4 of cleaning; at stage 1 through DeepSpeed's own launcher."""
     launcher = zero == 1
-    out = antidote(
-        "--spec", str(spec), *settings(f"machine.zero={zero}"), cwd=spec.parent, processes=2, launcher=launcher, timeout=230
-    )
+    words = ["--spec", str(spec), *SELDOM, *settings(f"machine.zero={zero}")]
+    out = antidote(*words, cwd=spec.parent, processes=2, launcher=launcher)
     assert out.returncode == 0, out.stderr
     expected, got = journals(whole), journals(spec.parent / "runs/tiny")
     assert len(got) == 2
@@ -167,14 +166,14 @@ def test_killed_three_times_ends_with_the_same_bits(whole: Path, spec: Path) -> 
         process = forked.Popen(
             words, cwd=spec.parent, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
-        deadline = time.monotonic() + 100
+        deadline = time.monotonic() + forked.HANGS
         while sum(len(rows) for rows in journals(study).values()) < target and process.poll() is None:
             assert time.monotonic() < deadline
             time.sleep(0.01)
         time.sleep(chance.random() * 0.2)
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
-    out = forked.run(words, cwd=spec.parent, env=environment(), timeout=120)
+    out = forked.run(words, cwd=spec.parent, env=environment())
     assert out.returncode == 0, out.stderr
     expected, got = journals(whole), journals(study)
     for name, rows in got.items():
@@ -186,7 +185,7 @@ def kill_after(rows: int, spec: Path, sets: list[str], processes: int = 1, scrip
     """Starts a study on so many processes, and kills them all when its journals hold so many rows."""
     words = [sys.executable, *(script or [str(ROOT / "engine/run.py")]), "--spec", str(spec), *sets]
     started = forked.ranks(words, processes, cwd=spec.parent, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + forked.HANGS
     while sum(len(rows) for rows in journals(spec.parent / "runs/tiny").values()) < rows:
         assert {process.poll() for process in started} == {None}
         assert time.monotonic() < deadline
@@ -269,7 +268,7 @@ def test_a_model_that_draws_goes_on_as_if_never_stopped(spec: Path) -> None:
     kill_after(6, folders[1] / spec.name, sets, script=script)
     for folder in folders:
         words = [sys.executable, *script, "--spec", spec.name, *sets]
-        out = forked.run(words, 120, cwd=folder, env=environment(PYTHONPATH=str(ROOT)))
+        out = forked.run(words, cwd=folder, env=environment(PYTHONPATH=str(ROOT)))
         assert out.returncode == 0, out.stderr
         assert ("goes on at step" in out.stderr) == (folder.name == "killed")
     undisturbed, killed = (next((folder / "runs/tiny").glob("pretrain-*/weights.safetensors")) for folder in folders)
@@ -298,7 +297,7 @@ def test_sigterm_saves_exits_143_and_names_the_command(whole: Path, spec: Path) 
         assert process.poll() is None
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGTERM)  # to the loader's workers too, as Slurm does
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate()
     assert process.returncode == 143, errors
     assert errors.strip().splitlines()[-1].startswith("go on with: python ")
     assert list(study.glob("*/checkpoints/step-*/manifest.json"))
@@ -308,7 +307,6 @@ def test_sigterm_saves_exits_143_and_names_the_command(whole: Path, spec: Path) 
         [sys.executable, *again[1:]],
         cwd=spec.parent,
         env=environment(),
-        timeout=120,
     )
     assert out.returncode == 0, out.stderr
     assert "goes on at step" in out.stderr
@@ -332,10 +330,10 @@ def test_a_stop_amid_an_evaluation_or_an_outage_is_heeded_and_changes_nothing(
     sets = settings(f"machine.workers={workers}", "machine.save_minutes=60", "machine.log_steps=5")
     words = [sys.executable, str(ROOT / "tests/faults.py"), phase, fault, "0", str(number), "--spec", str(spec), *sets]
     began = time.monotonic()
-    out = forked.run(words, 120, cwd=spec.parent, env=environment())
+    out = forked.run(words, cwd=spec.parent, env=environment())
     assert out.returncode == 143, out.stderr
     assert "stopped and saved" in out.stderr
-    assert time.monotonic() - began < 60, "not as long as data.patience"
+    assert time.monotonic() - began < 300, "not as long as data.patience"
     again = antidote("--spec", str(spec), *sets, cwd=spec.parent)
     assert again.returncode == 0, again.stderr
     assert "goes on at step" in again.stderr
@@ -462,7 +460,7 @@ def test_a_resnet_in_micro_batches_on_two_processes_writes_the_journal_of_one(sp
         folder = spec.parent / str(number)
         folder.mkdir()
         sets = [f"model.norm_group={group}", *sets]
-        out = antidote("--spec", str(spec), *MICRO, *settings(*sets), cwd=folder, processes=processes)
+        out = antidote("--spec", str(spec), *SELDOM, *MICRO, *settings(*sets), cwd=folder, processes=processes)
         assert out.returncode == 0, out.stderr
         found.append(next(iter(journals(folder / "runs/tiny").values())))
     assert len(found[0]) == len(found[1]) == 14
@@ -508,7 +506,7 @@ def test_every_objective_runs_from_a_spec_and_goes_on_after_a_kill(spec: Path) -
     )
     for name in ("whole", "killed"):
         (spec.parent / name).mkdir()
-    whole = antidote("--spec", str(spec), *words, cwd=spec.parent / "whole")
+    whole = antidote("--spec", str(spec), *SELDOM, *words, cwd=spec.parent / "whole")
     assert whole.returncode == 0, whole.stderr
     expected = journals(spec.parent / "whole/runs/tiny")
     assert len(expected) == 9
@@ -522,7 +520,7 @@ def test_every_objective_runs_from_a_spec_and_goes_on_after_a_kill(spec: Path) -
         time.sleep(0.005)
     process.kill()
     process.wait()
-    again = antidote("--spec", str(spec), *words, cwd=spec.parent / "killed")
+    again = antidote("--spec", str(spec), *SELDOM, *words, cwd=spec.parent / "killed")
     assert again.returncode == 0, again.stderr
     assert "goes on at step" in again.stderr
     for name, rows in journals(study).items():
@@ -555,7 +553,7 @@ def test_bf16_and_adaptive_clipping_train_as_fp32_does(whole: Path, world: Path,
     for name, sets in runs.items():
         folder = spec.parent / name
         folder.mkdir()
-        out = antidote("--spec", str(spec), "--stage", "pretrain", *settings(*sets), cwd=folder)
+        out = antidote("--spec", str(spec), "--stage", "pretrain", *SELDOM, *settings(*sets), cwd=folder)
         assert out.returncode == 0, out.stderr
         found[name] = [row for row in next(iter(journals(folder / "runs/tiny").values())) if row["kind"] == "step"]
     first = next(rows for name, rows in journals(whole).items() if name.startswith("pretrain"))
@@ -601,7 +599,7 @@ def ranks_of(spec: Path, *words: list[str], hosts: str = "127.0.0.1") -> list[fo
 
 def test_ranks_that_disagree_are_named_before_the_first_step(spec: Path) -> None:
     started = ranks_of(spec, [], settings("pretrain.optimizer.rate=2e-3"))
-    said = [process.communicate(timeout=100)[1] for process in started]
+    said = [process.communicate()[1] for process in started]
     assert [process.returncode for process in started] == [2, 2]
     assert "ranks disagree: rank 1 on" in said[0]
     assert "has spec" in said[0]
@@ -612,7 +610,7 @@ def test_a_few_bad_pairs_are_counted_listed_and_replaced(world: Path, spec: Path
     shutil.copytree(world, spec.parent / "world")
     rewrite(spec.parent / "world", ".jpg", b"<html>", 48)
     spec.write_text(spec.read_text().replace(f'"{world}/train', f'"{spec.parent}/world/train'))
-    out = antidote("--spec", str(spec), *LONG, cwd=spec.parent, processes=2)
+    out = antidote("--spec", str(spec), *SELDOM, *LONG, cwd=spec.parent, processes=2)
     assert out.returncode == 0, out.stderr
     listed = [
         json.loads(line)

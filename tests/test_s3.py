@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import antidote, journals, settings
+from conftest import SELDOM, antidote, journals, settings
 from forked import free_port
 from test_run import kill_after
 
@@ -78,7 +78,7 @@ def test_a_run_that_is_killed_goes_on_through_500s_to_the_bits_of_a_local_one(
 ) -> None:
     near = tmp_path / "near"
     near.mkdir()
-    local = antidote("--spec", str(spec), *settings("clean=null"), cwd=near)
+    local = antidote("--spec", str(spec), *SELDOM, *settings("clean=null"), cwd=near)
     assert local.returncode == 0, local.stderr
     kill_after(9, spec, FAR)
     store.fault = lambda number, path: (500, "InternalError") if number % 9 in (0, 1) else None

@@ -253,7 +253,7 @@ def test_every_spec_loads_and_dry_runs(name: str, tmp_path: Path) -> None:
     )
     out = forked.run(
         [sys.executable, str(ROOT / "engine/run.py"), "--spec", str(ROOT / "specs" / name), "--dry-run"],
-        cwd=tmp_path, env=environment(), timeout=120,
+        cwd=tmp_path, env=environment(),
     )  # fmt: skip
     assert out.returncode == 0, out.stderr
     assert "nothing was written" in out.stdout

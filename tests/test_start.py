@@ -22,7 +22,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 def imported(*words: str, cwd: Path) -> tuple[int, set[str], str]:
     """(exit code, modules that are in memory when a fresh interpreter has carried the command out, its errors)."""
     command = [sys.executable, "-c", ASK, str(ROOT / "engine/run.py"), *words]
-    out = subprocess.run(command, cwd=cwd, env=environment(), capture_output=True, text=True, timeout=100, check=False)
+    out = subprocess.run(command, cwd=cwd, env=environment(), capture_output=True, text=True, check=False)
     return out.returncode, set(out.stdout.splitlines()[-1].split()[1:]), out.stderr
 
 

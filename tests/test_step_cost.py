@@ -12,7 +12,7 @@ from conftest import ROOT, environment
 @pytest.fixture(scope="module")
 def counts() -> dict[str, dict[str, Any]]:
     """Operations and waits by name, by model; `clip`: with the gradient's norm limited."""
-    done = forked.run([sys.executable, str(ROOT / "tests/step_cost.py")], 150, env=environment(OMP_NUM_THREADS="1"))
+    done = forked.run([sys.executable, str(ROOT / "tests/step_cost.py")], env=environment(OMP_NUM_THREADS="1"))
     assert done.returncode == 0, done.stderr[-3000:]
     out: dict[str, dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
     return out

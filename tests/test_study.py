@@ -14,7 +14,7 @@ from typing import Any
 
 import forked
 import pytest
-from conftest import ROOT, SPEC, antidote, environment, journals, settings
+from conftest import ROOT, SELDOM, SPEC, antidote, environment, journals, settings
 from forkserver import DRAWN
 
 from configs.sweep import Median
@@ -47,6 +47,7 @@ def twelve(world: Path, tmp_path: Path) -> Path:
 
 def test_what_another_study_has_finished_is_taken_over(spec: Path) -> None:
     """The pre-training of a second study that measures otherwise; not where it is refused, nor what is not finished."""
+    spec.write_text(spec.read_text().replace("save_minutes: 0", "save_minutes: 60"))
     first = antidote("--spec", str(spec), "--stage", "pretrain", cwd=spec.parent)
     assert first.returncode == 0, first.stderr
     runs = spec.parent / "runs"
@@ -80,7 +81,7 @@ def test_what_another_study_has_finished_is_taken_over(spec: Path) -> None:
 def undisturbed(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("undisturbed")
     (folder / "tiny.yaml").write_text(ONE_THREAD.format(world=world) + TWELVE)
-    out = antidote("--spec", "tiny.yaml", cwd=folder, **DRAWN)
+    out = antidote("--spec", "tiny.yaml", *SELDOM, cwd=folder, **DRAWN)
     assert out.returncode == 0, out.stderr
     return folder / "runs/tiny"
 
@@ -98,9 +99,9 @@ def started(spec: Path, *words: str, script: list[str] | None = None) -> forked.
     )  # fmt: skip
 
 
-def until(what: Any, process: forked.Popen, seconds: float = 120) -> Any:
+def until(what: Any, process: forked.Popen) -> Any:
     """What `what` gives, once it gives anything; fails when the process ends before."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + forked.HANGS
     while not (value := what()):
         assert time.monotonic() < deadline
         assert process.poll() is None, process.communicate()[1]
@@ -133,7 +134,7 @@ def test_twelve_runs_killed_three_times_end_with_the_same_table(undisturbed: Pat
         first.communicate()
     assert ended(study) < 13
     full = started(twelve, script=[str(ROOT / "tests/full_disk.py"), "3"])
-    _, said = full.communicate(timeout=120)
+    _, said = full.communicate()
     assert full.returncode == 2, said
     assert "disk full while saving a checkpoint" in said
     assert "Traceback" not in said
@@ -153,7 +154,7 @@ def test_twelve_runs_killed_three_times_end_with_the_same_table(undisturbed: Pat
 @pytest.mark.slow  # by day two jobs of one launch share it, and are killed
 def test_two_launches_share_a_study_and_do_no_run_twice(undisturbed: Path, twelve: Path) -> None:
     both = [started(twelve) for _ in range(2)]
-    said = [process.communicate(timeout=200)[1] for process in both]
+    said = [process.communicate()[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     done = [re.findall(r"run \d+ of 13: .*?\(((?:clean|pretrain)-[0-9a-f]+)\)", words) for words in said]
     assert sorted(done[0] + done[1]) == sorted(path.parent.name for path in undisturbed.glob("*/finished.json"))
@@ -218,7 +219,7 @@ def test_sigterm_saves_the_runs_of_all_jobs(undisturbed: Path, twelve: Path) -> 
                       *settings("sweep.executor=local"))  # fmt: skip
     until(lambda: owners(study) and list(study.glob("clean-*/checkpoints/step-*")), process)
     process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate()
     assert process.returncode == 143, said
     assert "stopped and saved" in said
     assert not list(study.glob("*/claim.*")), "given back"
@@ -285,7 +286,7 @@ def test_a_search_ends_with_the_same_runs_however_it_is_carried_out(world: Path,
         folder = tmp_path / name
         folder.mkdir()
         (folder / "tiny.yaml").write_text(ONE_THREAD.format(world=world))
-        out = antidote("--spec", "tiny.yaml", *settings(f"sweep={json.dumps({**sweep, **more})}"), cwd=folder)
+        out = antidote("--spec", "tiny.yaml", *SELDOM, *settings(f"sweep={json.dumps({**sweep, **more})}"), cwd=folder)
         assert out.returncode == 0, out.stderr
         finished.append(sorted(path.parent.name for path in folder.glob("runs/tiny/clean-*/finished.json")))
         assert len(json.loads((folder / "runs/tiny/study.json").read_text())["runs"]) == 6

@@ -10,7 +10,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
-from conftest import antidote, journals
+from conftest import SELDOM, antidote, journals
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -391,7 +391,6 @@ def test_what_has_no_such_neurons_is_refused_in_a_sentence() -> None:
         build_transform(Anp(kind="anp", steps=1, budget=1e30))(towers, {}, inputs("test-vit"))
 
 
-@pytest.mark.timeout(480)
 def test_whole_studies_prune_alike_on_one_process_and_two(spec: Path) -> None:
     """Both cleaners after one pre-training; removed neurons are dead in the final weights, and the same."""
     kinds = "[{kind: fine_prune, pairs: 40}, {kind: anp, steps: 5, rate: 20, threshold: 0.9}]"
@@ -401,7 +400,7 @@ def test_whole_studies_prune_alike_on_one_process_and_two(spec: Path) -> None:
         folder = spec.parent / str(count)
         folder.mkdir()
         (folder / "tiny.yaml").write_text(text)
-        out = antidote("--spec", "tiny.yaml", cwd=folder, processes=count)
+        out = antidote("--spec", "tiny.yaml", *SELDOM, cwd=folder, processes=count)
         assert out.returncode == 0, out.stderr
         studies.append(folder / "runs/tiny")
     rows, others = (journals(study) for study in studies)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from forked import ROOT, run
+from forked import HANGS, ROOT, run
 from odd_tars import DAMAGES, bad_pictures, drawn, encoded, good_pictures, header, long_name, member, pax
 from tars import pair, write_tar
 
@@ -34,7 +34,7 @@ def alone(folder: Path, *words: str, timeout: float) -> dict[str, Any]:
 @pytest.mark.parametrize("shards", [30, pytest.param(500, marks=pytest.mark.slow)])
 def test_every_member_of_generated_tars_is_in_the_ledger(tmp_path: Path, shards: int) -> None:
     seed = 5 if shards == 30 else time.time_ns() % 10**6
-    found = alone(tmp_path, "ledger", str(shards), str(seed), timeout=40 * shards)
+    found = alone(tmp_path, "ledger", str(shards), str(seed), timeout=HANGS + 40 * shards)
     assert found["wrong"] == [], f"seed {seed}"
     assert found["tried"] > 5 * shards
     assert found["peak"] < 1024
@@ -43,7 +43,7 @@ def test_every_member_of_generated_tars_is_in_the_ledger(tmp_path: Path, shards:
 @pytest.mark.parametrize("seconds", [1, pytest.param(600, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
 def test_changed_tars_and_pictures_are_read_or_refused(tmp_path: Path, seconds: int) -> None:
     seed = 1 if seconds == 1 else time.time_ns() % 10**6
-    found = alone(tmp_path, "fuzz", str(seconds), str(seed), timeout=60 + 2 * seconds)
+    found = alone(tmp_path, "fuzz", str(seconds), str(seed), timeout=HANGS + 2 * seconds)
     assert found["wrong"] == [], f"seed {seed}"
     assert found["tried"] > 20 * seconds
     assert found["peak"] < 1024
