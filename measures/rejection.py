@@ -28,6 +28,7 @@ from pydantic import Field, model_validator
 
 from measures.classifier import predict
 from measures.contract import Encoded, MeasureSection, Number, Unmeasurable, marked
+from measures.detectors.ranking import numbers, ranked
 
 SHARES = {"at1": 0.01, "at50": 0.5}  # of triggered pictures
 RATES = {"fpr1": 0.01, "fpr5": 0.05}
@@ -89,15 +90,15 @@ def rejection(
         if not share:
             out[f"{kind}_flagged"] = above(clean, limit)
             continue
-        numbers: dict[str, Number] = {"auroc": auroc(clean, found)}
-        numbers |= {f"tpr_{of}": above(found, exceeded(clean, rate)) for of, rate in RATES.items()}
-        numbers |= {"tpr": (tpr := above(found, limit)), "fpr": (fpr := above(clean, limit))}
+        rates: dict[str, Number] = {"auroc": auroc(clean, found)}
+        rates |= {f"tpr_{of}": above(found, exceeded(clean, rate)) for of, rate in RATES.items()}
+        rates |= {"tpr": (tpr := above(found, limit)), "fpr": (fpr := above(clean, limit))}
         if tpr or fpr:
-            numbers["precision"] = share * tpr / (share * tpr + (1 - share) * fpr)
-        numbers["asr"] = (fooled & (found <= limit)).sum().item() / len(found)
-        numbers["top1"] = (right & (clean <= limit)).sum().item() / len(clean)
-        numbers["roc"] = [above(found, exceeded(clean, rate)) for rate in ROC]
-        out |= {f"{kind}_{key}_{name}": value for key, value in numbers.items()}
+            rates["precision"] = share * tpr / (share * tpr + (1 - share) * fpr)
+        rates["asr"] = (fooled & (found <= limit)).sum().item() / len(found)
+        rates["top1"] = (right & (clean <= limit)).sum().item() / len(clean)
+        rates["roc"] = [above(found, exceeded(clean, rate)) for rate in ROC]
+        out |= {f"{kind}_{key}_{name}": value for key, value in rates.items()}
     return out
 
 
@@ -119,9 +120,8 @@ def above(scores: torch.Tensor, limit: float) -> float:
 
 def auroc(clean: torch.Tensor, triggered: torch.Tensor) -> float:
     """The chance that one of the triggered scores [N] lies above one of the clean ones [M], equal ones counted half."""
-    row = clean.sort().values
-    below, upto = (torch.searchsorted(row, triggered, right=right) for right in (False, True))
-    return (below + upto).sum().item() / (2 * len(clean) * len(triggered))
+    poisoned = torch.arange(len(clean) + len(triggered)) >= len(clean)
+    return numbers(ranked(torch.cat([clean, triggered]).double().numpy(), poisoned.numpy()))["auroc"]
 
 
 def compared(encoded: Encoded, kind: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

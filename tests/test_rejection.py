@@ -14,8 +14,10 @@ from pydantic import ValidationError
 
 from measures.bdet import Bdet, bdet, omega
 from measures.contract import Encoded, Unmeasurable
+from measures.detectors.contract import Embedded
+from measures.detectors.registry import score_all
 from measures.lorex import Lorex, axis, lorex, moments, whitening
-from measures.reference_knn import ReferenceKnn, nearest, reference_knn, scored
+from measures.reference_knn import ReferenceKnn, _section, reference_knn
 from measures.rejection import Scores, auroc, exceeded, rejection, threshold
 from measures.subspace import SAMPLES, Subspace, _cloud, distance, samples, subspace
 
@@ -119,6 +121,24 @@ def test_lorex_without_poison_flags_what_its_level_says_and_finds_a_direction_th
     assert nothing["lorex_auroc_at1"] == pytest.approx(0.5, abs=0.01)
 
 
+def test_lorex_weighs_pictures_by_their_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of eight clean pictures and two triggered ones that may come, at a share of 0.2 the mixture is these ten."""
+    found: list[Any] = []
+    monkeypatch.setattr("measures.lorex.rejection", lambda *given: found.append(given[3]) or {})
+    clean, triggered, references = drawn(8), drawn(8, seed=1), drawn(40, seed=2)
+    lorex(1e-3, 0.9, seen(clean, triggered, references))
+    comes = torch.arange(8) < 2
+    scores = found[0](comes, 0.2)
+    mean, covariance = moments([(references, 1 / 40)])
+    whiten = whitening(covariance * 40 / 39, 1e-3)
+    along = whiten @ axis(whiten, torch.cov(torch.cat([clean, triggered[:2]]).double().T))
+    for rows, one in ((references, scores.references), (clean, scores.clean), (triggered, scores.triggered)):
+        assert torch.allclose(one, ((rows.double() - mean) @ along).abs())
+    alone = found[0](comes, 0.0)
+    along = whiten @ axis(whiten, torch.cov(clean.double().T))
+    assert torch.allclose(alone.clean, ((clean.double() - mean) @ along).abs())
+
+
 def test_lorex_says_where_there_is_nothing_to_whiten_by() -> None:
     encoded = seen(drawn(8), drawn(8, seed=1), drawn(40, seed=2))
     assert lorex(1e-3, 0.995, encoded)
@@ -211,36 +231,36 @@ def test_subspace_flags_pictures_that_match_no_paraphrase() -> None:
     assert section.prompts(["ox", "yak"], ["never"]) == ["ox", "a ox", "my ox", "yak", "a yak", "my yak"]
 
 
-POINTS = torch.tensor([[0.0], [1.0], [2.5], [4.5], [12.0]]).double()
-BY_HAND = {
-    "k_dist": [2.5, 1.5, 2, 3.5, 9.5],
-    "slof": [1.458333, 0.675, 0.952381, 2.041667, 3.732143],
-    "lid": [2.182713, 4.932607, 6.952119, 3.573881, 8.460639],
-    "dao": [2.035511, -1.557493, -0.290489, 4.034951, 7.200515],
-}
+SCORES = ("k_dist", "slof", "lid", "dao")
 
 
-@pytest.mark.parametrize("score", BY_HAND)
-def test_scores_by_neighbours_by_hand(score: Any) -> None:
-    """Points 0, 1, 2.5, 4.5, 12 on a line, each beside the others, k = 2."""
-    known = nearest(POINTS, POINTS, 2, itself=True)
-    assert scored(score, known, known).tolist() == pytest.approx(BY_HAND[score], abs=1e-6)
-    query = nearest(torch.tensor([[2.0]]).double(), POINTS[:3], 2)
-    assert (query.distances.tolist(), query.places.tolist()) == ([[0.5, 1.0]], [[2, 1]])
+@pytest.mark.parametrize("score", SCORES)
+def test_a_picture_is_scored_among_the_references_alone(score: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the detector of training pairs scores a pair that is put among them, but for what the pair is to the others'
+    neighbourhoods; a reference's own score is that among the others."""
+    references, clean, triggered = drawn(30), drawn(8, seed=1), drawn(8, seed=2)
+    found: list[Scores] = []
+    monkeypatch.setattr("measures.reference_knn.rejection", lambda *given: found.append(given[3](None, 0.0)) or {})
+    reference_knn(score, 4, 0.9, seen(clean, triggered, references))
+    (scores,) = found
+    section = ReferenceKnn(kind="reference_knn", images="x", references="y", score=score, k=4)
+    assert section.least(9) == 5
+    (alone,) = score_all([_section(score, 4)], Embedded(torch.arange(30), references)).values()
+    assert torch.allclose(scores.references, alone)
+    for rows, own in ((clean, scores.clean), (triggered, scores.triggered)):
+        for row, one in zip(rows, own.tolist(), strict=True):
+            far = (references.double() - row.double()).norm(dim=1).sort()
+            radius, near = far.values[3], far.indices[:4]
+            theirs = torch.cdist(references[near].double(), references.double()).sort(dim=1).values[:, 1:5]
+            dims = -4 / (theirs / theirs[:, 3:]).log().sum(1)
+            want = {
+                "k_dist": radius, "slof": (radius / theirs[:, 3]).mean(), "lid": -4 / (far.values[:4] / radius).log().sum(),
+                "dao": (dims * (radius / theirs[:, 3]).log()).mean(),
+            }  # fmt: skip
+            assert one == pytest.approx(want[score].item(), rel=1e-4)
 
 
-def test_neighbours_of_many_are_the_same_few_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows, references = drawn(50), drawn(30, seed=1)
-    whole = nearest(rows.double(), references.double(), 4), nearest(references.double(), references.double(), 4, itself=True)
-    monkeypatch.setattr("measures.reference_knn.ROWS", 7)
-    parts = nearest(rows.double(), references.double(), 4), nearest(references.double(), references.double(), 4, itself=True)
-    for one, other in zip(whole, parts, strict=True):
-        assert torch.allclose(one.distances, other.distances)
-        assert torch.equal(one.places, other.places)
-    assert (whole[1].places != torch.arange(30)[:, None]).all()
-
-
-@pytest.mark.parametrize("score", BY_HAND)
+@pytest.mark.parametrize("score", SCORES)
 def test_equal_references_count_once_and_pictures_at_a_reference_have_a_score(score: Any) -> None:
     references, clean = drawn(30), drawn(16, seed=1)
     clean[:3] = references[:3]

@@ -69,7 +69,7 @@ class Points:
 def rows_of(parts: tuple[torch.Tensor, ...], rows: torch.Tensor) -> torch.Tensor:
     """[..., D]: these rows (int64 of any shape) of tensors that follow each other."""
     if len(parts) == 1:
-        return parts[0].index_select(0, rows.reshape(-1)).view(*rows.shape, -1)
+        return parts[0].index_select(0, rows.reshape(-1)).view(*rows.shape, parts[0].shape[1])
     out = parts[0].new_empty((*rows.shape, parts[0].shape[1]))
     first = 0
     for part in parts:
