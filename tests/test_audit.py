@@ -317,6 +317,28 @@ def test_weights_of_others_are_audited_by_name_and_without_a_text_tower_by_decre
     assert "holds no text tower, which targets and texts need; ask for --audits decree alone" in capsys.readouterr().err
 
 
+def test_a_clean_model_without_a_text_tower_and_too_few_prompts_are_refused(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    state = clip.weights(clip.build("test-vit", 0), {})
+    save_file(state, tmp_path / "whole.safetensors")
+    save_file({key: value for key, value in state.items() if key.startswith("visual.")}, tmp_path / "half.safetensors")
+    given = [str(tmp_path / "whole.safetensors"), "--model", "test-vit", "--out", str(tmp_path / "out"), *SHORT]
+    clean = ["--clean", str(tmp_path / "half.safetensors"), "--images", str(world / "eval")]
+    assert main([*given, *clean, "--audits", "texts"]) == 2
+    assert "half.safetensors holds no text tower to compare with; give whole weights" in capsys.readouterr().err
+    for name in ("cat", "dog"):
+        (tmp_path / "two" / name).mkdir(parents=True)
+        for number in range(16):
+            Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / "two" / name / f"{name}{number}.png")
+    (tmp_path / "two/zeroshot_classification_templates.txt").write_text("a {c}\n")
+    few = ["--images", str(tmp_path / "two")]
+    assert main([*given, *few, "--audits", "texts"]) == 2
+    assert "has classes and templates for 2 prompts, and the text scan needs 8 at least" in capsys.readouterr().err
+    assert main([*given, *few, "--audits", "targets"]) == 2
+    assert "has 2 classes, and an outlier among them needs 3 at least" in capsys.readouterr().err
+
+
 class Evil:
     """What a pickle would carry out."""
 

@@ -33,6 +33,7 @@ from records.audit import AuditJson, AuditName, ClassFound, Decree, StampFound, 
 
 AUDITS: tuple[AuditName, ...] = get_args(AuditName)
 AT_ONCE = 64  # pictures that are embedded at once where no gradient is asked for
+LEAST_PROMPTS = 8
 PROMPTS = 400  # that the text scan learns on, and as many that it is measured on, at most
 
 
@@ -61,7 +62,7 @@ class Audit:
     """The audit of a subject on some pictures, with a clean text tower to compare with or without one."""
 
     def __init__(self, subject: Subject, pictures: AuditPictures, settings: Settings, clean: Subject | None = None) -> None:
-        check_subject(subject, pictures, settings)
+        check_subject(subject, pictures, settings, clean)
         self.subject, self.pictures, self.settings, self.clean = subject, pictures, settings, clean
         self.device = next(subject.towers.parameters()).device
         self.done = 0  # steps of the searches before this one
@@ -199,13 +200,21 @@ class Audit:
             return None
 
 
-def check_subject(subject: Subject, pictures: AuditPictures, settings: Settings) -> None:
-    """UserError if the subject or the pictures lack what is asked of them."""
+def check_subject(subject: Subject, pictures: AuditPictures, settings: Settings, clean: Subject | None) -> None:
+    """UserError if the subject, the pictures or the clean model lack what is asked of them."""
     asked = [name for name in settings.audits if name != "decree"]
     if asked and not subject.has_texts:
         raise UserError(
             f"{subject.given} holds no text tower, which {' and '.join(asked)} need{'s' * (len(asked) == 1)}; ask for "
             "--audits decree alone"
+        )
+    if clean is not None and not clean.has_texts:
+        raise UserError(f"--clean {clean.given} holds no text tower to compare with; give whole weights, or leave it out")
+    labelled = pictures.labelled
+    if "texts" in settings.audits and (prompts := len(labelled.classes) * len(labelled.templates)) < LEAST_PROMPTS:
+        raise UserError(
+            f"{pictures.folder} has classes and templates for {prompts} prompts, and the text scan needs {LEAST_PROMPTS} at "
+            "least; give --images of more classes, or leave texts out of --audits"
         )
     if "targets" in settings.audits and len(pictures.labelled.classes) < 3:
         raise UserError(
