@@ -154,4 +154,4 @@ def test_the_example_of_the_page_on_reports_is_a_spec_and_names_every_measure(tm
         yaml.dump(tree, file)
     spec = load(tmp_path / "spec.yaml").spec
     listed = {path.stem for path in (ROOT / "measures").glob("*.py") if "kind: Literal[" in path.read_text()}
-    assert {measure.kind for measure in spec.measure} == listed
+    assert {measure.kind for measure in spec.measure} == listed - {"concept_success"}  # for attacks of docs/attacks.md alone
