@@ -57,6 +57,7 @@ WHAT = {
     "checkpoint_bytes": "bytes on disk of them",
     "sweep_8_runs": "a sweep of eight short cleanings, one command",
     "report_1000": "report of 1,000 runs x 20 epochs from their journals: CPU time; the peer is the budget",
+    "detectors_released": "k_dist, slof, lid, dao of training pairs, published form, among pictures and captions",
     "memory_6m": "memory of a rank and its 8 workers for 6,000,000 pairs",
     "resume_6m": "to the first batch at 90 % of an epoch of 6,000,000 pairs",
 }

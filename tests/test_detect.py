@@ -17,10 +17,11 @@ from pydantic import ValidationError
 
 from configs.plan import runs
 from configs.spec import load
+from data.decode import DecodeError
 from data.refusal import UserError
 from data.seeding import number_of
 from engine.detect import budget_of, study_of
-from engine.detection.encode import own_blocks
+from engine.detection.encode import Blocks, own_blocks
 from engine.detection.foreign import read_foreign
 from engine.detection.judge import against_twin, attacks_of, result_of
 from engine.distributed.world import World
@@ -290,6 +291,37 @@ def test_an_outlier_rule_counts_what_lies_above(tmp_path: Path) -> None:
         against_twin(other, Budget(share=0.5), twin)
     with pytest.raises(UserError, match="has no scores of its pairs; detect there first"):
         against_twin(record, Budget(share=0.5), tmp_path)
+
+
+class Damaged:
+    """Five pairs, of which some can't be decoded."""
+
+    def __init__(self, bad: set[int]) -> None:
+        self.bad = bad
+
+    def __len__(self) -> int:
+        return 5
+
+    def sample(self, row: int) -> int:
+        return row % 5
+
+    def first(self, sample: int) -> tuple[np.ndarray, str]:
+        if sample in self.bad:
+            raise DecodeError("cut short")
+        return np.full((3, 2, 2), sample, np.uint8), str(sample)
+
+    def tokenize(self, texts: list[str]) -> torch.Tensor:
+        return torch.tensor([[int(text)] for text in texts])
+
+
+def test_a_pair_that_cannot_be_decoded_is_stood_for_by_the_next() -> None:
+    pairs: Any = Damaged({1, 2, 4})
+    block = Blocks(pairs)[0, 5]
+    assert block.images[:, 0, 0, 0].tolist() == block.tokens[:, 0].tolist() == [0, 3, 3, 3, 0]
+    assert block.replaced == [False, True, True, False, True]
+    pairs.bad = set(range(5))
+    with pytest.raises(UserError, match="none of the pairs can be decoded; check the shards"):
+        Blocks(pairs)[0, 1]
 
 
 def test_ranks_share_whole_blocks_and_pages() -> None:
