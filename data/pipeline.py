@@ -10,6 +10,7 @@ every machine and its size never changes.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any, Protocol
 
 import numpy as np
@@ -106,7 +107,7 @@ class Pairs(Dataset[Batch]):
     ) -> None:
         """`out` of the chosen samples (int64 [n], sorted) are left out; the others come as they would with them."""
         self.index, self.reading, self.tokenize, self.plan = index, reading, tokenize, plan
-        self.chosen = chosen
+        self.chosen, self.out = chosen, out
         if out is not None and len(out):
             self.chosen = np.setdiff1d(np.arange(len(index)) if chosen is None else chosen, out)
         if reading.batch > len(self):
@@ -123,6 +124,11 @@ class Pairs(Dataset[Batch]):
     def steps(self) -> int:
         """Steps in an epoch."""
         return self.order.steps(self.reading.batch)
+
+    @property
+    def out_digest(self) -> str | None:
+        """Hex digest of the samples that are left out; None if none is."""
+        return blake2b(self.out.tobytes(), digest_size=16).hexdigest() if self.out is not None and len(self.out) else None
 
     @property
     def poisoned(self) -> np.ndarray:

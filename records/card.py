@@ -73,6 +73,7 @@ class Card(RecordFile):
     processes: Count
     device: Device
     data_digest: str
+    left_out: str | None = None  # digest of the pairs that are left out of its data
     versions: dict[str, str]
 
     @model_validator(mode="before")

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,12 +23,14 @@ from data.shards import Index, read_index
 from engine.distributed.world import World
 from engine.estimate.dry_run import pairs_drawn
 from engine.study.scheduler import Scheduler
+from engine.training import run_state
 from engine.training.check import refusals
 from engine.training.inputs import StudyInputs
 from engine.training.pairs import StudyPairs
 from records.detection import FOLDER, DetectionJson
 from records.digests import file_digest
 from records.ending import FailedJson
+from records.manifest import Manifest
 from records.scores import SCORES, ScoreWriter
 from report.left_out import left_out
 from report.load import read_study
@@ -313,6 +316,27 @@ def test_what_waits_for_scores_is_blocked_when_they_fail(spec: Path, tmp_path: P
     assert [words for _, words in scheduler.failures()] == ["no room", "the run whose scores it waits for failed"]
 
 
+def test_a_run_does_not_go_on_without_other_pairs_than_it_began_without(
+    index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scores may have been made anew meanwhile, by another program's version."""
+
+    def pairs(*out: int) -> Pairs:
+        reading = Reading(0, 0, 1, 8, (1, 1), 32, NONE)
+        return Pairs(index, None, data_of(), reading, words_to_tokens, None, np.array(out))
+
+    (tmp_path / "card.json").write_text(json.dumps(samples.card(left_out=pairs(1, 2).out_digest)))
+    manifest = Manifest(step=1, journal=0, data=index.digest, zero=0, world=1, spec={}, versions={}, spent={})
+    monkeypatch.setattr(run_state.checkpoint, "newest", lambda folder: (folder / "step-1", manifest))
+    monkeypatch.setattr(run_state.learner_state, "restore", lambda *of: None)
+    world = World(0, 1, 0, 1, torch.device("cpu"))
+    inputs: Any = SimpleNamespace(folder=tmp_path, pairs=pairs(1, 2))
+    assert run_state.restore(inputs, SimpleNamespace(), world).step == 1  # type: ignore[arg-type]
+    inputs.pairs = pairs(1, 3)
+    with pytest.raises(UserError, match="trained without other pairs than are left out now"):
+        run_state.restore(inputs, SimpleNamespace(), world)  # type: ignore[arg-type]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_sweep_is_the_whole_study_of_detecting_leaving_out_and_training_again(spec: Path, processes: int) -> None:
@@ -333,3 +357,4 @@ def test_a_sweep_is_the_whole_study_of_detecting_leaving_out_and_training_again(
     again = antidote("--spec", str(spec), *words, "--dry-run", cwd=spec.parent)
     assert again.returncode == 0, again.stderr
     assert again.stdout.count("finished") == 5
+    assert "a forward pass over them, which is not counted" in again.stdout

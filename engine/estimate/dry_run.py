@@ -46,6 +46,8 @@ def dry_run(
     total, count, rows, sized = Cost(), 0, alike(runs), set[str]()
     for row in rows:
         pairs = pairs_drawn(row[0], shared.pairs, notes)
+        if row[0].detect is not None:
+            notes.add("detect scores the pairs of each pre-training: a forward pass over them, which is not counted")
         run_cost = unknown(row[0]) if pairs is None else cost(row[0], pairs, notes)
         for _ in row:
             total, count = total + run_cost, count + 1
@@ -120,6 +122,8 @@ def _cells(  # noqa: PLR0913  (what a row is made of)
     run, more = row[0], len(row) > 1
     poisoned = _pairs(run, shared.pairs, notes)[1]
     poisoned_cell = "" if run.stage == "clean" or poisoned is None else f"{0 if run.stage == 'twin' else poisoned:,}"
+    if run.whole is not None and poisoned is None:
+        poisoned_cell = "?"
     memory = rank_memory(run, machine.processes, machine.gpu)
     size = model_size(run.spec.model.name, run.settings.objective.views, compute_type(run, machine.gpu))
     too_large = machine.gpu is not None and memory > machine.gpu.usable

@@ -86,6 +86,7 @@ def card_of(inputs: RunInputs, world: World, facts: BuildFacts) -> Card:
         processes=world.size,
         device=_device(world),
         data_digest=inputs.pairs.index.digest,
+        left_out=inputs.pairs.out_digest,
         versions={"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
     )
 

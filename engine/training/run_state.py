@@ -24,6 +24,7 @@ from engine.training.learner import Learner
 from engine.training.pair_losses import PairLosses
 from engine.training.safe_pairs import risky_pairs
 from engine.training.usage import UsageMeter
+from records.card import Card
 from records.manifest import BadSteps, Manifest
 
 
@@ -49,6 +50,12 @@ def restore(inputs: RunInputs, learner: Learner, world: World) -> Position:
         raise UserError(
             f"{path} was trained on other pairs than the shards hold now; "
             f"put the shards back, or delete {path.parent.parent}"
+        )
+    card = collectives.on_rank_0(lambda: Card.read_whole(inputs.folder))
+    if card is not None and card.left_out != inputs.pairs.out_digest:
+        raise UserError(
+            f"{path} was trained without other pairs than are left out now, as their scores were made anew; put the scores "
+            f"back, or delete {path.parent.parent}"
         )
     learner_state.restore(learner, path, world)
     return Position(manifest.step, manifest.journal, manifest.spent, manifest.bad, manifest.due)
