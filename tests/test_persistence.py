@@ -17,6 +17,7 @@ from configs.start import Line, Rounded, Start
 from data.loader import Workers
 from data.refusal import UserError
 from engine.distributed.world import World
+from engine.estimate.dry_run import still_to_come
 from engine.models import clip
 from engine.models.transforms.contract import CleanPairs, TransformInputs
 from engine.models.transforms.registry import build as build_transform
@@ -177,10 +178,10 @@ def test_a_tuning_is_looked_at_before_any_training(spec: Path, tmp_path: Path) -
     done = antidote("--spec", str(spec), *AFTER, *settings("after.retune=[13]"), "--dry-run", cwd=tmp_path)
     assert done.returncode == 2
     assert "after.retune asks for 13 poisoned pairs, but the attack poisons 12" in done.stderr
-    done = antidote("--spec", str(spec), *AFTER, "--dry-run", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "of each of 1 starts and cleaners a cleaned model is probed when its cleanings have ended" in done.stdout
-    (tuning,) = [one for run in runs(load(spec, SETS).points) for one in prospects(run)]
+    loaded = load(spec, SETS)
+    (words,) = still_to_come(loaded, runs(loaded.points))
+    assert words.startswith("of each of 1 starts and cleaners a cleaned model is probed when its cleanings have ended")
+    (tuning,) = [one for run in runs(loaded.points) for one in prospects(run)]
     assert tuning.spec.data.clean.leftover == 5
     assert tuning.settings.start is None
 

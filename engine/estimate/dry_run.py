@@ -58,7 +58,7 @@ def dry_run(
             notes |= set(fit_notes(row[0], machine))
     if (more := len(rows) - table.row_count) > 0:
         notes.add(f"{more:,} further rows are not shown; the sum counts them")
-    notes |= set(_still_to_come(loaded, runs))
+    notes |= set(still_to_come(loaded, runs))
     out = io.StringIO()
     console = Console(file=out, width=150)
     console.print(table)
@@ -75,7 +75,7 @@ def dry_run(
     return out.getvalue()
 
 
-def _still_to_come(loaded: Loaded, runs: list[Run]) -> Iterator[str]:
+def still_to_come(loaded: Loaded, runs: list[Run]) -> Iterator[str]:
     """What must be said of runs that are not known yet."""
     if isinstance(search := loaded.spec.sweep.search, Optuna):
         yield (
