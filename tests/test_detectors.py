@@ -167,6 +167,22 @@ def test_neither_order_nor_ranks_count(settings: dict[str, Any]) -> None:
                 assert torch.equal(scores, alone[title]), (title, size)
 
 
+def test_pairs_none_of_which_is_a_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block without any reference is compared like the others; more references than pairs are all of them."""
+    embedded = drawn(60)
+    sections = every(k=3, references=8)[: len(LOCAL)]
+    whole = score_all(sections, embedded)
+    monkeypatch.setattr(neighbourhood, "QUERIES", 4)
+    for title, scores in score_all(sections, embedded).items():
+        torch.testing.assert_close(scores, whole[title])
+    among = torch.argsort(embedded.order)[:8]
+    distances = torch.cdist(embedded.images.double(), embedded.images[among].double())
+    distances[among, torch.arange(8)] = torch.inf
+    torch.testing.assert_close(whole["k_dist"], distances.sort(dim=1).values[:, 2], rtol=1e-5, atol=1e-5)
+    more = score_all(every(k=3, references=99)[:1], embedded)["k_dist"]
+    assert torch.equal(more, score_all(every(k=3)[:1], embedded)["k_dist"])
+
+
 def test_equal_rows_are_one_point() -> None:
     """Doubles would make radii 0; they get the score of the pair that they equal, and are counted."""
     embedded = drawn(120)
