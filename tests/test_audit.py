@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import SPEC as SPEC_TEXT
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save_file
@@ -52,6 +52,7 @@ def test_the_anomaly_index_of_five_sizes_is_that_worked_by_hand() -> None:
     assert anomaly_index([1, 2]) is None
 
 
+@settings(max_examples=25)
 @given(st.lists(st.floats(-10, 10), min_size=1, max_size=30), st.floats(-10, 10))
 def test_a_p_value_counts_the_clean_models_that_look_as_conspicuous(null: list[float], value: float) -> None:
     p, smallest = p_value(value, null)
