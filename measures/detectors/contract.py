@@ -89,7 +89,7 @@ class Embedded:
         return value
 
 
-Detector = Callable[[Embedded, Share], torch.Tensor]
+Detector = Callable[[Embedded, Share], "torch.Tensor"]  # quoted: a spec is read without torch
 
 
 class DetectorSection(BaseModel):
