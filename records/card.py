@@ -73,6 +73,7 @@ class Card(RecordFile):
     processes: Count
     device: Device
     data_digest: str
+    files: dict[str, str] | None = None  # SHA-256 of the files that its spec names, by address
     left_out: str | None = None  # digest of the pairs that are left out of its data
     versions: dict[str, str]
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import forked
 import pytest
-from conftest import ROOT, SELDOM, SPEC, antidote, environment, journals, settings
+from conftest import ROOT, SELDOM, SPEC, antidote, environment, journals, plan, settings
 from forkserver import DRAWN
 
 from configs.sweep import Median
@@ -75,6 +75,22 @@ def test_what_another_study_has_finished_is_taken_over(spec: Path) -> None:
     assert not (runs / "fourth" / old.name / "weights.safetensors").samefile(
         runs / "third" / old.name / "weights.safetensors"
     )
+
+
+def test_a_file_of_other_bytes_is_another_study(spec: Path, world: Path) -> None:
+    captions = spec.parent / "captions.txt"
+    captions.write_bytes((world / "eval/zeroshot_classification_templates.txt").read_bytes())
+    words = ("--spec", str(spec), "--stage", "pretrain", *settings("pretrain.epochs=0", f"attack.captions={captions}"))
+    assert antidote(*words, cwd=spec.parent).returncode == 0
+    (run,) = (spec.parent / "runs/tiny").glob("pretrain-*")
+    captions.write_text("a {c}\n")
+    for more in ((), ("--dry-run",)):
+        refused = antidote(*words, *more, cwd=spec.parent)
+        assert refused.returncode == 2
+        assert f"runs/tiny/{run.name} was begun when {captions} held other bytes" in refused.stderr
+    other = antidote(*words, *settings("name=other"), cwd=spec.parent)
+    assert f"{captions} held other bytes; not taken over" in other.stderr
+    assert len({plan(spec.parent / "runs" / name, run.name)[0]["caption"] for name in ("tiny", "other")}) == 2
 
 
 @pytest.fixture(scope="module")

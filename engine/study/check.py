@@ -4,6 +4,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from configs.named_files import changed_file
 from configs.plan import Run, differences
 from data.refusal import Missing, UserError
 from engine.distributed import collectives
@@ -14,6 +15,7 @@ from engine.study.slurm import refuse_unfit_workers
 from engine.training import check
 from engine.training.checkpoint import assert_readable, committed
 from engine.training.inputs import StudyInputs
+from records.card import Card
 from records.ending import FailedJson
 from records.folder import finished
 from records.json_file import Damaged
@@ -65,6 +67,7 @@ def refusals(scheduler: Scheduler, shared: StudyInputs) -> check.Refusals:
 def refuse_changed(scheduler: Scheduler) -> None:
     """UserError if the study is being carried out under another spec, or a run was begun under one and is not finished."""
     _refuse_other_spec(scheduler)
+    _refuse_other_files(scheduler.folder, scheduler.all_stages.runs)
     _refuse_orphans(scheduler.folder, scheduler.all_stages.runs, scheduler.runs)
 
 
@@ -84,6 +87,17 @@ def _refuse_other_spec(scheduler: Scheduler) -> None:
             f"{scheduler.folder} is being carried out under another spec ({'; '.join(changes)}; running: {running[0]}); "
             "join it with the same spec, or give this one another name"
         )
+
+
+def _refuse_other_files(folder: Path, runs: list[Run]) -> None:
+    """UserError if a file that a run's spec names, such as a trigger's, holds other bytes than when the run began."""
+    for run in runs:
+        card = Card.read_whole(folder / run.folder)
+        if card is not None and (other := changed_file(run.decides, card.files)) is not None:
+            raise UserError(
+                f"{folder / run.folder} was begun when {other} held other bytes; put them back, give the spec another name, "
+                "or delete that folder"
+            )
 
 
 def _shared(spec: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,9 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from configs.named_files import changed_file
 from configs.plan import Run
+from records.card import Card
 from records.ending import FinishedJson, verify_run
 from records.folder import finished
 from records.json_file import Damaged
@@ -46,6 +48,12 @@ def reuse_finished_runs(runs: Iterable[Run], folder: Path) -> list[tuple[Run, Pa
                 is_same = read_decides(source) == run.decides
                 if is_same:
                     verify_run(source)
+                    card = Card.read_whole(source)
+                    if (other := changed_file(run.decides, card.files if card else None)) is not None:
+                        print(
+                            f"{source} was made when {other} held other bytes; not taken over", file=sys.stderr, flush=True
+                        )
+                        is_same = False
             except Damaged as damage:
                 print(f"{damage.fault}; not taken over", file=sys.stderr, flush=True)
                 continue

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from configs.named_files import named_files
 from configs.plan import differences
 from data.decode import DecodeError
 from data.plan_file import write_plan
@@ -86,6 +87,7 @@ def card_of(inputs: RunInputs, world: World, facts: BuildFacts) -> Card:
         processes=world.size,
         device=_device(world),
         data_digest=inputs.pairs.index.digest,
+        files=named_files(run.decides) or None,
         left_out=inputs.pairs.out_digest,
         versions={"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
     )

@@ -1,0 +1,42 @@
+"""The files that a run's spec names and whose content decides its result: known by address in its fingerprint, by digest in
+its card."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from records.digests import file_digest
+
+FIELDS = ("captions", "file", "picture", "flags", "labels")  # of attacks, triggers and objectives
+
+
+def named_files(decides: dict[str, Any]) -> dict[str, str]:
+    """SHA-256 by address of the files that these values of a run name and that are there. Weights, stamps and what is left
+    out are in the fingerprint by their own digests; shards and evaluation sets are the index's."""
+    out = {}
+    for address in sorted(set(_addresses(decides))):
+        try:
+            out[address] = file_digest(Path(address))
+        except OSError:
+            continue  # whoever reads it says so
+    return out
+
+
+def changed_file(decides: dict[str, Any], then: dict[str, str] | None) -> str | None:
+    """The first of a run's files that holds other bytes than it did `then`; None if there is none, or nothing is known."""
+    if not then:
+        return None
+    return next((path for path, digest in named_files(decides).items() if then.get(path, digest) != digest), None)
+
+
+def _addresses(value: Any, parents: tuple[str, ...] = ()) -> Iterator[str]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if isinstance(inner, str) and key in FIELDS and "poison" not in parents:
+                if Path(inner).is_file():
+                    yield inner
+            elif key not in ("data", "model"):
+                yield from _addresses(inner, (*parents, key))
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _addresses(inner, parents)

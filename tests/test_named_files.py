@@ -1,0 +1,83 @@
+"""Files that a spec names: their bytes are part of what a run is."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from configs.named_files import FIELDS, changed_file, named_files
+from configs.spec import Spec
+from records import digests
+
+OTHERWISE = {  # fields that name files whose bytes count in another way, or do not count
+    "path": "the digest of weights is in the fingerprint",
+    "stamp": "has a digest",
+    "without": "the digest of its keys is in the fingerprint",
+    "scores": "decides no training",
+    "key": "of a pair",
+    "made_by": "a command",
+    "shards": "the index has digests of keys and bytes",
+    "to": "weights, by digest",
+    "digest": "is one",
+    "classes": "a number",
+    "synonyms": "a word",
+    "wordnet": "a folder of many files, known by its address alone",
+}
+
+
+@pytest.mark.parametrize(
+    "decides",
+    [
+        {"attack": {"captions": "FILE"}},
+        {"attack": {"trigger": {"kind": "tensor", "file": "FILE"}}},
+        {"attack": {"trigger": {"kind": "multi", "parts": [{"kind": "blend", "picture": "FILE"}]}}},
+        {"attack": {"also": [{"captions": "FILE"}]}},
+        {"clean": {"objective": {"kind": "unlearn", "flags": "FILE"}}},
+        {"pretrain": {"objective": {"kind": "sum", "parts": [{"objective": {"kind": "deep_cluster", "labels": "FILE"}}]}}},
+    ],
+)
+def test_other_bytes_under_the_same_name_are_seen(tmp_path: Path, decides: dict[str, Any]) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"one")
+    decides = _with(decides, str(file))
+    then = named_files(decides)
+    assert list(then) == [str(file)]
+    assert changed_file(decides, then) is None
+    assert changed_file(decides, None) is None
+    file.write_bytes(b"two")
+    digests.forget()
+    assert changed_file(decides, then) == str(file)
+    file.unlink()
+    assert changed_file(decides, then) is None, "whoever reads it says that it is missing"
+
+
+def test_a_word_is_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for word in ("kept", "banana"):
+        Path(word).write_text(word)
+    assert named_files({"attack": {"target": "banana", "poison": {"picture": "kept"}, "captions": "imagenet"}}) == {}
+
+
+def test_every_field_that_names_a_file_is_known() -> None:
+    found = {name for name, node in _fields(Spec.model_json_schema()) if " file" in str(node.get("description", ""))}
+    texts = {name for name in found if name not in OTHERWISE}
+    assert texts <= {*FIELDS}, "a new field that names a file belongs into FIELDS, or says here why not"
+    assert {"captions", "file", "picture", "flags", "labels"} <= found
+
+
+def _with(value: Any, file: str) -> Any:
+    if isinstance(value, dict):
+        return {key: _with(inner, file) for key, inner in value.items()}
+    return [_with(inner, file) for inner in value] if isinstance(value, list) else file if value == "FILE" else value
+
+
+def _fields(node: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    if isinstance(node, dict):
+        for name, inner in node.get("properties", {}).items():
+            yield name, inner
+        for inner in node.values():
+            yield from _fields(inner)
+    elif isinstance(node, list):
+        for inner in node:
+            yield from _fields(inner)
