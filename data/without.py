@@ -57,7 +57,9 @@ class Without(Section):
             raise ValueError(f"give one of {', '.join(WAYS)}; here are {', '.join(ways) or 'none'}")
         budget = [name for name in ("share", "count") if getattr(self, name) is not None]
         if self.detector is not None and len(budget) != 1:
-            raise ValueError("detector needs a share or a count: how many of the most suspicious pairs are left out")
+            raise ValueError(
+                "detector needs to be told how many of the most suspicious pairs are left out; give a share or a count"
+            )
         if self.detector is None and budget:
             raise ValueError(f"{budget[0]} goes with detector; random is a share by itself, file and plan say which pairs")
         if self.digest is not None and self.file is None:

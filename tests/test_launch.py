@@ -116,9 +116,9 @@ def test_on_a_terminal_a_live_table_shows_the_study(tmp_path: Path, monkeypatch:
     ],
 )  # fmt: skip
 def test_the_time_left_is_that_of_runs_of_the_same_kind(others: list[Any], seconds: float, unknown: int) -> None:
-    going = RunStatus("p", "", "pretrain", None, "running", step=50, steps=100, batch=90, rate=50.0, objective="mmcl")
-    waiting = [RunStatus(name, "", "clean", "p", "waiting", objective=name) for name in ("SSL", "PAR", "shrink")]
-    rest = [RunStatus(f"r{i}", "", stage, None, state, seconds=took, objective=what)
+    going = RunStatus("p", "", "pretrain", None, state="running", step=50, steps=100, batch=90, rate=50.0, objective="mmcl")
+    waiting = [RunStatus(name, "", "clean", "p", state="waiting", objective=name) for name in ("SSL", "PAR", "shrink")]
+    rest = [RunStatus(f"r{i}", "", stage, None, state=state, seconds=took, objective=what)
             for i, (stage, what, state, took) in enumerate(others)]  # fmt: skip
     assert time_left([going, *waiting, *rest], 2) == pytest.approx((seconds, unknown))
 

@@ -44,6 +44,7 @@ def run_of(
         engine=SimpleNamespace(get_global_grad_norm=lambda: None),
         journal=SimpleNamespace(row=lambda kind, **numbers: rows.append((kind, numbers))),
         bad_batches=BadBatches(Path("nowhere"), ONE, None),
+        pair_losses=None,
         begin_epoch=lambda epoch: None,
         seed=lambda step: None,
         measure=measure,
@@ -99,7 +100,7 @@ def test_a_stop_amid_an_evaluation_saves_and_leaves_the_evaluation_to_be_done(tm
     def feed(start: int) -> Iterator[tuple[int, Any]]:
         for step in range(start, 8):
             skipped = [("shard", f"key {step}", "cause")]
-            yield step, SimpleNamespace(keys=[f"key {step}"], poisoned=torch.zeros(1), skipped=skipped)
+            yield step, SimpleNamespace(keys=[f"key {step}"], samples=[step], poisoned=torch.zeros(1), skipped=skipped)
 
     run, rows = run_of(pairs, learn, measure)
     listed_pairs: list[Any] = []
@@ -131,7 +132,12 @@ def test_a_stop_while_data_is_waited_for_is_heeded_at_once(tmp_path: Path, ranks
 
     def feed() -> Iterator[tuple[int, Any]]:
         for step in range(5):
-            yield step, SimpleNamespace(keys=["key"], poisoned=torch.zeros(1), skipped=[("shard", str(step), "cause")])
+            yield (
+                step,
+                SimpleNamespace(
+                    keys=["key"], samples=[step], poisoned=torch.zeros(1), skipped=[("shard", str(step), "cause")]
+                ),
+            )
         raise Left
 
     run, rows = run_of(SimpleNamespace(steps=8), learn, lambda epoch, step: None)

@@ -206,7 +206,7 @@ def test_each_way_leaves_out_what_it_says_and_draws_all_else_as_before(
         ("{plan: false}", "expected true"),
         ("{random: 0.1, plan: true}", "give one of file, detector, random, plan; here are random, plan"),
         ("{random: 0.1, share: 0.2}", "share goes with detector"),
-        ("{detector: slof}", "needs a share or a count"),
+        ("{detector: slof}", "give a share or a count"),
         ("{detector: slf, share: 0.1}", "is 'slf', but detect.detectors are k_dist, slof, lid, dao, clip_score; name one"),
         ("{detectr: slof, share: 0.1}", "did you mean 'detector'"),
         ("{detector: slof, count: 192}", "leaves out 192 of 192 pairs, so that none is left"),
