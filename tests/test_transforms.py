@@ -374,7 +374,7 @@ def test_every_transform_of_a_spec_has_its_function_and_can_be_sent_to_a_worker(
     sections = get_args(get_args(AnyTransform)[0])
     assert set(TRANSFORMS) == set(sections)
     for section in sections:
-        further: dict[Any, Any] = {Line: {"to": {"path": "other"}}, Rounded: {"to": "int8"}}.get(section, {})
+        further: dict[Any, Any] = {Line: {"to": {"path": "other"}}, Rounded: {"format": "int8"}}.get(section, {})
         made = section(kind=get_args(section.model_fields["kind"].annotation)[0], **further)
         built = pickle.loads(pickle.dumps(build_transform(made)))
         assert built.func is TRANSFORMS[section]
