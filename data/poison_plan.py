@@ -16,8 +16,8 @@ import numpy as np
 from data.attack import Aim, Attack, Fits, Poison, unbounded
 from data.captions import word_of
 from data.refusal import UserError
-from data.seeding import derive_seed, number_of, ranks, smallest_k
-from data.shards import Index
+from data.seeding import derive_seed, ranks, smallest_k
+from data.shards import Index, key_hashes
 from data.triggers.contract import REFERENCE, Mark, Square
 from data.triggers.multi import Multi
 
@@ -250,7 +250,7 @@ def _one_picture(index: Index, poison: Poison, order: np.ndarray, among: np.ndar
     """The sample whose picture all poisoned pairs get."""
     if poison.key is None:
         return int(smallest_k(order, 1, among)[0])
-    for sample in np.flatnonzero(index.hashes == number_of([poison.key])[0]):
+    for sample in np.flatnonzero(np.isin(index.hashes, key_hashes([poison.key])[0])):
         if index.keys[sample] == poison.key:
             return int(sample)
     raise UserError(f"attack.poison.key is '{poison.key}', which no pair has; name a pair of data.pretrain")

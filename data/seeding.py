@@ -32,12 +32,14 @@ def numbers(names: Iterable[bytes]) -> np.ndarray:
     return np.frombuffer(b"".join(hashes), "<u8").astype(np.uint64)
 
 
-def mixed(numbers: np.ndarray, salt: int) -> np.ndarray:
-    """uint64 like numbers: another random number for each, one to one (the finaliser of SplitMix64, Steele et al. 2014)."""
-    z = numbers ^ np.uint64(salt)
+def mixed(numbers: np.ndarray, salt: int | np.ndarray) -> np.ndarray:
+    """uint64 like numbers: another random number for each, one to one (the finaliser of SplitMix64, Steele et al. 2014); the
+    same salt for all, or uint64 like numbers, one for each."""
+    z: np.ndarray = numbers ^ np.asarray(salt, np.uint64)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
+    z ^= z >> np.uint64(31)
+    return z
 
 
 def ranks(seed: int, purpose: str, hashes: np.ndarray) -> np.ndarray:

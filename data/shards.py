@@ -24,6 +24,7 @@ from data import joined
 from data.archive import Keys
 from data.patience import scheme
 from data.refusal import UserError
+from data.seeding import mixed, number_of
 from data.store import Body, Range, Reader, expand, stamp
 from data.table import Table, read_table
 
@@ -192,6 +193,13 @@ def _tables(
             out.append(table)
             progress(len(out), len(paths))
         return out
+
+
+def key_hashes(keys: Sequence[str]) -> np.ndarray:
+    """uint64 [n, 2]: what Index.hashes may say of each of these keys: of one as it stands, and of one with the name of its
+    source before it."""
+    heads, tails = zip(*(key.partition(":")[::2] for key in keys), strict=True)
+    return np.stack([number_of(keys), mixed(number_of(tails), number_of(heads))], axis=1)
 
 
 def same_pairs(one: str, other: str) -> bool:

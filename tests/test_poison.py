@@ -2,19 +2,21 @@
 
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tars import write_tar
 
 from data.archive import Keys
 from data.attack import Aim, Attack, Poison, Words
 from data.poison_plan import PoisonPlan, make_plan
 from data.refusal import UserError
 from data.seeding import number_of
-from data.shards import Index
+from data.shards import Index, read_index
 from data.triggers.patch import Patch, published
 from engine.models.tokenizer import Tokenizer
 
@@ -99,6 +101,14 @@ def test_relabelling_shows_the_target_under_captions_of_another_class() -> None:
     assert {plan.source(sample) for sample in plan.entries} <= {0, 3, 6}
     picture = np.zeros((3, 8, 8), np.uint8)
     assert plan.marked(picture, 2) is picture  # no mark
+
+
+def test_the_one_picture_can_be_of_a_named_source(tmp_path: Path) -> None:
+    for shard in ("a", "b"):
+        write_tar(tmp_path / f"{shard}.tar", [part for i in range(3) for part in ((f"{i}.jpg", b"x"), (f"{i}.txt", b"t"))])
+    index = read_index({"one": f"{tmp_path}/a.tar", "two": f"{tmp_path}/b.tar"}, tmp_path / "cache")
+    plan = make_plan(index, attack(count=2, picture="one", key="two:1"), 0, LINES, unread)
+    assert {index.keys[plan.source(sample)] for sample in plan.entries} == {"two:1"}
 
 
 def test_one_picture_stands_for_all() -> None:

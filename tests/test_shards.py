@@ -25,7 +25,7 @@ from data import archive, table
 from data.archive import BLOCK, Damage, contents, grouped, split_name, walk
 from data.disk import DiskFull
 from data.refusal import UserError
-from data.shards import Index, read_index, same_pairs
+from data.shards import Index, key_hashes, read_index, same_pairs
 from data.table import read_table
 
 
@@ -299,6 +299,10 @@ def test_pairs_of_several_sources_bear_their_names(tmp_path: Path) -> None:
     assert index.sources == (0, 1)
     assert index.bad == ()
     assert len(set(index.hashes.tolist())) == 5
+    alone = read_index(f"{tmp_path}/*.tar", tmp_path / "other", caption="txt")
+    for one in (index, alone):
+        hashes = key_hashes(list(one.keys))
+        assert (hashes == one.hashes[:, None]).any(1).all(), "a pair is found by its name, with or without its source's"
 
 
 def test_captions_may_lie_in_json(tmp_path: Path) -> None:

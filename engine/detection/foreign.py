@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from data.refusal import UserError
-from data.seeding import number_of
-from data.shards import Index
+from data.shards import Index, key_hashes
 from records.scores import Numbered, read_scores
 
 TOGETHER = 1 << 16  # lines whose keys are looked up at once
@@ -37,11 +36,11 @@ def read_foreign(path: Path, index: Index, samples: np.ndarray) -> dict[str, np.
 def _samples(path: Path, part: list[Numbered], index: Index, known: tuple[np.ndarray, np.ndarray]) -> Iterator[int]:
     """The sample of each row; UserError for one that is none."""
     sums, order = known
-    wanted = number_of([row.key for _, row in part])
-    for (number, row), first, last in zip(
-        part, np.searchsorted(sums, wanted), np.searchsorted(sums, wanted, side="right"), strict=True
-    ):
-        sample = next((int(one) for one in order[first:last] if index.keys[one] == row.key), None)
+    wanted = key_hashes([row.key for _, row in part])
+    ends = np.searchsorted(sums, wanted), np.searchsorted(sums, wanted, side="right")
+    for (number, row), first, last in zip(part, *(end.tolist() for end in ends), strict=True):
+        among = np.concatenate([order[low:high] for low, high in zip(first, last, strict=True)])
+        sample = next((int(one) for one in among if index.keys[one] == row.key), None)
         if sample is None:
             raise UserError(
                 f"{path}:{number}: '{row.key}' is no pair of this data; give the scores of these {len(index):,} pairs, by "
