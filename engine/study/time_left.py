@@ -34,13 +34,12 @@ def duration(seconds: float) -> str:
 def time_left(runs: Sequence["RunStatus"], jobs: int) -> TimeLeft:
     """Of a study with `jobs` runs at once. A run takes as long as those of the same stage and objective that ended, else as
     one that goes on will at its pace, else as others of its stage."""
-    lengths = [_means(runs, of, seconds) for of in (_kind, _stage) for seconds in (_taken, _at_its_pace)]
+    known = [(of, _means(runs, of, seconds)) for of in (_kind, _stage) for seconds in (_taken, _at_its_pace)]
     total, unknown = 0.0, 0
     for run in runs:
         if run.state not in UNENDED:
             continue
-        keys = (_kind(run), _kind(run), _stage(run), _stage(run))
-        length = next((means[key] for means, key in zip(lengths, keys, strict=True) if key in means), None)
+        length = next((means[of(run)] for of, means in known if of(run) in means), None)
         if length is None:
             unknown += 1
         else:
