@@ -17,6 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from data.refusal import UserError
+from records.audit import FOLDER, AuditJson
 from records.card import Card
 from records.detection import DetectionJson
 from records.ending import FinishedJson, PrunedJson
@@ -31,7 +32,11 @@ MOST = 200_000  # files
 MEMORY = 160 * 2**20  # bytes that unpacking may take beside the content
 SMALLEST_WINDOW, LARGEST_WINDOW = 2**20, 2**26  # bytes over which xz finds repetitions
 BLOCK = 512  # bytes; a tar is made of such
-OF_RUN = (SPEC, Card.FILE, FinishedJson.FILE, PrunedJson.FILE, PerturbationJson.FILE, DetectionJson.FILE, FILE)
+RECORDS = (  # of a run, beside its spec.json and its journal
+    *(kind.FILE for kind in (Card, FinishedJson, PrunedJson, PerturbationJson, DetectionJson)),
+    f"{FOLDER}/{AuditJson.FILE}",
+)
+OF_RUN = (SPEC, *RECORDS, FILE)
 NAME = re.compile(rf"{re.escape(StudyJson.FILE)}|[a-z]{{1,20}}-[0-9a-f]{{12}}/(?:{'|'.join(map(re.escape, OF_RUN))})")
 
 

@@ -15,14 +15,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from data.refusal import UserError
 from records.card import Card
-from records.ending import FinishedJson, PrunedJson, verify_files
+from records.ending import FinishedJson, verify_files
 from records.json_file import has_digest, write_whole
 from records.lines import first_unsealed
 from records.rows import FILE
 from records.spec_json import SPEC, control_of, fingerprint, read_decides, stage_of
 from records.study_json import LeftOut, RunEntry, StudyJson
 from report.load import Record, Study, read_study
-from report.packed import SUFFIX, pack, unpacked
+from report.packed import RECORDS, SUFFIX, pack, unpacked
 
 MOST = 20  # faults that are told
 
@@ -150,7 +150,7 @@ def _faults(folder: Path, record: Record) -> Iterator[str]:
     if record.end is None and not record.faults:
         yield f"{folder / FinishedJson.FILE} is missing: the run has not ended"
     verify_files(folder, SPEC, Card.FILE)
-    for name in (Card.FILE, FinishedJson.FILE, PrunedJson.FILE):
+    for name in RECORDS:
         yield from _undigested(folder / name) if not record.faults else ()
     line = first_unsealed((folder / FILE).read_bytes()) if (folder / FILE).is_file() else 1
     if line is not None:

@@ -15,9 +15,12 @@ from typing import Any
 import pytest
 from conftest import ROOT
 from submissions import ATTACK, CLEANERS, TEST, journal, submission
+from test_audit_report import record, write
 
 from data.refusal import UserError
-from records.json_file import write_json
+from records.detection import DetectionJson
+from records.json_file import DIGEST, write_json
+from records.perturbation import PerturbationJson, Perturbed
 from report.__main__ import main
 from report.load import read_study
 from report.markdown import plain
@@ -61,6 +64,28 @@ def test_a_packed_study_says_what_its_folder_says(tmp_path: Path, capsys: pytest
     folder, packed = (verdict_json(make_report(open_study(path)).judged) for path in (study, out))
     assert packed == folder
     assert "in 3 of 3 seeds" in packed
+
+
+def test_what_was_found_of_runs_beside_their_training_is_packed_and_verified_too(tmp_path: Path, refused: Refused) -> None:
+    study, out = submission(tmp_path / "s", seeds=(0,)), tmp_path / "s.tar.xz"
+    run = next(study.glob("pretrain-*"))
+    perturbed = PerturbationJson(images="x", pictures=1, fooled=(Perturbed(eps=4, clean=0.1, triggered=0.2),))
+    perturbed.write(run)
+    (run / "detect").mkdir()
+    scored = DetectionJson(
+        run=run.name, asked={}, weights="", pairs=4, poisoned=1, replaced=0, encoding=0, processes=1, files={}, detectors=[]
+    )
+    scored.write(run)
+    audit = record("p", 0.01, 2.5, ["banana"])
+    write(study, run.name, audit)
+    assert main(["--pack", str(study), str(out)]) == 0
+    (packed,) = [one for one in open_study(out).records if one.run.run == run.name]
+    assert (packed.perturbed, packed.detection, packed.audit) == (perturbed, scored, audit)
+    for file in (PerturbationJson.FILE, DetectionJson.FILE, "audit/audit.json"):
+        body = (run / file).read_bytes()
+        (run / file).write_text(json.dumps({name: value for name, value in json.loads(body).items() if name != DIGEST}))
+        assert f"{run / file} holds no digest, so it can't be verified" in refused("--pack", study, out)
+        (run / file).write_bytes(body)
 
 
 def test_the_report_takes_a_packed_study_wherever_it_takes_a_folder(
