@@ -325,7 +325,7 @@ def _perturbed(found: list[Probed]) -> Iterator[Figure]:
             "perturbation",
             "One faint change of all pictures",
             "ASR of triggered and of clean pictures with one universal perturbation, means over seeds. What it does to "
-            " clean ones is fragility; what it does beyond that, and beyond the twin's, is backdoor that is left.",
+            "clean ones is fragility; what it does beyond that, and beyond the twin's, is backdoor that is left.",
             lambda narrow: perturbed(shown, 1 if narrow else min(3, len(shown))),
         )
 
