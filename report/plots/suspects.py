@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from report.plots.style import INK, LINES, PAPER, STAR, grid, style, titles
+from report.plots.rocs import Curve, roc_panels
+from report.plots.style import INK, LINES, STAR, style, titles
 from report.suspects import Scored
 
 if TYPE_CHECKING:
@@ -48,31 +49,5 @@ def distributions(found: Sequence[Scored], columns: int = 2) -> "Figure":
 def pair_rocs(found: Sequence[Scored], columns: int = 2) -> "Figure":
     """A panel for each detector: the share of poisoned pairs found against that of clean ones flagged, in percent, a curve
     for each seed; a sign is what the budget flags."""
-    from matplotlib.lines import Line2D
-    from matplotlib.ticker import FixedLocator, NullLocator
-
-    detectors, ways = (
-        list(dict.fromkeys(names)) for names in zip(*((one.found.title, one.way) for one in found), strict=True)
-    )
-    with style():
-        figure, axes = grid(len(detectors), columns, "clean pairs flagged (%)", "poisoned pairs found (%)", 3.3)
-        axes[0].set_xscale("symlog", linthresh=0.1, linscale=0.3)
-        axes[0].set_xlim(-0.01, 110)
-        for ax, detector in zip(axes, detectors, strict=True):
-            ax.set_title(detector)
-            ax.xaxis.set_major_locator(FixedLocator((0, 0.1, 1, 5, 20, 100)))
-            ax.xaxis.set_minor_locator(NullLocator())
-            ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-            ax.set_ylim(-3, 103)
-            for one in (one for one in found if one.found.title == detector):
-                colour = LINES[ways.index(one.way) % len(LINES)]
-                ax.plot(*(100 * np.asarray(one.found.curve)).T, color=colour, linewidth=1.2)
-                if (at := one.flagged_at) is not None:
-                    ax.plot(100 * at[0], 100 * at[1], "o", color=colour, markerfacecolor=PAPER, clip_on=False, zorder=4)
-        handles = [Line2D([], [], color=INK, marker="o", linestyle="", markerfacecolor=PAPER, label="flagged")]
-        if len(ways) > 1:
-            names = titles(ways, 40)
-            handles += [Line2D([], [], color=LINES[at % len(LINES)], label=name) for at, name in enumerate(names)]
-        figure.set_figheight(figure.get_figheight() + 0.2 * -(-len(handles) // columns))
-        figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
-    return figure
+    curves = [Curve(one.found.title, one.way, one.found.curve, one.flagged_at) for one in found]
+    return roc_panels(curves, ("clean pairs flagged (%)", "poisoned pairs found (%)"), {"flagged": ("", "o")}, columns)

@@ -1,17 +1,18 @@
 """Detection at test time: ROC curves with the fixed threshold marked, and the frontier after rejecting."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from measures.frontier import CAP
-from report.plots.style import BAND, INK, LINES, PAPER, SHAPES, STAR, TWIN, asr_axis, grid, style, titles
+from report.plots.rocs import Curve, Stroke, roc_panels
+from report.plots.style import BAND, INK, LINES, SHAPES, STAR, TWIN, asr_axis, grid, style, titles
 from report.test_time import Detection
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 RATES = (0, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)  # false positives of the curve that is kept, in percent
-STROKES: dict[str, Literal["-", ":", "--"]] = {"poisoned": "-", "cleaned": ":", "twin": "--"}
+STROKES: dict[str, Stroke] = {"poisoned": "-", "cleaned": ":", "twin": "--"}
 SIGNS = {"poisoned": ("*", STAR), "cleaned": ("o", INK), "twin": ("D", TWIN)}
 
 
@@ -19,38 +20,14 @@ def rocs(found: Sequence[Detection], columns: int = 2) -> "Figure":
     """A panel for each detector: the share of triggered pictures found against that of clean ones rejected, in percent; a
     sign is what the threshold fixed on the references gives. A colour for each way of pre-training, a stroke for each
     kind."""
-    from matplotlib.lines import Line2D
-    from matplotlib.ticker import FixedLocator, NullLocator
-
-    detectors, ways = (list(dict.fromkeys(names)) for names in zip(*((one.detector, one.way) for one in found), strict=True))
-    with style():
-        figure, axes = grid(len(detectors), columns, "clean pictures rejected (%)", "triggered pictures found (%)", 3.3)
-        axes[0].set_xscale("symlog", linthresh=0.1, linscale=0.3)
-        axes[0].set_xlim(-0.01, 110)
-        for ax, detector in zip(axes, detectors, strict=True):
-            ax.set_title(detector)
-            ax.xaxis.set_major_locator(FixedLocator((0, 0.1, 1, 5, 20, 100)))
-            ax.xaxis.set_minor_locator(NullLocator())
-            ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-            ax.set_ylim(-3, 103)
-            for one in found:
-                if one.detector == detector and len(one.roc) == len(RATES):
-                    colour, (sign, _) = LINES[ways.index(one.way) % len(LINES)], SIGNS[one.model]
-                    ax.plot(
-                        RATES, [100 * rate for rate in one.roc], color=colour, linestyle=STROKES[one.model], linewidth=1.2
-                    )
-                    at = 100 * one.numbers["fpr"], 100 * one.numbers["tpr"]
-                    ax.plot(*at, sign, color=colour, markerfacecolor=PAPER, markersize=8, clip_on=False, zorder=4)
-        kinds = [kind for kind in STROKES if any(one.model == kind for one in found)]
-        handles = [Line2D([], [], color=INK, linestyle=STROKES[kind], marker=SIGNS[kind][0], label=kind) for kind in kinds]
-        for handle in handles:
-            handle.set_markerfacecolor(PAPER)
-        if len(ways) > 1:
-            names = titles(ways, 40)
-            handles += [Line2D([], [], color=LINES[at % len(LINES)], label=name) for at, name in enumerate(names)]
-        figure.set_figheight(figure.get_figheight() + 0.2 * -(-len(handles) // columns))
-        figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
-    return figure
+    curves = []
+    for one in found:
+        told = len(one.roc) == len(RATES)
+        points = [(rate / 100, share) for rate, share in zip(RATES, one.roc, strict=True)] if told else []
+        at = (one.numbers["fpr"], one.numbers["tpr"]) if told else None
+        curves.append(Curve(one.detector, one.way, points, at, STROKES[one.model], SIGNS[one.model][0]))
+    kinds = {kind: (STROKES[kind], SIGNS[kind][0]) for kind in STROKES if any(one.model == kind for one in found)}
+    return roc_panels(curves, ("clean pictures rejected (%)", "triggered pictures found (%)"), kinds, columns)
 
 
 def rejections(found: Sequence[Detection], columns: int = 2) -> "Figure":
