@@ -21,13 +21,13 @@ from report.controls import HEADS, control_rows
 from report.differences import RULE_HEADS, rule_rows
 from report.figures import figures
 from report.left_out import HEADS as LEFT_OUT
-from report.left_out import Row, left_out
+from report.left_out import Row
 from report.load import Study
 from report.persistence import HEADS as PERSISTENCE_HEADS
 from report.persistence import persistence_rows, sentences
 from report.plots.style import render, short
 from report.points import Origin, Panel, PointInfo, percent
-from report.scores import BEST, HEADLINES, LOWEST, RULES, Score, chosen_by, counted, scores
+from report.scores import BEST, HEADLINES, LOWEST, RULES, Group, Score, chosen_by, counted, scores
 from report.submission import open_study
 from report.suspects import HEADS as SUSPECT_HEADS
 from report.suspects import scored_rows
@@ -87,7 +87,7 @@ def section(report: Report, pictures: Iterable[tuple[str, str, str]]) -> str:
     parts += [f"{WILSON}\n\n{_table(SEED, map(_seed, judged.scores))}"]
     parts += [_along(judged.panels, setting) for setting in settings(judged.panels)]
     parts += [_means(judged)] if several else []
-    parts += [_left_out(rows)] if (rows := left_out(study)) else []
+    parts += [_left_out(rows)] if (rows := report.left_out) else []
     parts += [table] if (table := _controls(judged)) else []
     parts += [table] if (table := _persistence(report)) else []
     parts += [table] if (table := _rules(judged)) else []
@@ -110,6 +110,18 @@ def _list(lines: Iterable[str]) -> str:
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     whole = [heads, ["---"] * len(heads), *rows]
     return "\n".join("| " + " | ".join(cell if cell == "---" else plain(cell) for cell in row) + " |" for row in whole)
+
+
+def _remarked(intro: str, heads: Sequence[str], rows: Iterable[tuple[str | Group, Iterable[tuple[str, str]]]]) -> str:
+    """A table whose rows are a name or two and then cells with a remark, under what it says; empty without rows."""
+    whole = [
+        [
+            *([names] if isinstance(names, str) else names),
+            *(f"{text} ({remark})" if remark else text for text, remark in cells),
+        ]
+        for names, cells in rows
+    ]
+    return f"{intro}\n\n{_table(heads, whole)}" if whole else ""
 
 
 def _seed(score: Score) -> list[str]:
@@ -168,16 +180,11 @@ def _left_out(rows: Sequence[Row]) -> str:
 
 def _controls(judged: Judgement) -> str:
     """Cleaners beside scratch and on the twin; empty without these controls."""
-    rows = [
-        [*group, *(f"{number}{f' ({seeds})' if seeds else ''}" for number, seeds in cells)]
-        for group, cells in control_rows(judged.controls)
-    ]
-    heads = ["pre-trained with", "cleaned by", *HEADS]
     intro = (
         "Controls. Scratch is the same training on the clean data from fresh weights; the twin goes through the run and to "
         "the epoch that are best on its poisoned model."
     )
-    return f"{intro}\n\n{_table(heads, rows)}" if rows else ""
+    return _remarked(intro, ["pre-trained with", "cleaned by", *HEADS], control_rows(judged.controls))
 
 
 def _persistence(report: Report) -> str:
@@ -196,38 +203,26 @@ def _rule_differences(judged: Judgement) -> str:
 
 def _suspects(report: Report) -> str:
     """How well detectors tell poisoned training pairs; empty if none were scored."""
-    rows = [
-        [way, *(f"{text}{f' ({remark})' if remark else ''}" for text, remark in cells)]
-        for way, cells in scored_rows(report.scored)
-    ]
     intro = "Scores of training pairs. What is flagged is what the budget takes; of the twin's, none is poisoned."
-    return f"{intro}\n\n{_table(['pre-trained with', *SUSPECT_HEADS], rows)}" if rows else ""
+    return _remarked(intro, ["pre-trained with", *SUSPECT_HEADS], scored_rows(report.scored))
 
 
 def _test_time(report: Report) -> str:
     """What detectors say at test time; empty if none was measured."""
-    rows = [
-        [way, *(f"{text}{f' ({remark})' if remark else ''}" for text, remark in cells)]
-        for way, cells in detection_rows(report.test_time)
-    ]
     intro = (
         "Detection at test time. TPR, FPR, precision and what is left after rejecting are of the threshold that is fixed on "
         "clean references."
     )
-    return f"{intro}\n\n{_table(['pre-trained with', *TEST_TIME_HEADS], rows)}" if rows else ""
+    return _remarked(intro, ["pre-trained with", *TEST_TIME_HEADS], detection_rows(report.test_time))
 
 
 def _audits(report: Report) -> str:
     """What audits say of the study's models; empty if none was carried out."""
-    rows = [
-        [title, *(f"{text}{f' ({remark})' if remark else ''}" for text, remark in cells)]
-        for title, cells in audit_rows(report.audits)
-    ]
     intro = (
         "Audits: is the model backdoored? p is how often a clean model that was asked the same looks at least as "
         "conspicuous; so many clean models can show no less than the least p."
     )
-    return f"{intro}\n\n{_table(['run', *AUDIT_HEADS], rows)}" if rows else ""
+    return _remarked(intro, ["run", *AUDIT_HEADS], audit_rows(report.audits))
 
 
 def _rules(judged: Judgement) -> str:

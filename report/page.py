@@ -17,7 +17,6 @@ from report.costs import STAGES
 from report.differences import RULE_HEADS, rule_rows
 from report.headline import MEANINGS
 from report.left_out import HEADS as LEFT_OUT
-from report.left_out import left_out
 from report.load import Record, Study, flat
 from report.persistence import HEADS as PERSISTENCE_HEADS
 from report.persistence import persistence_rows, sentences
@@ -72,7 +71,7 @@ def page_of(report: Report, pictures: Sequence[Picture]) -> str:
         differences=[difference.sentence for difference in judged.differences],
         thrown=[control.sentence for control in judged.controls if control.sentence],
         controls=(HEADS, control_rows(judged.controls)),
-        left_out=(LEFT_OUT, [row.cells for row in left_out(study)]),
+        left_out=(LEFT_OUT, [row.cells for row in report.left_out]),
         persistence=(PERSISTENCE_HEADS, persistence_rows(report.probed), sentences(report.probed)),
         rules=(RULE_HEADS, rule_rows(judged.rules)),
         suspects=(SUSPECT_HEADS, scored_rows(report.scored)),

@@ -169,9 +169,9 @@ def panels(study: Study) -> list[Panel]:
             objective, settings = way_of(record.run)  # it may know nothing of a swept attack
             for way, members in ways.items():
                 members += [record] if way[0] == objective and set(settings) <= set(way[1]) else []
-    many = len(attacks) > 1
+    many, images = len(attacks) > 1, {attack: _images(study, attack) for attack in attacks}
     return [
-        _panel(title(way) + f" · attack {attack[1:] or 1}" * many, members, _images(study, attack), attack)
+        _panel(title(way) + f" · attack {attack[1:] or 1}" * many, members, images[attack], attack)
         for way, members in ways.items()
         for attack in attacks
     ]

@@ -11,6 +11,7 @@ from report.controls import Control, controls
 from report.costs import Costs, costs
 from report.differences import Difference, differences, rule_differences
 from report.headline import Verdict, gate_of, grounds_of, headline
+from report.left_out import Row, left_out
 from report.load import Study
 from report.persistence import Probed, probed, without_choice
 from report.points import Panel, PointInfo, panels, percent, rate_text
@@ -61,6 +62,7 @@ class Report:
     probed: list[Probed]
     audits: list[Audited]
     scored: list[Scored]  # how training pairs were scored
+    left_out: list[Row]  # what leaving pairs out of pre-trainings gives
 
 
 def make_report(study: Study) -> Report:
@@ -71,7 +73,9 @@ def make_report(study: Study) -> Report:
     scratches = list(dict.fromkeys(point.label.objective for panel in judged.panels for point in panel.scratch))
     summaries = [_summary(panel, cleaners, scratches, shared) for panel in judged.panels]
     told, detected = notes(study, judged.panels), detections(study, judged.panels)
-    return Report(study, judged, summaries, told, costs(study), detected, probed(study), audits(study), scored(study))
+    return Report(
+        study, judged, summaries, told, costs(study), detected, probed(study), audits(study), scored(study), left_out(study)
+    )
 
 
 def judge(members: Sequence[Panel]) -> Judgement:

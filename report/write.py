@@ -8,7 +8,6 @@ from records.json_file import write_whole
 from report.audits import audit_table
 from report.figures import figures
 from report.left_out import HEADS as LEFT_OUT
-from report.left_out import left_out
 from report.page import Picture, page_of
 from report.persistence import table as probe_table
 from report.plots.style import render, svg
@@ -48,8 +47,8 @@ def write_report(path: Path, into: Path | None = None) -> Written:
     parquet = results_parquet(*table)
     if parquet is not None:
         files["results.parquet"] = parquet
-    if rows := left_out(study):
-        files["left_out.csv"] = as_csv(list(LEFT_OUT), [row.plain for row in rows]).encode()
+    if report.left_out:
+        files["left_out.csv"] = as_csv(list(LEFT_OUT), [row.plain for row in report.left_out]).encode()
     files["index.html"] = page_of(report, pictures).encode()
     write_files(out, files)
     return Written(out / "index.html", {picture.name: out / f"{picture.name}.png" for picture in pictures}, report)
