@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,15 @@ def test_without_clean_models_in_the_study_those_given_to_the_audit_count(tmp_pa
     assert told["decree"].p == 2 / 3
     assert told["decree"].clean == pytest.approx((20.0, 0.5))
     assert (told["targets"].p, told["targets"].smallest) == (None, None)
+
+
+def test_a_cleaned_twin_is_none_of_the_clean_models(audited: Path) -> None:
+    """Nothing of it was poisoned, but it is what the cleaning made of it."""
+    shutil.rmtree(audited / "clean-a/audit")
+    write(audited, "clean-a", record("c", 0.25, None, []))
+    told = {(one.run, one.audit): one for one in audits(read_study(audited))}
+    assert (told["clean-a", "decree"].model, told["clean-a", "decree"].p) == ("cleaned", 0.75)
+    assert told["pretrain-a", "decree"].clean == pytest.approx((10.0, 20.0, 30.0))
 
 
 def test_the_report_has_table_file_and_figure_of_audits(audited: Path, monkeypatch: pytest.MonkeyPatch) -> None:

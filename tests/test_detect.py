@@ -325,7 +325,13 @@ def test_a_pair_that_cannot_be_decoded_is_stood_for_by_the_next() -> None:
 
 
 def test_ranks_share_whole_blocks_and_pages() -> None:
-    for ranks, pairs, width, block in ((1, 192, 16, 64), (3, 192, 16, 64), (2, 1000, 512, 5), (7, 3, 8, 4)):
+    for ranks, pairs, width, block in (
+        (1, 192, 16, 64),
+        (3, 192, 16, 64),
+        (2, 1000, 512, 5),
+        (3, 1000, 16, 5),
+        (7, 3, 8, 4),
+    ):
         parts = [own_blocks(World(rank, ranks, 0, 1, torch.device("cpu")), pairs, width, block) for rank in range(ranks)]
         assert [row for part in parts for row in part] == list(range(pairs))
         assert all(part.start % block == 0 and part.start * width * 4 % 4096 == 0 for part in parts if len(part))

@@ -18,14 +18,17 @@ RUNS: dict[str, tuple[int, int, list[float], dict[str, Any] | None]] = {  # pair
     "plan": (970, 0, [0.01, 0.02], {"way": "plan"}),
     "random": (900, 27, [0.9, 0.7], {"way": "random", "share": 0.1}),
 }
+TWINS = [{f"twin of {objective}": (1000, 0, [0.02, 0.02], None)} for objective in ("mmcl", "slip")]  # by seed
 
 
 def study(folder: Path, finished: bool = True) -> Path:
     runs: list[dict[str, Any]] = []
     for seed in (0, 1):
-        for name, (pairs, poisoned, asr, less) in RUNS.items():
+        for name, (pairs, poisoned, asr, less) in {**RUNS, **TWINS[seed]}.items():
+            _, of_twin, objective = name.partition(" of ")
             run = f"pretrain-{name}-{seed}"
-            entry = {"run": run, "stage": "pretrain", "pretrain_objective": "mmcl", "seed": seed, "swept": {"seed": seed}}
+            entry: dict[str, Any] = {"run": run, "seed": seed, "swept": {"seed": seed}}
+            entry |= {"stage": "twin" if of_twin else "pretrain", "pretrain_objective": objective or "mmcl"}
             if less is not None:
                 entry["without"] = {**less, "whole": f"pretrain-whole-{seed}"}
                 entry["swept"] = {"seed": seed, "data.pretrain.without": less}
@@ -48,14 +51,16 @@ def test_poison_left_and_clean_pairs_lost_are_counted_beside_the_rates(tmp_path:
         ["nothing", "2", "0", "30", "0"],
         ["10 % at random", "2", "100", "27", "97"],
         ["the true plan", "2", "30", "0", "0"],
-    ]
+        ["nothing, never poisoned (twin)", "1", "0", "0", "0"],
+    ], "a twin of another seed or objective is of none of them"
     assert {row[0] for row in rows} == {"MMCL"}
-    assert [row[7] for row in rows] == ["85.0 % [80.0, 90.0]", "80.0 % [70.0, 90.0]", "1.5 % [1.0, 2.0]"]
+    assert [row[7] for row in rows[:3]] == ["85.0 % [80.0, 90.0]", "80.0 % [70.0, 90.0]", "1.5 % [1.0, 2.0]"]
+    assert rows[3][7].startswith("2.0 % [")
 
 
 def test_what_is_not_finished_is_counted_and_not_measured(tmp_path: Path) -> None:
     rows = [row.cells for row in left_out(read_study(study(tmp_path, finished=False)))]
-    assert [row[6] for row in rows][1:] == ["not measured"] * 2
+    assert [row[6] for row in rows][1:3] == ["not measured"] * 2
 
 
 def test_page_markdown_and_csv_have_the_table_and_only_where_pairs_are_left_out(tmp_path: Path) -> None:
