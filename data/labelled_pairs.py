@@ -33,7 +33,7 @@ class LabelledPairs(Pairs):
 
     def first(self, sample: int, body: Stored | None = None) -> tuple[np.ndarray, str]:
         """The first view of a sample, uint8 [3, H, W], and an empty caption; DecodeError if it can't be decoded."""
-        picture, _ = body or self._bodies([sample])[0]
+        picture, _ = body or self._bodies([sample], self.spare)[0]
         size, mode = self.reading.size, self.reading.mode
         return centred(whole(picture, size, mode), size, mode), ""
 

@@ -156,9 +156,8 @@ class Pairs(Dataset[Batch]):
         rows = self.order.batch(epoch, step, reading.batch)[reading.rank * share : (reading.rank + 1) * share]
         skipped: list[tuple[str, str, str]] = []
         wanted, good = [self.sample(int(row)) for row in rows], list[Good]()
-        for part in in_parts(self._sizes(wanted), TOGETHER):
-            bodies = self._bodies(wanted[part])
-            good += [self._good(int(row), epoch, body, skipped) for row, body in zip(rows[part], bodies, strict=True)]
+        for row, body in zip(rows, self.stored(wanted), strict=True):
+            good.append(self._good(int(row), epoch, body, skipped))
         samples = [sample for sample, _, _ in good]
         keys = [self.index.keys[sample] for sample in samples]
         images = _stacked([picture for _, views_, _ in good for picture in views_])
@@ -183,21 +182,26 @@ class Pairs(Dataset[Batch]):
         for turn in range(len(self)):
             sample = self.sample(row + turn)
             try:
-                return sample, *self._views(sample, epoch, body if not turn else self._bodies([sample], self.spare)[0])
+                return sample, *self._views(sample, epoch, None if turn else body)
             except DecodeError as bad:
                 skipped.append((self.index.path(sample), self.index.keys[sample], bad.cause))
         raise UserError("none of the pairs can be decoded; check the shards")
 
+    def stored(self, samples: list[int]) -> Iterator[Stored]:
+        """What is stored of each sample, read together; each valid until the next is asked for."""
+        for part in in_parts(self._sizes(samples), TOGETHER):
+            yield from self._bodies(samples[part])
+
     def first(self, sample: int, body: Stored | None = None) -> tuple[np.ndarray, str]:
         """The first view of a sample, uint8 [3, H, W], and its caption, with the attack on it if it is poisoned; DecodeError
-        if it can't be used."""
-        picture, text, *others = body or self._bodies([sample])[0]
+        if it can't be used. `body` is what is stored of it; None: read now."""
+        picture, text, *others = body or self._bodies([sample], self.spare)[0]
         own, size, mode = caption(text, self.reading.caption), self.reading.size, self.reading.mode
         if self.plan is None or not self.plan.chosen[sample]:
             return centred(whole(picture, size, mode), size, mode), own
         return attacked(self.plan, sample, [picture, *others], size, mode), self.plan.caption(own, sample)
 
-    def _views(self, sample: int, epoch: int, body: Stored) -> tuple[list[np.ndarray], list[str]]:
+    def _views(self, sample: int, epoch: int, body: Stored | None) -> tuple[list[np.ndarray], list[str]]:
         reading = self.reading
         names = (reading.seed, self.index.keys[sample], epoch)
         picture, text = self.first(sample, body)

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from data.decode import DecodeError
 from data.disk import writing
 from data.loader import Workers, loaded
-from data.pipeline import Pairs
+from data.pipeline import Pairs, Stored
 from data.refusal import UserError
 from engine.distributed import collectives
 from engine.distributed.watchdog import heartbeat
@@ -52,16 +52,18 @@ class Blocks:
         self.pairs = pairs
 
     def __getitem__(self, at: tuple[int, int]) -> Block:
-        found = [self._good(row) for row in range(*at)]
+        rows = range(*at)
+        stored = self.pairs.stored([self.pairs.sample(row) for row in rows])
+        found = [self._good(row, body) for row, body in zip(rows, stored, strict=True)]
         pictures = torch.from_numpy(np.stack([picture for picture, _, _ in found]))
         tokens = self.pairs.tokenize([text for _, text, _ in found]).to(torch.int32)
         return Block(pictures, tokens, [turns > 0 for _, _, turns in found])
 
-    def _good(self, row: int) -> tuple[np.ndarray, str, int]:
-        """(picture, caption, how many pairs were passed over)."""
+    def _good(self, row: int, body: Stored) -> tuple[np.ndarray, str, int]:
+        """(picture, caption, how many pairs were passed over), of the pair at a row, of which `body` is stored."""
         for turn in range(len(self.pairs)):
             try:
-                return *self.pairs.first(self.pairs.sample(row + turn)), turn
+                return *self.pairs.first(self.pairs.sample(row + turn), None if turn else body), turn
             except DecodeError:
                 continue
         raise UserError("none of the pairs can be decoded; check the shards")
