@@ -1,13 +1,26 @@
 """The section of a spec that says how the pairs of its pre-trainings are scored, once those are finished."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from pydantic import Field, model_validator
 
+from data.refusal import UserError
 from data.section import Section
 from measures.detectors.abl import Abl
 from measures.detectors.budget import Budget
-from measures.detectors.registry import DEFAULT, AnyDetector
+from measures.detectors.contract import CannotScore
+from measures.detectors.registry import DEFAULT, AnyDetector, check
+
+
+@contextmanager
+def scoring() -> Iterator[None]:
+    """What no detector can score, in here, is the user's to put right."""
+    try:
+        yield
+    except CannotScore as error:
+        raise UserError(f"the pairs can't be scored: {error}") from None
 
 
 class Detect(Section):
@@ -26,6 +39,11 @@ class Detect(Section):
         if double is not None:
             raise ValueError(f"two detectors are called '{double}'; give one a name, such as {{name: {double}-2}}")
         return self
+
+    def check(self, pairs: int) -> None:
+        """UserError if a detector can't score so many pairs, whatever they are."""
+        with scoring():
+            check(self.detectors, pairs)
 
     @property
     def asked(self) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from engine.study.check import refusals as study_refusals
 from engine.study.scheduler import Scheduler
 from engine.training.check import at_hand, refusals
 from engine.training.inputs import StudyInputs
+from measures.detectors import approximate, neighbourhood
 
 NORMS = "model.name=test-resnet"
 START = "clean.start={{path: {folder}/start.safetensors}}"
@@ -47,6 +48,7 @@ BROKEN = {  # what is wrong: (settings, processes, words of the sentence)
     "clean set": (["data.clean.pairs=190"], 1, "data.clean.pairs is 190, but only 180 pairs are not poisoned"),
     "large batch": (["clean.batch=100"], 1, "batch is 100, but there are 64 pairs"),
     "clusters": (["clean.objective={{kind: deep_cluster, classes: 100}}"], 1, "objective.classes is 100, but there are 64"),
+    "detectors": (["detect={{detectors: [{{kind: dao, references: 9}}]}}"], 1, "detector dao: k is 16, but there are 9"),
     "labels": (["clean.objective={{kind: deep_cluster, labels: {folder}/none}}"], 1, "{folder}/none: No such file"),
     "start": (["clean.start={{path: {folder}/none}}"], 1, "start.path is {folder}/none, which holds no weights"),
     "other architecture": ([START, NORMS], 1, "holds another architecture than test-resnet"),
@@ -144,6 +146,23 @@ def test_an_objective_that_no_memory_holds_is_refused_before_it_is_made(spec: Pa
         (refused,), _ = faults(spec, sets, tmp_path / "scratch", gpu=gpu)
         assert refused.startswith("pretrain.objective "), refused
         assert words in refused
+
+
+def test_pairs_that_no_detector_can_compare_are_refused_before_they_are_trained_on(
+    spec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(neighbourhood, "EXACT", 191)
+    monkeypatch.setattr(approximate, "find_spec", lambda name: None)
+    told = "the pairs can't be scored: detector slof: 192 rows are too many to compare all with all, and faiss is not"
+    for section, words in (
+        ("detectors: [{kind: slof}]", told),
+        ("detectors: [{kind: slof, among: pairs}]", told.replace("192", "384")),
+        ("detectors: [{kind: slof, references: 99}, {kind: slof, form: published, name: x}, {kind: clip_score}]", ""),
+        ("detectors: [{kind: slof, form: published, batch: 17}]", "a batch of the published form has 17 pairs; lower k"),
+    ):
+        refused, _ = faults(spec, [f"detect={{{section}}}"], tmp_path / "scratch")
+        assert len(refused) == bool(words)
+        assert words in "".join(refused)
 
 
 def test_another_number_of_pairs_is_said(spec: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from configs.detect import Detect
+from configs.detect import Detect, scoring
 from configs.plan import Run
 from data.disk import writing
 from data.loader import Workers
@@ -31,8 +31,7 @@ from engine.training import zero
 from engine.training.pair_losses import read_losses
 from measures.detectors.budget import Flagged
 from measures.detectors.contract import CannotScore, Embedded
-from measures.detectors.neighbourhood import NeighbourSection
-from measures.detectors.registry import AnyDetector, score_all
+from measures.detectors.registry import AnyDetector, score_each
 from records.detection import FOLDER, DetectionJson
 from records.digests import file_digest
 from records.ending import FinishedJson, verify_files
@@ -66,6 +65,7 @@ def detect(detection: Detection) -> DetectionJson:
     run, home, world, asked = detection.run, detection.home, detection.world, detection.asked
     if not collectives.on_rank_0(lambda: finished(home)):
         raise UserError(f"{home} is not finished; carry out its study first, or give another run")
+    asked.check(len(detection.pairs))
     collectives.on_rank_0(lambda: verify_files(home, WEIGHTS))
     samples = np.array([detection.pairs.sample(row) for row in range(len(detection.pairs))], np.int64)
     order = ranks(run.spec.seed, "detect", detection.pairs.index.hashes[samples])
@@ -115,28 +115,18 @@ def _scores(
     sections: Sequence[AnyDetector], embedded: Embedded, replaced: np.ndarray, world: World
 ) -> tuple[Scores, dict[str, float]]:
     """(the scores, the seconds of each detector: those of neighbourhoods that several look at go to all of them alike)."""
-    share, out, seconds = RankShare.of(world), Scores(), dict[str, float]()
-    done: set[str] = set()
-    try:
-        for section in sections:
-            if section.title in done:
-                continue
-            alike = [
-                one for one in sections
-                if one is section
-                or isinstance(one, NeighbourSection) and isinstance(section, NeighbourSection) and one.place == section.place
-            ]  # fmt: skip
-            began = time.monotonic()
-            found = score_all(alike, embedded, share)
+    out, seconds = Scores(), dict[str, float]()
+    began = time.monotonic()
+    with scoring():
+        for found in score_each(sections, embedded, RankShare.of(world)):
+            each = round((time.monotonic() - began) / len(found), 3)
             for title, scores in found.items():
                 values = scores.numpy().copy()
                 values[replaced] = np.nan
                 if np.isinf(values).any():
                     raise CannotScore(f"detector {title}: a score is not finite; the embeddings are damaged")
-                out[title], seconds[title] = values, round((time.monotonic() - began) / len(found), 3)
-            done |= set(found)
-    except CannotScore as error:
-        raise UserError(f"the pairs can't be scored: {error}") from None
+                out[title], seconds[title] = values, each
+            began = time.monotonic()
     return out, seconds
 
 

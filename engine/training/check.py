@@ -86,7 +86,7 @@ def _checks(run: Run, shared: StudyInputs, world: World) -> dict[str, Callable[[
     rest["optimizer"]["rate"] = None
     start = run.start.folder if run.start is not None else None
     size = (run.stage, told["model"], told["machine"], rest, told["data"]["clean"], world.size)
-    data = (size, told["data"], told["attack"], spec.seed, start)
+    data = (size, told["data"], told["attack"], told.get("detect"), spec.seed, start)
     checks: dict[str, Callable[[], object]] = {f"labels {size!r}": partial(check_labels, run)}
     apart = (run.stage, told["model"], told["machine"], {**rest, "objective": None}, world.size)
     for number, check in enumerate(SETTINGS):
@@ -112,6 +112,8 @@ def _check_set(spec: Spec, name: str, shared: StudyInputs, sets: dict[str, EvalS
 
 def _check_pairs(run: Run, shared: StudyInputs, world: World) -> None:
     pairs, *_ = read_pairs(run, shared, world, Tokenizer(run.spec.model.name), planned=True)
+    if run.detect is not None:
+        run.detect.check(len(pairs))
     if not shared.looks:  # the memory that loaders share is this machine's
         shared.workers(run.spec).ahead(pairs.batch_bytes)
 

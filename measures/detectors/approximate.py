@@ -22,13 +22,18 @@ PER_CELL = 64  # points that k-means sees for each cell
 JUDGED = 512  # points whose neighbours are found exactly too
 
 
-def table(points: Points, own: range, k: int, share: Share) -> tuple[Near, float]:
-    """(the k neighbours of some points, the recall); CannotScore without faiss."""
+def check_installed(rows: int) -> None:
+    """CannotScore without faiss, by which so many rows are compared."""
     if find_spec("faiss") is None:
         raise CannotScore(
-            f"{points.total:,} rows are too many to compare all with all, and faiss is not installed; pip install "
+            f"{rows:,} rows are too many to compare all with all, and faiss is not installed; pip install "
             "'.[neighbours]', or give references, such as 2048"
         )
+
+
+def table(points: Points, own: range, k: int, share: Share) -> tuple[Near, float]:
+    """(the k neighbours of some points, the recall); CannotScore without faiss."""
+    check_installed(points.total)
     index = _index(points, share)
     out = Near(torch.empty(len(own), k, dtype=torch.float64), torch.empty(len(own), k, dtype=torch.int32))
     for begin in range(own.start, own.stop, QUERIES):

@@ -111,3 +111,6 @@ class DetectorSection(BaseModel):
     def asks(self) -> frozenset[str]:
         """The fields of Embedded that it asks for."""
         return self.reads
+
+    def check(self, pairs: int) -> None:
+        """CannotScore if it can't score so many pairs here, whatever they are: told before any is encoded."""

@@ -21,7 +21,7 @@ from measures.detectors import approximate, published
 from measures.detectors.contract import Detector, DetectorSection, Embedded, Share, own_range
 from measures.detectors.density import Local, lids
 from measures.detectors.points import Points, merged
-from measures.detectors.search import QUERIES, Near, nearest
+from measures.detectors.search import QUERIES, Near, check_enough, nearest
 
 EXACT = 100_000  # pairs up to which all are compared with all
 Form = Literal["textbook", "published"]
@@ -52,6 +52,16 @@ class NeighbourSection(DetectorSection):
         rest = self.batch if self.form == "published" else self.references
         return self.form, self.raw, self.among, rest, self.k if self.form == "published" else None
 
+    def check(self, pairs: int) -> None:
+        """CannotScore if a neighbourhood has too few others, or needs faiss, which is not installed."""
+        if self.form == "published":
+            published.check_enough(min(part.stop - part.start for part in published.batches(pairs, self.batch)), self.k)
+            return
+        rows = min(pairs, self.references or pairs) * (1 + (self.among == "pairs"))
+        check_enough(rows, self.k)
+        if in_cells(pairs, rows):
+            approximate.check_installed(rows)
+
     @abstractmethod
     def score(self, local: Local) -> torch.Tensor:
         """float64 [n]: the scores of some pairs."""
@@ -59,6 +69,11 @@ class NeighbourSection(DetectorSection):
     def build(self) -> Detector:
         """The function (Embedded, Share) -> float64 [N]."""
         return partial(_alone, self)
+
+
+def in_cells(pairs: int, rows: int) -> bool:
+    """Whether so many rows, which so many pairs are compared with, are too many to compare all with all."""
+    return pairs > EXACT and rows >= pairs
 
 
 def _alone(section: NeighbourSection, embedded: Embedded, share: Share) -> torch.Tensor:
@@ -92,7 +107,7 @@ def _references(sections: Sequence[NeighbourSection], embedded: Embedded, points
     """The references' own neighbourhoods; told to the notes of each section what was merged, and what search was used."""
     own, k = own_range(share, len(points)), max(section.k for section in sections)
     notes: dict[str, float] = {"points": len(points), "merged": points.merged}
-    if len(embedded) > EXACT and points.total >= len(embedded):
+    if in_cells(len(embedded), points.total):
         near, recall = approximate.table(points, own, k, share)
         notes["recall"] = recall
     else:

@@ -24,13 +24,18 @@ def batches(pairs: int, batch: int) -> list[slice]:
     return [slice(begin, end) for begin, end in zip(edges, edges[1:], strict=False)]
 
 
+def check_enough(batch: int, k: int) -> None:
+    """CannotScore if a batch of so many pairs is too small."""
+    if batch < k + 2:
+        raise CannotScore(f"k is {k:,}, but a batch of the published form has {batch:,} pairs; lower k or raise batch")
+
+
 def local(parts: tuple[torch.Tensor, ...], k: int, inner: bool = True) -> Local:
     """The neighbourhoods of B pictures [B, D] among them, or among them and their captions [B, D]; a picture's own caption
     is none of its neighbours. Radii and LIDs of neighbours only if they are asked for (`inner`). CannotScore if the batch is
     too small."""
     size = len(parts[0])
-    if size < k + 2:
-        raise CannotScore(f"k is {k:,}, but a batch of the published form has {size:,} pairs; lower k or raise batch")
+    check_enough(size, k)
     rows = torch.cat(parts)
     squares = _squares(rows, len(rows) if inner else size)
     pictures = squares[:size].clone() if inner and len(parts) > 1 else squares[:size]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Annotated
 
 import torch
@@ -23,19 +24,41 @@ DEFAULT: tuple[AnyDetector, ...] = (
 )  # fmt: skip
 
 
-def score_all(sections: Sequence[AnyDetector], embedded: Embedded, share: Share = ALONE) -> dict[str, torch.Tensor]:
-    """float64 [N] by title, in the order of the sections, NaN where a pair has no score; neighbourhoods are found once for
-    all that look at the same. CannotScore, naming the detector, if the pairs are not such as it can score."""
-    out: dict[str, torch.Tensor] = {}
+def check(sections: Sequence[AnyDetector], pairs: int) -> None:
+    """CannotScore, naming the detector, if one can't score so many pairs, whatever they are."""
     for section in sections:
-        if section.title in out:
+        with _named(section):
+            section.check(pairs)
+
+
+def score_each(
+    sections: Sequence[AnyDetector], embedded: Embedded, share: Share = ALONE
+) -> Iterator[dict[str, torch.Tensor]]:
+    """float64 [N] by title, NaN where a pair has no score: of one detector at a time, or of all that look at the same
+    neighbourhoods, which are found once. CannotScore, naming the detector, if the pairs are not such as it can score."""
+    done: set[str] = set()
+    for section in sections:
+        if section.title in done:
             continue
-        try:
+        with _named(section):
             if isinstance(section, NeighbourSection):
                 alike = [one for one in sections if isinstance(one, NeighbourSection) and one.place == section.place]
-                out |= scores(alike, embedded, share)
+                found = scores(alike, embedded, share)
             else:
-                out[section.title] = section.build()(embedded, share)
-        except CannotScore as error:
-            raise CannotScore(f"detector {section.title}: {error}") from None
+                found = {section.title: section.build()(embedded, share)}
+        done |= found.keys()
+        yield found
+
+
+def score_all(sections: Sequence[AnyDetector], embedded: Embedded, share: Share = ALONE) -> dict[str, torch.Tensor]:
+    """What `score_each` gives, in the order of the sections."""
+    out = {title: found for part in score_each(sections, embedded, share) for title, found in part.items()}
     return {section.title: out[section.title] for section in sections}
+
+
+@contextmanager
+def _named(section: AnyDetector) -> Iterator[None]:
+    try:
+        yield
+    except CannotScore as error:
+        raise CannotScore(f"detector {section.title}: {error}") from None
