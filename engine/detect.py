@@ -22,16 +22,15 @@ from configs.detect import Detect
 from configs.plan import Run, runs
 from configs.source import SpecTree
 from configs.spec import Loaded, load, load_tree
-from data.loader import end_workers
 from data.patience import PATIENCE
 from data.refusal import UserError
 from engine.command import given_command
 from engine.detection.detect import Detection, detect, with_twin
 from engine.distributed import collectives
 from engine.distributed.watchdog import speak_last
-from engine.distributed.world import World, destroy_distributed, init_distributed
+from engine.distributed.world import World, init_distributed
 from engine.models.tokenizer import Tokenizer
-from engine.study.ending import end_study, say_again
+from engine.study.ending import say_again, to_its_end
 from engine.study.places import with_places
 from engine.study.scoring import in_words
 from engine.study.stop_signal import StopSignal
@@ -71,17 +70,8 @@ def arguments(args: list[str]) -> argparse.Namespace:
 
 def main(args: list[str]) -> int:
     """The command; exit code 2 for what the user can put right."""
-    options, stop = arguments(args), StopSignal()
-    command = given_command(Path(__file__), args)
-    try:
-        return _carry_out(options, command, stop)
-    except BaseException as error:
-        stop.leave()
-        return end_study(error, stop, command)
-    finally:
-        stop.leave()
-        end_workers()
-        destroy_distributed()
+    options, command = arguments(args), given_command(Path(__file__), args)
+    return to_its_end(partial(_carry_out, options, command), command)
 
 
 @dataclass

@@ -5,14 +5,14 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from data.disk import DiskFull, is_full
-from data.loader import lost_worker
+from data.loader import end_workers, lost_worker
 from data.refusal import UserError
 from engine.distributed.rank import rank_from_env
 from engine.distributed.watchdog import PATIENCE, End, announce, heard_end, is_watched
-from engine.distributed.world import is_rank_failure, lost_rank
+from engine.distributed.world import destroy_distributed, is_rank_failure, lost_rank
 from engine.study.launch import WORKER_SINCE
 from engine.study.stop_signal import Interrupted, StopSignal
 
@@ -67,6 +67,20 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 def _place(error: BaseException) -> str:
     name = getattr(error, "filename", None)
     return f": {name}" if name else ""
+
+
+def to_its_end(carry_out: Callable[[StopSignal], int], command: str) -> int:
+    """The exit code of what a process carries out, its ranks and workers ended too; `command` is what goes on with it."""
+    stop = StopSignal()
+    try:
+        return carry_out(stop)
+    except BaseException as error:
+        stop.leave()
+        return end_study(error, stop, command)
+    finally:
+        stop.leave()
+        end_workers()
+        destroy_distributed()
 
 
 def end_study(error: BaseException, stop: StopSignal, command: str) -> int:

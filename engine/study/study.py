@@ -12,13 +12,12 @@ from hashlib import blake2b
 from importlib.metadata import version
 
 from configs.spec import Loaded
-from data.loader import end_workers
 from data.patience import PATIENCE
 from engine.distributed import collectives
 from engine.distributed.watchdog import speak_last
 from engine.distributed.world import World, destroy_distributed, init_distributed
 from engine.study.check import own_runs, refusals, refuse_changed
-from engine.study.ending import end_study, say_again
+from engine.study.ending import say_again, to_its_end
 from engine.study.launch import WORKER_SINCE, launch_workers
 from engine.study.places import with_places
 from engine.study.reuse import reuse_finished_runs
@@ -34,16 +33,7 @@ from records.folder import RUNS
 def run_study(loaded: Loaded, options: Namespace, command: str) -> int:
     """Carries out every run of the study that is not finished, then writes the report; the exit code. `command` is what goes
     on with the study, `options` the command line that a worker is started with."""
-    stop = StopSignal()
-    try:
-        return _carry_out(loaded, options, command, stop)
-    except BaseException as error:
-        stop.leave()
-        return end_study(error, stop, command)
-    finally:
-        stop.leave()
-        end_workers()
-        destroy_distributed()
+    return to_its_end(partial(_carry_out, loaded, options, command), command)
 
 
 def _carry_out(loaded: Loaded, options: Namespace, command: str, stop: StopSignal) -> int:
