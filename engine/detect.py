@@ -25,7 +25,7 @@ from configs.spec import Loaded, load, load_tree
 from data.patience import PATIENCE
 from data.refusal import UserError
 from engine.command import given_command
-from engine.detection.detect import Detection, detect, with_twin
+from engine.detection.detect import Detection, check_finished, detect, with_twin
 from engine.distributed import collectives
 from engine.distributed.watchdog import speak_last
 from engine.distributed.world import World, init_distributed
@@ -37,7 +37,7 @@ from engine.study.stop_signal import StopSignal
 from engine.training.inputs import StudyInputs, read_pairs
 from measures.detectors.budget import Budget
 from measures.detectors.registry import AnyDetector
-from records.detection import DetectionJson
+from records.detection import DetectionJson, scored_as
 from records.folder import RUNS, finished
 from records.spec_json import read_decides, stage_of
 from records.study_json import StudyJson
@@ -127,14 +127,14 @@ def _carry_out(options: argparse.Namespace, command: str, stop: StopSignal) -> i
     asks = Command(options, loaded, shared, budget)
     if options.run is None:
         return _every(asks, [run for run in planned.values() if finished(study / run.folder)], study)
-    run, twin = _named(options.run, planned, study), None
+    run = _named(options.run, planned, study)
+    twin = None if options.twin is None else twin_of(run, options.twin, planned, study)
     result = asks.detect(run, options.run)
-    if options.twin is not None:
-        twin = _named(options.twin, planned, study)
-        if run.stage != "pretrain" or twin.stage != "twin":
-            raise UserError(f"--twin is {options.twin}, --run {options.run}; give a poisoned run, and its untouched twin")
-        asks.detect(twin, options.twin)
-        result = collectives.on_rank_0(lambda: with_twin(options.run, options.twin, asks.asked(run)))
+    if twin is not None:
+        asked = asks.asked(run)
+        if not collectives.on_rank_0(lambda: scored_as(options.twin, asked.asked)):
+            asks.detect(twin, options.twin)
+        result = collectives.on_rank_0(lambda: with_twin(options.run, options.twin, asked))
     _show(world, options.run, result)
     return 0
 
@@ -167,6 +167,16 @@ def _named(folder: Path, planned: dict[str, Run], study: Path) -> Run:
             f"{folder} is no pre-training of the study {study}, which has {known}; give one of them, or the spec"
         )
     return run
+
+
+def twin_of(run: Run, folder: Path, planned: dict[str, Run], study: Path) -> Run:
+    """The untouched twin of a run, which is finished in this folder; UserError if it is another run, or not finished."""
+    twin, own = _named(folder, planned, study), run.untouched.folder
+    if run.stage != "pretrain" or twin.folder != own:
+        known = f", {own}" if run.stage == "pretrain" and own in planned else ""
+        raise UserError(f"--twin is {folder}, --run {run.folder}; give a poisoned run, and its untouched twin{known}")
+    check_finished(folder)
+    return twin
 
 
 def _every(asks: Command, ended: list[Run], study: Path) -> int:

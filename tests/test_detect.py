@@ -20,7 +20,7 @@ from configs.spec import load
 from data.decode import DecodeError
 from data.refusal import UserError
 from data.seeding import number_of
-from engine.detect import budget_of, study_of
+from engine.detect import budget_of, study_of, twin_of
 from engine.detection.encode import Blocks, own_blocks
 from engine.detection.foreign import read_foreign
 from engine.detection.judge import against_twin, attacks_of, result_of
@@ -356,3 +356,24 @@ def test_what_the_command_refuses(study: Path, tmp_path: Path) -> None:
         study_of(Namespace(spec=None, run=alone, set=[]))
     with pytest.raises(ValidationError):
         Budget(share=1.0)
+
+
+def test_a_twin_is_that_of_the_run_and_finished(spec: Path, tmp_path: Path) -> None:
+    planned = {run.folder: run for run in runs(load(spec, ["sweep={seed: [1, 2]}", "attack.twin=each"]).points, "pretrain")}
+    first, second, own, other = planned.values()
+    assert [run.stage for run in planned.values()] == ["pretrain", "pretrain", "twin", "twin"]
+    for run, given in ((first, other), (second, own), (own, own), (first, first)):
+        with pytest.raises(UserError, match=r"give a poisoned run, and its untouched twin") as caught:
+            twin_of(run, tmp_path / given.folder, planned, tmp_path)
+        assert (run.untouched.folder in str(caught.value).partition(";")[2]) == (run.stage == "pretrain")
+    with pytest.raises(UserError, match=f"{own.folder} is not finished; carry out its study first"):
+        twin_of(first, tmp_path / own.folder, planned, tmp_path)
+
+
+def test_a_twin_that_is_scored_as_asked_is_not_scored_again(study: Path) -> None:
+    home, twin = home_of(study, "pretrain"), home_of(study, "twin")
+    before = (twin / DetectionJson.FILE).stat()
+    done = command(study, 1, "--run", str(home), "--twin", str(twin))
+    assert done.returncode == 0, done.stderr
+    assert "% of the twin's at the same threshold" in done.stdout
+    assert (twin / DetectionJson.FILE).stat().st_mtime_ns == before.st_mtime_ns

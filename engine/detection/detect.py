@@ -63,8 +63,7 @@ def detect(detection: Detection) -> DetectionJson:
     """Scores every pair, writes what that says, and gives it; all ranks call it. UserError if the run is not finished, was
     changed, or can't be scored."""
     run, home, world, asked = detection.run, detection.home, detection.world, detection.asked
-    if not collectives.on_rank_0(lambda: finished(home)):
-        raise UserError(f"{home} is not finished; carry out its study first, or give another run")
+    check_finished(home)
     asked.check(len(detection.pairs))
     collectives.on_rank_0(lambda: verify_files(home, WEIGHTS))
     samples = np.array([detection.pairs.sample(row) for row in range(len(detection.pairs))], np.int64)
@@ -88,6 +87,12 @@ def detect(detection: Detection) -> DetectionJson:
     }  # fmt: skip
     said = {section.title: _said(section, embedded, seconds) for section in asked.detectors}
     return collectives.on_rank_0(lambda: _written(detection, (samples, order), scores | foreign, said, facts))
+
+
+def check_finished(home: Path) -> None:
+    """UserError if the run in a folder is not finished; all ranks call it."""
+    if not collectives.on_rank_0(lambda: finished(home)):
+        raise UserError(f"{home} is not finished; carry out its study first, or give another run")
 
 
 def _towers(run: Run, home: Path, world: World) -> Any:
