@@ -417,6 +417,24 @@ def test_heads_are_the_same_on_any_number_of_ranks_and_in_any_batch(spec: Path, 
             assert torch.allclose(mean, want, atol=1e-6)
 
 
+def test_references_of_several_sets_are_read_once(spec: Path, known: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their heads' means cost a pass through the towers, and what the heads agree with them another."""
+    more = known.parent / "more"
+    write_world(more, SyntheticWorld(pairs=8, tests=9, pixels=32, seed=6, pairs_per_shard=8))
+    measured = HEADS.replace("]", ", {kind: heads, images: more, references: known, agreement: 0.5}]")
+    wanted = load(spec, [f"data.test.known={known}", f"data.test.more={more / 'eval'}", measured]).spec
+    means, passes = [], []
+    mean_heads, agreements = Encoder.mean_heads, Encoder.head_agreements
+    monkeypatch.setattr(Encoder, "mean_heads", lambda self, one: means.append(one.name) or mean_heads(self, one))
+    monkeypatch.setattr(
+        Encoder, "head_agreements", lambda self, one, mean: passes.append(one.name) or agreements(self, one, mean)
+    )
+    encoder = Encoder(clip.build("test-vit", 0).eval(), Tokenizer("test-vit"), alone(0, 1), 256)
+    found = evaluate.evaluate(encoder, eval_sets(wanted, alone(0, 1)))
+    assert [one["images"] for one in found] == ["tiny", "more"]
+    assert (means, sorted(passes)) == (["known"], ["known", "more", "tiny"])
+
+
 def test_heads_of_a_resnet_are_refused(spec: Path, known: Path) -> None:
     with pytest.raises(UserError, match="measure heads looks at the heads of a vision .* 'test-resnet' has none"):
         eval_sets(load(spec, [f"data.test.known={known}", HEADS, "model.name=test-resnet"]).spec, alone(0, 1))

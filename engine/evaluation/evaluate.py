@@ -73,7 +73,8 @@ class _Evaluation:
         self.fits: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # by the names of sets: their rows and labels
         self.clean: dict[str, torch.Tensor] = {}  # by the names of sets that measures compare with: their rows
         self.sets: dict[str, EvalSet] = {}
-        self.heads: dict[tuple[str, str | None], list[torch.Tensor]] = {}  # by set and references: agreements of heads
+        self.mean_heads: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # by references: mean parts, their agreements
+        self.heads: dict[tuple[str, str], list[torch.Tensor]] = {}  # by set and references: agreements of heads
         self.refused: dict[str, str] = {}  # of the set at hand: measures that say nothing of it, and why
 
     def of(self, sets: list[EvalSet]) -> list[dict[str, Any]]:
@@ -175,12 +176,15 @@ class _Evaluation:
 
     def _heads(self, eval_set: EvalSet, references: str, attack: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """How each head's part agrees with its mean over the references: of these, of the pictures, under an attack."""
-        key = eval_set.name, references
-        if key not in self.heads:
+        if references not in self.mean_heads:
             known = self.sets[references]
             mean = self.model.mean_heads(known)
-            self.heads[key] = [self.model.head_agreements(known, mean)[0], *self.model.head_agreements(eval_set, mean)]
-        clean, pictures, *attacked = self.heads[key]
+            self.mean_heads[references] = mean, self.model.head_agreements(known, mean)[0]
+        mean, clean = self.mean_heads[references]
+        key = eval_set.name, references
+        if key not in self.heads:
+            self.heads[key] = self.model.head_agreements(eval_set, mean)
+        pictures, *attacked = self.heads[key]
         return clean, pictures, attacked[attack]
 
 
