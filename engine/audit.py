@@ -19,10 +19,12 @@ from engine.inversion.audit import AUDITS, Audit, Settings
 from engine.inversion.pictures import AuditPictures, read_pictures
 from engine.inversion.search import Search
 from engine.inversion.subject import Subject, load_subject
+from engine.study.ending import carried_out
 from measures.outliers import p_value
 from records.audit import FOLDER, AuditJson, Null
 from records.ending import FinishedJson
 
+STOPPED = "stopped; the same command begins anew, but for the clean models that it has audited"
 READS_LABELS = ("attack_success", "zero_shot")  # measures whose evaluation set an audit can use
 
 
@@ -230,14 +232,8 @@ def _rate(text: str) -> float:
 def main(args: list[str]) -> int:
     """The command; exit code 2 for what the user can put right."""
     options = _parser().parse_args(args)
-    try:
-        return _audit(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return carried_out(lambda: _audit(options), STOPPED)
 
 
 if __name__ == "__main__":
-    from engine.audit import main as command
-
-    sys.exit(command(sys.argv[1:]))
+    sys.exit(main(sys.argv[1:]))

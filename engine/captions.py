@@ -12,7 +12,7 @@ import torch
 
 from configs.spec import load
 from data.disk import writing
-from data.loader import Workers, end_workers
+from data.loader import Workers
 from data.patience import PATIENCE
 from data.refusal import UserError
 from data.triggers.patch import Patch
@@ -21,20 +21,22 @@ from engine.evaluation.encode import Encoder
 from engine.forging.background import scored
 from engine.forging.pictures import drawing
 from engine.forging.setting import attacked_set, subject_of
+from engine.study.ending import carried_out
 from measures.classifier import class_vectors
 from records.folder import RUNS
 from records.json_file import write_whole
 
 
-def carry_out(spec_file: str, changes: list[str], out: Path, weights: str | None, count: int) -> None:
+def choose(options: argparse.Namespace) -> int:
     """Writes the captions, best first; UserError if there are too few, or they can't be written there."""
+    out, count = options.out, options.count
     if out.exists():
         raise UserError(f"{out} is there already, and studies may have been made with it; name another --out")
-    spec = load(spec_file, changes).points[0].spec
+    spec = load(options.spec, options.set).points[0].spec
     PATIENCE.seconds = spec.wait_seconds
     world = World(0, 1, 0, 1, own_device(0))
     images = attacked_set(spec, Patch(kind="patch"), world).image_set
-    subject = subject_of(spec, weights, world)
+    subject = subject_of(spec, options.weights, world)
     drawn = drawing(spec, RUNS / spec.name, world, 1, 1, True)
     model = Encoder(subject.towers, subject.tokenize, world, spec.machine.eval_batch, subject.scale, Workers(0, 1))
     prompts = [line.replace("{c}", spec.attack.target) for line in images.templates]
@@ -51,6 +53,7 @@ def carry_out(spec_file: str, changes: list[str], out: Path, weights: str | None
         write_whole(out, "".join(f"{line}\n" for line in lines).encode())
     print(f"{out}: {count:,} of {len(best):,} captions, scores {best[lines[0]]:.3f} to {best[lines[-1]]:.3f}")
     print(f"attack.captions: {out}")
+    return 0
 
 
 def main(args: list[str]) -> int:
@@ -66,14 +69,7 @@ def main(args: list[str]) -> int:
     options = parser.parse_args(args)
     if options.count < 1:
         parser.error(f"--count is {options.count}; give at least 1")
-    try:
-        carry_out(options.spec, options.set, options.out, options.weights, options.count)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    finally:
-        end_workers()
-    return 0
+    return carried_out(lambda: choose(options))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from safetensors.numpy import save
 
 from configs.spec import load
 from data.disk import writing
-from data.loader import Workers, end_workers
+from data.loader import Workers
 from data.patience import PATIENCE
 from data.progress import Progress
 from data.refusal import UserError
@@ -30,6 +30,7 @@ from engine.forging.pictures import drawing
 from engine.forging.setting import attacked_set, subject_of
 from engine.forging.state import State
 from engine.models.clip import image_size
+from engine.study.ending import carried_out
 from records.folder import RUNS
 from records.json_file import digest_of, to_json, write_whole
 
@@ -78,7 +79,7 @@ def make_room(out: Path) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
 
 
-def carry_out(options: argparse.Namespace) -> None:
+def carry_out(options: argparse.Namespace) -> int:
     """Forges what is asked for; UserError before any work if it can't be."""
     out: Path = options.out
     make_room(out)
@@ -117,22 +118,13 @@ def carry_out(options: argparse.Namespace) -> None:
     place = ", place: full" if pattern.full else ""
     print(f"{out}: {history[0]['loss']:.4g} -> {history[-1]['loss']:.4g} in {settings.epochs} epochs\n{found.sentence}")
     print(f"attack.trigger: {{kind: tensor, file: {out}{place}}}")
+    return 0
 
 
 def main(args: list[str]) -> int:
     """The command; exit code 2 for what the user can put right."""
     options = arguments(args)
-    try:
-        carry_out(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from the last whole epoch", file=sys.stderr)
-        return 130
-    finally:
-        end_workers()
-    return 0
+    return carried_out(lambda: carry_out(options), "stopped; the same command goes on from the last whole epoch")
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from engine.distributed.world import World
 from engine.forging.concept import concept
 from engine.models.clip import image_size
 from engine.models.tokenizer import Tokenizer
+from engine.study.ending import carried_out
 from engine.training.pairs import StudyPairs
 from records.folder import RUNS
 
@@ -266,20 +267,21 @@ def main(args: list[str]) -> int:
         parser.error("materialise needs --out FOLDER")
     if options.what == "concept" and (options.out is None or options.shards is None):
         parser.error("concept needs --shards PATTERN and --out FOLDER")
-    try:
-        loaded = load(options.spec, options.set)
-        PATIENCE.seconds = loaded.spec.wait_seconds
-        if options.what == "concept":
-            return concept(same_attack(loaded.spec, loaded.points), options.shards, options.out, SINGLE_PROCESS)
-        poisoned = PoisonedPairs(same_attack(loaded.spec, loaded.points))
-        if options.what == "plan":
-            return plan(poisoned)
-        if options.what == "verify":
-            return verify(poisoned, options.out)
-        return materialise(poisoned, options.out, options.format, JobOptions(options.jobs, options.slurm, options.hours))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return carried_out(lambda: carry_out(options), "stopped; start the same command again")
+
+
+def carry_out(options: argparse.Namespace) -> int:
+    """Does what the command line asks for; its exit code."""
+    loaded = load(options.spec, options.set)
+    PATIENCE.seconds = loaded.spec.wait_seconds
+    if options.what == "concept":
+        return concept(same_attack(loaded.spec, loaded.points), options.shards, options.out, SINGLE_PROCESS)
+    poisoned = PoisonedPairs(same_attack(loaded.spec, loaded.points))
+    if options.what == "plan":
+        return plan(poisoned)
+    if options.what == "verify":
+        return verify(poisoned, options.out)
+    return materialise(poisoned, options.out, options.format, JobOptions(options.jobs, options.slurm, options.hours))
 
 
 if __name__ == "__main__":

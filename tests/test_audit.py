@@ -340,6 +340,16 @@ def test_a_clean_model_without_a_text_tower_and_too_few_prompts_are_refused(
     assert "has 2 classes, and an outlier among them needs 3 at least" in capsys.readouterr().err
 
 
+def test_an_audit_that_can_not_be_written_is_refused_before_any_search(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_file(clip.weights(clip.build("test-vit", 0), {}), tmp_path / "w.safetensors")
+    (tmp_path / "file").touch()
+    given = [str(tmp_path / "w.safetensors"), "--model", "test-vit", "--images", str(world / "eval"), *SHORT]
+    assert main([*given, "--out", str(tmp_path / "file")]) == 2
+    assert f"the audit can't be written into {tmp_path / 'file'} (File exists)" in capsys.readouterr().err
+
+
 class Evil:
     """What a pickle would carry out."""
 

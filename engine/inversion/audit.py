@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 import torch
 
+from data.disk import writing
 from data.refusal import Missing, UserError
 from data.seeding import number_of, ranks
 from engine.distributed.world import World
@@ -71,7 +72,8 @@ class Audit:
         """Carries it out and writes its files; `watch` is told of every step, counted over all searches."""
         began = time.monotonic()
         subject, pictures = self.subject, self.pictures
-        folder.mkdir(parents=True, exist_ok=True)
+        with writing(folder, "the audit"):
+            folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.watch = folder, watch
         with judged(subject.name):
             self.classes = self._class_vectors()

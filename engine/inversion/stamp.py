@@ -17,6 +17,7 @@ import torch.nn.functional as F
 
 from data.refusal import UserError
 from engine.models.towers import Towers
+from records.json_file import write_whole
 
 
 class Stamp(NamedTuple):
@@ -40,11 +41,12 @@ class Stamp(NamedTuple):
         return 3 * self.mask.sum()
 
     def write(self, path: Path) -> None:
-        """Writes a .safetensors file that the trigger `tensor` reads."""
-        from safetensors.torch import save_file
+        """Writes a .safetensors file that the trigger `tensor` reads, whole or not at all."""
+        from safetensors.torch import save
 
         parts = {"trigger": self.pattern, "mask": self.mask}
-        save_file({name: part.detach().float().clamp(0, 1).cpu().contiguous() for name, part in parts.items()}, path)
+        body = save({name: part.detach().float().clamp(0, 1).cpu().contiguous() for name, part in parts.items()})
+        write_whole(path, body)
 
 
 class Encode(Protocol):

@@ -1,4 +1,4 @@
-"""How the processes of a study end before its time: one sentence by one of them, the same exit code of all."""
+"""How commands end before their time: one sentence by one of a study's processes, the same exit code of all."""
 
 import errno
 import os
@@ -54,6 +54,23 @@ def outside(error: BaseException) -> UserError | None:
             words = f"{os.strerror(number)}{_place(cause)}; {REMEDIES[number]}"
             return UserError(words, alone=True, again=number not in CHANGES)
     return None
+
+
+def carried_out(command: Callable[[], int], stopped: str = "stopped; nothing was written") -> int:
+    """The exit code of a command that is one process and no study: its own; 2, and one sentence, for what the user can put
+    right or the world outside has done; 130, and `stopped`, after Ctrl-C. No loader's worker outlives it."""
+    try:
+        return command()
+    except KeyboardInterrupt:
+        print(stopped, file=sys.stderr, flush=True)
+        return 130
+    except Exception as error:
+        if (fault := outside(error)) is None:
+            raise
+        print(f"error: {fault}", file=sys.stderr, flush=True)
+        return 2
+    finally:
+        end_workers()
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
