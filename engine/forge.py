@@ -9,6 +9,7 @@ import argparse
 import sys
 import time
 from dataclasses import asdict
+from io import BytesIO
 from pathlib import Path
 
 from safetensors.numpy import save
@@ -19,6 +20,7 @@ from data.loader import Workers
 from data.patience import PATIENCE
 from data.progress import Progress
 from data.refusal import UserError
+from data.tensor_file import settle
 from data.triggers.patch import Patch
 from data.triggers.tensor import Tensor
 from engine.distributed.world import World, cores, own_device
@@ -110,7 +112,9 @@ def carry_out(options: argparse.Namespace) -> int:
     facts |= {"history": history, "seconds": round(time.monotonic() - began, 1)}
     hidden = out.with_name(f".{out.name}")  # until all is known of it
     with writing(out.parent, "the trigger"):
-        write_whole(hidden, save(pattern.stored, {"made_by": "antidote engine.forge", "target": spec.attack.target}))
+        body = BytesIO(save(pattern.stored, {"made_by": "antidote engine.forge", "target": spec.attack.target}))
+        settle(body)
+        write_whole(hidden, body.getvalue())
         found = fragility(model, attacked_set(spec, Tensor(kind="tensor", file=str(hidden), place=options.place), world))
         write_whole(out.with_suffix(".json"), to_json({**facts, "fragility": found._asdict()}))
         hidden.replace(out)

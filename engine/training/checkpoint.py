@@ -18,6 +18,7 @@ import torch
 
 from data.disk import DiskFull, is_full
 from data.refusal import UserError
+from data.tensor_file import settle
 from engine.distributed import collectives
 from records.json_file import Damaged, read_json, sync_folder
 from records.manifest import FORMAT, Manifest
@@ -63,6 +64,9 @@ def write_file(path: Path, tensors: dict[str, torch.Tensor], metadata: dict[str,
     from safetensors.torch import save_file
 
     save_file(tensors, path, metadata)
+    if metadata:
+        with path.open("r+b") as file:
+            settle(file)
     path.chmod(path.parent.stat().st_mode & 0o666)  # safetensors makes it for its owner alone
 
 
