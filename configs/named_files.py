@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from data.refusal import UserError
 from records.digests import file_digest
 
 FIELDS = ("captions", "file", "picture", "flags", "labels")  # of attacks, triggers and objectives
@@ -22,11 +23,25 @@ def named_files(decides: dict[str, Any]) -> dict[str, str]:
     return out
 
 
-def changed_file(decides: dict[str, Any], then: dict[str, str] | None) -> str | None:
-    """The first of a run's files that holds other bytes than it did `then`; None if there is none, or nothing is known."""
-    if not then:
-        return None
-    return next((path for path, digest in named_files(decides).items() if then.get(path, digest) != digest), None)
+def changed_file(then: dict[str, str] | None) -> str | None:
+    """The first of a run's files that holds other bytes than it did `then`, as its card tells; None if there is none, or
+    nothing is known."""
+    for address, digest in (then or {}).items():
+        try:
+            if file_digest(Path(address)) != digest:
+                return address
+        except OSError:
+            continue  # whoever reads it says so
+    return None
+
+
+def refuse_changed_file(run: Path, then: dict[str, str] | None) -> None:
+    """UserError if a file that the spec of the run in a folder names, such as a trigger's, holds other bytes than `then`."""
+    if (other := changed_file(then)) is not None:
+        raise UserError(
+            f"{run} was begun when {other} held other bytes; put them back, give the spec another name, or delete that "
+            "folder"
+        )
 
 
 def _addresses(value: Any, parents: tuple[str, ...] = ()) -> Iterator[str]:

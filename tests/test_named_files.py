@@ -1,14 +1,23 @@
 """Files that a spec names: their bytes are part of what a run is."""
 
+import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import samples
+import torch
 
 from configs.named_files import FIELDS, changed_file, named_files
 from configs.spec import Spec
+from data.refusal import UserError
+from engine.distributed.world import World
+from engine.training import run_state
 from records import digests
+from records.manifest import Manifest
 
 OTHERWISE = {  # fields that name files whose bytes count in another way, or do not count
     "path": "the digest of weights is in the fingerprint",
@@ -43,13 +52,32 @@ def test_other_bytes_under_the_same_name_are_seen(tmp_path: Path, decides: dict[
     decides = _with(decides, str(file))
     then = named_files(decides)
     assert list(then) == [str(file)]
-    assert changed_file(decides, then) is None
-    assert changed_file(decides, None) is None
+    assert changed_file(then) is None
+    assert changed_file(None) is None
     file.write_bytes(b"two")
     digests.forget()
-    assert changed_file(decides, then) == str(file)
+    assert changed_file(then) == str(file)
     file.unlink()
-    assert changed_file(decides, then) is None, "whoever reads it says that it is missing"
+    assert changed_file(then) is None, "whoever reads it says that it is missing"
+
+
+def test_a_run_does_not_go_on_with_other_bytes_than_it_began_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that comes back from a queue goes on by itself, without what the study's command looks at before."""
+    captions = tmp_path / "captions.txt"
+    captions.write_text("a {c}\n")
+    files = named_files({"attack": {"captions": str(captions)}})
+    (tmp_path / "card.json").write_text(json.dumps(samples.card(files=files)))
+    manifest = Manifest(step=1, journal=0, data="", zero=0, world=1, spec={}, versions={}, spent={})
+    monkeypatch.setattr(run_state.checkpoint, "newest", lambda folder: (folder / "step-1", manifest))
+    monkeypatch.setattr(run_state.learner_state, "restore", lambda *of: None)
+    pairs = SimpleNamespace(index=SimpleNamespace(digest=""), out_digest=None)
+    inputs: Any = SimpleNamespace(folder=tmp_path, pairs=pairs)
+    restore = partial(run_state.restore, inputs, SimpleNamespace(), World(0, 1, 0, 1, torch.device("cpu")))  # type: ignore[arg-type]
+    assert restore().step == 1
+    captions.write_text("the {c}\n")
+    digests.forget()
+    with pytest.raises(UserError, match="held other bytes; put them back"):
+        restore()
 
 
 def test_a_word_is_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from configs.named_files import changed_file
+from configs.named_files import refuse_changed_file
 from configs.plan import Run, differences
 from data.refusal import Missing, UserError
 from engine.distributed import collectives
@@ -67,8 +67,9 @@ def refusals(scheduler: Scheduler, shared: StudyInputs) -> check.Refusals:
 def refuse_changed(scheduler: Scheduler) -> None:
     """UserError if the study is being carried out under another spec, or a run was begun under one and is not finished."""
     _refuse_other_spec(scheduler)
-    _refuse_other_files(scheduler.folder, scheduler.all_stages.runs)
-    _refuse_orphans(scheduler.folder, scheduler.all_stages.runs, scheduler.runs)
+    planned = scheduler.all_stages.runs
+    _refuse_other_files(scheduler.folder, planned)
+    _refuse_orphans(scheduler.folder, planned, scheduler.runs)
 
 
 def _refuse_other_spec(scheduler: Scheduler) -> None:
@@ -90,14 +91,10 @@ def _refuse_other_spec(scheduler: Scheduler) -> None:
 
 
 def _refuse_other_files(folder: Path, runs: list[Run]) -> None:
-    """UserError if a file that a run's spec names, such as a trigger's, holds other bytes than when the run began."""
-    for run in runs:
-        card = Card.read_whole(folder / run.folder)
-        if card is not None and (other := changed_file(run.decides, card.files)) is not None:
-            raise UserError(
-                f"{folder / run.folder} was begun when {other} held other bytes; put them back, give the spec another name, "
-                "or delete that folder"
-            )
+    """UserError if a file that a run's spec names holds other bytes than when the run began."""
+    for home in (folder / run.folder for run in runs):
+        if (card := Card.read_whole(home)) is not None:
+            refuse_changed_file(home, card.files)
 
 
 def _shared(spec: dict[str, Any]) -> dict[str, Any]:

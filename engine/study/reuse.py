@@ -49,7 +49,7 @@ def reuse_finished_runs(runs: Iterable[Run], folder: Path) -> list[tuple[Run, Pa
                 if is_same:
                     verify_run(source)
                     card = Card.read_whole(source)
-                    if (other := changed_file(run.decides, card.files if card else None)) is not None:
+                    if (other := changed_file(card.files if card else None)) is not None:
                         print(
                             f"{source} was made when {other} held other bytes; not taken over", file=sys.stderr, flush=True
                         )

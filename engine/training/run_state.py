@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from configs.named_files import refuse_changed_file
 from data.refusal import UserError
 from data.seeding import derive_seed
 from data.shards import same_pairs
@@ -57,6 +58,7 @@ def restore(inputs: RunInputs, learner: Learner, world: World) -> Position:
             f"{path} was trained without other pairs than are left out now, as their scores were made anew; put the scores "
             f"back, or delete {path.parent.parent}"
         )
+    collectives.on_rank_0(lambda: refuse_changed_file(inputs.folder, card.files if card else None))
     learner_state.restore(learner, path, world)
     return Position(manifest.step, manifest.journal, manifest.spent, manifest.bad, manifest.due)
 
