@@ -14,7 +14,7 @@ from configs.sweep import of_leaving
 from data.sources import of_all_pairs
 from data.without import Without
 from records.spec_json import fingerprint
-from records.study_json import LeftOut, Probe, RunEntry, StageName
+from records.study_json import ControlName, LeftOut, Probe, RunEntry, StageName
 
 Address = str | dict[str, str]  # of shards: a pattern, or patterns by name
 FORMAT = 5  # raised when the same spec comes to mean another computation
@@ -205,9 +205,12 @@ class Run:
         return " ".join([self.stage, objective, *fields, *left_out])
 
     @property
-    def _forgets(self) -> bool:
-        """Whether its training begins with nothing of the start's weights."""
-        return self.settings.transform is not None and self.settings.transform.forgets
+    def control(self) -> ControlName | None:
+        """Which control of cleaners it is, if any."""
+        if self.of_twin:
+            return "twin"
+        transform = self.settings.transform if self.stage == "clean" else None
+        return "fresh" if transform is not None and transform.forgets else None
 
     def entry(self) -> RunEntry:
         """The run as study.json lists it."""
@@ -224,7 +227,7 @@ class Run:
             seed=self.spec.seed,
             swept={name: value for name, value in self.swept if cleans or name not in self.cleaning},
             cleaning=tuple(sorted(self.cleaning)) if cleans else (),
-            control="twin" if self.of_twin else "fresh" if cleans and self._forgets else None,
+            control=self.control,
             without=self._entry_of_left_out(),
             after=self.after,
         )

@@ -34,7 +34,7 @@ def groups(runs: Iterable[Run]) -> dict[Group, list[Run]]:
     """The cleanings of poisoned models, those together that start from the same one by the same cleaner; no controls."""
     out: dict[Group, list[Run]] = {}
     for run in runs:
-        if run.stage == "clean" and run.after is None and run.entry().control is None:
+        if run.stage == "clean" and run.after is None and run.control is None:
             out.setdefault((run.origin, run.cleaner), []).append(run)
     return out
 

@@ -116,7 +116,7 @@ def twin_of(cleaned: Run, runs: Iterable[Run]) -> Run | None:
 def prospects(cleaned: Run) -> list[Run]:
     """The tunings of a cleaning as they can be looked at before it has ended: without their weights."""
     section = cleaned.spec.after
-    if section is None or not section.retune or cleaned.stage != "clean" or cleaned.after or cleaned.entry().control:
+    if section is None or not section.retune or cleaned.stage != "clean" or cleaned.after or cleaned.control:
         return []
     probe = Probe(of=cleaned.folder, kind="retune", amount=section.retune[-1])
     return [

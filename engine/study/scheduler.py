@@ -35,9 +35,7 @@ class Scheduler:
     planned: frozenset[Run] = frozenset()  # the same, to ask for one of them
     ended: set[str] = field(default_factory=set)  # folders of runs that ended
     proposals: frozenset[tuple[str, int]] = frozenset()  # files of a search that `runs` knows, and when they changed
-    probed: dict[Group, list[Run]] = field(
-        default_factory=dict
-    )  # the runs that probe cleaned models, by what was chosen from
+    probed: set[Group] = field(default_factory=set)  # of what a cleaned model was chosen, whose probes `runs` has
 
     @classmethod
     def of(cls, loaded: Loaded, folder: Path, stage: str | None) -> "Scheduler":
@@ -57,9 +55,9 @@ class Scheduler:
         proposals = self._proposals()
         if not self.runs or proposals != self.proposals:
             self._list_runs(proposals)
-            self.probed = {}
+            self.probed = set()
         if fresh := self._probes():
-            self.probed |= fresh
+            self.probed |= fresh.keys()
             known = {run.folder for run in self.runs}
             self.runs += {run.folder: run for runs in fresh.values() for run in runs if run.folder not in known}.values()
             self.planned = frozenset(self.runs)
@@ -130,7 +128,8 @@ class Scheduler:
     def ready(self, run: Run) -> bool:
         """Whether what it starts from is there, or the scores that say what it leaves out."""
         if (scored := run.scored) is not None:
-            return scored.detect is not None and scored_as(self.folder / scored.folder, scored.detect.asked)
+            home = self.folder / scored.folder  # of one that ended the scores, whose file is long, are not read at each look
+            return scored.folder in self.ended or scored.detect is not None and scored_as(home, scored.detect.asked)
         return run.start is None or finished(self.folder / run.start.folder)
 
     def next(self) -> tuple[Run, Lock] | Literal["wait", "none"]:
