@@ -61,11 +61,11 @@ def build(inputs: RunInputs, world: World) -> Built:
     towers.cuts = towers.trims and machine.trim_text != "never"
     scalars, source = load_start_weights(inputs, towers)
     start_weights = _copied(towers) if run.stage == "clean" and world.first else {}
-    way_back = WayBack(stage.optimizer.path.rho, towers.parameters()) if stage.optimizer.path else None
     frozen = _frozen(towers).to(world.device) if "start" in stage.objective.needs else None
     moments, section = _moments(inputs, source)
     norms = _set_norms(inputs, towers, world)
     towers.to(world.device)
+    way_back = WayBack(stage.optimizer.path.rho, towers.parameters()) if stage.optimizer.path else None
     scalars, words = _transform(inputs, towers, scalars, world)
     if not stage.objective.moves_texts:
         towers.freeze_texts()

@@ -110,7 +110,7 @@ class WayBack:
     def go(self, parameters: Iterable[torch.Tensor]) -> None:
         """Moves those parameters that are trained; not at all where they are at the start."""
         pairs = zip(parameters, self.start, strict=True)
-        moved, start = zip(*[(own.data, start.to(own.device)) for own, start in pairs if own.requires_grad], strict=True)
+        moved, start = zip(*[(own.data, start) for own, start in pairs if own.requires_grad], strict=True)
         self.kept = [own.clone() for own in moved]
         way = torch._foreach_sub(start, moved)
         norm = torch.nn.utils.get_total_norm(way)
