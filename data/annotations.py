@@ -39,7 +39,7 @@ def read_labels(path: str, index: Index, classes: int) -> np.ndarray:
 
 def read_flags(path: str, index: Index) -> np.ndarray:
     """bool by sample of the index: whether the file names it; UserError if it names none of them."""
-    flagged = {entry["key"] for _, entry in _entries(path)}
+    flagged = read_keys(path)
     flags = np.array([key in flagged for key in index.keys])
     if not flags.any():
         raise UserError(f"{path} flags none of the {len(index):,} pairs; its keys must be the samples' names")
