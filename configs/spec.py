@@ -184,6 +184,11 @@ class Spec(Section):
                 f"detect: abl compares captions, of which pretrain.objective {self.pretrain.objective.kind} reads none; "
                 "leave abl out"
             )
+        if self.pretrain.norms == "estimated":
+            raise ValueError(
+                "detect: abl compares losses of a training, but pretrain.norms is estimated, where no weight is trained; "
+                "leave abl out"
+            )
         return self
 
     @model_validator(mode="after")

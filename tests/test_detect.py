@@ -220,6 +220,13 @@ def test_a_section_that_makes_no_sense_is_refused(section: str, words: str, spec
         load(spec)
 
 
+def test_losses_of_a_stage_that_trains_no_weight_are_refused(spec: Path) -> None:
+    estimated = ["pretrain.start={path: weights.safetensors}", "pretrain.norms=estimated", "clean=null"]
+    load(spec, [*estimated, "detect={}"])
+    with pytest.raises(UserError, match=r"pretrain.norms is estimated, where no weight is trained; leave abl out"):
+        load(spec, [*estimated, "detect={detectors: [{kind: abl, epochs: 1}]}"])
+
+
 def test_a_sweep_does_not_reach_it(spec: Path) -> None:
     with pytest.raises(UserError, match=r"no field 'detect.budget'; it can't be swept"):
         load(spec, ["sweep={detect.budget: [{share: 0.1}]}"])
