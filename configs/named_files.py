@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from data.refusal import UserError
-from records.digests import file_digest
+from records.digests import changed_file, file_digest
 
 FIELDS = ("captions", "file", "picture", "flags", "labels")  # of attacks, triggers and objectives
 
@@ -21,18 +21,6 @@ def named_files(decides: dict[str, Any]) -> dict[str, str]:
         except OSError:
             continue  # whoever reads it says so
     return out
-
-
-def changed_file(then: dict[str, str] | None) -> str | None:
-    """The first of a run's files that holds other bytes than it did `then`, as its card tells; None if there is none, or
-    nothing is known."""
-    for address, digest in (then or {}).items():
-        try:
-            if file_digest(Path(address)) != digest:
-                return address
-        except OSError:
-            continue  # whoever reads it says so
-    return None
 
 
 def refuse_changed_file(run: Path, then: dict[str, str] | None) -> None:

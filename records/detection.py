@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from records.digests import file_digest
+from records.digests import changed_file, file_digest
 from records.ending import FinishedJson
 from records.folder import RecordFile
 from records.json_file import damaged
@@ -46,7 +46,8 @@ class DetectorResult(BaseModel):
 
 
 class DetectionJson(RecordFile):
-    """The scores of one run; `files` are the SHA-256 of what lies beside it, `asked` the spec's section."""
+    """The scores of one run; `files` are the SHA-256 of what lies beside it, `asked` the spec's section, `foreign` the
+    SHA-256 of the other programs' files that it names, by address."""
 
     FILE: ClassVar[str] = f"{FOLDER}/detection.json"
     REMEDY: ClassVar[str] = "delete it and detect again"
@@ -60,6 +61,7 @@ class DetectionJson(RecordFile):
     encoding: Amount  # seconds
     processes: Count
     files: dict[str, str]
+    foreign: dict[str, str] = Field({}, exclude_if=lambda files: not files)
     detectors: list[DetectorResult]
     twin: str | None = None  # the folder of the untouched twin whose shares the detectors tell
 
@@ -69,9 +71,12 @@ class DetectionJson(RecordFile):
 
 
 def scored_as(home: Path, asked: dict[str, Any]) -> bool:
-    """Whether the pairs of the finished run in a folder are scored as is asked, by the weights that it has."""
+    """Whether the pairs of the finished run in a folder are scored as is asked, by the weights that it has, and beside what
+    other programs' files hold now."""
     found, end = DetectionJson.read_whole(home), FinishedJson.read_whole(home)
-    return found is not None and end is not None and (found.weights, found.asked) == (end.weights, asked)
+    if found is None or end is None:
+        return False
+    return (found.weights, found.asked) == (end.weights, asked) and changed_file(found.foreign) is None
 
 
 def scores_in(home: Path, title: str) -> dict[str, float]:

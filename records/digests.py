@@ -16,6 +16,18 @@ def file_digest(path: Path) -> str:
     return _known[file]
 
 
+def changed_file(then: dict[str, str] | None) -> str | None:
+    """The first file that holds other bytes than `then`, when it had these digests by address; None if there is none, or
+    nothing is known."""
+    for address, digest in (then or {}).items():
+        try:
+            if file_digest(Path(address)) != digest:
+                return address
+        except OSError:
+            continue  # whoever reads it says so
+    return None
+
+
 def forget() -> None:
     """Takes every digest again: for whoever changes files faster than the file system's clock ticks."""
     _known.clear()

@@ -1,6 +1,7 @@
 """The pairs of a finished pre-training scored: files, numbers, ranks, the twin, other programs' scores, refusals."""
 
 import json
+import shutil
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -29,7 +30,8 @@ from engine.training.pair_losses import pair_losses
 from measures.detectors.budget import Budget, Flagged
 from objectives.contract import Features
 from objectives.exchange import SingleRank
-from records.detection import FOLDER, DetectionJson
+from records.detection import FOLDER, DetectionJson, scored_as
+from records.digests import file_digest
 from records.ending import FinishedJson
 from records.scores import FLAGGED, SCORES, ScoreWriter, read_scores
 from report.figures import figures
@@ -188,6 +190,22 @@ def test_neither_micro_batches_nor_workers_count(study: Path, words: tuple[str, 
 
 
 @pytest.mark.slow
+def test_scores_are_made_anew_when_another_programs_file_changes(study: Path, tmp_path: Path) -> None:
+    home, theirs = tmp_path / "copy/runs/tiny" / home_of(study, "pretrain").name, tmp_path / "theirs.jsonl"
+    shutil.copytree(study, home.parent)
+    keys = by_kind(home / FOLDER / SCORES)["slof"]
+    theirs.write_text("".join(json.dumps({"key": key, "score": at}) + "\n" for at, key in enumerate(keys)))
+    done = command(home.parent, 1, "--run", str(home), "--detector", "slof", "--scores", str(theirs))
+    assert done.returncode == 0, done.stderr
+    result = DetectionJson.read(home)
+    assert result is not None
+    assert result.foreign == {str(theirs): file_digest(theirs)}
+    assert scored_as(home, result.asked)
+    theirs.write_text(theirs.read_text()[1:])
+    assert not scored_as(home, result.asked)
+
+
+@pytest.mark.slow
 def test_nothing_of_a_training_changes(study: Path, world: Path, tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(SPEC.format(world=world))
     done = antidote("--spec", "tiny.yaml", "--stage", "pretrain", cwd=tmp_path)
@@ -230,6 +248,22 @@ def test_losses_of_a_stage_that_trains_no_weight_are_refused(spec: Path) -> None
 def test_a_sweep_does_not_reach_it(spec: Path) -> None:
     with pytest.raises(UserError, match=r"no field 'detect.budget'; it can't be swept"):
         load(spec, ["sweep={detect.budget: [{share: 0.1}]}"])
+
+
+def test_pairs_are_scored_as_asked_until_another_programs_file_changes(study: Path, tmp_path: Path) -> None:
+    home, theirs, beside = home_of(study, "pretrain"), tmp_path / "theirs.jsonl", tmp_path / "run"
+    (beside / FOLDER).mkdir(parents=True)
+    shutil.copy(home / FinishedJson.FILE, beside)
+    theirs.write_text('{"key": "a", "score": 1}\n')
+    result = DetectionJson.read(home)
+    assert result is not None
+    assert "foreign" not in result.model_dump()
+    result.model_copy(update={"foreign": {str(theirs): file_digest(theirs)}}).write(beside)
+    assert scored_as(beside, result.asked)
+    theirs.write_text('{"key": "a", "score": 12}\n')
+    assert not scored_as(beside, result.asked)
+    theirs.unlink()
+    assert scored_as(beside, result.asked), "whoever reads it says that it is missing"
 
 
 class Listed:

@@ -11,12 +11,13 @@ import pytest
 import samples
 import torch
 
-from configs.named_files import FIELDS, changed_file, named_files
+from configs.named_files import FIELDS, named_files
 from configs.spec import Spec
 from data.refusal import UserError
 from engine.distributed.world import World
 from engine.training import run_state
 from records import digests
+from records.digests import changed_file
 from records.manifest import Manifest
 
 OTHERWISE = {  # fields that name files whose bytes count in another way, or do not count

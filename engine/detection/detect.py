@@ -68,7 +68,7 @@ def detect(detection: Detection) -> DetectionJson:
     collectives.on_rank_0(lambda: verify_files(home, WEIGHTS))
     samples = np.array([detection.pairs.sample(row) for row in range(len(detection.pairs))], np.int64)
     order = ranks(run.spec.seed, "detect", detection.pairs.index.hashes[samples])
-    foreign = collectives.on_rank_0(lambda: _foreign(detection, samples))
+    foreign, foreign_files = collectives.on_rank_0(lambda: _foreign(detection, samples))
     began = time.monotonic()
     towers = _towers(run, home, world)
     asks = frozenset().union(*(section.asks for section in asked.detectors))
@@ -83,7 +83,7 @@ def detect(detection: Detection) -> DetectionJson:
         replaced = int(found.replaced.sum())
     facts = {
         "run": run.folder, "asked": asked.asked, "pairs": len(samples), "replaced": replaced,
-        "encoding": round(encoding, 3), "processes": world.size,
+        "encoding": round(encoding, 3), "processes": world.size, "foreign": foreign_files,
     }  # fmt: skip
     said = {section.title: _said(section, embedded, seconds) for section in asked.detectors}
     return collectives.on_rank_0(lambda: _written(detection, (samples, order), scores | foreign, said, facts))
@@ -104,16 +104,18 @@ def _towers(run: Run, home: Path, world: World) -> Any:
     return towers.to(world.device).eval()
 
 
-def _foreign(detection: Detection, samples: np.ndarray) -> Scores:
-    """The scores of other programs; UserError where two, or one and a detector, have the same name."""
-    out: Scores = {}
+def _foreign(detection: Detection, samples: np.ndarray) -> tuple[Scores, dict[str, str]]:
+    """(the scores of other programs, their files' SHA-256 by address); UserError where two, or one and a detector, have the
+    same name."""
+    out, files = Scores(), dict[str, str]()
     taken = {section.title for section in detection.asked.detectors}
     for path in detection.asked.scores:
         for kind, scores in read_foreign(Path(path), detection.pairs.index, samples).items():
             if kind in out or kind in taken:
                 raise UserError(f"{path}: scores of kind '{kind}' are there already; give them another kind")
             out[kind] = scores
-    return out
+        files[path] = file_digest(Path(path))
+    return out, files
 
 
 def _scores(

@@ -10,9 +10,9 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from configs.named_files import changed_file
 from configs.plan import Run
 from records.card import Card
+from records.digests import changed_file
 from records.ending import FinishedJson, verify_run
 from records.folder import finished
 from records.json_file import Damaged
