@@ -11,8 +11,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from measures.detectors.ranking import number_at
-
-NORMAL = 1.4826
+from measures.outliers import NORMAL
 
 
 class Budget(BaseModel):
