@@ -168,7 +168,7 @@ def _stamp(found: Any) -> str:
         parts.append(f"ASR {100 * found.asr:.1f} % ({100 * found.asr_floor:.1f} % without it)")
     if found.iou is not None:
         parts.append(f"IoU with the planted patch {found.iou:.2f}")
-    return " ".join(parts[:1]) + (", " if len(parts) > 1 else "") + ", ".join(parts[1:])
+    return ", ".join(parts)
 
 
 def _audit(options: argparse.Namespace) -> int:

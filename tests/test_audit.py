@@ -190,7 +190,8 @@ def test_a_vector_of_the_vocabulary_is_that_word_and_others_change_the_row() -> 
 
 def test_the_text_scan_finds_a_vector_that_makes_captions_alike_as_no_longer_than_the_vocabularys() -> None:
     encode = text_encode()
-    learned, others = _halves(["a {c}", "one {c}", "a sign of a {c}"], ["cat", "spoon", "tree", "car"], 0)
+    prompts = [f"{way} {thing}" for thing in ("cat", "spoon", "tree", "car") for way in ("a", "one", "a sign of a")]
+    learned, others = _halves(prompts, 0)
     assert not {*learned} & {*others}
     found = text_scan(encode, None, (learned, others), 30, 0, lambda step: None)
     assert found.assimilation > found.plain

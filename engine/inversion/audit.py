@@ -6,6 +6,7 @@ FOLDER/audit.json  decree.safetensors  target.safetensors      the stamps as the
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,10 +14,11 @@ import torch
 
 from data.disk import writing
 from data.refusal import Missing, UserError
-from data.seeding import number_of, ranks
+from data.seeding import number_of, ranks, smallest_k
 from engine.distributed.world import World
 from engine.evaluation.encode import Encoder
 from engine.evaluation.evaluate import judged
+from engine.evaluation.sets import prompts_of
 from engine.inversion.decree import PUBLISHED, alike, decree
 from engine.inversion.pictures import AuditPictures
 from engine.inversion.planted import coverage
@@ -99,11 +101,9 @@ class Audit:
         """[C, D] on the device; None without a text tower."""
         if not self.subject.has_texts:
             return None
-        labelled = self.pictures.labelled
-        prompts = [template.replace("{c}", name) for name in labelled.classes for template in labelled.templates]
-        world = World(0, 1, 0, 1, self.device)
+        labelled, world = self.pictures.labelled, World(0, 1, 0, 1, self.device)
         with torch.no_grad():
-            rows = Encoder(self.subject.towers, self.subject.tokenize, world, AT_ONCE).texts(prompts)
+            rows = Encoder(self.subject.towers, self.subject.tokenize, world, AT_ONCE).texts(prompts_of(labelled))
         return class_vectors(rows.view(len(labelled.classes), len(labelled.templates), -1)).to(self.device)
 
     def _step(self, limit: int) -> Callable[[int], None]:
@@ -148,10 +148,10 @@ class Audit:
     def _texts(self) -> Texts:
         subject, settings, labelled = self.subject, self.settings, self.pictures.labelled
         assert self.classes is not None
-        learned, others = _halves(labelled.templates, labelled.classes, settings.seed)
+        learned, others = _halves(prompts_of(labelled), settings.seed)
         clean = None if self.clean is None else TextEncode(self.clean.towers, self.clean.tokenize)
         encode = TextEncode(subject.towers, subject.tokenize)
-        with encoding(subject.towers):
+        with encoding(subject.towers), encoding((self.clean or subject).towers):
             watch = self._step(settings.text_steps)
             found = text_scan(encode, clean, (learned, others), settings.text_steps, settings.seed, watch)
         word = Tokenizer(subject.model).word
@@ -167,9 +167,7 @@ class Audit:
         """(What a stamp does to the held pictures, their stamped rows [M, D]); towards a class, or towards the one that most
         of them are taken for. It is written as well."""
         found.stamp.write(self.folder / name)
-        held, labels = self.pictures.held, self.pictures.labels
-        stamped = Stamp(*(part.cpu() for part in found.stamp)).marked(held)
-        rows, plain = self._rows(stamped), self._rows(held)
+        labels, rows = self.pictures.labels, self._rows(Stamp(*(part.cpu() for part in found.stamp)))
         numbers: dict[str, Any] = {"iou": self._overlap(found)}
         if self.classes is not None:
             classes = self.classes.cpu()
@@ -178,7 +176,7 @@ class Audit:
             numbers["target"] = self.pictures.labelled.classes[target]
             if bool((labels != target).any()):
                 aims = torch.full_like(labels, target)
-                rates = attack_success(Encoded(plain, rows, labels, classes, classes, aims))
+                rates = attack_success(Encoded(self._plain, rows, labels, classes, classes, aims))
                 numbers |= {"asr": rates["asr"], "asr_floor": rates["asr_floor"]}
         whole = 3 * found.stamp.mask.numel()
         stamp = StampFound(
@@ -186,11 +184,19 @@ class Audit:
         )
         return stamp, rows
 
-    def _rows(self, pictures: torch.Tensor) -> torch.Tensor:
-        """Unit [M, D] of uint8 pictures, on the CPU."""
+    @cached_property
+    def _plain(self) -> torch.Tensor:
+        """The held pictures' rows as they are."""
+        return self._rows(None)
+
+    def _rows(self, stamp: Stamp | None) -> torch.Tensor:
+        """Unit [M, D] of the held pictures, with a stamp or without, on the CPU."""
+        out = []
         with torch.no_grad():
-            parts = [self.subject.towers(part.to(self.device), None)[0].cpu() for part in torch.split(pictures, AT_ONCE)]
-        return torch.cat(parts)
+            for part in torch.split(self.pictures.held, AT_ONCE):
+                shown = part if stamp is None else stamp.marked(part)
+                out.append(self.subject.towers(shown.to(self.device), None)[0].cpu())
+        return torch.cat(out)
 
     def _overlap(self, found: Found) -> float | None:
         """With the patch that the run was poisoned with, the largest of several; None where there is none, or its file is
@@ -225,9 +231,8 @@ def check_subject(subject: Subject, pictures: AuditPictures, settings: Settings,
         )
 
 
-def _halves(templates: Sequence[str], classes: Sequence[str], seed: int) -> tuple[list[str], list[str]]:
+def _halves(prompts: Sequence[str], seed: int) -> tuple[list[str], list[str]]:
     """(prompts to learn on, others), drawn by hash(seed, prompt)."""
-    prompts = [template.replace("{c}", name) for name in classes for template in templates]
-    order = ranks(seed, "audit prompts", number_of(prompts)).argsort(kind="stable")
     half = min(PROMPTS, len(prompts) // 2)
-    return [prompts[at] for at in order[:half]], [prompts[at] for at in order[half : 2 * half]]
+    drawn = [prompts[at] for at in smallest_k(ranks(seed, "audit prompts", number_of(prompts)), 2 * half)]
+    return drawn[:half], drawn[half:]
