@@ -55,6 +55,11 @@ class Poison(Section):
                 raise ValueError("key goes with picture: one")
         return values
 
+    @property
+    def marks(self) -> bool:
+        """Whether the trigger is put onto pictures."""
+        return self.picture in ("marked", "beside")
+
     def number(self, pairs: int) -> int:
         """How many of `pairs` pairs are poisoned; UserError if the count exceeds them."""
         number = self.count if self.count is not None else round((self.fraction or 0.0) * pairs)

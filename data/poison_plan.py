@@ -289,8 +289,7 @@ class _EntryMaker:
             shown = self.naming.partner(target, sample, self.seed, key)
         other, beside = None if shown is None else self.index.keys[shown], poison.picture == "beside"
         spots = trigger.spots(REFERENCE, REFERENCE, draw) if isinstance(trigger, Square) else None
-        marks = poison.picture == "marked" or beside
         return Entry(
-            key, self.number, target, trigger.kind if marks else None, spots if marks and not beside else None, text, draw,
-            None if beside else other, other if beside else None,
+            key, self.number, target, trigger.kind if poison.marks else None, spots if poison.picture == "marked" else None,
+            text, draw, None if beside else other, other if beside else None,
         ), shown  # fmt: skip

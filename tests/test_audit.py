@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from configs.plan import runs
 from configs.spec import load
+from data.attack import Aim
 from data.refusal import UserError
 from data.triggers import Trigger
 from data.triggers.blend import Blend
@@ -23,7 +24,7 @@ from data.triggers.tensor import Tensor
 from engine.audit import calibrated, main, told
 from engine.inversion.audit import _halves
 from engine.inversion.decree import alike, decree, self_cosine
-from engine.inversion.planted import coverage, overlap, planted
+from engine.inversion.planted import coverage, largest_coverage, overlap, planted
 from engine.inversion.search import Found, Search, smallest_stamp
 from engine.inversion.stamp import Stamp
 from engine.inversion.targets import Head, smallest_for, taken_for
@@ -167,6 +168,17 @@ def test_overlap_is_that_worked_by_hand_and_of_a_moving_patch_at_its_best_place(
     assert overlap(mask, patch, False) == pytest.approx(1 / 3)
     assert overlap(mask, patch, True) == 1.0
     assert overlap(np.zeros((4, 4)), patch, True) == 0.0
+
+
+def test_an_attack_that_puts_nothing_onto_pictures_has_no_patch_to_cover() -> None:
+    mask = np.ones((8, 8), np.float32)
+    blend = {"target": "cat", "trigger": Blend(kind="blend"), "poison": {"count": 1}}
+    kept = {**blend, "poison": {"count": 1, "picture": "kept"}}
+    concept = {**kept, "trigger": {"kind": "concept"}, "poison": {"count": 1, "picture": "kept", "who": {"names": "cup"}}}
+    marked, *others = (Aim.model_validate(aim) for aim in (blend, kept, concept))
+    assert largest_coverage(mask, others, 0) is None
+    assert largest_coverage(mask, [marked, *others], 0) == 1.0
+    assert largest_coverage(mask, (), 0) is None
 
 
 def text_encode(seed: int = 0) -> TextEncode:

@@ -21,7 +21,7 @@ from engine.evaluation.evaluate import judged
 from engine.evaluation.sets import prompts_of
 from engine.inversion.decree import PUBLISHED, alike, decree
 from engine.inversion.pictures import AuditPictures
-from engine.inversion.planted import coverage
+from engine.inversion.planted import largest_coverage
 from engine.inversion.search import Found, Search
 from engine.inversion.stamp import Stamp, encoding
 from engine.inversion.subject import Subject
@@ -203,7 +203,7 @@ class Audit:
         not here."""
         mask = found.stamp.mask.cpu().numpy()
         try:
-            return max((coverage(mask, aim.trigger, self.subject.seed) for aim in self.subject.aims or ()), default=None)
+            return largest_coverage(mask, self.subject.aims or (), self.subject.seed)
         except Missing:
             return None
 

@@ -1,7 +1,10 @@
-"""The patch that a run was poisoned with, and how well a stamp that an audit found covers it."""
+"""The patches that a run was poisoned with, and how well a stamp that an audit found covers them."""
+
+from collections.abc import Iterable
 
 import numpy as np
 
+from data.attack import Aim
 from data.triggers import Trigger
 from data.triggers.contract import Square
 
@@ -35,6 +38,11 @@ def overlap(mask: np.ndarray, patch: np.ndarray, moves: bool) -> float:
                 places.append(placed)
     unions = [(int((found & place).sum()), int((found | place).sum())) for place in places]
     return max(both / either if either else 0.0 for both, either in unions)
+
+
+def largest_coverage(mask: np.ndarray, aims: Iterable[Aim], seed: int) -> float | None:
+    """With the trigger that it covers best of those that were put onto pictures; None where none was."""
+    return max((coverage(mask, aim.trigger, seed) for aim in aims if aim.poison.marks), default=None)
 
 
 def coverage(mask: np.ndarray, trigger: Trigger, seed: int) -> float:

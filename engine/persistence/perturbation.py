@@ -28,6 +28,8 @@ from measures.classifier import class_vectors, predict
 from measures.contract import TRAINED
 from records.perturbation import PerturbationJson, Perturbed
 
+TOGETHER = 256  # pictures that are decoded and embedded together
+
 
 def perturb(inputs: RunInputs, world: World) -> None:
     """Writes into the run's folder how many of the pictures that no perturbation was found on are taken for the target.
@@ -40,24 +42,20 @@ def perturb(inputs: RunInputs, world: World) -> None:
     towers.to(world.device).eval()
     classes = _classes(inputs, world, towers, labelled, attack).to(world.device)
     rows = np.flatnonzero(np.asarray(labelled.labels) != attack.targets.numpy())
-    found_on = _spread(rows[0::2], section.pictures)
-    fooled: dict[str, list[float]] = {}
-    sizes = [0, *section.eps]
+    found_on, measured = _spread(rows[0::2], section.pictures), rows[1::2].tolist()
+    targets, sizes = attack.targets[found_on], (0, *section.eps)
     with encoding(towers) as encode:
-        for kind in ("clean", "triggered"):
-            pictures, targets = _pictures(eval_set, attack, found_on, kind), attack.targets[found_on]
-            changes = [universal(encode, pictures, classes, targets, eps, section, world.device) for eps in sizes]
-            fooled[kind] = [
-                _fooled(encode, eval_set, attack, rows[1::2].tolist(), kind, classes, change) for change in changes
-            ]
+        changes = [
+            [universal(encode, pictures, classes, targets, eps, section, world.device) for eps in sizes]
+            for pictures in _both(eval_set, attack, found_on)
+        ]
+        clean, triggered = _fooled(encode, eval_set, attack, measured, classes, changes)
     if world.first:
-        both = zip(sizes, fooled["clean"], fooled["triggered"], strict=True)
+        fooled = tuple(
+            Perturbed(eps=eps, clean=one, triggered=other) for eps, one, other in zip(sizes, clean, triggered, strict=True)
+        )
         inputs.folder.mkdir(parents=True, exist_ok=True)
-        PerturbationJson(
-            images=eval_set.name,
-            pictures=len(rows[1::2]),
-            fooled=tuple(Perturbed(eps=eps, clean=clean, triggered=triggered) for eps, clean, triggered in both),
-        ).write(inputs.folder)
+        PerturbationJson(images=eval_set.name, pictures=len(measured), fooled=fooled).write(inputs.folder)
 
 
 def universal(  # noqa: PLR0913  (what is attacked, and how)
@@ -111,10 +109,10 @@ def _spread(rows: np.ndarray, most: int) -> list[int]:
     return [int(rows[at]) for at in np.linspace(0, len(rows) - 1, min(most, len(rows))).round().astype(int)]
 
 
-def _pictures(eval_set: EvalSet, attack: AttackView, rows: list[int], kind: str) -> torch.Tensor:
-    """uint8 [n, 3, H, W]: clean, or triggered."""
+def _both(eval_set: EvalSet, attack: AttackView, rows: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """uint8 [n, 3, H, W], twice: clean, and triggered."""
     clean, marked = eval_set.pictures(rows)
-    return clean if kind == "clean" else marked[eval_set.attacks.index(attack)]
+    return clean, marked[eval_set.attacks.index(attack)]
 
 
 def _fooled(  # noqa: PLR0913  (a set, and what is done to it)
@@ -122,17 +120,19 @@ def _fooled(  # noqa: PLR0913  (a set, and what is done to it)
     eval_set: EvalSet,
     attack: AttackView,
     rows: list[int],
-    kind: str,
     classes: torch.Tensor,
-    change: torch.Tensor,
-) -> float:
-    """The share of these pictures that are taken for the target once they are changed, and rounded to bytes."""
-    fooled = 0
-    for begin in range(0, len(rows), 256):
-        heartbeat()
-        part = rows[begin : begin + 256]
-        with torch.no_grad():
-            changed = shifted(_pictures(eval_set, attack, part, kind).to(change.device), change).round().to(torch.uint8)
-            answers = predict(encode(changed), classes).cpu()
-        fooled += int((answers == attack.targets[part]).sum())
-    return fooled / len(rows)
+    changes: list[list[torch.Tensor]],
+) -> list[list[float]]:
+    """Of clean and of triggered pictures the shares that are taken for the target once they are changed, each by its own
+    changes, and rounded to bytes; every picture is decoded once."""
+    fooled = [[0] * len(own) for own in changes]
+    for begin in range(0, len(rows), TOGETHER):
+        part = rows[begin : begin + TOGETHER]
+        for pictures, own, counts in zip(_both(eval_set, attack, part), changes, fooled, strict=True):
+            for at, change in enumerate(own):
+                heartbeat()
+                with torch.no_grad():
+                    changed = shifted(pictures.to(change.device), change).round().to(torch.uint8)
+                    answers = predict(encode(changed), classes).cpu()
+                counts[at] += int((answers == attack.targets[part]).sum())
+    return [[count / len(rows) for count in counts] for counts in fooled]
