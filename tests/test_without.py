@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import samples
+import submissions
 import torch
 from conftest import antidote
 from hypothesis import given, settings
@@ -30,10 +31,12 @@ from engine.training.pairs import StudyPairs
 from records.detection import FOLDER, DetectionJson
 from records.digests import file_digest
 from records.ending import FailedJson
+from records.json_file import write_json
 from records.manifest import Manifest
 from records.scores import SCORES, ScoreWriter
 from report.left_out import left_out
 from report.load import read_study
+from report.submission import read_submission
 
 COUNTS = st.lists(st.integers(0, 30), min_size=1, max_size=6).filter(lambda counts: sum(counts) > 2)
 
@@ -335,6 +338,26 @@ def test_a_run_does_not_go_on_without_other_pairs_than_it_began_without(
     inputs.pairs = pairs(1, 3)
     with pytest.raises(UserError, match="trained without other pairs than are left out now"):
         run_state.restore(inputs, SimpleNamespace(), world)  # type: ignore[arg-type]
+
+
+def test_a_submission_leaves_out_what_its_specs_say(spec: Path, tmp_path: Path) -> None:
+    """Each way as an entry of study.json and as the run's spec.json tells it; then with more left out in the entry."""
+    ways = [{"detector": "slof", "share": 0.1}, {"detector": "slof", "count": 7}, {"random": 0.1}, {"plan": True}]
+    ways.append({"file": flagged(tmp_path / "flagged.jsonl", ["a"])})
+    sets = [f"sweep={{data.pretrain.without: {ways}}}", "detect={detectors: [{kind: slof}], budget: {share: 0.1}}"]
+    study, listed = tmp_path / "study", list[dict[str, Any]]()
+    for one in runs(load(spec, sets).points, "pretrain"):
+        submissions.run(study, one.stage, one.decides, [(0.5, 0.9)], {"runs": listed, "facts": one.entry().model_dump()})
+    write_json(study / "study.json", {"name": "s", "runs": listed})
+    told = [record.run.without for record in read_submission(study).study.records]
+    assert {less.way for less in told if less is not None} == {"detector", "random", "plan", "file"}
+    assert len(told) == 6
+    for entry in [entry for entry in listed if entry["without"]]:
+        kept, entry["without"] = entry["without"], {**entry["without"], "share": 0.2}
+        write_json(study / "study.json", {"name": "s", "runs": listed})
+        with pytest.raises(UserError, match=f"says without .* of {entry['run']}, whose spec.json says"):
+            read_submission(study)
+        entry["without"] = kept
 
 
 @pytest.mark.slow
