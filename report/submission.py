@@ -7,7 +7,7 @@ found out by this: numbers are evidence only with who ran them, and for whoever 
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -119,8 +119,11 @@ def _verified(folder: Path) -> Submission:
             faults += _faults(folder / record.run.run, record)
         except UserError as error:
             faults.append(error.fault)
+    ends = ((record.run, record.end) for record in study.records if record.run.stage == "clean")
+    cleaned = {run.run: end.weights for run, end in ends if isinstance(end, FinishedJson)}
     for record in records:
         faults += _misnamed(folder, record.run, names, decided)
+        faults += _misprobed(folder, record.run, decided, cleaned)
     if faults := list(dict.fromkeys(faults)):
         told = faults[:MOST] + ([f"{len(faults) - MOST:,} more faults"] if len(faults) > MOST else [])
         raise UserError("\n".join(f"{fault}; {folder} is not taken until that is put right" for fault in told))
@@ -189,6 +192,22 @@ def _misnamed(folder: Path, run: RunEntry, names: list[str], decided: dict[str, 
     stage_begun, but = ("twin", ("attack", "start")) if control == "twin" else ("pretrain", ())
     if start is not None and (trained(start, *but) != trained(own, *but) or stage_of(start.whole) != stage_begun):
         yield f"{folder / run.run / SPEC} is of another pre-training than that of {run.start}, from which the run starts"
+
+
+def _misprobed(
+    folder: Path, run: RunEntry, decided: Mapping[str, Decided], cleaned: Mapping[str, str | None]
+) -> Iterator[str]:
+    """A run that is said to probe a cleaned model and does not start from it, or starts from one and is said to be no probe:
+    either would be counted as what it is not. `cleaned` are the weights of finished cleanings."""
+    probe, own = run.after, decided.get(run.run)
+    if own is None:
+        return
+    of = run.start if probe is None or probe.twin else probe.of
+    if (probe is not None) != (run.start in cleaned) or probe is not None and (of != run.start or probe.of not in cleaned):
+        told = None if probe is None else probe.model_dump()
+        yield f"{folder / StudyJson.FILE} says after {told!r} of {run.run}, which starts from {run.start}"
+    elif probe is not None and ((own.clean and own.clean.start) or {}).get("digest") != cleaned[run.start or ""]:
+        yield f"{folder / run.run / SPEC} starts from other weights than those of {run.start}"
 
 
 def _left_out(whole: dict[str, Any], run: RunEntry) -> LeftOut | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import submissions
 import torch
 from conftest import antidote, journals, settings
 
@@ -28,11 +29,13 @@ from engine.persistence.probes import prospects
 from engine.study.scheduler import Scheduler
 from records.digests import file_digest
 from records.ending import FinishedJson
+from records.json_file import write_json
 from records.perturbation import PerturbationJson, Perturbed
 from records.study_json import RunEntry
 from report.figures import figures
 from report.load import read_study
 from report.persistence import COLUMNS, fewest, first_at, persistence_rows, probed, sentences, table, without_choice
+from report.submission import read_submission
 from report.verdict import make_report
 
 AFTER = settings(
@@ -281,6 +284,39 @@ def test_rebound_pairs_to_half_and_the_advantage_over_the_twin_by_hand(spec: Pat
     assert "1 of 1 starts and cleaners no model" in str(without_choice(replace(study, probes=[])))
     lost = replace(study, probes=[record for record in study.probes if not (record.run.after and record.run.after.twin)])
     assert [one.advantage for one in probed(lost)] == [None]
+
+
+def test_a_submission_probes_what_its_specs_say(spec: Path, tmp_path: Path) -> None:
+    """A cleaning said to be a probe would be in no verdict, a probe said to be none would be in it."""
+    loaded, begun, _ = ended_study(spec, tmp_path, "after.cap=0.05")
+    study, listed = tmp_path / "submitted", list[dict[str, Any]]()
+    for run in Scheduler.of(loaded, begun, None).runs:
+        facts = {"runs": listed, "facts": run.entry().model_dump()}
+        submissions.run(study, run.stage, run.decides, [(0.5, 0.9), (0.5, 0.1)], facts)
+        if run.after is None:
+            ended, weights = FinishedJson.read(study / run.folder), file_digest(begun / run.folder / "weights.safetensors")
+            assert ended is not None
+            ended.model_copy(update={"weights": weights}).write(study / run.folder)
+
+    def said(of: dict[str, Any], **changes: Any) -> str:
+        changed = [{**entry, **changes} if entry is of else entry for entry in listed]
+        write_json(study / "study.json", {"name": "s", "runs": changed})
+        with pytest.raises(UserError) as error:
+            read_submission(study)
+        return str(error.value)
+
+    write_json(study / "study.json", {"name": "s", "runs": listed})
+    read = read_submission(study).study
+    assert (len(read.records), len(read.probes)) == (8, 14)
+    probe = next(entry for entry in listed if entry.get("after", {"twin": True})["twin"] is False)
+    cleanings = [entry for entry in listed if entry["stage"] == "clean" and "after" not in entry]
+    other = next(entry["run"] for entry in cleanings if entry["run"] != probe["start"])
+    hidden = said(cleanings[0], after=probe["after"])
+    assert f"says after {probe['after']} of {cleanings[0]['run']}, which starts from pretrain-" in hidden
+    assert f"says after None of {probe['run']}, which starts from {probe['start']}" in said(probe, after=None)
+    assert f"which starts from {probe['start']}" in said(probe, after={**probe["after"], "of": other})
+    moved = said(probe, start=other, after={**probe["after"], "of": other})
+    assert f"{probe['run']}/spec.json starts from other weights than those of {other}" in moved
 
 
 @pytest.mark.slow
