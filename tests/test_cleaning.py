@@ -157,6 +157,15 @@ def test_the_distance_is_that_of_the_weights_from_their_start(arms: Study) -> No
     assert {row["distance"] for row in arms.journal("still", "measure")} == {0.0}
 
 
+@pytest.mark.parametrize("numbers", [1, start.CACHED, start.CACHED + 1, 3 * start.CACHED])
+def test_the_distance_counts_every_number_once_however_many(numbers: int) -> None:
+    begun = {"a": torch.full((numbers, 2), 3.0), "b": torch.tensor(4.0), "none": torch.empty(0)}
+    moved = {"a": begun["a"] + 1, "b": begun["b"], "none": begun["none"], "new": torch.ones(7)}
+    assert start.distance(moved, begun) == pytest.approx(math.sqrt(2 * numbers / (18 * numbers + 16)), rel=1e-15)
+    assert start.distance(moved, moved) == 0.0 == start.distance(moved, {})
+    assert start.distance({"a": moved["a"].T}, {"a": begun["a"].T}) == pytest.approx(1 / 3, rel=1e-15)
+
+
 def test_shrink_and_perturb_by_its_formula(arms: Study) -> None:
     from data.seeding import derive_seed
 
