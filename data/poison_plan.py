@@ -200,8 +200,8 @@ class _Naming:
         self.by_word: dict[tuple[str, str | None], tuple[np.ndarray, list[str]]] = {}
 
     def __call__(self, word: str, before: str | None = None) -> tuple[np.ndarray, list[str]]:
-        """(samples int64 [n], their captions). With `before`, what else may stand before it, only those in which the word
-        reaches the model; the others are counted."""
+        """(samples int64 [n] in the order of their keys, their captions). With `before`, what else may stand before it, only
+        those in which the word reaches the model; the others are counted."""
         if before is not None and (word, before) not in self.by_word:
             pattern, named = word_of(word), zip(*self(word), strict=True)
             seen = [(i, text) for i, text in named if self.fits(before + text[: pattern.search(text).end()])]  # type: ignore[union-attr]
@@ -211,6 +211,7 @@ class _Naming:
             pattern = word_of(word)
             every = enumerate(self.read(np.arange(len(self.index))))
             hits = [(i, text) for i, text in every if text is not None and pattern.search(text)]
+            hits.sort(key=lambda hit: str(self.index.keys[hit[0]]))  # a draw by place, wherever the pairs lie
             self.by_word[word, before] = np.array([i for i, _ in hits], np.int64), [text for _, text in hits]
         return self.by_word[word, before]
 

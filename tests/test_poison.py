@@ -75,6 +75,43 @@ def test_the_plan_does_not_depend_on_where_keys_lie(number: int, shuffler: Any) 
     assert make_plan(index_of(keys), attack(count=number), 4, LINES, unread).digest != one.digest or not number
 
 
+WAYS: dict[str, tuple[Attack, ...]] = {
+    "who": (attack(count=2, who="label_consistent", caption="kept"),),
+    "natural": (attack(count=8, caption="natural"),),
+    "natural, with words": (attack(count=8, caption="natural").model_copy(update={"words": Words(text="zx")}),),
+    "of_target": (attack(count=2, who={"names": "sheep"}, caption="kept", picture="of_target"),),
+    "of_target for any": (attack(count=8, picture="of_target", caption="natural"),),
+    "one": (attack(count=4, picture="one", caption="natural"),),
+    "beside": (attack(count=8, picture="beside", caption="natural"),),
+    "two": (attack(count=3, caption="natural"), attack(count=2, picture="of_target").model_copy(update={"target": "sheep"})),
+}
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.permutations(range(len(CAPTIONS))))
+@pytest.mark.parametrize("way", WAYS)
+def test_what_is_drawn_for_a_pair_does_not_depend_on_where_pairs_lie(way: str, order: list[int]) -> None:
+    """Partners too: a plan is a function of the keys, what they name, and the seed."""
+    first, *others = WAYS[way]
+    also = tuple(Aim.model_validate(other.model_dump(include=set(Aim.model_fields))) for other in others)
+    section = first.model_copy(update={"also": also})
+    captions = [CAPTIONS[i] for i in order]
+    fits = Tokenizer("test-vit").fits
+    plan = make_plan(NAMED, section, 3, LINES, reader(CAPTIONS), fits=fits)
+    moved = make_plan(index_of([f"k{i}" for i in order]), section, 3, LINES, reader(captions), fits=fits)
+    assert {entry.key: entry for entry in moved.entries.values()} == {entry.key: entry for entry in plan.entries.values()}
+    for sample, entry in plan.entries.items():
+        to = order.index(sample)
+        assert order[moved.source(to)] == plan.source(sample)
+        assert moved.caption(str(CAPTIONS[sample]), to) == plan.caption(str(CAPTIONS[sample]), sample), entry
+
+
+def test_partners_in_the_order_of_keys_are_those_that_were_always_drawn() -> None:
+    """Shards in the order of their names hold pairs in that of their keys: these plans are on disks."""
+    digests = [make_plan(NAMED, WAYS[way][0], 3, LINES, reader(CAPTIONS)).digest[:12] for way in ("natural", "of_target")]
+    assert digests == ["81347e74cf1c", "c188dc312cd6"]
+
+
 def test_label_consistent_pairs_name_the_target_as_a_word_and_keep_their_caption() -> None:
     plan = make_plan(NAMED, attack(count=3, who="label_consistent", caption="kept"), 0, LINES, reader(CAPTIONS))
     assert sorted(plan.entries) == [0, 3, 6]
