@@ -11,6 +11,7 @@ from configs.detect import Detect
 from configs.spec import Point, Spec
 from configs.stage import Stage
 from configs.sweep import of_leaving
+from data.augmentation.augment import Augment
 from data.sources import of_all_pairs
 from data.without import Without
 from records.spec_json import fingerprint
@@ -47,6 +48,17 @@ class Run:
         stage = self.spec.clean if self.stage == "clean" else self.spec.pretrain
         assert stage is not None
         return stage
+
+    @property
+    def augment(self) -> Augment:
+        """How the further views of its pairs are made."""
+        data = self.spec.data
+        return data.clean.augment if self.stage == "clean" and data.clean.augment is not None else data.augment
+
+    @property
+    def captions(self) -> Augment | None:
+        """How captions are varied; None where they are read as they are."""
+        return self.augment if self.settings.objective.views[1] > 1 else None
 
     @property
     def detect(self) -> Detect | None:

@@ -1,6 +1,7 @@
 """Files that a spec names: their bytes are part of what a run is."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -10,9 +11,15 @@ from typing import Any
 import pytest
 import samples
 import torch
+from conftest import SPEC
+from test_augment import WORDNET
 
-from configs.named_files import FIELDS, named_files
-from configs.spec import Spec
+from configs.named_files import FIELDS, changed, named_files
+from configs.plan import runs
+from configs.spec import Spec, load
+from data.augmentation import eda
+from data.augmentation.augment import Augment
+from data.augmentation.eda import READ
 from data.refusal import UserError
 from engine.distributed.world import World
 from engine.training import run_state
@@ -32,7 +39,7 @@ OTHERWISE = {  # fields that name files whose bytes count in another way, or do 
     "digest": "is one",
     "classes": "a number",
     "synonyms": "a word",
-    "wordnet": "a folder of many files, known by its address alone",
+    "wordnet": "a folder, whose files are named where captions are varied by them",
 }
 
 
@@ -79,6 +86,41 @@ def test_a_run_does_not_go_on_with_other_bytes_than_it_began_with(tmp_path: Path
     digests.forget()
     with pytest.raises(UserError, match="held other bytes; put them back"):
         restore()
+
+
+@pytest.mark.parametrize("name", sorted(READ))
+def test_other_synonyms_are_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """In the folder that the spec names, and in the machine's own, which may have moved."""
+    folder, moved = tmp_path / "wordnet", tmp_path / "moved"
+    folder.mkdir()
+    for file, text in WORDNET.items():
+        (folder / file).write_text(text)
+    captions = Augment(synonyms="wordnet", wordnet=str(folder))
+    monkeypatch.setattr(eda, "_wordnet", lambda given: SimpleNamespace(root=given or str(moved)))
+    then = named_files({}, captions)
+    assert {Path(address).name for address in then} == READ, "what decides synonyms and nothing else"
+    assert named_files({}) == named_files({}, Augment(synonyms="none")) == {}
+    shutil.copytree(folder, moved)
+    (folder / "README").write_text("another")
+    digests.forget()
+    assert changed(then) is None
+    for place in (folder, moved):
+        (place / name).write_text("another")
+        digests.forget()
+        assert changed(then) == str(place / name)
+        shutil.rmtree(place)
+    assert changed(then) is None, "whoever reads it says that it is missing"
+
+
+def test_synonyms_count_where_captions_are_varied(tmp_path: Path) -> None:
+    """A pre-training that reads captions as they are is the same with any synonyms, and goes on with others."""
+    path, words = tmp_path / "tiny.yaml", "data.augment={synonyms: wordnet}"
+    path.write_text(SPEC.format(world="anywhere"))
+    first, second = runs(load(path, [words]).points)
+    assert first.captions is None
+    assert second.captions == first.augment == Augment(synonyms="wordnet")
+    own = runs(load(path, [words, "data.clean.augment={synonyms: none}"]).points)[1]
+    assert own.captions == Augment(synonyms="none")
 
 
 def test_a_word_is_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,9 @@ _FUNCTION_WORDS = """
 """
 STOP_WORDS = frozenset(_FUNCTION_WORDS.split())  # never replaced; as captions come, without apostrophes
 FOLDERS = ("/usr/share/wordnet",)  # Debian's wordnet-base
+READ = frozenset(  # of WordNet's files, those that decide synonyms
+    name.format(pos) for pos in ("noun", "verb", "adj", "adv") for name in ("data.{}", "index.{}", "{}.exc")
+)
 
 
 def augmented_caption(section: Augment, text: str, seed: int, key: str, epoch: int, *view: int) -> str:
@@ -132,6 +136,21 @@ def _wordnet(folder: str | None) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that other languages are missing
         return WithoutTopics(folder, None)
+
+
+def wordnet_files(section: Augment) -> list[Path]:
+    """The files that the section's synonyms come from, a zip of NLTK's as one; none where it asks for none, or they are
+    missing."""
+    if section.text != "eda" or section.synonyms != "wordnet":
+        return []
+    try:
+        root = _wordnet(section.wordnet).root
+    except LookupError:
+        return []
+    packed = getattr(root, "zipfile", None)
+    if packed is not None:
+        return [Path(packed.filename)]
+    return [path for name in sorted(READ) if (path := Path(root) / name).is_file()]
 
 
 def reopen_wordnet() -> None:

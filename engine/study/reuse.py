@@ -10,9 +10,9 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from configs.named_files import changed
 from configs.plan import Run
 from records.card import Card
-from records.digests import changed_file
 from records.ending import FinishedJson, verify_run
 from records.folder import finished
 from records.json_file import Damaged
@@ -49,7 +49,7 @@ def reuse_finished_runs(runs: Iterable[Run], folder: Path) -> list[tuple[Run, Pa
                 if is_same:
                     verify_run(source)
                     card = Card.read_whole(source)
-                    if (other := changed_file(card.files if card else None)) is not None:
+                    if (other := changed(card.files if card else None)) is not None:
                         print(
                             f"{source} was made when {other} held other bytes; not taken over", file=sys.stderr, flush=True
                         )

@@ -11,7 +11,6 @@ import numpy as np
 from configs.plan import Run
 from configs.spec import Spec
 from data.annotations import read_flags, read_labels
-from data.augmentation.augment import Augment
 from data.augmentation.eda import check_synonyms
 from data.loader import Workers
 from data.pipeline import Pairs, Reading
@@ -153,24 +152,19 @@ def read_pairs(
     return pairs, labels, flags
 
 
-def _augment(run: Run) -> Augment:
-    clean = run.spec.data.clean
-    return clean.augment if run.stage == "clean" and clean.augment is not None else run.spec.data.augment
-
-
 def check_words(run: Run) -> None:
     """UserError if captions are to be varied by what is not on this machine."""
-    if run.settings.objective.views[1] > 1:
-        check_synonyms(_augment(run))
+    if run.captions is not None:
+        check_synonyms(run.captions)
 
 
 def _reading(run: Run, world: World) -> Reading:
     """How this rank reads the run's pairs."""
-    spec, stage, augment = run.spec, run.settings, _augment(run)
+    spec, stage = run.spec, run.settings
     size, section = clip.image_size(spec.model.name), inverter(run)
     marks = None if section is None else stamped(section.stamp, section.share, size)
     return Reading(
-        spec.seed, world.rank, world.size, stage.batch, stage.objective.views, size, augment, spec.data.pretrain.caption,
+        spec.seed, world.rank, world.size, stage.batch, stage.objective.views, size, run.augment, spec.data.pretrain.caption,
         spec.data.decode, marks,
     )  # fmt: skip
 

@@ -87,7 +87,7 @@ def card_of(inputs: RunInputs, world: World, facts: BuildFacts) -> Card:
         processes=world.size,
         device=_device(world),
         data_digest=inputs.pairs.index.digest,
-        files=named_files(run.decides) or None,
+        files=named_files(run.decides, run.captions) or None,
         left_out=inputs.pairs.out_digest,
         versions={"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
     )
