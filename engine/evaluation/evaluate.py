@@ -1,8 +1,10 @@
 """Evaluation: pictures encoded once for all measures, shared over ranks, each counted once.
 
 A set that a measure is fitted on is encoded once too; the fit is done by the first rank, which tells the others the numbers.
+All ranks ask meanwhile whether to leave.
 """
 
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,8 +18,9 @@ import torch
 from data.captioned import Captioned
 from data.captions import word_of
 from data.labelled import Labelled
+from data.progress import Progress
 from data.refusal import UserError
-from engine.distributed.collectives import on_rank_0
+from engine.distributed.attended import attended
 from engine.evaluation.encode import Encoder
 from engine.evaluation.sets import AttackView, EvalSet, MeasureTask, prompts_of
 from engine.evaluation.texts import TextRows
@@ -157,12 +160,22 @@ class _Evaluation:
                     out |= task.measure(encoded)
                 else:  # by one rank: a fit takes all cores of a machine
                     given = self._given(eval_set, task, encoded, attack)
-                    numbers, refused = on_rank_0(partial(_attempt, task.measure, given))
+                    ask = partial(self._go_on, f"measuring {eval_set.name} by {task.kind}", [time.monotonic()] * 2)
+                    numbers, refused = attended(partial(_attempt, task.measure, given), ask)
                     out |= numbers
                     self.refused |= {task.kind: refused} if refused else {}
         for name, value in out.items():
             check_number(name, value)
         return out
+
+    def _go_on(self, what: str, times: list[float]) -> None:
+        """Cut if it is time to leave; says now and then how long what is done takes, of which it was begun and last said at
+        these `times`."""
+        self.model.go_on()
+        began, said = times
+        if self.model.world.first and time.monotonic() - said >= Progress.EVERY:
+            times[1] = time.monotonic()
+            print(f"{what}: {times[1] - began:,.0f} s so far", file=sys.stderr, flush=True)
 
     def _given(self, eval_set: EvalSet, task: MeasureTask, encoded: Encoded, attack: int) -> Encoded:
         """The set with what a measure reads beside it."""
