@@ -24,10 +24,11 @@ from data.loader import Workers
 from data.refusal import UserError
 from data.synthetic import SyntheticWorld, write_world
 from engine.distributed.world import World
+from engine.estimate.cost import encoded_times
 from engine.evaluation import encode, evaluate, feed, kept
 from engine.evaluation import sets as eval_sets_module
 from engine.evaluation.encode import Cut, Encoder
-from engine.evaluation.sets import eval_sets, prompts_of
+from engine.evaluation.sets import eval_sets, prompts_of, set_names
 from engine.evaluation.texts import TextRows
 from engine.models import clip
 from engine.models.heads import head_parts
@@ -35,7 +36,7 @@ from engine.models.tokenizer import Tokenizer
 from engine.models.towers import Towers
 from engine.training.kmeans import spherical
 from objectives.exchange import Ranks
-from records.rows import MeasureRow, parse_row, row_of
+from records.rows import MeasureRow, in_words, parse_row, row_of
 
 Result = TypeVar("Result")
 ACCURACY = {"top1", "top5", "top10", "pictures", "classes"}
@@ -246,6 +247,7 @@ class Counted:
 
     def __init__(self, towers: Towers) -> None:
         self.towers, self.training, self.seen, self.texts = towers, False, 0, 0
+        self.module = towers
 
     def __call__(self, images: torch.Tensor | None, *more: Any) -> Any:
         self.seen += 0 if images is None else len(images)
@@ -292,6 +294,44 @@ def test_a_probe_is_fitted_on_the_clean_pictures_of_a_set_that_is_measured_too(s
     found = evaluate.evaluate(Encoder(towers, Tokenizer("test-vit"), alone(0, 1), 64), eval_sets(wanted, alone(0, 1)))
     assert [set(one) - {"images", "answers"} for one in found] == [{"probe_top1", "probe_asr"}, SUCCESS]
     assert towers.seen == 2 * 64 + 2 * 96
+
+
+ATTACKED = "{kind: attack_success, images: tiny}"
+ENCODED = {  # measures, what else is set, (times the pictures of tiny, of more; times the prompts)
+    "accuracy": ("{kind: zero_shot, images: tiny}", [], (1, 0), 1),
+    "asr": (ATTACKED, [], (2, 0), 1),
+    "two attacks": (ATTACKED, ["attack.also=[{target: key, trigger: {kind: solid}, poison: {count: 0}}]"], (3, 0), 1),
+    "centre": (f"{ATTACKED}, {{kind: attack_success, images: tiny, place: centre}}", [], (3, 0), 1),
+    "centre alone": ("{kind: attack_success, images: tiny, place: centre}", [], (2, 0), 1),
+    "words": (ATTACKED, ["attack.words={text: zx}"], (2, 0), 2),
+    "proxy": ("{kind: proxy_success, images: tiny}", ["attack.proxy={target: cup, trigger: {kind: solid}}"], (2, 0), 1),
+    "concept": (
+        "{kind: concept_success, images: tiny, without: more}",
+        ["attack.trigger={kind: concept}", "attack.poison={count: 3, who: {names: cup}, picture: kept}"], (2, 1), 1,
+    ),
+    "fitted": ("{kind: linear_probe, images: tiny, train: more}", [], (2, 1), 1),
+    "references": (f"{ATTACKED}, {{kind: reference_knn, images: tiny, references: more}}", [], (2, 1), 1),
+    "own prompts": ("{kind: bdet, images: tiny, references: more}", [], (2, 1), 2),
+    "heads": ("{kind: heads, images: tiny, references: more}", [], (4, 3), 1),
+    "heads of two": (
+        "{kind: heads, images: tiny, references: more}, {kind: heads, images: more, references: tiny}", [], (7, 7), 1
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ENCODED)
+def test_the_dry_run_counts_what_is_encoded(spec: Path, others: Path, case: str) -> None:
+    """A set that is only compared with, or fitted on, is never triggered."""
+    measures, more, times, texts = ENCODED[case]
+    wanted = load(spec, [f"data.test.more={others}", f"measure=[{measures}]", *more]).spec
+    found = {name: encoded_times(wanted, name) for name in ("tiny", "more")}
+    assert tuple(one.pictures if name in set_names(wanted) else 0 for name, one in found.items()) == times
+    towers, sets = Counted(clip.build("test-vit", 0).eval()), eval_sets(wanted, alone(0, 1))
+    evaluate.evaluate(Encoder(towers, Tokenizer("test-vit"), alone(0, 1), 256), sets)
+    assert towers.seen == 64 * times[0] + 96 * times[1]
+    prompts = len({prompt for one in sets for prompt in prompts_of(one.image_set)})  # type: ignore[arg-type]
+    assert towers.texts == texts * prompts
+    assert found["tiny"].texts == texts
 
 
 DETECTORS = ("lorex", "bdet", "subspace", "reference_knn")

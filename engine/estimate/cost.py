@@ -11,10 +11,12 @@ each with its backward pass, and host = 1/513 - 0.90 ms = 1.05 ms for all that n
 pass alone takes a third. With V views of the picture and U of the caption, i and t the FLOP of one:
 
     training    = pairs * epochs * (host + (V i + U t) / speed)
-    evaluation  = (epochs + 1) * sum over sets [pictures * (host + (1 + attacks) i / 3 speed) + prompts * t / 3 speed]
+    evaluation  = (epochs + 1) * sum over sets [pictures * (host + n i / 3 speed) + prompts * t / 3 speed]
 
-k-means and SafeCLIP add a forward pass over the pairs an epoch. Not counted: what is done to a start's weights before the
-first step, a frozen start's forward passes, micro-batches, idle GPUs. An estimate of what the published code would take.
+n is how often a set's pictures are encoded: as they are, under each attack that a measure of that very set looks at, and
+again for `heads`. Sets that are only fitted on or compared with need no prompts. k-means and SafeCLIP add a forward pass
+over the pairs an epoch. Not counted: what is done to a start's weights before the first step, a frozen start's forward
+passes, micro-batches, idle GPUs. An estimate of what the published code would take.
 """
 
 from dataclasses import dataclass
@@ -25,8 +27,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from configs.plan import Run
+from configs.spec import Spec
+from data.attack import Aim
+from engine.evaluation.sets import attack_views
 from engine.models import clip
 from engine.training.inputs import sorter
+from measures.rejection import PictureDetector
 from objectives.sum import objectives_of
 
 GPU = "A100-40GB"
@@ -140,12 +146,32 @@ def evaluation_seconds(run: Run, steps: int, notes: set[str]) -> float:
         if name not in SETS:
             notes.add(f"evaluation on '{name}' is not counted: its size is known to none of {', '.join(SETS)}")
             continue
-        triggered = any(measure.triggered and name in measure.sets for measure in run.spec.measure)
-        views = 1 + (len(run.spec.attack.aims) if triggered else 0)
-        pictures, texts = SETS[name]
-        each += pictures * (host + views * forward.picture / rate / 3) + texts * forward.caption / rate / 3
+        times, size = encoded_times(run.spec, name), SETS[name]
+        each += size.pictures * (host + times.pictures * forward.picture / rate / 3)
+        each += size.texts * times.texts * forward.caption / rate / 3
     between = steps // stage.measure_steps if stage.measure_steps else 0
     return (stage.epochs + 1 + between) * each
+
+
+class Times(NamedTuple):
+    """How often all pictures of an evaluation set, and so many texts as it has, are encoded when it is measured once."""
+
+    pictures: int
+    texts: int
+
+
+def encoded_times(spec: Spec, name: str) -> Times:
+    """Of the set of that name: what engine/evaluation/evaluate.py encodes of it."""
+    sections = [measure for measure in spec.measure if measure.images == name]
+    views = list(attack_views(spec, {measure.attack_kind for measure in sections if measure.triggered}))
+    detectors = [one for one in spec.measure if isinstance(one, PictureDetector) and one.reads_heads]
+    versions = 1 + len(views)
+    heads = versions * len({one.references for one in detectors if one.images == name})
+    heads += (1 + versions) * any(one.references == name for one in detectors)
+    labelled = any(measure.reads == "labels" for measure in sections)
+    words = {str(aim.words) for _, aim in views if labelled and isinstance(aim, Aim) and aim.words is not None}
+    own = {str(prompts) for measure in sections if (prompts := measure.prompts(["a"], ["{c}"]))}
+    return Times(versions + heads, bool(sections) + len(words) + len(own))
 
 
 def cost(run: Run, pairs: int, notes: set[str]) -> Cost:

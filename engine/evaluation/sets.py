@@ -1,6 +1,6 @@
 """Evaluation sets as a spec asks for them: this rank's rows, the attacks on them, and the measures that read them."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -158,7 +158,8 @@ def eval_set(spec: Spec, name: str, world: World) -> EvalSet:
         if spec.attack.proxy is not None:
             image_set.target(spec.attack.proxy.target, "attack.proxy.target")
     if triggered:
-        out = replace(out, attacks=tuple(_attacks(spec, out)))
+        views = attack_views(spec, {task.attack for task in triggered})
+        out = replace(out, attacks=tuple(_attack_view(spec, names, aim, out) for names, aim in views))
     return out
 
 
@@ -206,24 +207,23 @@ def _check_fit(kind: str, fitted_on: EvalSet, judged_on: EvalSet) -> None:
         raise UserError(f"{what}, but all pictures of '{fitted_on.name}' are of one class; fit it on a set of two or more")
 
 
-def _attacks(spec: Spec, eval_set: EvalSet) -> Iterator[AttackView]:
-    """The attacks under which a measure of the set looks at it."""
-    kinds = {task.attack for task in eval_set.triggered}
+def attack_views(spec: Spec, kinds: Set[str]) -> Iterator[tuple[tuple[str, str], Aim | Proxy]]:
+    """((kind, what is put behind the names of its numbers), attack) of each under which measures look at a set that look
+    under these kinds."""
     for number, aim in enumerate(spec.attack.aims):
         name = f"_{number + 1}" if number else ""
         if isinstance(aim.trigger, Concept):  # of what a picture shows; nothing is put onto it
             for kind in sorted(kinds & {CONCEPT, f"{CONCEPT}{number + 1}"}):
-                yield _attack_view(spec, (kind, name), aim, eval_set)
+                yield (kind, name), aim
             continue
         if TRAINED in kinds:
-            yield _attack_view(spec, (TRAINED, name), aim, eval_set)
+            yield (TRAINED, name), aim
         if CENTRE in kinds:
             centred_trigger = aim.trigger.model_copy(update={"place": "centre", "at": None})
-            centred_aim = aim.model_copy(update={"trigger": centred_trigger})
-            yield _attack_view(spec, (CENTRE, f"{name}_centre"), centred_aim, eval_set)
+            yield (CENTRE, f"{name}_centre"), aim.model_copy(update={"trigger": centred_trigger})
     if PROXY in kinds:
         assert spec.attack.proxy is not None
-        yield _attack_view(spec, (PROXY, ""), spec.attack.proxy, eval_set)
+        yield (PROXY, ""), spec.attack.proxy
 
 
 def _attack_view(spec: Spec, names: tuple[str, str], aim: Aim | Proxy, eval_set: EvalSet) -> AttackView:
