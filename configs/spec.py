@@ -19,7 +19,21 @@ from configs.source import Place, SpecTree, override, put, read_source
 from configs.stage import Stage
 from configs.stamp import identified_stamp
 from configs.start import Line, identified
-from configs.sweep import Arm, Choice, Grid, Random, Range, Sweep, arms, axis_place, is_path, of_cleaning, size
+from configs.sweep import (
+    Arm,
+    Choice,
+    Grid,
+    Random,
+    Range,
+    Sweep,
+    arms,
+    axis_place,
+    idle,
+    is_path,
+    of_cleaning,
+    size,
+    unswept,
+)  # fmt: skip
 from configs.without import settled
 from data.attack import Attack
 from data.augmentation.eda import settle_synonyms
@@ -367,6 +381,13 @@ def _faults(sweep: Sweep, source: SpecTree) -> list[str]:
             f"{source.where(('sweep',))}: sweep: it expands to {count:,} combinations, more than sweep.limit = "
             f"{sweep.limit:,}; take values out, or raise the limit"
         )
+    if not faults:
+        faults += [
+            f"{source.where(('sweep', name))}: sweep: '{path}' changes no training, so that its values would be one run; "
+            "leave it out of the sweep, or give each value a study of its own"
+            for name, axis in sweep.axes.items()
+            if (path := idle(axis, name))
+        ]
     if searched and not faults and (empty := next((arm for arm in arms(sweep) if not arm.axes), None)):
         words = ", ".join(f"{name} {label}" for name, label in empty.labels.items()) or "the sweep"
         faults.append(f"{source.where(('sweep',))}: sweep: {words} leaves nothing to search; sweep a field of clean")
@@ -395,8 +416,8 @@ def _wrong_choice(what: str, choice: Choice, searched: bool, taken: set[str]) ->
 def _unknown(path: str) -> str:
     """What is wrong with the path of a field; '' if nothing is."""
     place: Place = tuple(path.split("."))
-    if place[0] in ("sweep", "name", "machine", "after", "detect"):
-        return f"no field '{path}'; it can't be swept"
+    if why := unswept(place[0]):
+        return f"no field '{path}'; it can't be swept: {why}"
     if place[-1] in field_names(Spec, place[:-1]) or field_names(Spec, place[:-1]) == [] and _is_mapping(place[:-1]):
         return ""
     return f"no field '{path}'{suggestion(path, paths(Spec))}"

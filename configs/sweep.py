@@ -208,6 +208,31 @@ def of_leaving(path: str) -> bool:
     return path == "data.pretrain.without" or path.startswith("data.pretrain.without.")
 
 
+def unswept(section: str) -> str:
+    """Why no axis sets a section, and what to do instead; '' of one that axes do set."""
+    return {
+        "detect": "scores change no training; list all detectors in detect.detectors, which score pairs that are encoded "
+        "once and are judged at several shares each, and sweep data.pretrain.without for what is left out",
+        "after": "its lists, such as after.retune, say what is tried on each chosen model; give another study other ones",
+        "machine": "it changes no result; set it with --set",
+        "name": "it is the study's folder; set it with --set",
+        "sweep": "the choices of an axis under a name of your own may each have a `sweep`",
+    }.get(section, "")
+
+
+# fields that change no training by themselves: runs that differ in them alone are one
+MEASURED = ("data.test", "data.labels", "attack.proxy", "pretrain.measure_steps")
+READ = ("data.made_by", "data.schemes", "data.patience", "data.pretrain.expect")
+
+
+def idle(axis: Axis, name: str) -> str:
+    """The field that an axis sets, if it sets none that changes a training, so that all its values would be one run; else
+    ''."""
+    paths = [name] if not isinstance(axis, dict) else [path for one in axis.values() for path in (*one.fields, *one.sweep)]
+    changed = [path for path in paths if not any(f"{path}.".startswith(f"{one}.") for one in (*MEASURED, *READ))]
+    return "" if changed or not paths else paths[0]
+
+
 @dataclass(frozen=True)
 class Arm:
     """One combination of what is always crossed: what it says of itself, what it sets, and what is left to choose."""

@@ -54,6 +54,49 @@ def test_named_axes_set_several_fields_and_sweep_further_ones(spec: Path) -> Non
     assert [run.title for run in plan if run.cleaner == "CleanCLIP"][0] == "clean mmcl -> CleanCLIP seed=0 rate=0.0001"
 
 
+@pytest.mark.parametrize(
+    ("path", "instead"),
+    [
+        ("detect.detectors", "list all detectors in detect.detectors, which score pairs that are encoded once"),
+        ("detect.budget", "judged at several shares each, and sweep data.pretrain.without"),
+        ("detect.budget.share", "scores change no training"),
+        ("after.epochs", "its lists, such as after.retune, say what is tried on each chosen model"),
+        ("machine.zero", "it changes no result; set it with --set"),
+        ("sweep.limit", "under a name of your own may each have a `sweep`"),
+    ],
+)
+def test_what_can_not_be_swept_is_refused_with_what_to_do_instead(spec: Path, path: str, instead: str) -> None:
+    for sweep in ({path: [1, 2]}, {"arm": {"a": {path: 1}, "b": {path: 2}}}):
+        with pytest.raises(UserError, match=rf"no field '{path}'; it can't be swept: .*") as caught:
+            swept(spec, sweep)
+        assert instead in str(caught.value)
+
+
+IDLE: dict[str, list[Any]] = {
+    "data.test.tiny": ["x", "y"],
+    "data.labels": ["correct", "published"],
+    "data.patience": [1, 2],
+    "data.made_by": ["this", "that"],
+    "data.schemes": [[], ["s3"]],
+    "data.pretrain.expect": [1, 2],
+    "pretrain.measure_steps": [1, 2],
+    "attack.proxy": [None, {"target": "cup", "trigger": {"kind": "solid"}}],
+}
+
+
+@pytest.mark.parametrize("path", IDLE)
+def test_an_axis_whose_values_would_all_be_one_run_is_refused(spec: Path, path: str) -> None:
+    """Only the first would be carried out, and nobody told; beside a field that counts it stands with that."""
+    values = IDLE[path]
+    one, other = (runs(load(spec, [f"{path}={json.dumps(value)}"]).points)[0] for value in values)
+    assert one == other
+    for sweep in ({path: values}, {"arm": {str(n): {path: value} for n, value in enumerate(values)}}):
+        with pytest.raises(UserError, match=f"'{path}' changes no training, so that its values would be one run"):
+            swept(spec, sweep)
+    both = {"arm": {str(n): {path: value, "pretrain.batch": 16 << n} for n, value in enumerate(values)}}
+    assert len(runs(swept(spec, both).points, "pretrain")) == 2
+
+
 def test_a_section_may_be_swept_with_a_field_of_it(spec: Path) -> None:
     loaded = swept(spec, {RATE: [1e-4], "arm": {"a": {"clean.optimizer": {"rate": 1.0, "warmup": 7}}}})
     assert loaded.points[0].spec.clean is not None
