@@ -7,8 +7,9 @@ anew), takes so many steps on 48 pairs that are the same for any W, saves FOLDER
 import sys
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parent.parent)
-sys.path.append(str(Path(__file__).resolve().parent))
+if __name__ == "__main__":  # imported, it changes nobody's path
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    sys.path.append(str(Path(__file__).resolve().parent))
 
 from exactness import GROUP, PAIRS, batch
 

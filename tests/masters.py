@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-sys.path[0] = str(Path(__file__).resolve().parent.parent)
-sys.path.insert(1, str(Path(__file__).resolve().parent))
+if __name__ == "__main__":  # imported, it changes nobody's path
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    sys.path.insert(1, str(Path(__file__).resolve().parent))
 
 import torch
 from exactness import PAIRS, Plain, batch, build, make_learner, stage_of

@@ -1,6 +1,7 @@
 """Loss, every gradient and BatchNorm's running statistics: equal on 1, 2, 3, 4 ranks, in any micro-batch, at any ZeRO
 stage."""
 
+import ast
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -34,6 +35,19 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Results
         return torch.load(path, weights_only=True)  # type: ignore[no-any-return]
 
     return of
+
+
+def test_scripts_that_tests_import_leave_the_path_alone() -> None:
+    """Run by themselves they put the repository first; imported, they would take somebody's folder off."""
+    trees = {path.stem: ast.parse(path.read_text()) for path in sorted((ROOT / "tests").glob("*.py"))}
+    nodes = [node for tree in trees.values() for node in ast.walk(tree)]
+    imported = {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+    imported |= {name.name for node in nodes if isinstance(node, ast.Import) for name in node.names}
+    assert {"exactness", "masters", "step_cost"} <= imported
+    for name in sorted(trees.keys() & imported):
+        at_import = [part for part in trees[name].body if not isinstance(part, ast.FunctionDef | ast.ClassDef | ast.If)]
+        wrong = [ast.unparse(part) for part in at_import if "sys.path" in ast.unparse(part)]
+        assert not wrong, f"tests/{name}.py: {wrong}"
 
 
 def worst(got: dict[str, torch.Tensor], want: dict[str, torch.Tensor]) -> tuple[float, str]:
