@@ -5,7 +5,8 @@ field; the rest is in `model_extra`.
 """
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -78,9 +79,20 @@ class MeasureRow(Row):
     top1: float | None = None
     asr: float | None = None
     answers: list[Answer] | None = None
+    targets: dict[str, str] | None = None  # of an attack with several: their names by the numbers of their classes
     refused: dict[str, str] | None = None  # measures that say nothing of these embeddings, and why
     seconds: Amount | None = None  # of the whole evaluation of this moment, until this set was done
     costs: dict[str, float] | None = None  # seconds of this set by part
+
+
+def in_words(name: str, targets: Mapping[str, str] | None) -> str:
+    """A number's name for people: 'ASR (banana)' for the `asr_of_3` of a row whose `targets` call class 3 so; others as they
+    are."""
+    found = re.fullmatch(r"asr_of_(\d+)(?:_(\d+))?(_centre)?", name)
+    if found is None or found[1] not in (targets or {}):
+        return name
+    attack = f", attack {found[2]}" if found[2] else ""
+    return f"ASR ({(targets or {})[found[1]]}){attack}{', in the centre' if found[3] else ''}"
 
 
 AnyRow = Annotated[StepRow | BadRow | MeasureRow, Field(discriminator="kind")]

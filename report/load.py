@@ -17,7 +17,7 @@ from records.ending import FinishedJson, PrunedJson, run_journal
 from records.folder import RecordFile
 from records.json_file import Damaged
 from records.perturbation import PerturbationJson
-from records.rows import Answer, BadRow, MeasureRow, StepRow
+from records.rows import Answer, BadRow, MeasureRow, StepRow, in_words
 from records.spec_json import read_decides
 from records.study_json import RunEntry, StudyJson
 
@@ -63,13 +63,21 @@ class Record:
     audit: AuditJson | None = None
     detection: DetectionJson | None = None  # how its training pairs were scored
 
-    def trigger(self, attack: int) -> str | None:
-        """The kind of trigger of an attack, 1 the first; None if that is not told."""
+    def _aim(self, attack: int) -> Mapping[str, Any]:
         also = self.attack.get("also")
         aims = [self.attack, *(also if isinstance(also, list) else [])]
         aim = aims[attack - 1] if attack <= len(aims) else None
-        trigger = aim.get("trigger") if isinstance(aim, Mapping) else None
+        return aim if isinstance(aim, Mapping) else {}
+
+    def trigger(self, attack: int) -> str | None:
+        """The kind of trigger of an attack, 1 the first; None if that is not told."""
+        trigger = self._aim(attack).get("trigger")
         return trigger.get("kind") if isinstance(trigger, Mapping) else None
+
+    def target(self, attack: int) -> str | None:
+        """The one target of an attack, 1 the first; None if that is not told, or there may be several."""
+        target = self._aim(attack).get("target")
+        return target if isinstance(target, str) and self.trigger(attack) != "multi" else None
 
     @cached_property
     def evaluations(self) -> list[dict[str, Any]]:
@@ -80,7 +88,7 @@ class Record:
         """
         merged: dict[tuple[float, float, str], dict[str, Any]] = {}
         for row in self.measures:
-            numbers = {name: value for name, value in row.numbers().items() if name not in KEYS}
+            numbers = {in_words(name, row.targets): value for name, value in row.numbers().items() if name not in KEYS}
             merged.setdefault((row.epoch, row.step, row.images), dict.fromkeys(RATES)).update(numbers)
         facts = dict(flat(self.run.swept)) | self.run.model_dump(include=set(KEYS))
         facts |= {"control": self.run.control} if self.run.control else {}
@@ -115,6 +123,11 @@ class Study:
         swept = {key for record in self.records for key, _ in flat(record.run.swept)} - {*KEYS, *RATES}
         others = {key for row in rows for key in row} - {*KEYS, *RATES} - swept
         return Table([*KEYS, *RATES, *sorted(others), *sorted(swept)], rows)
+
+    @property
+    def by_target(self) -> list[str]:
+        """The columns with ASR of one target among several, under its name."""
+        return [column for column in self.results.columns if column.startswith("ASR (")]
 
     @property
     def again(self) -> str:

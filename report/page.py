@@ -83,6 +83,7 @@ def page_of(report: Report, pictures: Sequence[Picture]) -> str:
         more_poisons=[runs for _, runs in poisons[GRIDS:]],
         rows=shown(study),
         evaluated=len(study.results.rows),
+        by_target=[(column, f"{column}, %") for column in study.by_target],
         costs=report.costs,
         spec=json.dumps(study.plan.spec, indent=2, ensure_ascii=False),
         again=study.again,

@@ -93,6 +93,7 @@ class Panel(NamedTuple):
     cleanings: tuple[int, int] = (0, 0)  # how many cleaning runs are finished, of how many, controls not counted
     scratch: Sequence[FrontierPoint[PointInfo]] = ()
     cleaned_twins: Sequence[FrontierPoint[PointInfo]] = ()
+    attack: int = 1  # which of those that its models carry
     fools: bool = False  # whether its trigger may fool a model that was never poisoned
 
     def only(self, keep: Callable[[PointInfo], bool]) -> "Panel":
@@ -171,10 +172,17 @@ def panels(study: Study) -> list[Panel]:
                 members += [record] if way[0] == objective and set(settings) <= set(way[1]) else []
     many, images = len(attacks) > 1, {attack: _images(study, attack) for attack in attacks}
     return [
-        _panel(title(way) + f" · attack {attack[1:] or 1}" * many, members, images[attack], attack)
+        _panel(title(way) + _named(attack, members) * many, members, images[attack], attack)
         for way, members in ways.items()
         for attack in attacks
     ]
+
+
+def _named(attack: str, members: list[Record]) -> str:
+    """Which of several attacks it is: ' · attack 2 (crane)', or without the target where the runs don't tell one."""
+    number = int(attack[1:] or 1)
+    targets = {target for member in members if (target := member.target(number)) is not None}
+    return f" · attack {number}" + (f" ({targets.pop()})" if len(targets) == 1 else "")
 
 
 def _images(study: Study, attack: str) -> tuple[str | None, str | None]:
@@ -221,6 +229,7 @@ def _panel(name: str, members: list[Record], images: tuple[str | None, str | Non
         cleanings=(sum(done), len(done)),
         scratch=_apart(points["fresh"], {point.label.objective for point in points[None]}),
         cleaned_twins=points["twin"],
+        attack=int(attack[1:] or 1),
         fools=any(member.trigger(int(attack[1:] or 1)) in FOOLING for member in members),
     )
 

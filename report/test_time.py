@@ -53,8 +53,7 @@ def detections(study: Study, panels: Iterable[Panel]) -> list[Detection]:
     names = list(dict.fromkeys([*names, *(name for one in refused for name in one)]))
     out = []
     for panel in panels if names else ():
-        attack = re.search(r" · attack (\d+)$", panel.title)
-        suffix = f"_{attack[1]}" if attack and attack[1] != "1" else ""
+        suffix = f"_{panel.attack}" if panel.attack > 1 else ""
         for kind, points in _models(panel).items():
             told = [(point, _told(records, run, epoch)) for point, run, epoch in points]
             ones = [_detection(told, name, share, suffix) for name in names for share in SHARES]

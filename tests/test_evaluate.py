@@ -156,6 +156,20 @@ def test_a_fixed_place_and_a_proxy_are_attempts_of_their_own(spec: Path) -> None
     assert eval_sets(other, alone(0, 1))[0].attacks[2].targets[0] != one.attacks[2].targets[0]
 
 
+def test_several_targets_are_told_by_their_names(spec: Path) -> None:
+    """Beside numbers that keep those of classes, so that whoever reads a row can call them by name."""
+    choices = "[{trigger: {kind: solid}}, {trigger: {kind: sine}, target: cup}]"
+    wanted = load(spec, [f"attack.trigger={{kind: multi, choices: {choices}}}"]).spec
+    one = eval_sets(wanted, alone(0, 1))[0]
+    found = evaluate.evaluate(Encoder(clip.build("test-vit", 0), Tokenizer("test-vit"), alone(0, 1), 64), [one])[0]
+    assert isinstance(one.image_set, Labelled)
+    assert found["targets"] == {str(one.image_set.target(name)): name for name in ("banana", "cup")}
+    row = row_of("measure", {"epoch": 0, "step": 0, **found})
+    assert isinstance(row, MeasureRow)
+    named = {in_words(name, row.targets) for name in row.numbers() if name.startswith("asr_of_")}
+    assert named == {"ASR (banana)", "ASR (cup)"}
+
+
 def test_the_answers_told_are_those_that_the_rates_count(spec: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(eval_sets_module, "EXAMPLES", 10_000)  # all pictures but the target's
     loaded = load(spec).spec

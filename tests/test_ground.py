@@ -160,6 +160,28 @@ def test_each_attack_that_a_model_carries_has_a_ground_and_a_verdict_of_its_own(
     assert "95.0 % [93.3, 96.3]" in headline(found[1]).sentence  # of its own 800 pictures
 
 
+def test_several_targets_are_named_wherever_people_read_of_them(tmp_path: Path) -> None:
+    """Of a trigger with several in the tables, whose journals keep numbers of classes; of several attacks in the titles."""
+    of = {"top1": 0.8, "pictures": 1000, "classes": 10, "others": 900, "asr": 0.9, "asr_floor": 0.02, "asr_2": 0.5}
+    numbers = {**of, "asr_of_3": 0.75, "asr_of_7": 0.25, "targets": {"3": "banana", "7": "a <b>"}}
+    folder = study(tmp_path / "s", {"before": numbers, "after": numbers})
+    aims = {"target": "banana", "trigger": {"kind": "multi"}, "also": [{"target": "crane", "trigger": {"kind": "solid"}}]}
+    (folder / "pretrain-a" / "spec.json").write_text(json.dumps({"attack": aims}))
+    read = read_study(folder)
+    assert [row["ASR (banana)"] for row in read.results.rows] == [0.75] * 3
+    assert {"ASR (banana)", "ASR (a <b>)"} < set(read.results.columns)
+    report = make_report(read)
+    page = page_of(report, [])
+    assert ">ASR (banana), %</button>" in page
+    assert ">ASR (a &lt;b&gt;), %</button>" in page
+    assert page.count(">75.00</td>") == page.count(">25.00</td>") == 3
+    assert "asr_of_" not in page.replace((folder / "study.json").read_text(), "")
+    assert [panel.title for panel in panels(read)] == ["MMCL · attack 1", "MMCL · attack 2 (crane)"]
+    assert any("A model carries several attacks" in note for note in report.notes)
+    plain = read_study(study(tmp_path / "old", {"before": of | {"asr_of_3": 0.5}, "after": of}))
+    assert "asr_of_3" in plain.results.columns
+
+
 def test_an_attack_that_is_measured_on_a_set_of_its_own_has_a_panel(tmp_path: Path) -> None:
     """As a concept is: ASR 2 is of other pictures, with their own count and floor."""
     folder = study(tmp_path / "s", {"before": {}, "after": {}})

@@ -15,7 +15,7 @@ from records.card import Card, Fact
 from records.ending import FailedJson, FinishedJson, PrunedJson, measured_as
 from records.folder import RecordFile
 from records.json_file import Damaged, write_json
-from records.rows import BadRow, MeasureRow, StepRow, parse_row, read_journal, read_rows, row_of
+from records.rows import BadRow, MeasureRow, StepRow, in_words, parse_row, read_journal, read_rows, row_of
 from records.study_json import StudyJson
 
 OLD_CARD = {
@@ -46,6 +46,19 @@ def test_a_card_of_before_is_read_with_every_fact(tmp_path: Path) -> None:
     assert Fact("steps", "1,093 (31 an epoch)") in card.facts()
     assert Fact("objective.tau", "2.15") in card.facts()
     assert Fact("device", "x86_64 CPU, 4 threads a process") in card.machine_facts()
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("asr_of_3", "ASR (banana)"), ("asr_of_12", "ASR (a <b> & c)"), ("asr_of_3_2", "ASR (banana), attack 2"),
+        ("asr_of_3_centre", "ASR (banana), in the centre"), ("asr_of_3_2_centre", "ASR (banana), attack 2, in the centre"),
+        ("asr_of_4", "asr_of_4"), ("asr", "asr"), ("asr_2", "asr_2"), ("asr_of_3_x", "asr_of_3_x"), ("top1", "top1"),
+    ],
+)  # fmt: skip
+def test_a_target_is_called_by_its_name_where_a_row_tells_it(name: str, words: str) -> None:
+    assert in_words(name, {"3": "banana", "12": "a <b> & c"}) == words
+    assert in_words(name, None) == name, "as a journal of before has it"
 
 
 @pytest.mark.parametrize("field", ["steps", "model", "device", "optimizer", "batch", "processes"])

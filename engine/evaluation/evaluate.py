@@ -112,7 +112,8 @@ class _Evaluation:
             return self.vectors(texts)
 
     def _labelled(self, eval_set: EvalSet, labelled: Labelled, pictures: list[torch.Tensor]) -> dict[str, Any]:
-        """What the measures of a labelled set say; under `answers`, what the model takes a sample of its pictures for."""
+        """What the measures of a labelled set say; under `answers`, what the model takes a sample of its pictures for; under
+        `targets`, the names of those of an attack with several, by their classes' numbers."""
         prompts = prompts_of(labelled)
         shape = (len(labelled.classes), len(labelled.templates), -1)
         classes, labels = class_vectors(self._texts(eval_set, prompts).view(shape)), _labels(eval_set)
@@ -126,7 +127,8 @@ class _Evaluation:
             out |= self._under(attack, eval_set, attacked)
             if attack is eval_set.attacks[0] and eval_set.examples:
                 out["answers"] = _answers(attacked, labelled.classes, eval_set.examples)
-        return out
+        several = {n for attack in eval_set.attacks if len(aimed := set(attack.targets.tolist())) > 1 for n in aimed}
+        return out | ({"targets": {str(n): labelled.classes[n] for n in sorted(several)}} if several else {})
 
     def _captioned(self, eval_set: EvalSet, captioned: Captioned, pictures: list[torch.Tensor]) -> dict[str, Number]:
         """What the measures of a set of pictures with captions say."""

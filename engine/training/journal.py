@@ -15,7 +15,7 @@ import numpy as np
 
 from data.progress import Progress
 from records.lines import read_lines, seal
-from records.rows import FILE, MeasureRow, row_of
+from records.rows import FILE, MeasureRow, in_words, row_of
 from records.study_json import RunEntry
 
 UNDRAWN = ("step", "epoch", "pictures", "others", "classes")  # numbers of a row that are no curves
@@ -64,7 +64,8 @@ class Journal:
         self.file.flush()
         for name, value in numbers.items():
             if name not in UNDRAWN and isinstance(value, int | float):
-                self.board.add_scalar(self._tag(name, numbers.get("images")), value, numbers["step"])
+                tag = self._tag(in_words(name, numbers.get("targets")), numbers.get("images"))
+                self.board.add_scalar(tag, value, numbers["step"])
         self._show(kind, numbers)
 
     def _tag(self, name: str, images: str | None) -> str:
@@ -113,7 +114,7 @@ class Journal:
 
         last = {row.images: row for row in measures}
         results = {
-            self._tag(name, images): value
+            self._tag(in_words(name, row.targets), images): value
             for images, row in last.items()
             for name, value in row.numbers().items()
             if name not in UNDRAWN and name != "seconds"
