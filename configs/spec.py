@@ -416,7 +416,7 @@ def _wrong_choice(what: str, choice: Choice, searched: bool, taken: set[str]) ->
 def _unknown(path: str) -> str:
     """What is wrong with the path of a field; '' if nothing is."""
     place: Place = tuple(path.split("."))
-    if why := unswept(place[0]):
+    if why := unswept(path.split(".")[0]):
         return f"no field '{path}'; it can't be swept: {why}"
     if place[-1] in field_names(Spec, place[:-1]) or field_names(Spec, place[:-1]) == [] and _is_mapping(place[:-1]):
         return ""

@@ -39,8 +39,8 @@ def outcome(act: Callable[[], Any]) -> Any:
         return type(error)
 
 
-@settings(max_examples=12, deadline=None)
-@given(st.integers(1, 3), st.sampled_from([0, 1, 40]), st.booleans(), st.integers(0, 90), st.integers(0, 2))
+@settings(max_examples=10, deadline=None)
+@given(st.integers(1, 3), st.sampled_from([0, 1, 9]), st.booleans(), st.integers(0, 40), st.integers(0, 2))
 def test_all_ranks_end_alike(size: int, calls: int, fails: bool, asked_at: int, who: int) -> None:
     """Whatever the action does, whenever whichever rank is asked to stop: the same outcome everywhere, never a wait."""
     here, told = threading.local(), [None] * size
@@ -75,9 +75,9 @@ def test_all_ranks_end_alike(size: int, calls: int, fails: bool, asked_at: int, 
         patch.setattr(module, "all_reduce_sum", lambda n: here.group.all_reduce_sum(torch.tensor(n)).tolist())
         patch.setattr(module, "dist", SimpleNamespace(is_initialized=lambda: True, get_rank=lambda: here.rank))
         found = play(size, act)
-    assert ran == [0]
     assert len(set(found)) == 1
     end, questions = found[0]
+    assert ran == [0] or end is Cut and not ran, "rank 0 alone, or it was cut before it began"
     assert end is Cut if questions > asked_at else end == (KeyError if fails else "done")
     assert questions <= asked_at + 1
     assert sys.getprofile() is None
