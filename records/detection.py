@@ -35,6 +35,7 @@ class DetectorResult(BaseModel):
     ] = {}  # the same for each attack's pairs against the clean ones, if there are several
     thresholds: dict[str, Number] = {}  # by share of all pairs: the least score within it
     curve: list[tuple[Share, Share]] = []  # (FPR, TPR)
+    order: str = Field("", exclude_if=lambda text: not text)  # measures/detectors/order.py; empty of too many pairs
     edges: list[Number] = []  # of the histogram
     clean: list[Count] = []
     poisoned: list[Count] = []

@@ -2,8 +2,9 @@
 
 What is verified of each run: its folder's name is the fingerprint of its spec.json; study.json says of it what that says;
 the model that it starts from has the same spec, as far as it goes; it ended; its card and its end hold what their digests
-say; every line of its journal does, and its length is that of its end. Whoever makes up a whole study and its digests is not
-found out by this: numbers are evidence only with who ran them, and for whoever runs the command again.
+say; every line of its journal does, and its length is that of its end; what was found of it beside its training is of its
+weights and says what its own values give (report/findings.py). Whoever makes up a whole study and its digests is not found
+out by this: numbers are evidence only with who ran them, and for whoever runs the command again.
 """
 
 import json
@@ -21,6 +22,7 @@ from records.lines import first_unsealed
 from records.rows import FILE
 from records.spec_json import SPEC, control_of, fingerprint, read_decides, stage_of
 from records.study_json import LeftOut, RunEntry, StudyJson
+from report.findings import finding_faults
 from report.load import Record, Study, read_study
 from report.packed import RECORDS, SUFFIX, pack, unpacked
 
@@ -121,7 +123,10 @@ def _verified(folder: Path) -> Submission:
             faults.append(error.fault)
     ends = ((record.run, record.end) for record in study.records if record.run.stage == "clean")
     cleaned = {run.run: end.weights for run, end in ends if isinstance(end, FinishedJson)}
+    runs = {record.run.run: record for record in records}
     for record in records:
+        if (own := decided.get(record.run.run)) is not None:
+            faults += finding_faults(folder / record.run.run, record, own.whole, runs)
         faults += _misnamed(folder, record.run, names, decided)
         faults += _misprobed(folder, record.run, decided, cleaned)
     if faults := list(dict.fromkeys(faults)):

@@ -49,12 +49,12 @@ def run(study: Path, stage: str, decides: dict[str, Any], rates: list[tuple[floa
     folder = study / name
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "spec.json", decides)
-    write_json(folder / "card.json", samples.card(run=name, stage=stage))
+    write_json(folder / "card.json", samples.card(run=name, stage=stage, poisoned_pairs=0 if stage == "twin" else 2))
     journal(folder, rates)
     files = {file: file_digest(folder / file) for file in ("spec.json", "card.json")}
     length = (folder / "metrics.jsonl").stat().st_size
     measured = {"measure": [], "test": TEST, "labels": "correct"}
-    write_json(folder / "finished.json", samples.finished(journal=length, files=files, measured=measured))
+    write_json(folder / "finished.json", samples.finished(journal=length, files=files, measured=measured, weights=name))
     (folder / "weights.safetensors").write_bytes(b"not packed")
     entry["runs"].append({"run": name, "stage": stage, "seed": decides["seed"], **entry["facts"]})
     return name

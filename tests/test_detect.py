@@ -34,7 +34,9 @@ from records.detection import FOLDER, DetectionJson, scored_as
 from records.digests import file_digest
 from records.ending import FinishedJson
 from records.scores import FLAGGED, SCORES, ScoreWriter, read_scores
+from records.spec_json import read_decides
 from report.figures import figures
+from report.findings import finding_faults
 from report.load import read_study
 from report.page import page_of
 from report.suspects import HEADS, scored_rows, scored_table
@@ -116,6 +118,14 @@ def test_the_twin_tells_false_flags(study: Path) -> None:
         assert one.twin["rule"] == 19 / 192
         assert not there.numbers
         assert not there.twin
+
+
+def test_the_numbers_are_those_computed_anew_from_the_orders(study: Path) -> None:
+    runs = {record.run.run: record for record in read_study(study).records if record.detection is not None}
+    for name, record in runs.items():
+        assert list(finding_faults(study / name, record, read_decides(study / name) or {}, runs)) == []
+    orders = [[one.order for one in record.detection.detectors] for record in runs.values() if record.detection]
+    assert [len(list(filter(None, texts))) for texts in orders] == [len(TITLES), 0]  # of the twin there is none to keep
 
 
 def test_the_report_tells_of_the_scores(study: Path) -> None:

@@ -72,11 +72,10 @@ def test_what_was_found_of_runs_beside_their_training_is_packed_and_verified_too
     perturbed = PerturbationJson(images="x", pictures=1, fooled=(Perturbed(eps=4, clean=0.1, triggered=0.2),))
     perturbed.write(run)
     (run / "detect").mkdir()
-    scored = DetectionJson(
-        run=run.name, asked={}, weights="", pairs=4, poisoned=1, replaced=0, encoding=0, processes=1, files={}, detectors=[]
-    )
+    facts: dict[str, Any] = {"run": run.name, "weights": run.name, "pairs": 200, "poisoned": 2, "asked": {}}
+    scored = DetectionJson(**facts, replaced=0, encoding=0, processes=1, files={}, detectors=[])
     scored.write(run)
-    audit = record("p", 0.01, 2.5, ["banana"])
+    audit = record(run.name, 0.01, None, ["banana"], run=run.name, model="tiny")
     write(study, run.name, audit)
     assert main(["--pack", str(study), str(out)]) == 0
     (packed,) = [one for one in open_study(out).records if one.run.run == run.name]

@@ -9,6 +9,7 @@ import numpy as np
 from data.poison_plan import PoisonPlan
 from data.refusal import UserError
 from measures.detectors.budget import Budget, Flagged, flagged
+from measures.detectors.order import order_of
 from measures.detectors.ranking import BUDGETS, curve, histogram, number_at, numbers, ranked
 from records.detection import FOLDER, DetectionJson, DetectorResult
 from records.scores import SCORES, read_scores
@@ -34,7 +35,7 @@ def result_of(
     facts: dict[str, Any] = dict(more)
     if poisoned.any() and not poisoned.all():
         ranking = ranked(values, poisoned)
-        facts |= {"numbers": numbers(ranking), "curve": curve(ranking)}
+        facts |= {"numbers": numbers(ranking), "curve": curve(ranking), "order": order_of(values, owners)}
         facts["poisoned_flagged"] = int((attacks[taken.pairs] >= 0).sum())
         names = np.unique(owners[poisoned])
         if len(names) > 1:
