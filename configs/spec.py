@@ -15,6 +15,7 @@ from configs.explain import MOST, explain, field_names, paths, suggestion
 from configs.machine import Machine
 from configs.model import Model
 from configs.plain import validated
+from configs.sharing import Sharing
 from configs.source import Place, SpecTree, override, put, read_source
 from configs.stage import Stage
 from configs.stamp import identified_stamp
@@ -255,6 +256,7 @@ class Loaded:
     points: list[Point]  # of a search by Optuna, each arm's first trials
     places: Mapping[str, str | dict[str, str]] = field(default_factory=dict)  # of the same shards in other runs
     say: Callable[[str], None] = lambda words: None
+    sharing: Sharing = field(default_factory=Sharing)  # of the points' equal parts
 
     @property
     def arms(self) -> list[Arm]:
@@ -264,6 +266,7 @@ class Loaded:
     def point(self, arm: Arm, chosen: dict[str, Any]) -> Point:
         """The point of an arm at which the rest is chosen so; ValidationError if that is no spec."""
         spec = _settled(Spec.model_validate(self.tree(arm, chosen)), self.say)
+        self.sharing.within(spec)
         return Point({**arm.labels, **chosen}, spec, arm.cleaning, arm.leaving)
 
     def tree(self, arm: Arm, chosen: dict[str, Any]) -> dict[str, Any]:

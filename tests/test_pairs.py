@@ -33,6 +33,19 @@ def test_runs_of_a_study_share_index_plan_and_sets_and_two_studies_none(spec: Pa
     assert StudyPairs(tmp_path / "runs/tiny", ONE).of(first).plan is not pretraining.plan
 
 
+def test_of_many_plans_and_clean_sets_the_last_are_kept(spec: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sweep over ten thousand seeds would else hold as many masks of all pairs; made again, they are the same."""
+    monkeypatch.setattr("engine.training.pairs.KEPT", 2)
+    plan, pairs = runs(load(spec, ["sweep={seed: [1, 2, 3]}"]).points), StudyPairs(tmp_path / "runs/tiny", ONE)
+    made = [pairs.of(run) for run in plan]
+    assert (len(pairs._plans), len(pairs._clean_rows), len(pairs._indices)) == (2, 2, 1)
+    assert pairs.of(plan[2]).plan is pairs.of(plan[2]).plan, "the one before is at hand"
+    for run, first in zip(plan, made, strict=True):
+        again = pairs.of(run)
+        assert (again.plan and again.plan.digest) == (first.plan and first.plan.digest)
+        assert again.chosen is first.chosen or (again.chosen == first.chosen).all()  # type: ignore[union-attr]
+
+
 def test_a_twin_is_cleaned_with_the_pairs_of_its_poisoned_model_and_no_poison(spec: Path, tmp_path: Path) -> None:
     loaded = load(spec, ["attack.twin=first", "attack.clean_twin=true", "data.clean.leftover=2"])
     pretraining, _, cleaning, control = map(StudyPairs(tmp_path / "runs/tiny", ONE).of, runs(loaded.points))

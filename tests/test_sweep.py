@@ -97,6 +97,26 @@ def test_an_axis_whose_values_would_all_be_one_run_is_refused(spec: Path, path: 
     assert len(runs(swept(spec, both).points, "pretrain")) == 2
 
 
+def test_points_share_their_equal_parts(spec: Path) -> None:
+    """A study of ten thousand runs holds little more than one: as plain values each point is what it is by itself."""
+    axes = {"seed": [1, 2], RATE: {"low": 1e-5, "high": 1e-3, "points": 40}, "clean.objective": [MMCL, PAR]}
+    loaded = swept(spec, axes)
+    specs = [point.spec for point in loaded.points]
+    cleanings = [one.clean for one in specs if one.clean is not None]
+    assert len(specs) == len(cleanings) == 160
+    for part in ("data", "attack", "model", "pretrain", "machine", "sweep"):
+        assert len({id(getattr(one, part)) for one in specs}) == 1, part
+    assert len({id(one.measure[0]) for one in specs}) == 1
+    assert len({id(one.optimizer) for one in cleanings}) == 40
+    assert len({id(one.objective) for one in cleanings}) == 2
+    assert len({id(one) for one in cleanings}) == 80
+    for point in loaded.points[::23]:
+        alone = load(spec, [f"{path}={json.dumps(value)}" for path, value in point.swept.items()]).points[0].spec
+        assert point.spec == alone
+        assert point.spec.model_dump_json() == alone.model_dump_json()
+        assert (point.spec.data.model_fields_set, type(point.spec.measure)) == (alone.data.model_fields_set, tuple)
+
+
 def test_a_section_may_be_swept_with_a_field_of_it(spec: Path) -> None:
     loaded = swept(spec, {RATE: [1e-4], "arm": {"a": {"clean.optimizer": {"rate": 1.0, "warmup": 7}}}})
     assert loaded.points[0].spec.clean is not None

@@ -34,6 +34,7 @@ from records.folder import finished
 from records.scores import SCORES
 
 T = TypeVar("T")
+KEPT = 8  # poison plans, and clean sets, that are kept for the next runs: each holds a byte a pair or more
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,9 @@ class ChosenPairs:
 
 
 class StudyPairs:
-    """The pairs of a study's runs. Indices, plans and clean sets are made once for all runs, since millions of keys take a
-    while; they are kept as long as this object. With `scratch`, a folder, nothing is written elsewhere, and no store is
-    asked."""
+    """The pairs of a study's runs. Indices, plans and clean sets are made once for runs that share them, since millions of
+    keys take a while; indices are kept as long as this object, of the others the last KEPT. With `scratch`, a folder,
+    nothing is written elsewhere, and no store is asked."""
 
     def __init__(self, study: Path, world: World, scratch: Path | None = None) -> None:
         self.study, self.world, self.scratch = study, world, scratch
@@ -164,7 +165,10 @@ class StudyPairs:
             return make_plan(index, attack, spec.seed, lines, read_captions, chosen, Tokenizer(spec.model.name).fits)
 
         return _once(
-            self._plans, (of_all_pairs(spec.data), attack, spec.seed, spec.model.name), lambda: collectives.on_rank_0(make)
+            self._plans,
+            (of_all_pairs(spec.data), attack, spec.seed, spec.model.name),
+            lambda: collectives.on_rank_0(make),
+            KEPT,
         )
 
     def _check_start(self, run: Run, index: Index) -> None:
@@ -195,6 +199,7 @@ class StudyPairs:
             self._clean_rows,
             (of_all_pairs(spec.data), spec.attack, spec.seed, spec.model.name),
             lambda: clean_rows(index, spec.seed, clean, excluded, marked),
+            KEPT,
         )
         if plan is None or not clean.leftover:
             return ChosenPairs(index, chosen, None)
@@ -282,10 +287,11 @@ def _places(clean: CleanSource, pretrained: Index, index: Index, poisoned: np.nd
     return {sample: by_hash[number] for sample, number in hashes if number in by_hash}
 
 
-def _once(made: dict[str, T], key: object, make: Callable[[], T]) -> T:
-    """What `make` gave for this key at first."""
+def _once(made: dict[str, T], key: object, make: Callable[[], T], most: int | None = None) -> T:
+    """What `make` gave for this key at first; of the keys asked for last at `most` so many are kept, or all."""
     parts = key if isinstance(key, tuple) else (key,)
     name = repr([part.model_dump_json() if isinstance(part, BaseModel) else part for part in parts])  # repr of these is slow
-    if name not in made:
-        made[name] = make()
+    made[name] = made.pop(name) if name in made else make()
+    while most is not None and len(made) > most:
+        del made[next(iter(made))]
     return made[name]
