@@ -4,7 +4,7 @@
     python -m report runs/demo runs/other                        # the two compared, in runs/demo/report/compare-other/
     python -m report runs/mini-* --markdown docs/results.md      # one Markdown page, its figures in docs/results/
     python -m report --pack runs/demo demo.tar.xz                # the study's records and journals in one small file
-    python -m report --matrix runs/* --out docs/matrix           # attacks and objectives by cleaners, over all studies
+    python -m report --matrix runs/* --out docs/matrix           # attacks and objectives by cleaners, detectors, audits
     python -m report --import published.json --out there         # the frontier of published points
 
 It reads what the engine wrote (`study.json`, a folder for each run), works on unfinished studies, and the same numbers give
@@ -40,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument(
         "--matrix", action="store_true",
-        help="write the matrix of the studies into --out: what each cleaner did to each attack on each pre-training",
+        help="write the matrix of the studies into --out: what cleans, finds or rejects each attack on each pre-training",
     )  # fmt: skip
     parser.add_argument(
         "--markdown", metavar="FILE.md", type=Path,

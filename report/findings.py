@@ -1,8 +1,9 @@
 """What was found of a run beside its training: whether it is of that run, and what of it, computed anew, is not as it says.
 
 detection.json: a detector's numbers from the order of its scores, what it flags of the twin from the twin's histogram;
-audit.json: anomaly indices from the stamps' sizes, p from the clean models' numbers. What a record holds too little of to be
-computed anew is as its submitter states it, and `stated` says what that is.
+audit.json: anomaly indices from the stamps' sizes, p from the clean models' numbers; of detectors at test time what follows
+from their ROC curve. What a record holds too little of to be computed anew is as its submitter states it, and `stated` says
+what that is.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,8 +22,10 @@ from records.detection import FOLDER as SCORED
 from records.detection import DetectionJson, DetectorResult
 from records.digests import file_digest
 from records.ending import FinishedJson
+from records.rows import FILE
 from records.spec_json import control_of, fingerprint, stage_of
 from report.load import Record
+from report.test_time import rejection_faults
 
 CONSPICUOUS = 0.1  # of a picture: below it the paper of DECREE accuses
 Runs = Mapping[str, Record]
@@ -34,6 +37,7 @@ def finding_faults(folder: Path, record: Record, decides: dict[str, Any], runs: 
     if record.detection is not None:
         path, faults = folder / DetectionJson.FILE, _detection(folder, record.detection, record, decides, runs)
         yield from (f"{path} {fault}" for fault in faults)
+    yield from (f"{folder / FILE} {fault}" for fault in rejection_faults(record))
     if record.audit is not None:
         yield from (f"{folder / AUDITED / AuditJson.FILE} {fault}" for fault in _audit(record.audit, record, decides))
 
@@ -42,7 +46,8 @@ def stated(found: DetectorResult, twin: DetectionJson | None) -> list[str]:
     """What of a detector's result nobody can compute anew from the records, for a mark; `twin` is the twin's record."""
     words = ["its numbers"] if found.numbers and not found.order else []
     words += ["the twin's share"] if found.twin and (twin is None or twin.of(found.title) is None) else []
-    return [f"{' and '.join(words)} are stated by the submitter: no record holds the scores' order"] if words else []
+    told = f"{' and '.join(words)} are stated by the submitter: the records hold too little to compute them anew"
+    return [told] if words else []
 
 
 def _own(name: str, weights: str, record: Record, folder: str) -> Iterator[str]:

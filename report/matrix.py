@@ -1,34 +1,32 @@
-"""The open matrix: what each cleaner did to each attack on each way of pre-training, judged anew from verified studies.
+"""The open matrix: what was done to each attack on each way of pre-training, judged anew from verified studies.
 
 A row is all that decides a pre-trained model but the seed, the clean set, and the pictures that top-1 and ASR are of; a
-column is what a cleaning does, its objective and its transform. In one place stand as many cells as there are different
-searches: seeds of several studies are one cell where all that was tried on each is the same. A run that several studies
-hold counts once. The studies' names decide nothing.
+column is of one of the kinds in report/columns: what a cleaning does, a detector, an audit. In one place stand as many cells
+as there are different searches: seeds of several studies are one cell where all that was asked or tried is the same. A run
+that several studies hold counts once. The studies' names decide nothing. What depends on no clean set stands in every row of
+its pre-training.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from records.spec_json import stage_of
-from records.study_json import StudyJson
-from report.costs import COLUMNS, amount, cost, costs, total
-from report.headline import Verdict, grounds_of
-from report.load import Record, Study
-from report.matrix_runs import Place, Run, counted_runs, placed, plain, tried
-from report.matrix_words import attack_words, data_words, differing, search_words
-from report.points import Panel, panels, spoken
-from report.scores import Mean, Score
-from report.submission import Submission, trained
-from report.verdict import judge
+from report.columns.contract import Group, Kind, Said, Value
+from report.columns.registry import KINDS
+from report.costs import costs
+from report.headline import grounds_of
+from report.matrix_runs import Place, counted_runs, models_of, parted, study_of
+from report.matrix_words import attack_words, data_words, differing
+from report.points import spoken
+from report.submission import Submission
 
 LEAST = 3  # seeds; a cell of fewer is marked
 
 
 class Column(NamedTuple):
-    """What the cells below it are of: a `kind` of thing (a cleaner), what it does, and what studies call it."""
+    """What the cells below it are of: a `kind` of thing (a cleaner), what it is, and what studies call it."""
 
     kind: str
     what: str
@@ -47,19 +45,16 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True)
 class Cell:
-    """One verdict, over the seeds of all studies that tried the same. `marks` say what it lacks, `took` what its cleaning
-    took; `runs` are the names of its runs by stage, `costs` a sentence each on cleaning and on what was trained before."""
+    """What is said of one place, over the seeds of all studies that asked the same; `stands` are the rows that it stands in.
+    `marks` say what it lacks; `runs` are the names of its runs by stage, `costs` a sentence each."""
 
     row: Row
+    stands: tuple[Row, ...]
     column: Column
-    verdict: Verdict
-    panel: Panel
-    scores: list[Score]
-    means: dict[str, Mean]
+    said: Said
+    tried: str
     seeds: int
     marks: list[str]
-    searched: str
-    took: str
     runs: dict[str, list[str]]
     costs: dict[str, str]
     commands: list[str]
@@ -77,37 +72,40 @@ class Matrix:
 
     def at(self, row: Row, column: Column) -> list[tuple[int, Cell]]:
         """(Number, cell) of each cell in a place."""
-        return [(at, cell) for at, cell in enumerate(self.cells) if (cell.row, cell.column) == (row, column)]
+        return [(at, cell) for at, cell in enumerate(self.cells) if row in cell.stands and cell.column == column]
 
 
 def make_matrix(submissions: Sequence[Submission]) -> Matrix:
     """The matrix of verified studies."""
     counted, conflicts = counted_runs(submissions)
-    places: dict[Place, dict[str, Run]] = {}
-    for given in submissions:
-        for place, run in placed(given, counted):
-            places.setdefault(place, {}).setdefault(run.record.run.run, run)
-    rows = _rows(list(dict.fromkeys(place.row for place in places)))
-    columns: dict[str, Column] = {}
-    for place, runs in places.items():
-        old = columns.get(place.column, Column("cleaner", _what(json.loads(place.column))))
-        names = (run.record.run.cleaner or "" for run in runs.values())
-        columns[place.column] = old._replace(names=tuple(dict.fromkeys(filter(None, [*old.names, *names]))))
-    cells = []
-    for place, runs in places.items():
-        beside = [other for other in places if other[:2] == place[:2] and other != place]
-        words = search_words(tried(runs.values()), [tried(places[other].values()) for other in beside])
-        for cell in _cells(list(runs.values()), counted.values(), columns[place.column], words):
-            row = rows[place.row]
-            cells.append(
-                replace(cell, row=row._replace(attack=cell.row.attack), marks=[*cell.marks, *_marks(cell, conflicts)])
-            )
-    return Matrix(list(dict.fromkeys(cell.row for cell in cells)), list(columns.values()), cells, list(submissions))
-
-
-def _what(does: list[str]) -> str:
-    kinds = [json.loads(one) for one in does]
-    return ", ".join(spoken(objective) + (f" after {transform}" if transform else "") for objective, transform in kinds)
+    places: dict[tuple[Kind, Place], dict[str, Value]] = {}
+    for kind in KINDS:
+        for given in submissions:
+            for value in kind.values(given, counted):
+                name = value.run.record.run.run
+                first = places.setdefault((kind, value.place), {}).setdefault(name, value)
+                if first.numbers != value.numbers:
+                    conflicts.setdefault(name, []).append(given.path)
+    rows = _rows(list(dict.fromkeys(place.row for _, place in places)))
+    columns: dict[tuple[Kind, str], Column] = {}
+    for (kind, place), values in places.items():
+        old = columns.get((kind, place.column), Column(kind.name, kind.what(place.column)))
+        names = dict.fromkeys(filter(None, [*old.names, *(value.called for value in values.values())]))
+        columns[kind, place.column] = old._replace(names=tuple(names))
+    made = list[tuple[str, Cell]]()
+    for (kind, place), values in places.items():
+        beside = [
+            list(others.values()) for (other, there), others in places.items()
+            if other is kind and there[:2] == place[:2] and there != place
+        ]  # fmt: skip
+        models = models_of([value.run for value in values.values()], counted.values())
+        group = Group(list(values.values()), models, beside)
+        for cell in _cells(kind, group, columns[kind, place.column], conflicts):
+            words = attack_words(group.runs[0].decided.attack, cell.said.attack or 0)
+            made.append((place.row, replace(cell, row=rows[place.row]._replace(attack=words))))
+    cells = _stood(made)
+    rows_in = list(dict.fromkeys(row for cell in cells for row in cell.stands))
+    return Matrix(rows_in, list(columns.values()), cells, list(submissions))
 
 
 def _rows(keys: list[str]) -> dict[str, Row]:
@@ -125,67 +123,55 @@ def _rows(keys: list[str]) -> dict[str, Row]:
     }
 
 
-def _cells(runs: list[Run], every: Iterable[Run], column: Column, searched: str) -> Iterator[Cell]:
-    """The cell of each attack that the models carry; its row holds the attack alone."""
-    origins = {run.record.run.start for run in runs}
-    models = [one for one in every if one.images == runs[0].images and stage_of(one.decided.whole) != "clean"]
-    starts = [one for one in models if one.record.run.run in origins]
-    own = {plain(trained(one.decided, "seed", "attack")) for one in starts}
-    twins = [
-        one for one in models if one.record.run.stage == "twin" and plain(trained(one.decided, "seed", "attack")) in own
-    ]
-    members = {"pretrain": starts, "twin": twins, "clean": runs}
-    records = {stage: [_as_member(run, column) for run in those] for stage, those in members.items()}
-    whole = _study([record for those in records.values() for record in those])
-    took = {"cleaning": records["clean"], "before cleaning": records["pretrain"] + records["twin"]}
-    given = list({run.given.path: run.given for run in runs}.values())
-    for at, panel in enumerate(panels(whole)):
-        judged = judge([panel])
+def _cells(kind: Kind, group: Group, column: Column, conflicts: dict[str, list[Path]]) -> Iterator[Cell]:
+    """The cells of one place; their row is not told yet."""
+    runs = {"pretrain": group.models.starts, "twin": group.models.twins, "clean": []}
+    runs["clean"] = [run for run in group.runs if run.record.run.stage == "clean"]
+    names = {stage: [run.record.run.run for run in those] for stage, those in runs.items()}
+    given = list({run.given.path: run.given for run in group.runs}.values())
+    before, earlier = runs["pretrain"] + runs["twin"], "before cleaning" if runs["clean"] else "pre-training"
+    seeds, tried = len({run.decided.seed for run in group.runs}), kind.tried(group)
+    for said in kind.cells(group, column.what):
+        marks = [] if seeds >= LEAST else [f"{seeds} seed{'s' * (seeds > 1)}, fewer than {LEAST}"]
         yield Cell(
-            Row(attack_words(runs[0].decided.attack, at), "", "", ""),
-            column,
-            judged.verdicts[0],
-            panel,
-            judged.scores,
-            next(iter(judged.means.values()), {}),
-            len({run.decided.seed for run in runs}),
-            [],
-            searched,
-            _took(records["clean"]),
-            {stage: [run.record.run.run for run in those] for stage, those in members.items()},
-            {what: costs(_study(those)).sentence for what, those in took.items() if those},
-            list(dict.fromkeys(one.study.plan.command for one in given if one.study.plan.command)),
-            [one.path for one in given],
+            row=Row("", "", "", ""),
+            stands=(),
+            column=column,
+            said=said,
+            tried=tried,
+            seeds=seeds,
+            marks=[*marks, *_lacks(said), *_conflicts(names, conflicts)],
+            runs=names,
+            costs={**said.costs, **({earlier: costs(study_of(before)).sentence} if before else {})},
+            commands=list(dict.fromkeys(filter(None, [*(one.study.plan.command for one in given), *said.commands]))),
+            studies=[one.path for one in given],
         )
 
 
-def _as_member(run: Run, column: Column) -> Record:
-    """The run's record with the names that its cell's other runs have, whatever its study calls it and what it swept; in a
-    cell of its own training from fresh weights is judged as cleaners are."""
-    entry = run.record.run
-    cleaner = column.what if entry.stage == "clean" else None
-    return replace(run.record, run=entry.model_copy(update={"swept": {}, "cleaner": cleaner, "control": None}))
-
-
-def _took(records: list[Record]) -> str:
-    """How many runs these are, and their wall time."""
-    wall, whole = COLUMNS[0], total([cost(record) for record in records])
-    scale, unit = wall.unit(whole)
-    return f"{len(records)} runs" + (f", {amount(whole.wall / scale)} {unit}" if whole.wall is not None else "")
-
-
-def _study(records: list[Record]) -> Study:
-    return Study(Path(), StudyJson(name="", runs=[record.run for record in records]), records)
-
-
-def _marks(cell: Cell, conflicts: dict[str, list[Path]]) -> list[str]:
+def _lacks(said: Said) -> Iterator[str]:
     """What a reader must know of a cell before trusting it."""
-    marks = [] if cell.seeds >= LEAST else [f"{cell.seeds} seed{'s' * (cell.seeds > 1)}, fewer than {LEAST}"]
-    marks += [] if cell.panel.twins else ["no twin"]
-    bare = [reason for reason in grounds_of(cell.panel).values() if reason.state != "firm"]
+    if not said.panel.twins:
+        yield "no twin"
+    bare = [reason for reason in grounds_of(said.panel).values() if reason.state != "firm"]
     if bare:
-        marks.append(f"no ground in {len(bare)} of {len(cell.panel.starts)}: {bare[0].why}")
-    for run in (run for runs in cell.runs.values() for run in runs if run in conflicts):
-        others = ", ".join(map(str, conflicts[run]))
-        marks.append(f"{run} has other numbers in {others}; those of the study given first count")
-    return marks
+        yield f"no ground in {len(bare)} of {len(said.panel.starts)}: {bare[0].why}"
+    yield from said.marks
+
+
+def _conflicts(names: dict[str, list[str]], conflicts: dict[str, list[Path]]) -> Iterator[str]:
+    for run in (run for runs in names.values() for run in runs if run in conflicts):
+        others = ", ".join(map(str, dict.fromkeys(conflicts[run])))
+        yield f"{run} has other numbers in {others}; those of the study given first count"
+
+
+def _stood(made: Sequence[tuple[str, Cell]]) -> list[Cell]:
+    """The cells with the rows that they stand in: one that depends on no clean set in all rows of its pre-training, or in a
+    row of its own where no cleaning has one."""
+    parts = [(*parted(row), cell) for row, cell in made]
+    own = [(home, cell) for home, cleaned, cell in parts if cleaned]
+    out = []
+    for home, cleaned, cell in parts:
+        at = cell.said.attack
+        alike = [one.row for there, one in own if there == home and (at is None or one.said.attack == at)]
+        out.append(replace(cell, stands=(cell.row,) if cleaned or not alike else tuple(dict.fromkeys(alike))))
+    return out

@@ -7,22 +7,19 @@ from pathlib import Path
 from typing import Any
 
 from data.refusal import UserError
+from report.columns.registry import KINDS
 from report.costs import STAGES
-from report.headline import MEANINGS, asr_text
 from report.matrix import LEAST, Cell, Matrix, make_matrix
 from report.page import filled
-from report.points import percent
-from report.scores import BEST, LOWEST, Number, Score
 from report.submission import Submission, read_submission
 from report.tables import as_csv
-from report.verdict import mean_point, where
 from report.write import write_files
 
-SEED_HEADS = ("seed", "start: top-1 at ASR", BEST.label, LOWEST.label)
 COLUMNS = [
     *("objective", "attack", "data", "model", "differs", "kind", "column", "called", "tried", "status", "seeds"),
-    *("seeds_with", "best_top1", "low", "high", "lowest_asr", "start_top1", "start_asr", "twin_top1", "twin_asr", "marks"),
-    *("sentence", "commands", "pretrain_runs", "twin_runs", "clean_runs"),
+    *KINDS[0].columns,
+    *("marks", "sentence", "commands", "pretrain_runs", "twin_runs", "clean_runs"),
+    *(name for kind in KINDS[1:] for name in kind.columns),
 ]
 
 
@@ -59,60 +56,25 @@ def _page(matrix: Matrix, again: str) -> str:
         cells=matrix.cells,
         submissions=matrix.submissions,
         at=matrix.at,
-        best=_best,
-        seeds=lambda cell: [_seed(score) for score in cell.scores],
-        seed_heads=SEED_HEADS,
         stages=STAGES,
-        meanings=MEANINGS,
         least=LEAST,
         again=again,
     )
 
 
-def _best(cell: Cell) -> str:
-    """The cell's number with its interval, and of how many seeds."""
-    mean = cell.means.get(BEST.name)
-    if mean is None:
-        return "not measured"
-    return f"{mean.text} in {mean.known} of {mean.of} seed{'s' * (mean.of > 1)}"
-
-
-def _seed(score: Score) -> list[str]:
-    """The cells of one seed under SEED_HEADS."""
-    start = "not measured" if score.start is None else f"{percent(score.start.top1)} at {percent(score.start.asr)}"
-    return ["" if score.seed is None else str(score.seed), start, *(_at(score.numbers.get(m.name)) for m in (BEST, LOWEST))]
-
-
-def _at(number: Number | None) -> str:
-    if number is None or number.at is None:
-        return "none"
-    return f"{percent(number.at.top1)} at ASR {asr_text(number.at)}, {where(number.at)}, {number.at.label.run}"
-
-
 def _row(cell: Cell) -> dict[str, Any]:
-    """The cell under COLUMNS; rates are fractions in [0, 1], None where there is none."""
-    best, low = cell.means.get(BEST.name), cell.means.get(LOWEST.name)
-    start, twin = mean_point(cell.panel.starts), mean_point(cell.panel.twins)
-    interval = best.interval if best else None
+    """The cell under COLUMNS, without what is of other kinds; rates are fractions in [0, 1], None where there is none."""
     return {
         **cell.row._asdict(),
         "kind": cell.column.kind,
         "column": cell.column.what,
         "called": list(cell.column.names),
-        "tried": cell.searched,
-        "status": cell.verdict.status,
+        "tried": cell.tried,
+        "status": cell.said.status,
         "seeds": cell.seeds,
-        "seeds_with": best.known if best else 0,
-        "best_top1": best.value if best else None,
-        "low": interval.low if interval else None,
-        "high": interval.high if interval else None,
-        "lowest_asr": low.value if low else None,
-        "start_top1": start.top1 if start else None,
-        "start_asr": start.asr if start else None,
-        "twin_top1": twin.top1 if twin else None,
-        "twin_asr": twin.asr if twin else None,
+        **cell.said.numbers,
         "marks": cell.marks,
-        "sentence": cell.verdict.sentence,
+        "sentence": cell.said.sentence,
         "costs": cell.costs,
         "commands": cell.commands,
         "studies": [str(path) for path in cell.studies],

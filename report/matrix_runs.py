@@ -1,15 +1,20 @@
-"""The runs of verified studies, each counted once, and the place in the open matrix that each stands in."""
+"""The runs of verified studies, each counted once, the rows of the open matrix that they stand in, and the models that they
+are of."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from records.rows import TIMING
+from records.spec_json import stage_of
+from records.study_json import StudyJson
 from report.load import Record, Study
+from report.points import Panel, panels
 from report.submission import Decided, Submission, trained
 
-OF_MACHINE = ("executor", "jobs", "processes", "slurm")  # what of a sweep decides nothing
+OF_CLEANING = ("clean set", "start")  # what tells a row apart from others of the same pre-training
 
 
 class Run(NamedTuple):
@@ -22,11 +27,24 @@ class Run(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Of a cell all that decides it but the seeds, as plain values in JSON: the model, the cleaner, what was tried."""
+    """Of a cell all that decides it but the seeds, as plain values in JSON: the model, the column, what was tried."""
 
     row: str
     column: str
     search: str
+
+
+class Models(NamedTuple):
+    """The pre-trained models that some runs are or start from, and all that are pre-trained as they are but for the seed and
+    the attack: themselves, their twins, others without poison."""
+
+    starts: list[Run]
+    alike: list[Run]
+
+    @property
+    def twins(self) -> list[Run]:
+        """Those that are twins."""
+        return [one for one in self.alike if one.record.run.stage == "twin"]
 
 
 def plain(value: Any) -> str:
@@ -40,14 +58,14 @@ def counted_runs(submissions: Sequence[Submission]) -> tuple[dict[tuple[str, str
     conflicts: dict[str, list[Path]] = {}
     for given in submissions:
         for record in given.study.records:
-            run = Run(record, given.decided[record.run.run], _images(given.study, record), given)
+            run = Run(record, given.decided[record.run.run], images_of(given.study, record), given)
             first = counted.setdefault((record.run.run, run.images), run)
             if _numbers(first.record) != _numbers(record):
                 conflicts.setdefault(record.run.run, []).append(given.path)
     return counted, conflicts
 
 
-def _images(study: Study, record: Record) -> str:
+def images_of(study: Study, record: Record) -> str:
     """Of which pictures the compared numbers are: the names of their sets, where those lie, and whose labels."""
     data = study.plan.spec.get("data")
     measured = getattr(record.end, "measured", None) or (data if isinstance(data, dict) else {})
@@ -64,48 +82,44 @@ def _numbers(record: Record) -> list[Any]:
     ]
 
 
-def placed(given: Submission, counted: dict[tuple[str, str], Run]) -> Iterator[tuple[Place, Run]]:
-    """The place of each cleaning run of a study; one of a twin has none."""
-    groups: dict[tuple[str, str], dict[int, list[Run]]] = {}
-    for record in given.study.records:
-        if record.run.stage == "clean" and record.run.control != "twin":
-            run = counted[record.run.run, _images(given.study, record)]
-            seeds = groups.setdefault((_row(run), record.run.cleaner or ""), {})
-            seeds.setdefault(run.decided.seed, []).append(run)
-    for (row, _), seeds in groups.items():
-        column = plain(sorted({plain(_does(run)) for runs in seeds.values() for run in runs}))
-        for runs in seeds.values():
-            search = _design(given) or plain(sorted(map(plain, tried(runs))))
-            for run in runs:
-                yield Place(row, column, search), run
-
-
-def _design(given: Submission) -> str:
-    """What decides the runs of a sweep that proposes others for each seed; empty of a grid, whose runs say it themselves."""
-    spec = given.study.plan.spec
-    sweep = spec.get("sweep")
-    search = sweep.get("search") if isinstance(sweep, dict) else None
-    if not isinstance(sweep, dict) or not isinstance(search, dict) or search.get("kind", "grid") == "grid":
-        return ""
-    own = {name: value for name, value in sweep.items() if name not in OF_MACHINE}
-    return plain({"sweep": own, "clean": spec.get("clean")})
-
-
-def _row(run: Run) -> str:
+def row_of(run: Run) -> str:
+    """The row that a run stands in: all that decides the pre-trained model that it is or starts from, but the seed; the
+    clean set of a cleaning; and the pictures that it is judged on."""
     decided = run.decided
     start = None if decided.pretrain is not None or decided.clean is None else decided.clean.start
     facts = {"start": start, "clean set": decided.data.get("clean"), "images": json.loads(run.images)}
     return plain({**trained(decided, "seed"), **facts, "objective": run.record.run.pretrain_objective})
 
 
-def _does(run: Run) -> tuple[str, str]:
-    """What a cleaning run does: its objective, and what it does to the weights before."""
-    clean = run.decided.clean
-    assert clean is not None
-    return clean.objective.kind, clean.transform.kind if clean.transform else ""
+def parted(row: str) -> tuple[str, bool]:
+    """(A row without what is a cleaning's own, whether it has such)."""
+    facts = json.loads(row)
+    own = {name: facts.pop(name) for name in OF_CLEANING}
+    return plain(facts), any(value is not None for value in own.values())
 
 
-def tried(runs: Iterable[Run]) -> list[dict[str, Any]]:
-    """The different `clean` sections of the runs."""
-    sections = (run.decided.whole["clean"] for run in runs)
-    return list({plain(section): section for section in sections}.values())
+def models_of(runs: Sequence[Run], every: Iterable[Run]) -> Models:
+    """The models of some runs, among all runs that count."""
+    origins = {run.record.run.start if run.record.run.stage == "clean" else run.record.run.run for run in runs}
+    models = [one for one in every if one.images == runs[0].images and stage_of(one.decided.whole) != "clean"]
+    starts = [one for one in models if one.record.run.run in origins]
+    own = {plain(trained(one.decided, "seed", "attack")) for one in starts}
+    return Models(starts, [one for one in models if plain(trained(one.decided, "seed", "attack")) in own])
+
+
+def study_of(runs: Iterable[Run], what: str = "") -> Study:
+    """The runs as one study, whatever their studies call them and swept; a cleaning is one by `what`, and one of fresh
+    weights is judged as cleaners are."""
+    records = [_as_member(run, what) for run in runs]
+    return Study(Path(), StudyJson(name="", runs=[record.run for record in records]), records)
+
+
+def panels_of(models: Models, cleanings: Iterable[Run] = (), what: str = "") -> list[Panel]:
+    """What was measured of the models and cleanings, a panel for each attack."""
+    return panels(study_of([*models.starts, *models.twins, *cleanings], what))
+
+
+def _as_member(run: Run, what: str) -> Record:
+    entry = run.record.run
+    cleaner = what if entry.stage == "clean" else None
+    return replace(run.record, run=entry.model_copy(update={"swept": {}, "cleaner": cleaner, "control": None}))

@@ -29,9 +29,9 @@ def data_words(facts: dict[str, Any]) -> str:
     data, clean = _section(facts.get("data")), _section(facts.get("clean set"))
     source = _section(data.get("pretrain"))
     shards = source.get("shards") or ", ".join(map(str, _section(source.get("sources"))))
-    pairs = f"{clean['pairs']} clean pairs" if clean.get("pairs") is not None else f"clean pairs {clean.get('shards')}"
+    pairs = f"{clean['pairs']} clean pairs, " if clean.get("pairs") is not None else f"clean pairs {clean.get('shards')}, "
     images = ", ".join(dict.fromkeys(map(str, _section(facts.get("images")).get("images", []))))
-    return f"{shards}, {pairs}, measured on {images}"
+    return f"{shards}, {pairs if clean else ''}measured on {images}"
 
 
 def differing(facts: dict[str, Any], every: Sequence[dict[str, Any]]) -> str:

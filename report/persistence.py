@@ -186,7 +186,7 @@ def _cells(members: list[Probed]) -> Iterator[str]:
     clean = [one.tuned[0].asr if 0 in one.tuned else None for one in members]
     yield ", ".join([_rate([one.start for one in members]), _rate([one.before.asr for one in members]), _rate(clean)])
     for of_twin in (False, True):
-        yield _fewest(members, of_twin)
+        yield pairs_to_half(members, of_twin)
     apart = [one.advantage for one in members]
     yield mean_of(Metric("advantage", "", PERCENTAGE_POINTS), tuple(apart)).text if any_known(apart) else "not run"
     shares = [one.a50 for one in members]
@@ -214,7 +214,7 @@ def _perturbed(members: list[Perturbations]) -> str:
     return "; ".join(words) if words else "not run"
 
 
-def _fewest(members: list[Probed], of_twin: bool) -> str:
+def pairs_to_half(members: list[Probed], of_twin: bool) -> str:
     """Of each seed the fewest pairs with which half of the start's ASR is reached, or that none of those tried does."""
     words = []
     for one in members:

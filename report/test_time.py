@@ -5,7 +5,9 @@ of each seed the most accurate cleaned model at ASR <= 5 %, or else that of lowe
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import pairwise
+from math import isclose
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -16,6 +18,11 @@ from report.points import Panel, percent
 SHARES = {"at1": "1 %", "at50": "50 %"}  # of triggered pictures among those that come
 KINDS = ("poisoned", "cleaned", "twin")
 DETECTOR = re.compile(r"(\w+)_auroc_at1")
+AUROCS = re.compile(r"(\w+)_auroc_(at1|at50)((?:_\d+)?)")
+RATES = ("auroc", "tpr_fpr1", "tpr_fpr5", "tpr", "fpr", "precision", "asr", "top1")
+ROC = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # false positive rates of measures/rejection.py
+ON_CURVE = {"tpr_fpr1": ROC.index(0.01), "tpr_fpr5": ROC.index(0.05)}
+COMING = {"at1": 0.01, "at50": 0.5}
 HEADS = (
     *("model", "detector", "triggered", "AUROC", "TPR at FPR 1 %", "TPR at FPR 5 %", "TPR", "FPR", "precision"),
     *("ASR, after rejecting", "top-1, after rejecting"),
@@ -59,6 +66,43 @@ def detections(study: Study, panels: Iterable[Panel]) -> list[Detection]:
             ones = [_detection(told, name, share, suffix) for name in names for share in SHARES]
             out += [one._replace(way=panel.title, model=kind) for one in ones if one is not None]
     return out
+
+
+def rejection_faults(record: Record) -> Iterator[str]:
+    """What detectors' numbers at test time, in a run's journal, say that cannot be: rates beyond 0 and 1, or others than
+    their ROC curve and each other give."""
+    for row in record.measures:
+        told = row.model_extra or {}
+        for name, share, suffix in (found.groups() for key in told if (found := AUROCS.fullmatch(key))):
+            end = f"_{share}{suffix}"
+            rates = {rate: told[f"{name}_{rate}{end}"] for rate in RATES if f"{name}_{rate}{end}" in told}
+            for fault in _rate_faults(rates, told.get(f"{name}_roc{end}"), COMING[share]):
+                yield f"says at epoch {row.epoch:g} of {name}, {SHARES[share]} triggered, {fault}"
+
+
+def _rate_faults(rates: dict[str, Any], roc: Any, coming: float) -> Iterator[str]:
+    beyond = [key for key, rate in rates.items() if not isinstance(rate, int | float) or not 0 <= rate <= 1]
+    if beyond:
+        yield f"{beyond[0]} {str(rates[beyond[0]])[:20]}, which is no share"
+        return
+    if "precision" in rates and {"tpr", "fpr"} <= rates.keys():
+        right, wrong = coming * rates["tpr"], (1 - coming) * rates["fpr"]
+        if not isclose(rates["precision"] * (right + wrong), right, abs_tol=1e-9):
+            yield f"precision {rates['precision']:g}, which TPR {rates['tpr']:g} and FPR {rates['fpr']:g} do not give"
+    if roc is None:
+        return
+    known = isinstance(roc, list) and len(roc) == len(ROC) and all(isinstance(one, int | float) for one in roc)
+    if not known or any(not 0 <= low <= high <= 1 for low, high in pairwise(roc)):
+        yield f"roc {str(roc)[:40]}, which is no curve over {len(ROC)} false positive rates"
+        return
+    yield from (
+        f"{key} {rates[key]:g}, whose curve has {roc[at]:g}"
+        for key, at in ON_CURVE.items()
+        if rates.get(key, roc[at]) != roc[at]
+    )
+    least = sum((high - low) * tpr for (low, high), tpr in zip(pairwise(ROC), roc, strict=False))
+    if rates["auroc"] < least - 1e-6:
+        yield f"auroc {rates['auroc']:g}, whose curve has at least {least:g}"
 
 
 def _models(panel: Panel) -> dict[str, list[tuple[FrontierPoint[Any], str, float | None]]]:

@@ -1,11 +1,12 @@
 """What is found of the runs of a made-up submission (tests/submissions.py), with numbers that are worked by hand."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import submissions
 from test_audit_report import found as stamp
 
 from engine.detection.judge import against_twin, flags_of, result_of
@@ -14,7 +15,9 @@ from measures.outliers import anomaly_index
 from records.audit import AuditJson, ClassFound, Decree, StampFound, Targets
 from records.detection import FOLDER, DetectionJson
 from records.ending import FinishedJson
+from records.json_file import DIGEST, write_json
 from records.scores import SCORES, ScoreWriter
+from report.findings import twin_of
 
 SHARE = 0.01  # of 200 pairs: two are flagged
 SECTION = {"kind": "k_dist", "name": None, "k": 16}
@@ -56,14 +59,13 @@ def scored(study: Path, above: Sequence[int], keeps_order: bool = True, of_twin:
         }  # fmt: skip
         record = DetectionJson(**facts, detectors=[one if keeps_order else one.model_copy(update={"order": ""})])
         if first is not None and of_twin and twins:
-            twin = next(other for other in twins if seed_of(other) == seed_of(home))
-            record = against_twin(record, Budget(share=SHARE), twin)
+            record = against_twin(record, Budget(share=SHARE), home.with_name(str(twin_of(whole_spec(home)))))
         record.write(home)
 
 
-def seed_of(home: Path) -> int:
-    """Of a run."""
-    return int(json.loads((home / "spec.json").read_text())["seed"])
+def whole_spec(home: Path) -> dict[str, Any]:
+    """A run's spec.json, without its digest."""
+    return {name: value for name, value in json.loads((home / "spec.json").read_text()).items() if name != DIGEST}
 
 
 def audit(home: Path, share: float, sizes: Sequence[float] = (), planted: Sequence[str] = (), **changes: Any) -> AuditJson:
@@ -86,3 +88,42 @@ def audit(home: Path, share: float, sizes: Sequence[float] = (), planted: Sequen
     (home / "audit").mkdir(exist_ok=True)
     record.write(home / "audit")
     return record
+
+
+def rejected(home: Path, asked: Mapping[str, Any] | None = None, **rates: Any) -> None:
+    """Gives a run numbers of lorex at test time, 1 % of the pictures triggered, and the section that asked for them."""
+    roc = [0.0] * 10 + [1.0]
+    numbers = {"tpr_fpr1": 0.0, "tpr_fpr5": 0.0, "roc": roc, "asr": 0.5, "top1": 0.9, **rates}
+    more = {f"lorex_{name}_at1": value for name, value in numbers.items()}
+    end = FinishedJson.read(home)
+    assert end is not None
+    before = [json.loads(line) for line in (home / "metrics.jsonl").read_text().splitlines()]
+    submissions.journal(home, [(row["top1"], row["asr"]) for row in before], **more)
+    measured = {**end.measured, "measure": [{"kind": "lorex", "images": "demo", "level": 0.995, **(asked or {})}]}
+    length = (home / "metrics.jsonl").stat().st_size
+    end.model_copy(update={"journal": length, "measured": measured}).write(home)
+
+
+def probed(study: Path, tuned: Sequence[Mapping[int, tuple[float, float]]]) -> None:
+    """Tunes each cleaned model, and its cleaned twin, with poisoned pairs: of each what ASR (the model's, the twin's) is
+    after so many. Both are the first cleanings of their seed."""
+    plan = json.loads((study / "study.json").read_text())
+    plan.pop(DIGEST)
+    cleaned = [run for run in plan["runs"] if run["stage"] == "clean"]
+    pairs_of = [[next(r for r in cleaned if (r["seed"], r["control"]) == (seed, control)) for control in (None, "twin")]
+                for seed in dict.fromkeys(run["seed"] for run in cleaned)]  # fmt: skip
+    for both, amounts in zip(pairs_of, tuned, strict=True):
+        for amount, rates in amounts.items():
+            for start, asr, twin in zip(both, rates, (False, True), strict=True):
+                decides = json.loads((study / start["run"] / "spec.json").read_text())
+                facts = {key: decides[key] for key in ("format", "seed", "attack", "model")}
+                data = {**decides["data"], "clean": {**decides["data"]["clean"], "leftover": amount}}
+                section = {**decides["clean"], "start": {"digest": weights_of(study / start["run"])}}
+                entry = {name: start[name] for name in ("pretrain_objective", "clean_objective", "rate")}
+                told = {
+                    "start": start["run"],
+                    "after": {"of": both[0]["run"], "kind": "retune", "amount": amount, "twin": twin},
+                }
+                listed = {"runs": plan["runs"], "facts": {**entry, **told}}
+                submissions.run(study, "clean", {**facts, "data": data, "clean": section}, [(0.9, asr)], listed)
+    write_json(study / "study.json", plan)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import samples
+from found import audit, homes, rejected, scored
 from PIL import Image
 from submissions import submission
 from test_figures import sheet
@@ -232,6 +233,14 @@ def others(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder, long = tmp_path_factory.mktemp("others"), "<img src=x onerror=alert(1)>" + "long" * 30
     cleaners = {f"{long}{at}": {"objective": {"kind": kind}} for at, kind in enumerate(("mmcl", "cleanclip", long))}
     study = submission(folder / "s", objectives=("mmcl", long), cleaners=cleaners, name=long, rates=(1e-3,))
+    starts, twins = homes(study, "pretrain"), homes(study, "twin")
+    scored(study, [33 * at for at in range(len(starts))])
+    for home in starts:
+        audit(home, 0.05, (), ["banana"])
+        rejected(home, auroc=0.7, tpr=0.6, fpr=0.01)
+    for home in twins:
+        audit(home, 0.2)
+        rejected(home, auroc=0.5, tpr=0.0, fpr=0.0)
     assert main(["--matrix", str(study), "--out", str(folder / "matrix")]) == 0
     (folder / "points.json").write_text(json.dumps({long: [[0.5, 0.01], [0.9, 0.8]], "b": [[0.1], [0.7]]}))
     assert main(["--import", str(folder / "points.json"), "--out", str(folder / "import")]) == 0
