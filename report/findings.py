@@ -108,7 +108,9 @@ def _counts(one: DetectorResult, found: DetectionJson) -> Iterator[str]:
     share, count = ((budget or {}).get(name) if isinstance(budget, dict) else None for name in ("share", "count"))
     if one.scored > found.pairs - found.replaced and one.kind != "foreign" or one.scored > found.pairs:
         yield f"that it scored {one.scored:,} pairs of {found.pairs:,}, of which {found.replaced:,} could not be decoded"
-    wanted = number_at(share, one.scored) if isinstance(share, float) else count if isinstance(count, int) else None
+    wanted = count if isinstance(count, int) else None
+    if isinstance(share, float):
+        wanted = number_at(share, one.scored) if 0 < share < 1 else 0
     if one.flagged > one.scored or wanted is not None and one.scored and one.flagged != min(wanted, one.scored):
         yield f"{one.flagged:,} flagged of {one.scored:,}, which is not the budget {budget}"
     if sum(one.poisoned) > found.poisoned or one.edges and sum(one.clean) + sum(one.poisoned) != one.scored:

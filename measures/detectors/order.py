@@ -63,11 +63,11 @@ def order_of(scores: np.ndarray, owners: np.ndarray) -> str:
 
 def read_order(text: str) -> Order:
     """The order in a text; ValueError if it is none."""
-    if not WORDS.fullmatch(text):
-        raise ValueError("it is no order of pairs")
+    if text.count(" ") >= MOST or not WORDS.fullmatch(text):
+        raise ValueError("it is no order of pairs, or one of too many groups")
     rows = [[int(count) for count in word.split("/")] for word in text.split(" ")]
     width = max(map(len, rows))
     counts = np.array([row + [0] * (width - len(row)) for row in rows], np.int64)
-    if len(rows) > MOST or not counts.any(1).all():
-        raise ValueError("it has an empty group, or too many")
+    if not counts.any(1).all():
+        raise ValueError("it has an empty group")
     return Order(counts[:, 0], counts[:, 1:])

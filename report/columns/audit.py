@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from measures.outliers import PValue, p_value
 from records.audit import AuditJson, AuditName
 from report.audits import AXES, is_clean, shown
-from report.columns.contract import Counted, Group, Said, Value, average, columns_of, numbers_of, short
+from report.columns.contract import Counted, Group, Said, Value, average, brief, columns_of, numbers_of, short
 from report.matrix_runs import Place, Run, images_of, panels_of, plain, row_of
 from report.matrix_words import search_words
 from report.scores import PERCENT, Unit
@@ -81,7 +81,7 @@ class Audit:
             f"{called} of {len(told)} called backdoored at p ≤ {level:.3f}" if level is not None else "none can be called"
         )
         mean = f"mean {average(values, UNITS[name])}"
-        beside = f"clean models: {short(sum(clean) / len(clean), UNITS[name])} in {models}" if clean else "no clean model"
+        beside = f"{models} clean models: {brief(clean, UNITS[name])}" if clean else "no clean model"
         yield Said(
             attack=None,
             head=count,

@@ -93,6 +93,12 @@ def average(values: Sequence[float | None], unit: Unit) -> str:
     return f"{mean.text} in {mean.known} of {mean.of} seed{'s' * (mean.of > 1)}"
 
 
+def brief(values: Sequence[float | None], unit: Unit) -> str:
+    """The mean over seeds with its interval; of how many seeds where some have none."""
+    mean = mean_of(Metric("", "", unit), tuple(values))
+    return mean.text + (f" ({mean.known} of {mean.of} seeds)" if 0 < mean.known < mean.of else "")
+
+
 def numbers_of(name: str, values: Sequence[float | None]) -> dict[str, float | None]:
     """The mean over seeds under a name, and the ends of its interval."""
     mean = mean_of(Metric(name, name, SHARE_OF_ONE), tuple(values))

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from records.detection import DetectionJson, DetectorResult
-from report.columns.contract import SHARE_OF_ONE, Counted, Group, Said, Value, average, columns_of, numbers_of, short
+from report.columns.contract import SHARE_OF_ONE, Counted, Group, Said, Value, average, brief, columns_of, numbers_of, short
 from report.findings import stated
 from report.matrix_runs import Place, images_of, panels_of, plain, row_of
 from report.matrix_words import search_words
@@ -70,8 +70,8 @@ class Detector:
             seeds = [_numbers(value.of, at) for value in group.values]
             columns = {name: [one[name] for one in seeds] for name in seeds[0]}
             auroc, right, of_twin = (columns[name] for name in ("auroc", "precision", "twin_flagged"))
-            flags = f"{average(right, PERCENT)} of what is flagged is poisoned"
-            false = f"of the twin's pairs {average(of_twin, PERCENT)} are flagged"
+            flags = f"poisoned of what is flagged: {brief(right, PERCENT)}"
+            false = f"flagged of the twin's pairs: {brief(of_twin, PERCENT)}"
             yield Said(
                 attack=at,
                 head="AUROC",

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from records.study_json import StudyJson
 from report.columns.cleaner import Cleaner
-from report.columns.contract import Counted, Group, Said, Value, average, columns_of, numbers_of, short
+from report.columns.contract import Counted, Group, Said, Value, average, brief, columns_of, numbers_of, short
 from report.costs import costs
 from report.load import Record, Study
 from report.matrix_runs import panels_of, plain
@@ -57,7 +57,7 @@ class Persistence:
         pairs = [pairs_to_half(found, of_twin) for of_twin in (False, True)]
         half = f"poisoned pairs to half the start's ASR: {pairs[0]}; the twin's: {pairs[1]}"
         number = average(advantage, POINTS) if finite(advantage) else "not run"
-        rebound = f"rebound {average(told['rebound'], POINTS)}" if finite(told["rebound"]) else "no rebound measured"
+        rebound = f"rebound {brief(told['rebound'], POINTS)}" if finite(told["rebound"]) else "no rebound measured"
         yield Said(
             attack=0,
             head="relearning advantage over the twin",

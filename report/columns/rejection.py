@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from report.columns.contract import SHARE_OF_ONE, Counted, Group, Said, Value, average, columns_of, numbers_of, short
+from report.columns.contract import SHARE_OF_ONE, Counted, Group, Said, Value, average, brief, columns_of, numbers_of, short
 from report.load import Record
 from report.matrix_runs import Place, images_of, panels_of, plain, row_of
 from report.matrix_words import search_words
@@ -65,8 +65,8 @@ class Rejection:
             twin = {name: [one[name] for one in beside] for name in NUMBERS}
             if not finite(columns["auroc"]):
                 continue
-            rates = f"TPR {average(columns['tpr'], PERCENT)} at FPR {average(columns['fpr'], PERCENT)}"
-            auroc, others = average(columns["auroc"], SHARE_OF_ONE), average(twin["auroc"], SHARE_OF_ONE)
+            rates = f"TPR {brief(columns['tpr'], PERCENT)} at FPR {brief(columns['fpr'], PERCENT)}"
+            auroc, others = average(columns["auroc"], SHARE_OF_ONE), brief(twin["auroc"], SHARE_OF_ONE)
             told = {
                 "test_auroc": columns["auroc"], "test_tpr": columns["tpr"], "test_fpr": columns["fpr"],
                 "twin_test_auroc": twin["auroc"], "twin_test_fpr": twin["fpr"],
@@ -80,7 +80,7 @@ class Rejection:
                 f"threshold that is fixed on clean references, {rates}.",
                 numbers={key: mean for name, each in told.items() for key, mean in numbers_of(name, each).items()},
                 panel=panel,
-                small=[f"threshold fixed on clean references: {rates}", f"on the twins AUROC {others}"],
+                small=[f"threshold fixed on clean references: {rates}", f"AUROC on the twins: {others}"],
                 marks=[] if len(finite(twin["auroc"])) == len(seeds) else ["not measured on a twin of each seed"],
                 heads=HEADS,
                 lines=[_line(*one) for one in zip(group.values, seeds, beside, strict=True)],
