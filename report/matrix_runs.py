@@ -103,8 +103,18 @@ def models_of(runs: Sequence[Run], every: Iterable[Run]) -> Models:
     origins = {run.record.run.start if run.record.run.stage == "clean" else run.record.run.run for run in runs}
     models = [one for one in every if one.images == runs[0].images and stage_of(one.decided.whole) != "clean"]
     starts = [one for one in models if one.record.run.run in origins]
-    own = {plain(trained(one.decided, "seed", "attack")) for one in starts}
-    return Models(starts, [one for one in models if plain(trained(one.decided, "seed", "attack")) in own])
+    own = {_untouched(one) for one in starts}
+    return Models(starts, [one for one in models if _untouched(one) in own])
+
+
+def _untouched(run: Run) -> str:
+    """What decides a pre-training but its seed, its attack and what it leaves out: a twin leaves out nothing."""
+    facts = trained(run.decided, "seed", "attack")
+    pretrain = facts["data"].get("pretrain")
+    if isinstance(pretrain, dict):
+        kept = {name: value for name, value in pretrain.items() if name != "without"}
+        facts["data"] = {**facts["data"], "pretrain": kept}
+    return plain(facts)
 
 
 def study_of(runs: Iterable[Run], what: str = "") -> Study:

@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from records.json_file import write_json
 from report.__main__ import main
 from report.columns.registry import KINDS
 from report.matrix_page import COLUMNS
+from report.matrix_runs import models_of
 
 ONE: dict[str, Any] = {"cleaners": {"x": CLEANERS["CleanCLIP"]}, "rates": (1e-3,)}
 NONE: dict[str, Any] = {"cleaners": {}}
@@ -101,6 +103,20 @@ def test_what_depends_on_no_clean_set_stands_in_every_row_of_its_pre_training(tm
     assert len(links) == 5
     assert len(set(links)) == 4
     assert all(page.count(f'id="{link}"') == 1 for link in links)
+
+
+def test_the_twin_of_a_model_that_pairs_were_left_out_for_is_that_of_the_whole() -> None:
+    def run(stage: str, name: str, pretrain: dict[str, Any]) -> Any:
+        whole = {"data": {"pretrain": pretrain}, "attack": {"target": "x"} if stage == "pretrain" else {}, "model": {}}
+        decided = SimpleNamespace(whole=whole, data=whole["data"])
+        return SimpleNamespace(
+            record=SimpleNamespace(run=SimpleNamespace(run=name, stage=stage)), decided=decided, images=""
+        )
+
+    less = run("pretrain", "a", {"shards": "s", "without": {"random": 0.1}})
+    every = [less, run("twin", "b", {"shards": "s"}), run("twin", "c", {"shards": "t"})]
+    models = models_of([less], every)
+    assert [[one.record.run.run for one in ones] for ones in (models.starts, models.twins)] == [["a"], ["b"]]
 
 
 def test_a_run_with_other_scores_in_another_study_is_marked_and_the_first_counts(tmp_path: Path) -> None:
