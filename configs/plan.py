@@ -3,14 +3,15 @@
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property, partial, reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
 from configs.detect import Detect
 from configs.spec import Point, Spec
 from configs.stage import Stage
-from configs.sweep import of_leaving
+from configs.sweep import UNTRAINED, of_leaving
 from data.augmentation.augment import Augment
 from data.sources import of_all_pairs
 from data.without import Without
@@ -102,25 +103,22 @@ class Run:
     def decides(self) -> dict[str, Any]:
         """All that can change the result, as plain values; not the name, the machine, or what is measured."""
         spec = self.spec.model_dump(mode="json")
-        data, attack = dict(spec["data"]), dict(spec["attack"])
+        for path in UNTRAINED:
+            *sections, name = path.split(".")
+            section = reduce(getitem, sections, spec)
+            if section is not None:  # `pretrain` may be
+                section.pop(name)
+        data, attack = spec["data"], {} if self.stage == "twin" else spec["attack"]
         clean = data.pop("clean")
-        for key in ("test", "made_by", "labels", "schemes", "patience"):
-            data.pop(key)
-        data["pretrain"].pop("expect")
         self._leave_out(data["pretrain"])
         self._move(data["pretrain"], clean)
-        attack.pop("twin")
-        attack.pop("proxy")
-        attack.pop("clean_twin")
-        if self.stage == "twin":
-            attack = {}
         out = {"format": FORMAT, "seed": spec["seed"], "data": data, "attack": attack, "model": spec["model"]}
         for stage in (spec["pretrain"], spec["clean"]):
             for start in (stage["start"], (stage["transform"] or {}).get("to")) if stage is not None else ():
                 if start is not None and start["digest"]:
                     start.pop("path")  # the weights themselves count, not where they lie
         if self.stage != "clean" or self.start is not None:
-            out["pretrain"] = {key: value for key, value in spec["pretrain"].items() if key != "measure_steps"}
+            out["pretrain"] = spec["pretrain"]
         if self.stage == "clean" or clean["held_out"] and clean["shards"] is None:
             data["clean"] = clean  # what is held out changes the pre-training
         if self.stage == "clean":

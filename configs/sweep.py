@@ -220,16 +220,19 @@ def unswept(section: str) -> str:
     }.get(section, "")
 
 
-# fields that change no training by themselves: runs that differ in them alone are one
-MEASURED = ("data.test", "data.labels", "attack.proxy", "pretrain.measure_steps")
-READ = ("data.made_by", "data.schemes", "data.patience", "data.pretrain.expect")
+# fields that change no training, and so no fingerprint: what is measured, which controls there are, how data is reached
+UNTRAINED = (
+    *("question", "measure", "data.test", "data.labels", "pretrain.measure_steps"),
+    *("attack.twin", "attack.clean_twin", "attack.proxy"),
+    *("data.made_by", "data.schemes", "data.patience", "data.pretrain.expect"),
+)
 
 
 def idle(axis: Axis, name: str) -> str:
     """The field that an axis sets, if it sets none that changes a training, so that all its values would be one run; else
     ''."""
     paths = [name] if not isinstance(axis, dict) else [path for one in axis.values() for path in (*one.fields, *one.sweep)]
-    changed = [path for path in paths if not any(f"{path}.".startswith(f"{one}.") for one in (*MEASURED, *READ))]
+    changed = [path for path in paths if not any(f"{path}.".startswith(f"{one}.") for one in UNTRAINED)]
     return "" if changed or not paths else paths[0]
 
 
