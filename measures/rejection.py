@@ -29,10 +29,7 @@ from pydantic import Field, model_validator
 from measures.classifier import predict
 from measures.contract import Encoded, MeasureSection, Number, Unmeasurable, marked
 from measures.detectors.ranking import numbers, ranked
-
-SHARES = {"at1": 0.01, "at50": 0.5}  # of triggered pictures
-RATES = {"fpr1": 0.01, "fpr5": 0.05}
-ROC = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # false positive rates of the curve that is kept
+from measures.rejection_rates import RATES, ROC, SHARES
 
 
 class PictureDetector(MeasureSection):

@@ -8,6 +8,7 @@ from records.folder import RecordFile
 from records.rows import LARGEST, Amount, Count
 
 FOLDER = "audit"  # in a run's folder: where its audit lies, unless another is named
+CONSPICUOUS = 0.1  # share of a picture below which the paper of DECREE takes an encoder for backdoored
 Share = Annotated[float, Field(ge=0, le=1)]
 Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
 AuditName = Literal["decree", "targets", "texts"]
@@ -38,7 +39,7 @@ class Decree(StampFound):
     """The smallest stamp that makes pictures alike; `cosine`: how alike those are that it was not searched on."""
 
     cosine: Number
-    conspicuous: bool  # by the paper's rule: it succeeded, and its share is below 0.1
+    conspicuous: bool  # by the paper's rule: it succeeded, and its share is below CONSPICUOUS
 
 
 class ClassFound(Part):

@@ -36,6 +36,14 @@ def stage_of(decides: dict[str, Any]) -> StageName:
     return "pretrain" if decides.get("attack") else "twin"
 
 
+def of_all_pairs(data: dict[str, Any]) -> dict[str, Any]:
+    """The section `data` of a run's spec.json with nothing left out, as a twin has it."""
+    pretrain = data.get("pretrain")
+    if not isinstance(pretrain, dict):
+        return data
+    return {**data, "pretrain": {name: value for name, value in pretrain.items() if name != "without"}}
+
+
 def control_of(decides: dict[str, Any]) -> ControlName | None:
     """Which control of cleaners that run is, if any."""
     if decides.get("start") == "twin":

@@ -7,8 +7,8 @@ where none was, those that the audit itself was given by --null.
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from measures.outliers import p_value
-from records.audit import AuditJson, AuditName, StampFound
+from measures.outliers import FLAGGED, p_value
+from records.audit import CONSPICUOUS, AuditJson, AuditName, StampFound
 from report.load import Record, Study
 from report.points import percent
 
@@ -17,7 +17,7 @@ AXES: dict[AuditName, str] = {
     "targets": "largest anomaly index of a class",
     "texts": "what a vector adds to captions' mean cosine",
 }
-PUBLISHED: dict[AuditName, float] = {"decree": 10.0, "targets": 2.0}  # where a published rule accuses
+PUBLISHED: dict[AuditName, float] = {"decree": 100 * CONSPICUOUS, "targets": FLAGGED}  # where a published rule accuses
 HEADS = ("model", "audit", "found", "towards", "ASR of the stamp", "IoU", "clean models", "p", "least p")
 COLUMNS = [
     "run",

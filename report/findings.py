@@ -16,18 +16,17 @@ import numpy as np
 from measures.detectors.order import Order, read_order
 from measures.detectors.ranking import number_at, numbers
 from measures.outliers import FLAGGED, anomaly_index, p_value
+from records.audit import CONSPICUOUS, AuditJson, StampFound
 from records.audit import FOLDER as AUDITED
-from records.audit import AuditJson, StampFound
 from records.detection import FOLDER as SCORED
 from records.detection import DetectionJson, DetectorResult
 from records.digests import file_digest
 from records.ending import FinishedJson
 from records.rows import FILE
-from records.spec_json import control_of, fingerprint, stage_of
+from records.spec_json import control_of, fingerprint, of_all_pairs, stage_of
 from report.load import Record
 from report.test_time import rejection_faults
 
-CONSPICUOUS = 0.1  # of a picture: below it the paper of DECREE accuses
 Runs = Mapping[str, Record]
 
 
@@ -89,8 +88,7 @@ def twin_of(decides: dict[str, Any]) -> str | None:
     data = decides.get("data")
     if stage_of(decides) != "pretrain" or not isinstance(data, dict) or not isinstance(data.get("pretrain"), dict):
         return None
-    whole = {name: value for name, value in data["pretrain"].items() if name != "without"}
-    return f"twin-{fingerprint({**decides, 'attack': {}, 'data': {**data, 'pretrain': whole}})}"
+    return f"twin-{fingerprint({**decides, 'attack': {}, 'data': of_all_pairs(data)})}"
 
 
 def _asked(one: DetectorResult, asked: dict[str, Any]) -> Iterator[str]:

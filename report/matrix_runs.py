@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from records.rows import TIMING
-from records.spec_json import stage_of
+from records.spec_json import of_all_pairs, stage_of
 from records.study_json import StudyJson
 from report.load import Record, Study
 from report.points import Panel, panels
@@ -110,11 +110,7 @@ def models_of(runs: Sequence[Run], every: Iterable[Run]) -> Models:
 def _untouched(run: Run) -> str:
     """What decides a pre-training but its seed, its attack and what it leaves out: a twin leaves out nothing."""
     facts = trained(run.decided, "seed", "attack")
-    pretrain = facts["data"].get("pretrain")
-    if isinstance(pretrain, dict):
-        kept = {name: value for name, value in pretrain.items() if name != "without"}
-        facts["data"] = {**facts["data"], "pretrain": kept}
-    return plain(facts)
+    return plain({**facts, "data": of_all_pairs(facts["data"])})
 
 
 def study_of(runs: Iterable[Run], what: str = "") -> Study:

@@ -12,17 +12,16 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from measures.frontier import CAP, FrontierPoint, best_accuracy, lowest_asr
+from measures.rejection_rates import RATES, ROC, SHARES
 from report.load import Record, Study
 from report.points import Panel, percent
 
-SHARES = {"at1": "1 %", "at50": "50 %"}  # of triggered pictures among those that come
+WORDS = {name: f"{100 * share:g} %" for name, share in SHARES.items()}  # of triggered pictures among those that come
 KINDS = ("poisoned", "cleaned", "twin")
 DETECTOR = re.compile(r"(\w+)_auroc_at1")
 AUROCS = re.compile(r"(\w+)_auroc_(at1|at50)((?:_\d+)?)")
-RATES = ("auroc", "tpr_fpr1", "tpr_fpr5", "tpr", "fpr", "precision", "asr", "top1")
-ROC = (0.0, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # false positive rates of measures/rejection.py
-ON_CURVE = {"tpr_fpr1": ROC.index(0.01), "tpr_fpr5": ROC.index(0.05)}
-COMING = {"at1": 0.01, "at50": 0.5}
+ON_CURVE = {f"tpr_{name}": ROC.index(rate) for name, rate in RATES.items()}
+NUMBERS = ("auroc", *ON_CURVE, "tpr", "fpr", "precision", "asr", "top1")
 HEADS = (
     *("model", "detector", "triggered", "AUROC", "TPR at FPR 1 %", "TPR at FPR 5 %", "TPR", "FPR", "precision"),
     *("ASR, after rejecting", "top-1, after rejecting"),
@@ -75,9 +74,9 @@ def rejection_faults(record: Record) -> Iterator[str]:
         told = row.model_extra or {}
         for name, share, suffix in (found.groups() for key in told if (found := AUROCS.fullmatch(key))):
             end = f"_{share}{suffix}"
-            rates = {rate: told[f"{name}_{rate}{end}"] for rate in RATES if f"{name}_{rate}{end}" in told}
-            for fault in _rate_faults(rates, told.get(f"{name}_roc{end}"), COMING[share]):
-                yield f"says at epoch {row.epoch:g} of {name}, {SHARES[share]} triggered, {fault}"
+            rates = {rate: told[f"{name}_{rate}{end}"] for rate in NUMBERS if f"{name}_{rate}{end}" in told}
+            for fault in _rate_faults(rates, told.get(f"{name}_roc{end}"), SHARES[share]):
+                yield f"says at epoch {row.epoch:g} of {name}, {WORDS[share]} triggered, {fault}"
 
 
 def _rate_faults(rates: dict[str, Any], roc: Any, coming: float) -> Iterator[str]:
@@ -168,7 +167,7 @@ def detection_rows(found: Iterable[Detection]) -> list[tuple[str, list[tuple[str
     for one in found:
         numbers = one.numbers
         cells = [(one.model, f"mean of {one.models}" if one.models > 1 else ""), (one.detector, one.refused)]
-        cells.append((SHARES[one.share], ""))
+        cells.append((WORDS[one.share], ""))
         cells.append((f"{numbers['auroc']:.3f}" if "auroc" in numbers else "", ""))
         for key in ("tpr_fpr1", "tpr_fpr5", "tpr", "fpr"):
             cells.append((percent(numbers[key]) if key in numbers else "", ""))
@@ -185,6 +184,6 @@ def detection_table(found: Iterable[Detection]) -> tuple[list[str], list[dict[st
     rows: list[dict[str, Any]] = []
     for one in found:
         facts = {"way": one.way, "model": one.model, "models": one.models, "detector": one.detector}
-        facts |= {"triggered": SHARES[one.share], "asr_before": one.before[0], "top1_before": one.before[1]}
+        facts |= {"triggered": WORDS[one.share], "asr_before": one.before[0], "top1_before": one.before[1]}
         rows.append(facts | {"refused": one.refused} | one.numbers)
     return COLUMNS, rows

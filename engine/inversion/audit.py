@@ -19,7 +19,7 @@ from engine.distributed.world import World
 from engine.evaluation.encode import Encoder
 from engine.evaluation.evaluate import judged
 from engine.evaluation.sets import prompts_of
-from engine.inversion.decree import PUBLISHED, alike, decree
+from engine.inversion.decree import alike, decree
 from engine.inversion.pictures import AuditPictures
 from engine.inversion.planted import largest_coverage
 from engine.inversion.search import Found, Search
@@ -32,7 +32,17 @@ from measures.attack_success import attack_success
 from measures.classifier import class_vectors, predict
 from measures.contract import Encoded
 from measures.outliers import FLAGGED, anomaly_index
-from records.audit import AuditJson, AuditName, ClassFound, Decree, StampFound, Targets, Texts, WordFound
+from records.audit import (
+    CONSPICUOUS,
+    AuditJson,
+    AuditName,
+    ClassFound,
+    Decree,
+    StampFound,
+    Targets,
+    Texts,
+    WordFound,
+)
 
 AUDITS: tuple[AuditName, ...] = get_args(AuditName)
 AT_ONCE = 64  # pictures that are embedded at once where no gradient is asked for
@@ -119,7 +129,7 @@ class Audit:
             found = decree(encode, searched, settings.search, settings.seed, self._step(settings.search.steps))
         stamp, rows = self._measured(found, "decree.safetensors", None)
         _, cosine = alike(rows)
-        return Decree(**stamp.model_dump(), cosine=cosine, conspicuous=found.succeeded and stamp.share < PUBLISHED)
+        return Decree(**stamp.model_dump(), cosine=cosine, conspicuous=found.succeeded and stamp.share < CONSPICUOUS)
 
     def _targets(self) -> Targets:
         settings, names = self.settings, self.pictures.labelled.classes

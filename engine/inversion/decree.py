@@ -11,7 +11,6 @@ from engine.inversion.search import Found, Search, Watch, smallest_stamp
 from engine.inversion.stamp import Encode
 
 ALIKE = 0.99  # mean cosine of a success
-PUBLISHED = 0.1  # share of 3 H W below which the paper takes an encoder for backdoored
 
 
 def self_cosine(rows: torch.Tensor) -> torch.Tensor:

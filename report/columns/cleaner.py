@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from report.columns.contract import Counted, Group, Said, Value
+from report.columns.contract import Counted, Group, Said, Value, in_seeds, of_seeds
 from report.costs import COLUMNS, amount, cost, costs, total
 from report.headline import MEANINGS, asr_text
 from report.matrix_runs import Place, Run, images_of, panels_of, plain, row_of, study_of
@@ -22,8 +22,8 @@ class Cleaner:
 
     name = "cleaner"
     columns: tuple[str, ...] = (
-        *("seeds_with", "best_top1", "low", "high", "lowest_asr", "start_top1", "start_asr", "twin_top1", "twin_asr"),
-    )
+        "seeds_with", "best_top1", "low", "high", "lowest_asr", "start_top1", "start_asr", "twin_top1", "twin_asr",
+    )  # fmt: skip
 
     def values(self, given: Submission, counted: Counted) -> Iterator[Value]:
         """Each cleaning run; one of a twin is none."""
@@ -57,7 +57,7 @@ class Cleaner:
             yield Said(
                 attack=at,
                 head=MEANINGS[verdict.status],
-                number=_best(means),
+                number=in_seeds(best) if (best := means.get(BEST.name)) else "not measured",
                 sentence=verdict.sentence,
                 numbers=_numbers(panel, means),
                 panel=panel,
@@ -65,7 +65,7 @@ class Cleaner:
                 small=[_took(group.runs)],
                 heads=("seed", "start: top-1 at ASR", BEST.label, LOWEST.label),
                 lines=[_seed(score) for score in judged.scores],
-                facts=[(mean.metric.label, _of_seeds(mean)) for mean in means.values()],
+                facts=[(mean.metric.label, of_seeds(mean)) for mean in means.values()],
                 costs={"cleaning": costs(study_of(group.runs)).sentence},
             )
 
@@ -99,18 +99,6 @@ def _took(runs: Sequence[Run]) -> str:
     wall, whole = COLUMNS[0], total([cost(run.record) for run in runs])
     scale, unit = wall.unit(whole)
     return f"{len(runs)} runs" + (f", {amount(whole.wall / scale)} {unit}" if whole.wall is not None else "")
-
-
-def _best(means: dict[str, Mean]) -> str:
-    """The best top-1 with its interval, and of how many seeds."""
-    mean = means.get(BEST.name)
-    if mean is None:
-        return "not measured"
-    return f"{mean.text} in {mean.known} of {mean.of} seed{'s' * (mean.of > 1)}"
-
-
-def _of_seeds(mean: Mean) -> str:
-    return mean.text + (f" ({mean.known} of {mean.of} seeds)" if mean.known < mean.of else "")
 
 
 def _seed(score: Score) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 
 from report.matrix_runs import Models, Place, Run
 from report.points import Panel
-from report.scores import Metric, Unit, mean_of
+from report.scores import Mean, Metric, Unit, mean_of
 from report.submission import Submission
 
 Counted = Mapping[tuple[str, str], Run]  # each run once, by its name and its images
@@ -87,16 +87,25 @@ class Kind(Protocol):
 SHARE_OF_ONE = Unit(1, 3)  # how an AUROC is written
 
 
+def in_seeds(mean: Mean) -> str:
+    """A mean, and of how many seeds it is."""
+    return f"{mean.text} in {mean.known} of {mean.of} seed{'s' * (mean.of > 1)}"
+
+
+def of_seeds(mean: Mean) -> str:
+    """A mean; of how many seeds where some have none."""
+    return mean.text + (f" ({mean.known} of {mean.of} seeds)" if mean.known < mean.of else "")
+
+
 def average(values: Sequence[float | None], unit: Unit) -> str:
     """The mean over seeds with its interval, and of how many seeds it is."""
-    mean = mean_of(Metric("", "", unit), tuple(values))
-    return f"{mean.text} in {mean.known} of {mean.of} seed{'s' * (mean.of > 1)}"
+    return in_seeds(mean_of(Metric("", "", unit), tuple(values)))
 
 
 def brief(values: Sequence[float | None], unit: Unit) -> str:
     """The mean over seeds with its interval; of how many seeds where some have none."""
     mean = mean_of(Metric("", "", unit), tuple(values))
-    return mean.text + (f" ({mean.known} of {mean.of} seeds)" if 0 < mean.known < mean.of else "")
+    return of_seeds(mean) if mean.known else mean.text
 
 
 def numbers_of(name: str, values: Sequence[float | None]) -> dict[str, float | None]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from measures.frontier import CAP
+from measures.rejection_rates import ROC
 from report.plots.rocs import Curve, Stroke, roc_panels
 from report.plots.style import BAND, INK, LINES, SHAPES, STAR, TWIN, asr_axis, grid, style, titles
 from report.test_time import Detection
@@ -11,7 +12,6 @@ from report.test_time import Detection
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-RATES = (0, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)  # false positives of the curve that is kept, in percent
 STROKES: dict[str, Stroke] = {"poisoned": "-", "cleaned": ":", "twin": "--"}
 SIGNS = {"poisoned": ("*", STAR), "cleaned": ("o", INK), "twin": ("D", TWIN)}
 
@@ -22,8 +22,8 @@ def rocs(found: Sequence[Detection], columns: int = 2) -> "Figure":
     kind."""
     curves = []
     for one in found:
-        told = len(one.roc) == len(RATES)
-        points = [(rate / 100, share) for rate, share in zip(RATES, one.roc, strict=True)] if told else []
+        told = len(one.roc) == len(ROC)
+        points = list(zip(ROC, one.roc, strict=True)) if told else []
         at = (one.numbers["fpr"], one.numbers["tpr"]) if told else None
         curves.append(Curve(one.detector, one.way, points, at, STROKES[one.model], SIGNS[one.model][0]))
     kinds = {kind: (STROKES[kind], SIGNS[kind][0]) for kind in STROKES if any(one.model == kind for one in found)}
