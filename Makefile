@@ -69,11 +69,12 @@ schema: $(READY)
 	$(BIN)/python engine/run.py --schema > configs/spec.schema.json
 
 mini: $(READY)
-	$(BIN)/python -m data.synthetic shards/demo
 	$(BIN)/python -m data.synthetic shards/lab --world lab --workers 2
 	$(BIN)/python -m data.synthetic shards/lab-probe --world lab --pairs 500 --tests 1920 --seed 1 --workers 2
+	$(BIN)/python -m data.synthetic shards/lab-known --world lab --seed 77 --pairs 8 --tests 1280 --captioned 0
 	for study in $(MINI); do \
 		PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python engine/run.py --spec specs/mini/$$study.yaml || exit 1; \
+		if [ $$study = audit ]; then for run in runs/mini-audit/pretrain-* runs/mini-audit/twin-*; do $(BIN)/python -m engine.audit $$run || exit 1; done; fi; \
 		$(BIN)/python -m report --pack runs/mini-$$study docs/mini-results/mini-$$study.tar.xz || exit 1; \
 	done
 	$(MAKE) mini-report
@@ -106,4 +107,4 @@ wheels:
 		--wheel-dir $(or $(WHEELS),wheels) $$(grep '^deepspeed==' constraints.txt)
 
 clean:
-	rm -rf $(VENV) .venv-python3.* shards/demo shards/demo-lab shards/lab shards/lab-probe .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage *.egg-info
+	rm -rf $(VENV) .venv-python3.* shards/demo shards/demo-lab shards/lab shards/lab-probe shards/lab-known .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage *.egg-info

@@ -137,15 +137,6 @@ def test_a_miniature_says_what_it_asks_and_which_pre_trainings_it_shares(path: P
         assert (len(mine & theirs), len(mine)) == (int(shared), int(every))
 
 
-def test_the_pre_trained_miniature_starts_from_a_miniatures_twin() -> None:
-    folder = ROOT / "specs/mini"
-    (twin,) = (run for run in runs(load(str(folder / "clean-size.yaml")).points) if run.stage == "twin")
-    stage = load(str(folder / "pretrained.yaml")).spec.pretrain
-    assert stage is not None
-    assert stage.start is not None
-    assert stage.start.path == f"runs/mini-clean-size/{twin.folder}"
-
-
 def test_the_example_of_the_page_on_reports_is_a_spec_and_names_every_measure(tmp_path: Path) -> None:
     (text,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/report.md").read_text(), re.DOTALL)
     yaml = YAML(typ="safe", pure=True)
