@@ -3,12 +3,12 @@
 A row is all that decides a pre-trained model but the seed, the clean set, and the pictures that top-1 and ASR are of; a
 column is of one of the kinds in report/columns: what a cleaning does, a detector, an audit. In one place stand as many cells
 as there are different searches: seeds of several studies are one cell where all that was asked or tried is the same. A run
-that several studies hold counts once. The studies' names decide nothing. What depends on no clean set stands in every row of
-its pre-training.
+that several studies hold counts once, and a search whose runs are all part of a larger one is no cell of its own. The
+studies' names decide nothing. What depends on no clean set stands in every row of its pre-training.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -86,6 +86,7 @@ def make_matrix(submissions: Sequence[Submission]) -> Matrix:
                 first = places.setdefault((kind, value.place), {}).setdefault(name, value)
                 if first.numbers != value.numbers:
                     conflicts.setdefault(name, []).append(given.path)
+    places = {at: values for at, values in places.items() if not _part_of_another(at, places)}
     rows = _rows(list(dict.fromkeys(place.row for _, place in places)))
     columns: dict[tuple[Kind, str], Column] = {}
     for (kind, place), values in places.items():
@@ -94,18 +95,31 @@ def make_matrix(submissions: Sequence[Submission]) -> Matrix:
         columns[kind, place.column] = old._replace(names=tuple(names))
     made = list[tuple[str, Cell]]()
     for (kind, place), values in places.items():
-        beside = [
-            list(others.values()) for (other, there), others in places.items()
-            if other is kind and there[:2] == place[:2] and there != place
-        ]  # fmt: skip
+        row = [
+            (there, list(others.values()))
+            for (other, there), others in places.items()
+            if other is kind and there[0] == place[0]
+        ]
+        beside = [others for there, others in row if there[:2] == place[:2] and there != place]
         models = models_of([value.run for value in values.values()], counted.values())
-        group = Group(list(values.values()), models, beside)
+        group = Group(list(values.values()), models, beside, [value for _, others in row for value in others])
         for cell in _cells(kind, group, columns[kind, place.column], conflicts):
             words = attack_words(group.runs[0].decided.attack, cell.said.attack or 0)
             made.append((place.row, replace(cell, row=rows[place.row]._replace(attack=words))))
     cells = _stood(made)
     rows_in = list(dict.fromkeys(row for cell in cells for row in cell.stands))
     return Matrix(rows_in, list(columns.values()), cells, list(submissions))
+
+
+def _part_of_another(at: tuple[Kind, Place], places: Mapping[tuple[Kind, Place], Mapping[str, Value]]) -> bool:
+    """Whether all values of a place are among those of a larger search in the same row and column."""
+    kind, place = at
+    ours = {name: value.numbers for name, value in places[at].items()}
+    beside = (values for (other, there), values in places.items() if other is kind and there[:2] == place[:2])
+    return any(
+        len(ours) < len(values) and all(name in values and values[name].numbers == ours[name] for name in ours)
+        for values in beside
+    )
 
 
 def _rows(keys: list[str]) -> dict[str, Row]:

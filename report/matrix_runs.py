@@ -4,16 +4,19 @@ are of."""
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from math import isclose
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from records.rows import TIMING
 from records.spec_json import of_all_pairs, stage_of
-from records.study_json import StudyJson
+from records.study_json import ControlName, StudyJson
 from report.load import Record, Study
 from report.points import Panel, panels
+from report.scores import FRESH
 from report.submission import Decided, Submission, trained
 
+ROUNDING = 1e-5  # by which a number may differ between machines; one picture of 10,000 is more
 OF_CLEANING = ("clean set", "start")  # what tells a row apart from others of the same pre-training
 
 
@@ -60,7 +63,7 @@ def counted_runs(submissions: Sequence[Submission]) -> tuple[dict[tuple[str, str
         for record in given.study.records:
             run = Run(record, given.decided[record.run.run], images_of(given.study, record), given)
             first = counted.setdefault((record.run.run, run.images), run)
-            if _numbers(first.record) != _numbers(record):
+            if _disagree(_numbers(first.record), _numbers(record)):
                 conflicts.setdefault(record.run.run, []).append(given.path)
     return counted, conflicts
 
@@ -74,12 +77,30 @@ def images_of(study: Study, record: Record) -> str:
     return plain({"images": names, "test": {name: sets.get(name) for name in names}, "labels": measured.get("labels")})
 
 
-def _numbers(record: Record) -> list[Any]:
-    """What the run measured, without its timing."""
-    return [
-        (row.epoch, row.step, row.images, {name: value for name, value in row.numbers().items() if name not in TIMING})
-        for row in record.measures
-    ]
+def _numbers(record: Record) -> dict[tuple[float, float, str], dict[str, Any]]:
+    """What the run measured at each moment, without its timing; of a number measured twice the later one counts."""
+    merged: dict[tuple[float, float, str], dict[str, Any]] = {}
+    for row in record.measures:
+        numbers = {name: value for name, value in row.numbers().items() if name not in TIMING}
+        merged.setdefault((row.epoch, row.step, row.images), {}).update(numbers)
+    return merged
+
+
+def _disagree(first: dict[Any, dict[str, Any]], other: dict[Any, dict[str, Any]]) -> bool:
+    """Whether a number that both studies measured of a run differs by more than another machine's rounding. Each may have
+    measured what the other did not."""
+    return any(
+        not _alike(numbers[name], other[moment][name])
+        for moment, numbers in first.items()
+        if moment in other
+        for name in numbers.keys() & other[moment].keys()
+    )
+
+
+def _alike(one: Any, other: Any) -> bool:
+    if isinstance(one, float) and isinstance(other, float):
+        return isclose(one, other, rel_tol=ROUNDING, abs_tol=ROUNDING)
+    return bool(one == other)
 
 
 def row_of(run: Run) -> str:
@@ -113,19 +134,19 @@ def _untouched(run: Run) -> str:
     return plain({**facts, "data": of_all_pairs(facts["data"])})
 
 
-def study_of(runs: Iterable[Run], what: str = "") -> Study:
+def study_of(runs: Iterable[Run], what: str = "", scratch: Iterable[Run] = ()) -> Study:
     """The runs as one study, whatever their studies call them and swept; a cleaning is one by `what`, and one of fresh
-    weights is judged as cleaners are."""
-    records = [_as_member(run, what) for run in runs]
+    weights is judged as cleaners are, unless it is among `scratch`, the control."""
+    records = [*(_as_member(run, what) for run in runs), *(_as_member(run, what, FRESH) for run in scratch)]
     return Study(Path(), StudyJson(name="", runs=[record.run for record in records]), records)
 
 
-def panels_of(models: Models, cleanings: Iterable[Run] = (), what: str = "") -> list[Panel]:
+def panels_of(models: Models, cleanings: Iterable[Run] = (), what: str = "", scratch: Iterable[Run] = ()) -> list[Panel]:
     """What was measured of the models and cleanings, a panel for each attack."""
-    return panels(study_of([*models.starts, *models.twins, *cleanings], what))
+    return panels(study_of([*models.starts, *models.twins, *cleanings], what, scratch))
 
 
-def _as_member(run: Run, what: str) -> Record:
+def _as_member(run: Run, what: str, control: ControlName | None = None) -> Record:
     entry = run.record.run
     cleaner = what if entry.stage == "clean" else None
-    return replace(run.record, run=entry.model_copy(update={"swept": {}, "cleaner": cleaner, "control": None}))
+    return replace(run.record, run=entry.model_copy(update={"swept": {}, "cleaner": cleaner, "control": control}))

@@ -69,8 +69,8 @@ def submission(
     twin: bool = True,
     **changes: Any,
 ) -> Path:
-    """A study: at 1e-3 a cleaning brings ASR from 99 % to 1 % at top-1 90 % and a tenth for each seed, else to 50 %.
-    `changes` are of `attack`, `pairs` of the clean set, `start` (its rates), `name`, `sweep`, and `clean_twin`."""
+    """A study: at 1e-3 a cleaning brings ASR from 99 % to 1 % at top-1 `left`, 90 %, and a tenth for each seed, else to
+    50 %. `changes` are of `attack`, `pairs` of the clean set, `start` (its rates), `name`, `sweep`, and `clean_twin`."""
     runs: list[dict[str, Any]] = []
     attack, start = changes.get("attack", ATTACK), changes.get("start", (0.95, 0.99))
     clean_set = {"shards": None, "pairs": changes.get("pairs", 400), "held_out": False}
@@ -95,7 +95,7 @@ def submission(
                 for rate in rates:
                     clean = {"optimizer": {"rate": rate}, "epochs": 3, "transform": None, "start": None, **section}
                     decides = {**base, "data": {**DATA, "clean": clean_set}, "clean": clean}
-                    after = (0.90 + 0.001 * seed, 0.01) if rate >= 1e-3 else (0.94, 0.5)
+                    after = (changes.get("left", 0.90) + 0.001 * seed, 0.01) if rate >= 1e-3 else (0.94, 0.5)
                     told = {**facts, "rate": rate, "start": origin, "cleaner": cleaner, "cleaning": ["cleaner"]}
                     told |= {"clean_objective": section["objective"]["kind"], "swept": {"cleaner": cleaner}}
                     told |= {"control": control_of(decides)}

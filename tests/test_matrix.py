@@ -242,9 +242,9 @@ def test_a_cleaned_twin_is_in_no_cell_and_fresh_weights_have_a_column(tmp_path: 
     cells = [matrix(tmp_path, study) for study in (plain, whole, tmp_path / "s.tar.xz")]
     for one in cells:
         assert [(cell["column"], cell["status"], cell["seeds"], len(cell["clean_runs"])) for cell in one] == [
-            ("MMCL", "dear", 3, 6),
-            ("CleanCLIP", "dear", 3, 6),
-            ("MMCL after fresh", "dear", 3, 6),
+            ("MMCL", "scratch", 3, 6),  # as good as scratch, no better
+            ("CleanCLIP", "scratch", 3, 6),
+            ("MMCL after fresh", "control", 3, 6),
         ]
     assert {cell["best_top1"] for one in cells for cell in one} == {cells[0][0]["best_top1"]}
     study = json.loads((whole / "study.json").read_text())
@@ -254,6 +254,30 @@ def test_a_cleaned_twin_is_in_no_cell_and_fresh_weights_have_a_column(tmp_path: 
     assert f"says control None of {twin['run']}, whose spec.json says 'twin'" in refused(
         "--matrix", whole, "--out", tmp_path
     )
+
+
+SCRATCH = {"scratch": {"objective": {"kind": "cleanclip"}, "transform": {"kind": "fresh"}}}
+
+
+@pytest.mark.parametrize(
+    ("left", "verdict", "marks"),
+    [
+        (0.90, "dear", []),
+        (0.30, "scratch", []),  # as scratch has it, which is of another study
+        (0.09, "destroyed", ["3 of the 3 at chance"]),
+    ],
+)
+def test_a_cleaner_is_judged_beside_scratch_in_its_row(left: float, verdict: str, marks: list[str], tmp_path: Path) -> None:
+    cleaned = submission(tmp_path / "a", cleaners={"CleanCLIP": CLEANERS["CleanCLIP"]}, left=left)
+    control = submission(tmp_path / "b", cleaners=SCRATCH, left=0.30)
+    other = submission(tmp_path / "c", cleaners=SCRATCH, left=0.95, pairs=800)  # another clean set: another row
+    cells = {(cell["column"], cell["data"]): cell for cell in matrix(tmp_path, cleaned, control, other)}
+    ours, scratch, _ = cells.values()
+    assert (ours["status"], ours["seeds_with"], ours["marks"]) == (verdict, 3, marks)
+    assert ours["best_top1"] == pytest.approx(left + 0.001)  # scratch's seeds are not among them
+    assert (scratch["status"], scratch["best_top1"]) == ("control", pytest.approx(0.301))
+    assert scratch["sentence"].startswith("From fresh weights the same training on the clean set reached 30.1 %")
+    assert "Control: trained from scratch" in (tmp_path / "matrix/index.html").read_text()
 
 
 @pytest.mark.parametrize(
@@ -301,6 +325,33 @@ def test_the_same_run_with_other_numbers_is_marked_and_the_first_counts(tmp_path
     assert cells[0]["best_top1"] == same[0]["best_top1"]
     assert cells[0]["marks"] == [f"{run} has other numbers in {second}; those of the study given first count"]
     assert cells[1]["marks"] == []
+
+
+def test_a_study_that_measured_less_of_the_same_runs_has_no_other_numbers(tmp_path: Path) -> None:
+    first, second = submission(tmp_path / "a"), submission(tmp_path / "b")
+    for run in second.glob("*-*"):
+        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        rates = [(row["top1"] * (1 + 1e-7), row["asr"]) for row in rows]  # another machine's rounding
+        journal(run, rates[1:], top5=0.99)  # less in one moment, and a number that the first study has not
+        end = {key: value for key, value in json.loads((run / "finished.json").read_text()).items() if key != DIGEST}
+        write_json(run / "finished.json", {**end, "journal": (run / "metrics.jsonl").stat().st_size})
+    moved = [cell["marks"] for cell in matrix(tmp_path, first, second)]
+    assert any("has other numbers" in mark for mark in moved[0])  # epochs are counted from 0: other moments
+    for run in second.glob("*-*"):
+        rows = [json.loads(line) for line in (first / run.name / "metrics.jsonl").read_text().splitlines()]
+        journal(run, [(row["top1"] * (1 + 1e-7), row["asr"]) for row in rows], top5=0.99)
+        end = {key: value for key, value in json.loads((run / "finished.json").read_text()).items() if key != DIGEST}
+        write_json(run / "finished.json", {**end, "journal": (run / "metrics.jsonl").stat().st_size})
+    assert [cell["marks"] for cell in matrix(tmp_path, first, second)] == [[], []]
+
+
+def test_a_search_that_is_part_of_a_larger_one_is_no_cell(tmp_path: Path) -> None:
+    large, part = submission(tmp_path / "a", seeds=(0, 1, 2)), submission(tmp_path / "b", seeds=(0, 1), rates=(1e-4,))
+    other = submission(tmp_path / "c", seeds=(7,), rates=(1e-4,))  # of a seed that the larger one has not
+    whole = matrix(tmp_path, large)
+    assert matrix(tmp_path, large, part) == whole
+    cells = [cell for cell in matrix(tmp_path, part, other, large) if cell["column"] == "MMCL"]
+    assert [(cell["seeds"], cell["status"]) for cell in cells] == [(3, "poisoned"), (3, "dear")]
 
 
 def test_a_study_that_does_not_verify_is_named_and_nothing_is_written(tmp_path: Path, refused: Refused) -> None:

@@ -6,11 +6,12 @@ from typing import Any
 
 from report.columns.contract import Counted, Group, Said, Value, in_seeds, of_seeds
 from report.costs import COLUMNS, amount, cost, costs, total
-from report.headline import MEANINGS, asr_text
+from report.ground import at_chance
+from report.headline import MEANINGS, asr_text, rates
 from report.matrix_runs import Place, Run, images_of, panels_of, plain, row_of, study_of
 from report.matrix_words import search_words
 from report.points import Panel, percent, spoken
-from report.scores import BEST, LOWEST, Mean, Number, Score
+from report.scores import BEST, FRESH, LOWEST, Mean, Number, Score, over_seeds
 from report.submission import Submission
 from report.verdict import judge, mean_point, where
 
@@ -50,21 +51,28 @@ class Cleaner:
         return search_words(_tried(group.runs), [_tried(value.run for value in other) for other in group.beside])
 
     def cells(self, group: Group, what: str) -> Iterator[Said]:
-        """The verdict on each attack."""
-        for at, panel in enumerate(panels_of(group.models, group.runs, what)):
+        """The verdict on each attack, beside scratch where its row has that; scratch itself is a control and has none."""
+        control = all(map(_fresh, group.runs))
+        scratch = [] if control else [value.run for value in group.row if _fresh(value.run)]
+        for at, panel in enumerate(panels_of(group.models, group.runs, what, scratch)):
             judged = judge([panel])
-            verdict, means = judged.verdicts[0], next(iter(judged.means.values()), {})
+            seeds = [score for score in judged.scores if score.control is None]
+            verdict, means = judged.verdicts[0], over_seeds(seeds).get(seeds[0].group, {}) if seeds else {}
+            number = in_seeds(best) if (best := means.get(BEST.name)) else "not measured"
             yield Said(
                 attack=at,
-                head=MEANINGS[verdict.status],
-                number=in_seeds(best) if (best := means.get(BEST.name)) else "not measured",
-                sentence=verdict.sentence,
+                head="Control: trained from scratch" if control else MEANINGS[verdict.status],
+                number=number,
+                sentence=f"From fresh weights the same training on the clean set reached {number}."
+                if control
+                else verdict.sentence,
                 numbers=_numbers(panel, means),
                 panel=panel,
-                status=verdict.status,
-                small=[_took(group.runs)],
+                status="control" if control else verdict.status,
+                small=[*_from(panel), _took(group.runs)],
+                marks=_at_chance(seeds),
                 heads=("seed", "start: top-1 at ASR", BEST.label, LOWEST.label),
-                lines=[_seed(score) for score in judged.scores],
+                lines=[_seed(score) for score in seeds],
                 facts=[(mean.metric.label, of_seeds(mean)) for mean in means.values()],
                 costs={"cleaning": costs(study_of(group.runs)).sentence},
             )
@@ -75,6 +83,11 @@ def does(run: Run) -> tuple[str, str]:
     clean = run.decided.clean
     assert clean is not None
     return clean.objective.kind, clean.transform.kind if clean.transform else ""
+
+
+def _fresh(run: Run) -> bool:
+    """Whether a cleaning run keeps nothing of the model."""
+    return does(run)[1] == FRESH
 
 
 def _design(given: Submission) -> str:
@@ -99,6 +112,19 @@ def _took(runs: Sequence[Run]) -> str:
     wall, whole = COLUMNS[0], total([cost(run.record) for run in runs])
     scale, unit = wall.unit(whole)
     return f"{len(runs)} runs" + (f", {amount(whole.wall / scale)} {unit}" if whole.wall is not None else "")
+
+
+def _from(panel: Panel) -> list[str]:
+    """What the cleaned models were, without which what is left of their accuracy says little."""
+    start = mean_point(panel.starts)
+    return [f"from {percent(start.top1)} at ASR {percent(start.asr)}"] if start else []
+
+
+def _at_chance(seeds: Sequence[Score]) -> list[str]:
+    """How many seeds' best models are no longer models; the verdict does not count them, the mean does."""
+    best = [number.at for score in seeds if (number := score.numbers.get(BEST.name)) and number.at]
+    lost = sum(at_chance(rates(point)) for point in best)
+    return [f"{lost} of the {len(best)} at chance"] if lost else []
 
 
 def _seed(score: Score) -> list[str]:

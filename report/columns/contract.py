@@ -28,11 +28,12 @@ class Value(NamedTuple):
 @dataclass(frozen=True)
 class Group:
     """The values of one place, a run each, and the models that they are of; `beside` are the values of other places in the
-    same row and column."""
+    same row and column, `row` all of the kind in the row."""
 
     values: Sequence[Value]
     models: Models
     beside: Sequence[Sequence[Value]]
+    row: Sequence[Value] = ()
 
     @property
     def runs(self) -> list[Run]:
