@@ -1,5 +1,6 @@
 """What a study says: one frozen Report of it, which page, tables, figures and Markdown are written from."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -158,6 +159,7 @@ def notes(study: Study, members: Sequence[Panel]) -> list[str]:
         if record.damaged:
             words.append(f"{record.run.run}/metrics.jsonl has damaged lines, left out: {record.damaged}.")
         words += [f"{fault}; left out." for fault in record.faults]
+    words += _several_codes(study)
     words += [note for panel in members if (note := gate_of(panel).note)]
     for panel in members:
         twin = mean_point(panel.twins)
@@ -176,6 +178,16 @@ def notes(study: Study, members: Sequence[Panel]) -> list[str]:
         listed = ", ".join(sorted(others))
         words.append(f"Figures and verdicts are for {of_top1 or of_asr}; the table has also {listed}.")
     return words
+
+
+def _several_codes(study: Study) -> list[str]:
+    """A note if runs were made by several states of Antidote's code; cards from before it was written down say nothing."""
+    cards = [record.card for record in (*study.records, *study.probes) if record.card is not None]
+    made = Counter(card.versions["antidote"] for card in cards if "antidote" in card.versions)
+    listed = ", ".join(f"{code} ({runs} run{'s' * (runs > 1)})" for code, runs in made.most_common())
+    return (
+        [f"Its runs were made by different code: {listed}. What changed may show in the numbers."] if len(made) > 1 else []
+    )
 
 
 def mean_point(points: list[FrontierPoint[Any]]) -> FrontierPoint[str] | None:

@@ -10,6 +10,7 @@ from argparse import Namespace
 from functools import partial
 from hashlib import blake2b
 from importlib.metadata import version
+from pathlib import Path
 
 from configs.spec import Loaded
 from data.patience import PATIENCE
@@ -27,6 +28,7 @@ from engine.study.worker import work
 from engine.training import zero
 from engine.training.check import refuse
 from engine.training.inputs import StudyInputs
+from records.code import digest_now
 from records.folder import RUNS
 
 
@@ -37,12 +39,12 @@ def run_study(loaded: Loaded, options: Namespace, command: str) -> int:
 
 
 def _carry_out(loaded: Loaded, options: Namespace, command: str, stop: StopSignal) -> int:
-    spec = loaded.spec
+    spec, source = loaded.spec, digest_now()
     PATIENCE.seconds, PATIENCE.leave = spec.wait_seconds, stop
     is_worker = WORKER_SINCE in os.environ  # started by another launch, which lists the runs and reports
     world = init_distributed(60 * spec.machine.timeout_minutes, spec.machine.threads)
     speak_last(partial(say_again, command))
-    collectives.assert_equal_on_ranks(_facts_of_rank(loaded))
+    collectives.assert_equal_on_ranks({**_facts_of_rank(loaded), "code of Antidote": source})
     shared = StudyInputs(RUNS / spec.name, world)
     loaded = with_places(loaded, shared.pairs, options.stage)
     scheduler = Scheduler.of(loaded, shared.study, options.stage)
@@ -57,7 +59,7 @@ def _carry_out(loaded: Loaded, options: Namespace, command: str, stop: StopSigna
             say_again(command)
         collectives.barrier()  # all leave together: a launcher ends the others when the first is gone
         if code or own.runs == scheduler.runs:
-            return code or (0 if is_worker else collectives.on_rank_0(lambda: conclude(scheduler)))
+            return code or (0 if is_worker else collectives.on_rank_0(lambda: conclude(scheduler, source)))
     destroy_distributed()
     if not world.first:
         return 0
@@ -65,7 +67,7 @@ def _carry_out(loaded: Loaded, options: Namespace, command: str, stop: StopSigna
         code = launch_workers(scheduler, options, stop)
     if code > 128:
         say_again(command)
-    return code or conclude(scheduler)
+    return code or conclude(scheduler, source)
 
 
 def _facts_of_rank(loaded: Loaded) -> dict[str, str]:
@@ -96,18 +98,26 @@ def begin(scheduler: Scheduler, command: str) -> None:
     scheduler.write_study_json(command)
 
 
-def conclude(scheduler: Scheduler) -> int:
-    """Writes the report, shows it in TensorBoard, names it; 2 if runs failed, which it lists, else 0."""
-    from engine.training.journal import show_report
-    from report.write import write_report
-
-    folder = scheduler.folder
-    written = write_report(folder)
-    show_report(folder / "tensorboard" / "report", written.figures, written.report.judged.sentences)
-    print(f"report: {written.page}\ntensorboard --logdir {folder / 'tensorboard'}", flush=True)
+def conclude(scheduler: Scheduler, source: str) -> int:
+    """Writes the report, shows it in TensorBoard, names it; 2 if runs failed, which it lists, else 0. `source` is the digest
+    of the code that this process began with: another one's report is written by a process of its own."""
+    if digest_now() == source:
+        _report(scheduler.folder)
+    else:
+        words = "the code of Antidote has changed since this command began, so it writes no report"
+        print(f"{words}; python -m report {scheduler.folder} writes it by the new code", file=sys.stderr, flush=True)
     failed = list(scheduler.failures())
     if failed:
         lines = [f"  {run.folder} ({run.title}): {message}" for run, message in failed]
         many = f"{len(failed)} of {len(scheduler.runs)} runs failed; the same command tries them again"
         print("\n".join([f"error: {many}", *lines]), file=sys.stderr, flush=True)
     return 2 if failed else 0
+
+
+def _report(folder: Path) -> None:
+    from engine.training.journal import show_report
+    from report.write import write_report
+
+    written = write_report(folder)
+    show_report(folder / "tensorboard" / "report", written.figures, written.report.judged.sentences)
+    print(f"report: {written.page}\ntensorboard --logdir {folder / 'tensorboard'}", flush=True)

@@ -26,6 +26,7 @@ from engine.training.inputs import RunInputs
 from engine.training.journal import Journal
 from engine.training.run_state import RunState, average_running_stats
 from records.card import AdamW, Card, Device
+from records.code import loaded_digest
 from records.ending import FinishedJson
 from records.folder import WEIGHTS
 from records.json_file import Damaged, write_json
@@ -89,7 +90,11 @@ def card_of(inputs: RunInputs, world: World, facts: BuildFacts) -> Card:
         data_digest=inputs.pairs.index.digest,
         files=named_files(run.decides, run.captions) or None,
         left_out=inputs.pairs.out_digest,
-        versions={"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        versions={
+            "antidote": f"{version('antidote')}+{loaded_digest()}",
+            "python": platform.python_version(),
+            **{name: version(name) for name in PACKAGES},
+        },
     )
 
 
