@@ -16,20 +16,23 @@ from report.scores import LOSS, PERCENTAGE_POINTS, Group, Mean, Metric, counted,
 
 COST = Metric("twin_cost", "change of the twin's top-1 in points by the same cleaning", LOSS)
 ABOVE = Metric("above_scratch", f"best top-1 at ASR ≤ {100 * CAP:g} % above scratch, in points", PERCENTAGE_POINTS)
-HEADS = (ABOVE.label, COST.label)
+BESIDE = Metric("cost_beside_twin", "the same of its poisoned model, same seeds", LOSS)
+HEADS = (ABOVE.label, COST.label, BESIDE.label)
 Points = Sequence[FrontierPoint[PointInfo]]
 
 
 class Control(NamedTuple):
     """Of one way of pre-training and one cleaner: by how much it is above scratch, over the seeds in which both reach ASR <=
-    5 %, with its interval; whether it has thrown the model away (None: not known); what it costs the twin, of `of` seeds
-    whose twin was cleaned too. What the study has no runs for is None."""
+    5 %, with its interval; whether it has thrown the model away (None: not known); what it costs the twin, of the seeds
+    whose twin was cleaned too, and in `beside` the poisoned models of the same seeds. What the study has no runs for is
+    None."""
 
     group: Group
     above: Mean | None
     interval: Interval | None
     thrown: bool | None
     cost: Mean | None
+    beside: Mean | None = None
 
     @property
     def sentence(self) -> str | None:
@@ -56,10 +59,10 @@ def controls(panels: Sequence[Panel]) -> list[Control]:
         for cleaner in dict.fromkeys(point.label.objective for point in panel.points):
             mine = [point for point in panel.points if point.label.objective == cleaner]
             above, interval = beside_scratch(mine, panel.scratch)
-            cost = _cost(mine, panel.cleaned_twins)
+            cost, beside = _cost(mine, panel.cleaned_twins)
             if above is not None or cost is not None:
                 thrown = None if interval is None else interval.low <= 0
-                out.append(Control((panel.title, cleaner), above, interval, thrown, cost))
+                out.append(Control((panel.title, cleaner), above, interval, thrown, cost, beside))
     return out
 
 
@@ -86,20 +89,26 @@ def _of_one(best: FrontierPoint[PointInfo], other: FrontierPoint[PointInfo]) -> 
     return Interval(ours.low - theirs.high, ours.high - theirs.low) if ours and theirs else None
 
 
-def _cost(points: Points, twins: Points) -> Mean | None:
-    """The top-1 that twins lose by what is best on their poisoned model; None if none was cleaned."""
+def _cost(points: Points, twins: Points) -> tuple[Mean | None, Mean | None]:
+    """(The top-1 that twins lose by what is best on their poisoned model, what that loses itself), over all seeds, known of
+    those whose twin was cleaned; None if none was."""
     if not twins:
-        return None
-    cleaned, seeds = {_setting(point): point for point in twins}, _seeds(twins)
-    lost: list[float | None] = []
-    for seed, members in _seeds(points).items():
-        if seed not in seeds:
-            continue
+        return None, None
+    cleaned = {_setting(point): point for point in twins}
+    lost: list[tuple[float | None, float | None]] = []
+    for members in _seeds(points).values():
         best = best_accuracy(members, CAP)
         twin = cleaned.get(_setting(best)) if best else None
-        start = twin.label.start if twin else None
-        lost.append(start.top1 - twin.top1 if twin and start else None)
-    return mean_of(COST, tuple(lost)) if lost else None
+        known = twin is not None and twin.label.start is not None
+        lost.append((_lost(twin), _lost(best)) if known else (None, None))
+    if not any(ours is not None for ours, _ in lost):
+        return None, None
+    of_twins, of_poisoned = zip(*lost, strict=True)
+    return mean_of(COST, of_twins), mean_of(BESIDE, of_poisoned)
+
+
+def _lost(point: FrontierPoint[PointInfo] | None) -> float | None:
+    return point.label.start.top1 - point.top1 if point and point.label.start else None
 
 
 def _setting(point: FrontierPoint[PointInfo]) -> str:
@@ -117,7 +126,7 @@ def _seeds(points: Points) -> dict[int | None, list[FrontierPoint[PointInfo]]]:
 
 def control_rows(found: Iterable[Control]) -> list[tuple[Group, list[tuple[str, str]]]]:
     """For a table under HEADS: a cell for each head, and of how many seeds it is."""
-    return [(control.group, [_above(control), _cell(control.cost)]) for control in found]
+    return [(one.group, [_above(one), _cell(one.cost), _cell(one.beside)]) for one in found]
 
 
 def _above(control: Control) -> tuple[str, str]:

@@ -21,12 +21,23 @@ OF_CLEANING = ("clean set", "start")  # what tells a row apart from others of th
 
 
 class Run(NamedTuple):
-    """A run that counts: as the first study that holds it has it, judged on the images that `images` tells of."""
+    """A run that counts: as the first study that holds it has it, judged on the images that `images` tells of; `also` is it
+    as later studies have it, which may have looked for other things in it."""
 
     record: Record
     decided: Decided
     images: str
     given: Submission
+    also: tuple["Run", ...] = ()
+
+    @property
+    def copies(self) -> tuple["Run", ...]:
+        """It as each study has it."""
+        return (self, *self.also)
+
+    def of(self, given: Submission, record: Record) -> "Run":
+        """It as one of the studies has it."""
+        return self._replace(record=record, given=given)
 
 
 class Place(NamedTuple):
@@ -57,15 +68,16 @@ def plain(value: Any) -> str:
 
 def counted_runs(submissions: Sequence[Submission]) -> tuple[dict[tuple[str, str], Run], dict[str, list[Path]]]:
     """Each run once, by its name and its images; and of those that a later study has with other numbers, which study."""
-    counted: dict[tuple[str, str], Run] = {}
+    held: dict[tuple[str, str], list[Run]] = {}
     conflicts: dict[str, list[Path]] = {}
     for given in submissions:
         for record in given.study.records:
             run = Run(record, given.decided[record.run.run], images_of(given.study, record), given)
-            first = counted.setdefault((record.run.run, run.images), run)
-            if _disagree(_numbers(first.record), _numbers(record)):
+            copies = held.setdefault((record.run.run, run.images), [])
+            if copies and _disagree(_numbers(copies[0].record), _numbers(record)):
                 conflicts.setdefault(record.run.run, []).append(given.path)
-    return counted, conflicts
+            copies.append(run)
+    return {key: first._replace(also=tuple(others)) for key, (first, *others) in held.items()}, conflicts
 
 
 def images_of(study: Study, record: Record) -> str:

@@ -205,8 +205,9 @@ def _chosen(points: list[FrontierPoint[PointInfo]], start: FrontierPoint[Origin]
     ]
     oracle, numbers = best_accuracy(points, CAP), list[Number]()
     for name, (needed, rule) in RULES.items():
-        if all(getattr(candidate, needed) is None for candidate in candidates) or (name == "distance" and start is None):
-            continue
+        known = sum(getattr(candidate, needed) is not None for candidate in candidates)
+        if known < len(candidates) or (name == "distance" and start is None):
+            continue  # a rule that sees some points alone chooses among others than its neighbours do
         candidate = rule(candidates, start.top1 if start else None)
         point, metrics = candidate.label if candidate else None, chosen_by(name)
         gap = oracle.top1 - point.top1 if oracle and point else None
@@ -222,7 +223,8 @@ def lacking(seeds: Sequence[Score]) -> list[str]:
     for name, (needed, _) in RULES.items():
         without = list(dict.fromkeys(score.group for score in cleaned if chosen_by(name).top1.name not in score.numbers))
         if without:
-            reason = f"its number, {needed}, is not in the journals" + (" or no start was measured" * (name == "distance"))
+            reason = f"its number, {needed}, is not in the journals at each epoch of each cleaning"
+            reason += " or no start was measured" * (name == "distance")
             listed = "all cleanings" if len(without) == len({score.group for score in cleaned}) else _listed(without)
             remarks.append(f"The selection rule '{name}' is left out for {listed}: {reason}.")
     unstarted = list(dict.fromkeys(score.group for score in seeds if score.start is None))

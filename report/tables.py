@@ -116,8 +116,9 @@ def _control(one: Control) -> dict[str, Any]:
     """A cleaner beside its controls, as JSON; accuracies are fractions."""
     way, cleaner = one.group
     above = None if one.above is None else _mean(one.above) | {"interval": one.interval}
-    cost = None if one.cost is None else _mean(one.cost)
-    return {"way": way, "cleaner": cleaner, "above_scratch": above, "thrown_away": one.thrown, "twin_cost": cost}
+    cost, beside = (None if mean is None else _mean(mean) for mean in (one.cost, one.beside))
+    told = {"way": way, "cleaner": cleaner, "above_scratch": above, "thrown_away": one.thrown}
+    return {**told, "twin_cost": cost, "cost_beside_twin": beside}
 
 
 def _number(number: Number) -> dict[str, Any]:

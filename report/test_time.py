@@ -1,11 +1,12 @@
 """Detection at test time: what each detector says of the poisoned models, of the best cleaned ones and of the twins.
 
 The numbers are those of measures/rejection.py, means over the models of one kind: each start and each twin at its end, and
-of each seed the most accurate cleaned model at ASR <= 5 %, or else that of lowest ASR.
+of each seed the most accurate cleaned model at ASR <= 5 %, or else that of lowest ASR, among those that detectors were
+measured on (of a run that another study had finished that is its last epoch alone).
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import pairwise
 from math import isclose
 from statistics import fmean
@@ -26,23 +27,39 @@ HEADS = (
     *("model", "detector", "triggered", "AUROC", "TPR at FPR 1 %", "TPR at FPR 5 %", "TPR", "FPR", "precision"),
     *("ASR, after rejecting", "top-1, after rejecting"),
 )
-COLUMNS = ["way", "model", "models", "detector", "triggered", "auroc", "tpr_fpr1", "tpr_fpr5", "tpr", "fpr", "precision"]
+COLUMNS = [
+    "way",
+    "model",
+    "models",
+    "of",
+    "detector",
+    "triggered",
+    "auroc",
+    "tpr_fpr1",
+    "tpr_fpr5",
+    "tpr",
+    "fpr",
+    "precision",
+]
 COLUMNS += ["flagged", "asr_before", "asr", "top1_before", "top1", "refused"]
 
 
 class Detection(NamedTuple):
-    """What a detector says of `models` models of one kind; `numbers` are means by the names of measures/rejection.py,
-    without those that no model has. Where it says nothing, `refused` is why."""
+    """What a detector says of `models` of the `of` models of one kind; `numbers` are means by the names of
+    measures/rejection.py, without those that no model has, `ends` the least and the greatest of each over several models.
+    Where it says nothing, `refused` is why."""
 
     way: str
     model: str  # one of KINDS
     models: int
+    of: int
     detector: str
     share: str  # one of SHARES
     before: tuple[float, float]  # ASR and top-1 without it
     numbers: dict[str, float]
     roc: tuple[float, ...]
     refused: str
+    ends: dict[str, tuple[float, float]]
 
     @property
     def after(self) -> tuple[float, float] | None:
@@ -60,8 +77,7 @@ def detections(study: Study, panels: Iterable[Panel]) -> list[Detection]:
     out = []
     for panel in panels if names else ():
         suffix = f"_{panel.attack}" if panel.attack > 1 else ""
-        for kind, points in _models(panel).items():
-            told = [(point, _told(records, run, epoch)) for point, run, epoch in points]
+        for kind, told in _models(panel, records).items():
             ones = [_detection(told, name, share, suffix) for name in names for share in SHARES]
             out += [one._replace(way=panel.title, model=kind) for one in ones if one is not None]
     return out
@@ -104,17 +120,23 @@ def _rate_faults(rates: dict[str, Any], roc: Any, coming: float) -> Iterator[str
         yield f"auroc {rates['auroc']:g}, whose curve has at least {least:g}"
 
 
-def _models(panel: Panel) -> dict[str, list[tuple[FrontierPoint[Any], str, float | None]]]:
-    """The models of each kind: their rates, their run, and the epoch, None for the last."""
-    seeds: dict[int | None, list[FrontierPoint[Any]]] = {}
+Told = list[tuple[FrontierPoint[Any], dict[str, Any]]]  # models' rates, and all that was measured of each
+
+
+def _models(panel: Panel, records: Mapping[str, Record]) -> dict[str, Told]:
+    """The models of each kind, of cleaned ones one for each seed."""
+    seeds: dict[int | None, Told] = {}
     for point in panel.points:
-        seeds.setdefault(point.label.seed, []).append(point)
-    best = [best_accuracy(members, CAP) or lowest_asr(members, 0.0) for members in seeds.values()]
-    return {
-        "poisoned": [(point, point.label.run, None) for point in panel.starts],
-        "cleaned": [(point, point.label.run, point.label.epoch) for point in best if point is not None],
-        "twin": [(point, point.label.run, None) for point in panel.twins],
-    }
+        seeds.setdefault(point.label.seed, []).append((point, _told(records, point.label.run, point.label.epoch)))
+    cleaned: Told = []
+    for members in seeds.values():
+        judged = [point for point, told in members if any(map(DETECTOR.fullmatch, told)) or told.get("refused")]
+        points = judged or [point for point, _ in members]
+        best = best_accuracy(points, CAP) or lowest_asr(points, 0.0)
+        cleaned += [one for one in members if one[0] is best]
+    ends = {"poisoned": panel.starts, "twin": panel.twins}
+    ended = {kind: [(point, _told(records, point.label.run, None)) for point in points] for kind, points in ends.items()}
+    return {"poisoned": ended["poisoned"], "cleaned": cleaned, "twin": ended["twin"]}
 
 
 def _told(records: Mapping[str, Record], run: str, epoch: float | None) -> dict[str, Any]:
@@ -135,9 +157,7 @@ def _told(records: Mapping[str, Record], run: str, epoch: float | None) -> dict[
     return out
 
 
-def _detection(
-    told: list[tuple[FrontierPoint[Any], dict[str, Any]]], name: str, share: str, suffix: str
-) -> Detection | None:
+def _detection(told: Told, name: str, share: str, suffix: str) -> Detection | None:
     """A detector's means over models; None where nothing is told of it."""
     begin, end = f"{name}_", f"_{share}{suffix}"
     found, curves, refused, before = dict[str, list[float]](), list[list[float]](), "", list[tuple[float, float]]()
@@ -158,32 +178,46 @@ def _detection(
     asr, top1 = (fmean(rates) for rates in zip(*before, strict=True))
     means = {key: fmean(values) for key, values in found.items()}
     roc = tuple(fmean(at) for at in zip(*curves, strict=True)) if len({len(curve) for curve in curves}) == 1 else ()
-    return Detection("", "", len(before), name, share, (asr, top1), means, roc, refused)
+    ends = {key: (min(values), max(values)) for key, values in found.items() if len(values) > 1}
+    return Detection("", "", len(before), len(told), name, share, (asr, top1), means, roc, refused, ends)
 
 
 def detection_rows(found: Iterable[Detection]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """For a table: of each the way of pre-training, and under HEADS a cell with a remark."""
+    """For a table: of each the way of pre-training, and under HEADS a cell with a remark: of how many models it is, and
+    between which ends they lie."""
     rows = []
     for one in found:
         numbers = one.numbers
-        cells = [(one.model, f"mean of {one.models}" if one.models > 1 else ""), (one.detector, one.refused)]
-        cells.append((WORDS[one.share], ""))
-        cells.append((f"{numbers['auroc']:.3f}" if "auroc" in numbers else "", ""))
+        cells = [(one.model, _how_many(one)), (one.detector, one.refused), (WORDS[one.share], "")]
+        cells.append((f"{numbers['auroc']:.3f}", _ends(one, "auroc", "{:.3f}".format)) if "auroc" in numbers else ("", ""))
         for key in ("tpr_fpr1", "tpr_fpr5", "tpr", "fpr"):
-            cells.append((percent(numbers[key]) if key in numbers else "", ""))
+            cells.append((percent(numbers[key]), _ends(one, key, percent)) if key in numbers else ("", ""))
         none = "none rejected" if "auroc" in numbers else ""
         cells.append((percent(numbers["precision"]) if "precision" in numbers else none, ""))
         for before, key in zip(one.before, ("asr", "top1"), strict=True):
-            cells.append((f"{percent(before)} → {percent(numbers[key])}" if key in numbers else percent(before), ""))
+            after = f"{percent(before)} → {percent(numbers[key])}" if key in numbers else percent(before)
+            cells.append((after, _ends(one, key, percent)))
         rows.append((one.way, cells))
     return rows
+
+
+def _how_many(one: Detection) -> str:
+    if one.models < one.of:
+        return f"{one.models} of {one.of} models"
+    return f"mean of {one.models}" if one.models > 1 else ""
+
+
+def _ends(one: Detection, key: str, text: Callable[[float], str]) -> str:
+    """From the least to the greatest of several models, where they are not written alike."""
+    low, high = (text(end).removesuffix(" %") for end in one.ends.get(key, (0.0, 0.0)))
+    return f"{low} to {high}" if low != high else ""
 
 
 def detection_table(found: Iterable[Detection]) -> tuple[list[str], list[dict[str, Any]]]:
     """Columns and rows of test-time.csv."""
     rows: list[dict[str, Any]] = []
     for one in found:
-        facts = {"way": one.way, "model": one.model, "models": one.models, "detector": one.detector}
+        facts = {"way": one.way, "model": one.model, "models": one.models, "of": one.of, "detector": one.detector}
         facts |= {"triggered": WORDS[one.share], "asr_before": one.before[0], "top1_before": one.before[1]}
         rows.append(facts | {"refused": one.refused} | one.numbers)
     return COLUMNS, rows

@@ -176,7 +176,7 @@ def notes(study: Study, members: Sequence[Panel]) -> list[str]:
     others = {row["images"] for r in study.records for row in r.evaluations} - {of_top1, of_asr}
     if others:
         listed = ", ".join(sorted(others))
-        words.append(f"Figures and verdicts are for {of_top1 or of_asr}; the table has also {listed}.")
+        words.append(f"Figures and verdicts are for {of_top1 or of_asr}; results.csv has also {listed}.")
     return words
 
 

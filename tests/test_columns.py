@@ -210,6 +210,27 @@ def test_numbers_at_test_time_are_those_by_hand(tmp_path: Path) -> None:
     assert cell["marks"] == ["not measured on a twin of each seed"]
 
 
+@pytest.mark.parametrize("first", ["with", "without"])
+def test_what_a_later_study_found_in_the_same_runs_stands_with_its_twins_and_its_command(tmp_path: Path, first: str) -> None:
+    """The study given first may have looked for nothing in models that both hold, twins among them."""
+    names = ("with", "without")
+    found, bare = (submission(tmp_path / name, **ONE) for name in names)
+    for kind, auroc in (("pretrain", 0.8), ("twin", 0.5)):
+        for home in homes(found, kind):
+            rejected(home, auroc=auroc, tpr=0.0, fpr=0.0)
+    for home in homes(found, "twin"):
+        audit(home, 0.3, ALIKE)
+    for home in homes(found, "pretrain"):
+        audit(home, 0.05, STOOD, ["banana"])
+    given = (found, bare) if first == "with" else (bare, found)
+    (cell,) = cells(tmp_path, "test time", *given)
+    assert (cell["test_auroc"], cell["twin_test_auroc"]) == (pytest.approx(0.8), pytest.approx(0.5))
+    assert (cell["marks"], cell["commands"], cell["studies"]) == ([], ["run with"], [str(found)])
+    audits = cells(tmp_path, "audit", *given)
+    assert [cell["clean_models"] for cell in audits] == [3] * len(audits)
+    assert all("run without" not in cell["commands"] for cell in audits)
+
+
 @pytest.mark.parametrize(
     ("rates", "words"),
     [

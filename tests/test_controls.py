@@ -77,8 +77,8 @@ def test_a_cleaner_is_held_against_scratch_and_the_twin(tmp_path: Path) -> None:
     assert second.thrown is True
     # at epoch 1, the poisoned model's best, the twins lost 0.02 and 0.05; of B that of seed 0 did not get there
     assert [first.cost, second.cost] == [
-        (first.cost.metric if first.cost else None, 2, 2, pytest.approx(0.035), pytest.approx((0.02, 0.05))),
-        (second.cost.metric if second.cost else None, 1, 2, pytest.approx(0.50), None),
+        (first.cost.metric if first.cost else None, 2, 3, pytest.approx(0.035), pytest.approx((0.02, 0.05))),
+        (second.cost.metric if second.cost else None, 1, 3, pytest.approx(0.50), None),
     ]
     (verdict,) = found.verdicts
     assert verdict.status == "dear"
@@ -147,7 +147,7 @@ def test_page_markdown_table_and_costs_tell_of_controls(tmp_path: Path) -> None:
         assert "-0.3 [-1.0, +1.0]: no better" in text
         assert "-3.5 [-5.0, -2.0]" in text  # of the twin
         assert "B threw the MMCL model away" in text
-    assert "1 of 2 seeds" in page
+    assert "1 of 3 seeds" in page
     assert "A of the twin" in page
     assert "cleaning of the twin, A" in {kind for (kind, _), _ in costs(whole).groups}
     assert {row.get("control") for row in whole.results.rows} == {None, "fresh", "twin"}

@@ -132,6 +132,9 @@ def test_rules_that_see_no_asr(tmp_path: Path) -> None:
     assert numbers["chosen_by_proxy_asr"] == 0.30, "none is under 5 % by proxy, so the lowest"
     assert "chosen_by_distance_top1" not in numbers
     assert any("'distance' is left out for all cleanings" in note for note in judged.notes)
+    part = judge(panels(read_study(journals(tmp_path / "part", {"mmcl": MMCL[:1]}, val_loss={1: 2.0, 2: 1.0}))))
+    assert "chosen_by_val_loss_top1" not in part.scores[0].numbers, "it would choose among fewer points than the others"
+    assert any("'val_loss' is left out for all cleanings: its number, val_loss, is not" in note for note in part.notes)
 
 
 @pytest.mark.usefixtures("blank_figures")

@@ -83,6 +83,36 @@ def test_means_over_models_of_each_kind_by_hand(tmp_path: Path) -> None:
     ]
 
 
+def test_a_cleaned_model_is_chosen_among_those_that_detectors_saw_and_the_others_are_counted(tmp_path: Path) -> None:
+    folder = study(tmp_path / "s")
+    path = folder / "clean-0/metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for row in rows[:3]:  # measured again at the end alone, as a run is that another study had finished
+        for key in [key for key in row if "lorex" in key or key == "refused"]:
+            del row[key]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    samples.end(path.parent)
+
+    def cleaned() -> Detection:
+        read = read_study(folder)
+        every = detections(read, make_report(read).judged.panels)
+        return next(one for one in every if (one.model, one.detector, one.share) == ("cleaned", "lorex", "at1"))
+
+    one = cleaned()
+    assert (one.models, one.of) == (2, 2)
+    assert one.before == pytest.approx((0.025, 0.66))  # the last epoch of one, the best of the other
+    assert one.ends["tpr"] == (0, 0.1)
+    (row,) = detection_rows([one])
+    assert [row[1][0], row[1][6]] == [("cleaned", "mean of 2"), ("5.0 %", "0.0 to 10.0")]
+    path.write_text(
+        "".join(json.dumps({k: v for k, v in r.items() if "lorex" not in k and k != "refused"}) + "\n" for r in rows)
+    )
+    samples.end(path.parent)
+    one = cleaned()
+    assert (one.models, one.of) == (1, 2)
+    assert detection_rows([one])[0][1][0] == ("cleaned", "1 of 2 models")
+
+
 def test_the_report_shows_them_in_table_file_and_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(write, "figures", lambda report: [one for one in figures(report) if one.name in FIGURES])
     folder = study(tmp_path / "s")

@@ -53,7 +53,7 @@ class Audit:
             audit = record.audit
             if record.run.stage != "pretrain" or audit is None or not audit.targets_planted:
                 continue
-            run = counted[record.run.run, images_of(given.study, record)]
+            run = counted[record.run.run, images_of(given.study, record)].of(given, record)
             search = plain([audit.settings, audit.images_digest, audit.pictures, audit.held])
             for name, value in audit.numbers().items():
                 yield Value(Place(row_of(run), name, search), run, "", audit, value)
@@ -110,7 +110,8 @@ def _called(audit: AuditJson, name: AuditName, alike: Sequence[Run]) -> Called:
     """A model's number beside those of the clean models that are pre-trained as it is and were asked the same."""
     numbers = {
         other.digest: other.numbers()[name]
-        for run in alike if (other := run.record.audit) is not None and is_clean(run.record, other)
+        for run in (copy for run in alike for copy in run.copies)
+        if (other := run.record.audit) is not None and is_clean(run.record, other)
         and other.digest != audit.digest and audit.comparable(other) and name in other.numbers()
     }  # fmt: skip
     null = audit.null.get(name)

@@ -42,7 +42,7 @@ class Detector:
             found = record.detection
             if record.run.stage != "pretrain" or found is None:
                 continue
-            run = counted[record.run.run, images_of(given.study, record)]
+            run = counted[record.run.run, images_of(given.study, record)].of(given, record)
             twin = records.get(found.twin or "")
             for one in found.detectors if found.poisoned else ():
                 foreign = one.kind == "foreign"

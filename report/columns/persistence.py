@@ -34,7 +34,8 @@ class Persistence:
         for one in probed(given.study):
             if (value := cleanings.get(one.run)) is not None:
                 search = plain([value.place.search, given.study.plan.spec.get("after")])
-                yield value._replace(place=value.place._replace(search=search), of=one, numbers=_told(one))
+                place, run = value.place._replace(search=search), value.run.of(given, value.run.record)
+                yield value._replace(place=place, run=run, of=one, numbers=_told(one))
 
     def what(self, column: str) -> str:
         """The cleaner."""

@@ -34,7 +34,7 @@ class Rejection:
             if record.run.stage != "pretrain":
                 continue
             told = _last(record)
-            run = counted[record.run.run, images_of(given.study, record)]
+            run = counted[record.run.run, images_of(given.study, record)].of(given, record)
             for name in [found[1] for key in told if (found := DETECTOR.fullmatch(key))]:
                 place = Place(row_of(run), name, plain(_asked(record, name)))
                 yield Value(place, run, "", told)
@@ -55,8 +55,8 @@ class Rejection:
     def cells(self, group: Group, what: str) -> Iterator[Said]:
         """The numbers on each attack, beside the twin of the same seed."""
         asked = group.values[0].place.search
-        twins = [run for run in group.models.twins if plain(_asked(run.record, what)) == asked]
-        of_twins = {run.decided.seed: _last(run.record) for run in twins}
+        twins = [one for run in group.models.twins for one in run.copies if plain(_asked(one.record, what)) == asked]
+        of_twins = {run.decided.seed: _last(run.record) for run in reversed(twins)}
         for at, panel in enumerate(panels_of(group.models)):
             suffix = f"_{at + 1}" if at else ""
             seeds = [_numbers(value.of, what, suffix) for value in group.values]
