@@ -3,7 +3,9 @@
 import socket
 import time
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from records.digests import file_digest
 from records.folder import WEIGHTS, RecordFile, finished
@@ -19,9 +21,20 @@ class Usage(RecordFile):
     joules: Amount | None = None
 
 
+class TakenOver(BaseModel):
+    """Where a run was done that a study took over: the study, and what the run had taken when it came from there."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    study: Annotated[str, Field(max_length=255)]
+    seconds: Amount
+    joules: Amount | None = None
+
+
 class FinishedJson(Usage):
     """A run that came to its end. `journal` is the length of its journal in bytes, `weights` the SHA-256 of its weights,
-    `files` those of its other files by name, `measured` what its last evaluation measured, as `Run.measured` says it."""
+    `files` those of its other files by name, `measured` what its last evaluation measured, as `Run.measured` says it.
+    `taken_over` is None of a run that its study did itself, and of those taken over before this was noted."""
 
     FILE: ClassVar[str] = "finished.json"
     steps: Count
@@ -29,6 +42,7 @@ class FinishedJson(Usage):
     weights: str
     files: dict[str, str] = {}  # empty of runs of before there were digests: they are not verified
     measured: dict[str, Any]
+    taken_over: TakenOver | None = Field(None, exclude_if=lambda mark: mark is None)
 
 
 class PrunedJson(Usage):

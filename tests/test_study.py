@@ -22,6 +22,7 @@ from engine.study import lock
 from engine.study.search import prune_reason
 from engine.study.status import StatusReader, main
 from engine.study.time_left import time_left
+from records.ending import FinishedJson, TakenOver
 from report.submission import read_submission
 
 RATE = "clean.optimizer.rate"
@@ -62,6 +63,15 @@ def test_what_another_study_has_finished_is_taken_over(spec: Path) -> None:
     before = [json.loads(line) for line in (old / "metrics.jsonl").read_text().splitlines()]
     assert rows[: len(before)] == before
     assert "asr" not in rows[-1]  # measured again, as the second study asks
+    ends = [FinishedJson.read(home) for home in (old, new)]
+    assert ends[0] is not None
+    assert ends[1] is not None
+    mark = ends[1].taken_over
+    assert (ends[0].taken_over, mark) == (None, TakenOver(study="tiny", seconds=ends[0].seconds))
+    assert rows[-1]["seconds"] > 0
+    assert ends[1].seconds > ends[0].seconds
+    assert antidote("--spec", str(spec), *settings("name=second", measures), cwd=spec.parent).returncode == 0
+    assert FinishedJson.read(new) == ends[1], "a second launch takes nothing over, and the mark stays"
     assert len(list(runs.glob("second/clean-*/finished.json"))) == 1
     (old / "finished.json").rename(old / "hidden.json")
     (new / "finished.json").unlink()

@@ -1,7 +1,7 @@
 """Runs that another study has finished: the same fingerprint is the same result, so they are taken over, not done again.
 
 Looked for in the folders beside the study's own. Weights are linked where the file system can, since nothing writes into
-them; all other files are copied, since a run may be measured again.
+them; all other files are copied, since a run may be measured again. finished.json says which study did the run.
 """
 
 import os
@@ -13,7 +13,7 @@ from pathlib import Path
 from configs.named_files import changed
 from configs.plan import Run
 from records.card import Card
-from records.ending import FinishedJson, verify_run
+from records.ending import FinishedJson, TakenOver, verify_run
 from records.folder import finished
 from records.json_file import Damaged
 from records.rows import FILE
@@ -74,12 +74,22 @@ def _take_over(source: Path, home: Path) -> None:
                 os.link(source / name, staged / name)
             except OSError:  # another file system, or one without links
                 shutil.copyfile(source / name, staged / name)
-    for name in (*KEPT, "finished.json"):
+    end = FinishedJson.read(source)
+    for name in KEPT:
         if (source / name).is_file():
             shutil.copyfile(source / name, staged / name)
-    if (end := FinishedJson.read(staged)) is not None:
+    if end is not None:
         os.truncate(staged / FILE, end.journal)  # a launch that was killed when it measured again may have left more
+        _marked(end, source.parent.name).write(staged)
     try:
         staged.rename(home)
     except OSError:  # another launch took it over, or began it
         shutil.rmtree(staged)
+
+
+def _marked(end: FinishedJson, study: str) -> FinishedJson:
+    """The end of a run that is taken over from a study's folder, with the study that did the run: this one, or the one from
+    which it was taken over itself."""
+    done_in = end.taken_over.study if end.taken_over else os.fsencode(study).decode(errors="replace")
+    mark = TakenOver(study=done_in, seconds=end.seconds, joules=end.joules)
+    return end.model_copy(update={"taken_over": mark})

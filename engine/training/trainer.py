@@ -111,10 +111,12 @@ def _train(inputs: RunInputs, world: World, built: Built, usage: UsageMeter, cal
 
 
 def re_evaluate(inputs: RunInputs, world: World) -> None:
-    """Measures a finished run again, since the spec now measures something else: new rows at its last step."""
+    """Measures a finished run again, since the spec now measures something else: new rows at its last step. What that takes
+    is added to what the run has taken."""
     verify_files(inputs.folder, WEIGHTS)
     end = FinishedJson.read(inputs.folder)
     assert end is not None, "only finished runs are measured again"
+    usage = UsageMeter(world, end.model_dump(include={"seconds", "joules"}, exclude_none=True))
     towers = clip.build(inputs.run.spec.model.name, inputs.run.spec.seed)
     learned = clip.load_weights(towers, inputs.folder / WEIGHTS)
     if zero.precision(inputs.run.spec.machine, world.device) == "bf16":
@@ -122,10 +124,14 @@ def re_evaluate(inputs: RunInputs, world: World) -> None:
     read_rows(inputs.folder / FILE, end.journal)  # Damaged if it is not whole
     collectives.barrier()  # before the first process cuts off what a launch left that was killed here
     journal = Journal(inputs.folder, inputs.run.entry(), end.steps, end.steps, end.journal, world.first)
+    began = time.monotonic()
     for numbers in evaluate_sets(inputs, towers.to(world.device), learned, world):
-        journal.row("measure", epoch=inputs.run.settings.epochs, step=end.steps, **numbers)
+        seconds = round(time.monotonic() - began, 3)
+        journal.row("measure", epoch=inputs.run.settings.epochs, step=end.steps, **numbers, seconds=seconds)
+    taken = usage.total()
     if world.first:
         update = {"measured": inputs.run.measured, "journal": journal.committed_bytes()}
+        update |= {"seconds": taken["seconds"], "joules": taken.get("joules")}
         end.model_copy(update=update).write(inputs.folder)
     journal.close()
     collectives.barrier()

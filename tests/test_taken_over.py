@@ -1,0 +1,55 @@
+"""Where a run was done that a study took over: said in its finished.json, by every reader."""
+
+from pathlib import Path
+
+import damage
+import pytest
+from submissions import submission
+
+from configs.spec import load
+from engine.study.reuse import reuse_finished_runs
+from engine.study.scheduler import Scheduler
+from records.ending import FinishedJson, TakenOver, verify_run
+from records.folder import WEIGHTS
+from report.submission import read_submission, write_packed
+
+
+@pytest.mark.parametrize("joules", [None, 7.5])
+def test_a_run_says_which_study_did_it_however_often_it_is_taken_over(
+    spec: Path, tmp_path: Path, joules: float | None
+) -> None:
+    loaded, runs = load(spec), tmp_path / "runs"
+    damage.make(runs / "main", loaded)
+    run = Scheduler.of(loaded, runs / "main", None).runs[0]
+    first = runs / "main" / run.folder
+    end = FinishedJson.read(first)
+    assert end is not None
+    end = end.model_copy(update={"joules": joules})
+    end.write(first)
+    before = (first / "finished.json").read_bytes()
+    assert b"taken_over" not in before
+    for name in ("b", "a"):  # the last finds it in the study that took it over, too
+        (runs / name).mkdir()
+        assert [one for one, _ in reuse_finished_runs([run], runs / name)] == [run]
+        mark = TakenOver(study="main", seconds=end.seconds, joules=joules)
+        assert FinishedJson.read(runs / name / run.folder) == end.model_copy(update={"taken_over": mark})
+        verify_run(runs / name / run.folder)
+        written = (runs / name / run.folder / "finished.json").read_bytes()
+        assert reuse_finished_runs([run], runs / name) == []
+        assert (runs / name / run.folder / "finished.json").read_bytes() == written
+    assert (first / "finished.json").read_bytes() == before
+    assert (runs / "a" / run.folder / WEIGHTS).samefile(first / WEIGHTS)
+
+
+def test_a_run_that_was_taken_over_is_packed_with_its_mark(tmp_path: Path) -> None:
+    folder = submission(tmp_path / "second", seeds=[0])
+    home = next(folder.glob("pretrain-*"))
+    end = FinishedJson.read(home)
+    assert end is not None
+    mark = TakenOver(study="main", seconds=end.seconds)
+    end.model_copy(update={"taken_over": mark}).write(home)
+    write_packed(folder, tmp_path / "second.tar.xz")
+    for given in (folder, tmp_path / "second.tar.xz"):
+        ends = {record.run.run: record.end for record in read_submission(given).study.records}
+        marks = {name: one.taken_over for name, one in ends.items() if isinstance(one, FinishedJson) and one.taken_over}
+        assert marks == {home.name: mark}
