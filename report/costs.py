@@ -1,16 +1,22 @@
-"""What the runs of a study took: wall time, that of GPUs or of cores, pairs a second, energy. From their files alone.
+"""What the runs of a study took: time, that of GPUs or of cores, pairs a second, energy. From their files alone.
 
-Training is the sum over the journal's steps, measuring that over its moments: a moment's rows count from one start, so that
-the last says it all. Wall time is what finished.json or stopped.json says (usage.py): of an interrupted run its last
+The time of several runs is each one's time from its beginning to its end, added up: runs that ran side by side each count.
+Training is the sum over the journal's steps, measuring that over its evaluations: the rows of one count from one start, so
+that the last says it all. A run's time is what finished.json or stopped.json says (usage.py): of an interrupted run its last
 launch and what the others had taken when they last saved. Of a run that has neither file yet it is training and measuring,
-which leaves out start-up and checkpoints. GPU time is wall time times processes, each of which has one GPU. Without a GPU
-there is CPU time: times processes and the threads of each, the loaders' processes not counted. Energy is the GPUs' own
-count, `joules` of the same files. What no file tells is None, and never guessed.
+which leaves out start-up and checkpoints. GPU time is a run's time times its processes, each of which has one GPU. Without a
+GPU there is core time: times processes and the threads of each, whether they were busy or not, the loaders' processes not
+counted. Energy is the GPUs' own count, `joules` of the same files. What no file tells is None, and never guessed.
+
+A run that another study did and this one took over (finished.json, `taken_over`) took its time there. Here it took what it
+took since: measuring, if it was measured again, on whatever machine.
 """
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from records.ending import FinishedJson, TakenOver
+from records.rows import MeasureRow
 from report.load import Record, Study
 from report.points import spoken
 
@@ -18,7 +24,7 @@ STAGES = {"pretrain": "pre-training", "twin": "twin", "clean": "cleaning"}
 
 
 class Cost(NamedTuple):
-    """What a run took, or some runs together, in seconds, pairs, GPU- and CPU-seconds, joules; None is what no file tells.
+    """What a run took, or some runs together, in seconds, pairs, GPU- and core-seconds, joules; None is what no file tells.
     `device` is in words."""
 
     training: float | None = None
@@ -55,13 +61,14 @@ class Column(NamedTuple):
         return f"{self.label} ({unit})" if unit else self.label
 
 
+IN_FULL = {"s": "seconds", "min": "minutes", "h": "hours"}
 TIME, ENERGY = ((1.0, "s"), (60.0, "min"), (3600.0, "h")), ((3600.0, "Wh"), (3.6e6, "kWh"))
 COLUMNS = (
-    Column("wall", "wall", TIME),
+    Column("time", "wall", TIME),
     Column("training", "training", TIME),
     Column("measuring", "measuring", TIME),
     Column("GPU time", "gpu", TIME),
-    Column("CPU time", "cpu", TIME),
+    Column("core time", "cpu", TIME),
     Column("pairs/s", "pairs_per_s", ((1.0, ""),)),
     Column("energy", "joules", ENERGY),
 )
@@ -77,7 +84,7 @@ class Cell(NamedTuple):
 
 class Costs(NamedTuple):
     """The section on costs: a sentence, headings, a row for each kind of run and one for all, a row for each run that has
-    begun, and what no run tells. A row is its names and then a cell for each of `heads`."""
+    begun or was taken over, and what no run tells. A row is its names and then a cell for each of `heads`."""
 
     sentence: str
     heads: list[str]
@@ -87,13 +94,8 @@ class Costs(NamedTuple):
 
 
 def cost(record: Record) -> Cost:
-    """What the run took so far."""
-    moments: dict[tuple[float, int], float] = {}
-    for row in record.measures:
-        if row.seconds is not None:
-            moments[row.epoch, row.step] = max(moments.get((row.epoch, row.step), 0.0), row.seconds)
-    training = record.pace.seconds or None
-    measuring = sum(moments.values()) if moments else None
+    """What the run took so far, in whichever study."""
+    training, measuring = record.pace.seconds or None, _measuring(record.measures)
     parts = [seconds for seconds in (training, measuring) if seconds is not None]
     elapsed = record.end.seconds if record.end else None
     wall = max(elapsed or 0.0, sum(parts)) if parts or elapsed is not None else None
@@ -106,6 +108,36 @@ def cost(record: Record) -> Cost:
             cpu = wall * card.processes * card.device.threads
     joules = record.end.joules if record.end else None
     return Cost(training, measuring, wall, record.pace.pairs or None, gpu, cpu, joules, device)
+
+
+def _measuring(rows: Sequence[MeasureRow]) -> float | None:
+    """The seconds of all evaluations. One begins at another moment, with a set that the one before had, or, as its rows
+    count on, with a row of fewer seconds."""
+    moment, sets, before, whole = (-1.0, -1), set[str](), 0.0, 0.0
+    timed = [(row, row.seconds) for row in rows if row.seconds is not None]
+    for row, seconds in timed:
+        if (row.epoch, row.step) != moment or row.images in sets or seconds < before:
+            moment, sets, before = (row.epoch, row.step), set(), 0.0
+        whole += seconds - before
+        before = seconds
+        sets.add(row.images)
+    return whole if timed else None
+
+
+def cost_here(record: Record) -> Cost:
+    """What the run took so far in the study that has it: all of it, unless the study took it over."""
+    if (mark := _mark(record)) is None or record.end is None:
+        return cost(record)
+    seconds, joules = max(record.end.seconds - mark.seconds, 0.0), None
+    if not seconds:
+        return Cost()
+    if record.end.joules is not None and mark.joules is not None:
+        joules = max(record.end.joules - mark.joules, 0.0)
+    return Cost(measuring=seconds, wall=seconds, joules=joules)
+
+
+def _mark(record: Record) -> TakenOver | None:
+    return record.end.taken_over if isinstance(record.end, FinishedJson) else None
 
 
 def total(runs: Sequence[Cost]) -> Cost:
@@ -130,27 +162,28 @@ def total(runs: Sequence[Cost]) -> Cost:
 def costs(study: Study) -> Costs:
     """What the study took so far."""
     records = [*study.records, *study.probes]
-    runs = [cost(record) for record in records]
+    runs = [cost_here(record) for record in records]
     begun = [run for run in runs if run.wall is not None]
     whole = total(begun)
     shown = [column for column in COLUMNS if getattr(whole, column.field) is not None]
-    kinds: dict[str, list[Cost]] = {}
-    for record, run in zip(records, runs, strict=True):
-        kinds.setdefault(_kind(record), []).append(run)
+    both = list(zip(records, runs, strict=True))
+    kinds: dict[str, list[tuple[Record, Cost]]] = {}
+    for record, run in both:
+        kinds.setdefault(_kind(record), []).append((record, run))
     if len(kinds) > 1:
-        kinds["all runs"] = runs
+        kinds["all runs"] = both
     absent = [column for column in COLUMNS if column not in shown and column.field not in ("gpu", "cpu")]
     lacking = [column.label for column in absent]
     if whole.gpu is None and whole.cpu is None:
-        lacking.append("GPU or CPU time")
+        lacking.append("GPU or core time")
     return Costs(
-        _sentence(whole, len(begun)),
+        _sentence(whole, len(begun), both),
         [column.head(whole) for column in shown],
-        [((kind, _counted(members)), _cells(members, shown, whole)) for kind, members in kinds.items()],
+        [((kind, _counted(of)), _cells([run for _, run in of], shown, whole)) for kind, of in kinds.items()],
         [
             ((record.run.run, _kind(record), record.state), _cells([run], shown, whole))
-            for record, run in zip(records, runs, strict=True)
-            if run.wall is not None
+            for record, run in both
+            if run.wall is not None or _mark(record)
         ],
         lacking if begun else [],
     )
@@ -165,9 +198,12 @@ def _kind(record: Record) -> str:
     return f"{stage}, {spoken(cleaner if run.stage == 'clean' and cleaner else run.pretrain_objective)}"
 
 
-def _counted(runs: Sequence[Cost]) -> str:
-    begun = sum(run.wall is not None for run in runs)
-    return f"{begun:,}" if begun == len(runs) else f"{begun:,} of {len(runs):,}"
+def _counted(runs: Sequence[tuple[Record, Cost]]) -> str:
+    """How many have begun here, of how many that are not taken over; how many are, and took nothing here."""
+    begun = sum(run.wall is not None for _, run in runs)
+    taken = sum(run.wall is None and _mark(record) is not None for record, run in runs)
+    own = len(runs) - taken
+    return (f"{begun:,}" if begun == own else f"{begun:,} of {own:,}") + (f" + {taken:,} taken over" if taken else "")
 
 
 def _cells(runs: Sequence[Cost], shown: Sequence[Column], every: Cost) -> list[Cell]:
@@ -179,7 +215,7 @@ def _cells(runs: Sequence[Cost], shown: Sequence[Column], every: Cost) -> list[C
         if value is None:
             out.append(Cell(None, "not recorded" if begun else ""))
             continue
-        # a run on GPUs has no CPU time, and the other way round: neither is missing
+        # a run on GPUs has no core time, and the other way round: neither is missing
         fields = ("gpu", "cpu") if column.field in ("gpu", "cpu") else (column.field,)
         missed = sum(all(getattr(run, name) is None for name in fields) for run in begun)
         remark = f"without {missed} of {len(begun)} runs" if missed else ""
@@ -188,19 +224,45 @@ def _cells(runs: Sequence[Cost], shown: Sequence[Column], every: Cost) -> list[C
     return out
 
 
-def _sentence(whole: Cost, begun: int) -> str:
+def _sentence(whole: Cost, begun: int, runs: Sequence[tuple[Record, Cost]]) -> str:
     """The whole in words."""
-    if whole.wall is None:
-        return "No run has recorded its time yet."
+    taken = [(cost(record), run, mark.study) for record, run in runs if (mark := _mark(record)) is not None]
+    said = [_here(whole, begun)] if whole.wall is not None else []
+    if not said and (len(taken) < len(runs) or not runs):
+        said = ["No run has recorded its time yet"]
+    said += [_elsewhere(taken)] if taken else []
+    return f"{'; '.join(said)}."
+
+
+def _here(whole: Cost, begun: int) -> str:
+    """What the runs took in the study, in words."""
     runs = "1 run has" if begun == 1 else f"{begun:,} runs have"
     wall, _, _, gpu, cpu, _, energy = (_in_words(column, whole) for column in COLUMNS)
-    parts = [f"{runs} taken {wall} of wall time"]
-    parts += [f"{gpu} of GPUs"] if gpu else []
-    parts += [f"{cpu} of CPU cores"] if cpu else []
-    parts += [energy] if energy else []
+    said = f"{runs} taken {wall}" + (", added up" if begun > 1 else "")
+    devices = [_by_device("GPU", gpu), _by_device("core", cpu)]
+    said += f" ({', '.join(filter(None, devices))})" if any(devices) else ""
+    said += f", {energy}" if energy else ""
     where = f" on {whole.device}" if whole.device else ""
     pace = f", training at {amount(whole.pairs_per_s)} pairs/s on average" if whole.pairs_per_s is not None else ""
-    return f"{', '.join(parts)}{where}{pace}."
+    return f"{said}{where}{pace}"
+
+
+def _elsewhere(taken: Sequence[tuple[Cost, Cost, str]]) -> str:
+    """What the runs that were taken over took before, in words; of each what it took in all and here, and which study did
+    it."""
+    studies = {study for _, _, study in taken}
+    there = Cost(wall=sum((whole.wall or 0.0) - (here.wall or 0.0) for whole, here, _ in taken))
+    runs, they = ("1 run was", "it") if len(taken) == 1 else (f"{len(taken):,} runs were", "they")
+    again = sum(here.wall is not None for _, here, _ in taken)
+    source = studies.pop() if len(studies) == 1 else "other studies"
+    words = f"{runs} taken over from {source}, where {they} took {_in_words(COLUMNS[0], there)}"
+    return words + (f" ({again:,} measured again here)" if again else "")
+
+
+def _by_device(device: str, time: str) -> str:
+    """'9.19 core-hours' of '9.19 h'."""
+    number, _, unit = time.partition(" ")
+    return f"{number} {device}-{IN_FULL[unit]}" if time else ""
 
 
 def _in_words(column: Column, whole: Cost) -> str:

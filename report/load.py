@@ -155,6 +155,8 @@ def _read_run(folder: Path, run: RunEntry) -> Record:
     rows, damaged = run_journal(folder)
     pruned = None if finished else _read(PrunedJson, folder, faults)
     state = "finished" if finished else "not started"
+    if isinstance(end, FinishedJson) and end.taken_over:
+        state = f"finished, taken over from {end.taken_over.study}"
     if rows and not finished:
         state = f"unfinished, at epoch {rows[-1].epoch}, step {rows[-1].step}"
     poison, answers = (_picture(folder / name, faults) for name in ("poison.png", "answers.png"))

@@ -94,20 +94,86 @@ def test_what_a_run_took_is_as_by_hand(tmp_path: Path) -> None:
 def test_costs_are_summed_and_what_is_not_known_is_said(tmp_path: Path) -> None:
     section = costs(read_study(costly(tmp_path / "s")))
     assert section.sentence == (
-        "3 runs have taken 10.3 min of wall time, 14.7 min of GPUs, 9.00 min of CPU cores, 2.00 kWh "
+        "3 runs have taken 10.3 min, added up (14.7 GPU-minutes, 9.00 core-minutes), 2.00 kWh "
         "on NVIDIA H100 80GB HBM3, x86_64 CPU, training at 29.6 pairs/s on average."
         # (6,000 + 1,200 + 800) pairs / (90 + 80 + 100) s
     )
     groups = {kind: (runs, dict(zip(section.heads, cells, strict=True))) for (kind, runs), cells in section.groups}
     runs, whole = groups["all runs"]
     assert runs == "3 of 5"
-    assert whole["wall (min)"].value == pytest.approx((360 + 80 + 180) / 60)
+    assert whole["time (min)"].value == pytest.approx((360 + 80 + 180) / 60)
     assert whole["GPU time (min)"].value == pytest.approx((720 + 160) / 60)
-    assert whole["CPU time (min)"].remark == ""  # runs on GPUs lack none
+    assert whole["core time (min)"].remark == ""  # runs on GPUs lack none
     assert (whole["energy (kWh)"].text, whole["energy (kWh)"].remark) == ("2.00", "without 2 of 3 runs")
     assert groups["cleaning, CleanCLIP"][1]["energy (kWh)"].text == "not recorded"
     assert groups["cleaning, ours"] == ("0 of 1", {head: (None, "", "") for head in section.heads})
     assert [names[0] for names, _ in section.runs] == ["pretrain-a", "pretrain-b", "clean-a"]
+
+
+def taken_from(name: str, seconds: float = 600.0, **changes: Any) -> dict[str, Any]:
+    """The finished.json of a run that took so many seconds in another study."""
+    return samples.finished(**{"seconds": seconds, "taken_over": {"study": name, "seconds": seconds}, **changes})
+
+
+OWN = samples.finished(seconds=360.0)
+HERE = "have taken 12.0 min, added up (36.0 core-minutes) on x86_64 CPU, training at 10.0 pairs/s on average"
+ALONE = "1 run has taken 6.00 min (18.0 core-minutes) on x86_64 CPU, training at 10.0 pairs/s on average"
+AGAIN = taken_from("main", seconds=660.0, taken_over={"study": "main", "seconds": 600.0})  # measured again for 60 s
+
+
+@pytest.mark.parametrize(
+    ("ends", "sentence", "begun"),
+    [
+        ((OWN, OWN), f"2 runs {HERE}.", "2"),
+        ((OWN, taken_from("main")), f"{ALONE}; 1 run was taken over from main, where it took 10.0 min.", "1 + 1 taken over"),
+        ((taken_from("main"), taken_from("main")), "2 runs were taken over from main, where they took 20.0 min.",
+         "0 + 2 taken over"),
+        ((taken_from("main"), taken_from("other")), "2 runs were taken over from other studies, where they took 20.0 min.",
+         "0 + 2 taken over"),
+        ((taken_from("main"), None),
+         "No run has recorded its time yet; 1 run was taken over from main, where it took 10.0 min.",
+         "0 of 1 + 1 taken over"),
+        ((taken_from("main"), AGAIN), "1 run has taken 1.00 min; 2 runs were taken over from main, where they took 20.0 min "
+         "(1 measured again here).", "1 + 1 taken over"),
+    ],
+)  # fmt: skip
+def test_a_run_that_was_taken_over_took_its_time_elsewhere(
+    tmp_path: Path, ends: tuple[dict[str, Any] | None, ...], sentence: str, begun: str
+) -> None:
+    folder = study(tmp_path / "s")
+    plan = json.loads((folder / "study.json").read_text())
+    names = ("pretrain-a", "pretrain-b")
+    plan["runs"] = [entry for entry in plan["runs"] if entry["run"] in names]
+    (folder / "study.json").write_text(json.dumps(plan))
+    for name, end in zip(names, ends, strict=True):
+        journal(folder, name, [] if end is None else [step(5, 10.0, 60.0)], CPU, end)
+    section, read = costs(read_study(folder)), read_study(folder).records
+    assert section.sentence == sentence
+    assert section.groups[-1][0] == ("all runs" if len(section.groups) > 1 else section.groups[0][0][0], begun)
+    for record, end in zip(read, ends, strict=True):
+        mark = (end or {}).get("taken_over")
+        assert record.state == ("not started" if end is None else f"finished, taken over from {mark['study']}" if mark
+                                else "finished")  # fmt: skip
+    told = [names[0] for names, _ in section.runs]
+    assert told == [record.run.run for record, end in zip(read, ends, strict=True) if end is not None]
+    assert all(len(cells) == len(section.heads) for _, cells in section.runs)
+
+
+@pytest.mark.parametrize(
+    ("rows", "seconds"),
+    [
+        ([], None),
+        ([measure(0, None)], None),
+        ([measure(0, 4.5), measure(0, 5.0, "held")], 5.0),
+        ([measure(0, 5.0), measure(10, 5.5)], 10.5),
+        ([measure(10, 7.0), measure(10, 8.0)], 15.0),  # measured again
+        ([measure(10, 7.0), measure(10, 7.0, "held"), measure(10, 2.0, "new")], 9.0),
+    ],
+)
+def test_each_evaluation_counts_once(tmp_path: Path, rows: list[dict[str, Any]], seconds: float | None) -> None:
+    folder = study(tmp_path / "s")
+    journal(folder, "pretrain-a", rows, CPU, OWN)
+    assert cost(read_study(folder).records[0]).measuring == seconds
 
 
 @pytest.mark.usefixtures("blank_figures")
@@ -122,8 +188,8 @@ def test_costs_without_any_number_are_not_guessed(tmp_path: Path) -> None:
     assert "No run has recorded its time yet." in text_of(write_report(folder).page.read_text())
     journal(folder, "pretrain-a", [], {}, samples.finished(seconds=3600))
     text = text_of(write_report(folder).page.read_text())
-    assert "1 run has taken 1.00 h of wall time." in text
-    assert "Not recorded: training, measuring, pairs/s, energy, GPU or CPU time." in text
+    assert "1 run has taken 1.00 h." in text
+    assert "Not recorded: training, measuring, pairs/s, energy, GPU or core time." in text
 
 
 @pytest.mark.parametrize(

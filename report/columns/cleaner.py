@@ -108,10 +108,10 @@ def _tried(runs: Iterable[Run]) -> list[dict[str, Any]]:
 
 
 def _took(runs: Sequence[Run]) -> str:
-    """How many runs these are, and their wall time."""
+    """How many runs these are, and their times added up, in whichever study they were done."""
     wall, whole = COLUMNS[0], total([cost(run.record) for run in runs])
     scale, unit = wall.unit(whole)
-    return f"{len(runs)} runs" + (f", {amount(whole.wall / scale)} {unit}" if whole.wall is not None else "")
+    return f"{len(runs)} runs" + (f", {amount(whole.wall / scale)} {unit} added up" if whole.wall is not None else "")
 
 
 def _from(panel: Panel) -> list[str]:
