@@ -4,7 +4,8 @@ sees no ASR.
 Means over seeds are compared by an exact permutation test; the interval is that test's, inverted; p is adjusted by Holm
 over the cleaners of the study. A seed that reaches no point at ASR <= 5 % has no number, so what is left may differ by that
 alone: such seeds are counted, and beside stands the same comparison in which each of them counts with an accuracy of 0,
-that of a model that can't be used.
+that of a model that can't be used. A seed whose best model there is at chance has a number and counts with it: how many
+such seeds there are is said.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,6 +16,7 @@ from typing import NamedTuple
 from measures.interval import Interval, Test, detectable, holm, inversion, permutation
 from report.controls import ends_of
 from report.scores import BEST, RULES, Mean, Metric, Score, chosen_by, finite, mean_of
+from report.seeds import at_chance_in
 
 LEVEL = 0.05  # p at or below it is called significant
 POWER = 0.8  # with which a detectable difference would have been found
@@ -64,13 +66,15 @@ class Comparison(NamedTuple):
 
 class Difference(NamedTuple):
     """Of one number between two ways that one cleaner cleaned: `compared` are the seeds that have it, and `counted` all of
-    them, those without it as 0, where that is another comparison; None if a way has no seed to compare."""
+    them, those without it as 0, where that is another comparison; None if a way has no seed to compare. `at_chance` are how
+    many of each way's have it of a model at chance."""
 
     cleaner: str
     ways: tuple[str, str]
     means: tuple[Mean, Mean]
     compared: Comparison | None
     counted: Comparison | None = None
+    at_chance: tuple[int, int] = (0, 0)
 
     @property
     def metric(self) -> Metric:
@@ -104,7 +108,7 @@ class Difference(NamedTuple):
         """The difference in words."""
         (first, second), (a, b) = self.ways, self.means
         what = f"{self.cleaner}, {self.metric.label}, {first} less {second}"
-        seeds = f"{a.known} of {a.of} and {b.known} of {b.of} seeds reach that ASR"
+        seeds = f"{a.known} of {a.of} and {b.known} of {b.of} seeds reach that ASR{self._chance}"
         if self.compared is None:
             words = f"{what}: no difference to state; {seeds}."
         else:
@@ -113,6 +117,12 @@ class Difference(NamedTuple):
         if self.counted is None:
             return words
         return f"{words} With the other seeds counted at 0 %: {self.counted.between}. {self.counted.words}"
+
+    @property
+    def _chance(self) -> str:
+        """How many of each way's seeds that reach the ASR are at chance, with a space before it."""
+        lost = [f"{n} of the {which}" for n, which in zip(self.at_chance, ("former", "latter"), strict=True) if n]
+        return f" ({' and '.join(lost)} at chance)" if lost else ""
 
 
 RULE_HEADS = ("cleaned by", "difference", "rule", "top-1", "ASR")
@@ -143,11 +153,15 @@ def rule_differences(seeds: Sequence[Score]) -> list[Difference]:
 
 
 def _of(metric: Metric, seeds: Sequence[Score]) -> list[Difference]:
-    values: dict[str, dict[str, list[float | None]]] = {}
+    groups: dict[str, dict[str, list[Score]]] = {}
     for score in seeds:
         if score.control is None and metric.name in score.numbers:
             way, cleaner = score.group
-            values.setdefault(cleaner, {}).setdefault(way, []).append(score.numbers[metric.name].value)
+            groups.setdefault(cleaner, {}).setdefault(way, []).append(score)
+    values = {
+        cleaner: {way: [score.numbers[metric.name].value for score in members] for way, members in ways.items()}
+        for cleaner, ways in groups.items()
+    }
     pairs: dict[tuple[str, str], list[str]] = {}  # the cleaners of each pair of ways
     for cleaner, ways in values.items():
         for pair in combinations(ways, 2):
@@ -162,7 +176,8 @@ def _of(metric: Metric, seeds: Sequence[Score]) -> list[Difference]:
         counted = _compare(whole) if any(failed) else [None] * len(both)
         for at, cleaner in enumerate(cleaners):
             every = counted[at] if failed[at] else None
-            made[cleaner, pair] = Difference(cleaner, pair, means[at], compared[at], every)
+            lost = at_chance_in(groups[cleaner][pair[0]], metric), at_chance_in(groups[cleaner][pair[1]], metric)
+            made[cleaner, pair] = Difference(cleaner, pair, means[at], compared[at], every, lost)
     return [made[cleaner, pair] for cleaner, ways in values.items() for pair in combinations(ways, 2)]
 
 

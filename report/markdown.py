@@ -27,7 +27,8 @@ from report.persistence import HEADS as PERSISTENCE_HEADS
 from report.persistence import persistence_rows, sentences
 from report.plots.style import render, short
 from report.points import Origin, Panel, PointInfo, percent
-from report.scores import BEST, HEADLINES, LOWEST, RULES, Group, Score, chosen_by, counted, scores
+from report.scores import BEST, HEADLINES, LOWEST, RULES, Group, Mean, Score, chosen_by, counted, scores
+from report.seeds import at_chance_in, of_seeds
 from report.submission import open_study
 from report.suspects import HEADS as SUSPECT_HEADS
 from report.suspects import scored_rows
@@ -166,11 +167,18 @@ def _rate(rate: float, of: float | None) -> str:
 def _means(judged: Judgement) -> str:
     rows = []
     for group, means in judged.means.items():
-        columns = [means.get(metric.name) for metric in HEADLINES]
-        rows.append([*group, *(f"{mean.text} ({mean.known} of {mean.of})" if mean else "" for mean in columns)])
+        seeds = [score for score in judged.scores if score.group == group]
+        columns = [(means.get(metric.name), at_chance_in(seeds, metric)) for metric in HEADLINES]
+        rows.append([*group, *(_mean(mean, lost) for mean, lost in columns)])
     heads = ["pre-trained with", "cleaned by", *(metric.label for metric in HEADLINES)]
     intro = "Means over the seeds that have such a point, with 95 % bootstrap intervals (too narrow where seeds are few)."
     return f"{intro}\n\n{_table(heads, rows)}"
+
+
+def _mean(mean: Mean | None, lost: int) -> str:
+    """A mean, of how many seeds it is, and how many of these are at chance; empty without one."""
+    chance = f", {lost} at chance" if lost else ""
+    return f"{mean.text} ({mean.known} of {mean.of}{chance})" if mean else ""
 
 
 def _left_out(rows: Sequence[Row]) -> str:
@@ -232,7 +240,7 @@ def _rules(judged: Judgement) -> str:
         for rule in RULES:
             choice = chosen_by(rule)
             if choice.top1.name in means:
-                rows.append([*group, rule, *(means[metric.name].text for metric in choice)])
+                rows.append([*group, rule, *(of_seeds(means[metric.name]) for metric in choice)])
     heads = ["pre-trained with", "cleaned by", "rule", "top-1", "ASR", "top-1 short of the oracle"]
     heads.append(f"ASR above {100 * CAP:g} %")
     intro = (

@@ -10,6 +10,7 @@ from report.ablation import Ablation, Points, Reached, by_cleaner, by_place
 from report.load import Record, Study
 from report.points import Panel
 from report.scores import BEST, finite, mean_of
+from report.seeds import of_seeds
 
 PROBE = "probe_top1"  # of a linear probe on the picture tower: how strong a model is, whatever its captions
 
@@ -124,7 +125,7 @@ def reached_text(reached: Iterable[Reached]) -> str:
     """The mean over seeds of the best top-1 with its interval, how many have one where some have none; 'none' of none."""
     best = tuple(seed.best for seed in reached)
     mean = mean_of(BEST, best)
-    return mean.text + (f" ({mean.known} of {mean.of} seeds)" if 0 < mean.known < mean.of else "")
+    return of_seeds(mean) if mean.known else mean.text
 
 
 def share_text(share: float) -> str:

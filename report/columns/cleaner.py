@@ -4,14 +4,14 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from report.columns.contract import Counted, Group, Said, Value, in_seeds, of_seeds
+from report.columns.contract import Counted, Group, Said, Value, in_seeds
 from report.costs import COLUMNS, amount, cost, costs, total
-from report.ground import at_chance
-from report.headline import MEANINGS, asr_text, rates
+from report.headline import MEANINGS, asr_text
 from report.matrix_runs import Place, Run, images_of, panels_of, plain, row_of, study_of
 from report.matrix_words import search_words
 from report.points import Panel, percent, spoken
 from report.scores import BEST, FRESH, LOWEST, Mean, Number, Score, over_seeds
+from report.seeds import at_chance_in, of_seeds
 from report.submission import Submission
 from report.verdict import judge, mean_point, where
 
@@ -122,9 +122,9 @@ def _from(panel: Panel) -> list[str]:
 
 def _at_chance(seeds: Sequence[Score]) -> list[str]:
     """How many seeds' best models are no longer models; the verdict does not count them, the mean does."""
-    best = [number.at for score in seeds if (number := score.numbers.get(BEST.name)) and number.at]
-    lost = sum(at_chance(rates(point)) for point in best)
-    return [f"{lost} of the {len(best)} at chance"] if lost else []
+    reached = sum(bool((number := score.numbers.get(BEST.name)) and number.at) for score in seeds)
+    lost = at_chance_in(seeds, BEST)
+    return [f"{lost} of the {reached} at chance"] if lost else []
 
 
 def _seed(score: Score) -> list[str]:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 from report.matrix_runs import Models, Place, Run
 from report.points import Panel
 from report.scores import Mean, Metric, Unit, mean_of
+from report.seeds import of_seeds
 from report.submission import Submission
 
 Counted = Mapping[tuple[str, str], Run]  # each run once, by its name and its images
@@ -91,11 +92,6 @@ SHARE_OF_ONE = Unit(1, 3)  # how an AUROC is written
 def in_seeds(mean: Mean) -> str:
     """A mean, and of how many seeds it is."""
     return f"{mean.text} in {mean.known} of {mean.of} seed{'s' * (mean.of > 1)}"
-
-
-def of_seeds(mean: Mean) -> str:
-    """A mean; of how many seeds where some have none."""
-    return mean.text + (f" ({mean.known} of {mean.of} seeds)" if mean.known < mean.of else "")
 
 
 def average(values: Sequence[float | None], unit: Unit) -> str:
