@@ -9,7 +9,7 @@ from measures.frontier import CAP, FLOOR, FrontierPoint, best_accuracy, lowest_a
 from measures.gate import Gate, gate
 from report.controls import beside_scratch, short_of
 from report.ground import Ground, Rates, at_chance, between, ground, too_few
-from report.points import Origin, Panel, PointInfo
+from report.points import Origin, Panel, PointInfo, by_seed
 from report.scores import BEST, counted, mean_of
 
 Status = Literal[
@@ -172,9 +172,7 @@ def _cleaned(model: str, best: Cleaned) -> Verdict:
 
 def _over_seeds(model: str, points: Sequence[Cleaned], starts: Sequence[FrontierPoint[Origin]]) -> Verdict:
     """Status and sentence for a model of several seeds, at least one of which has a point at that ASR."""
-    seeds: dict[int | None, list[Cleaned]] = {}
-    for point in points:
-        seeds.setdefault(point.label.seed, []).append(point)
+    seeds = by_seed(points)
     reached = {seed: top for seed, members in seeds.items() if (top := best_accuracy(members, CAP))}
     best = {seed: point for seed, point in reached.items() if not at_chance(rates(point))}
     before = mean_text([start.asr for start in starts])

@@ -1,7 +1,7 @@
 """What a study measured, by way of pre-training: panels of points for the frontier, and beside them the controls."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from measures.frontier import FrontierPoint
@@ -260,6 +260,14 @@ def _cleaned(
         info = PointInfo(run.run, moment.epoch, run.rate, who, begin, run.seed, moment.facts, swept, moment.counts)
         points.append(FrontierPoint(point.asr, point.top1, info))
     return points
+
+
+def by_seed(points: Iterable[FrontierPoint[PointInfo]]) -> dict[int | None, list[FrontierPoint[PointInfo]]]:
+    """The points of each seed."""
+    seeds: dict[int | None, list[FrontierPoint[PointInfo]]] = {}
+    for point in points:
+        seeds.setdefault(point.label.seed, []).append(point)
+    return seeds
 
 
 def spoken(kind: str | None) -> str:

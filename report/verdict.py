@@ -1,7 +1,7 @@
 """What a study says: one frozen Report of it, which page, tables, figures and Markdown are written from."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -11,14 +11,17 @@ from report.audits import Audited, audits
 from report.controls import Control, controls
 from report.costs import Costs, costs
 from report.differences import Difference, differences, rule_differences
-from report.headline import Verdict, gate_of, grounds_of, headline
+from report.headline import Verdict, gate_of, grounds_of, headline, mean_text
 from report.left_out import Row, left_out
 from report.load import Study
 from report.persistence import Probed, probed, without_choice
-from report.points import Panel, PointInfo, panels, percent, rate_text
+from report.points import Panel, PointInfo, by_seed, panels, percent, rate_text
 from report.scores import BEST, LOWEST, Group, Mean, Score, lacking, over_seeds, scores
+from report.seeds import count_at_chance
 from report.suspects import Scored, scored
 from report.test_time import Detection, detections
+
+Tops = list[FrontierPoint[PointInfo] | None]  # a point of each seed, None of one in which none qualifies
 
 
 class SummaryRow(NamedTuple):
@@ -101,11 +104,11 @@ def _without(panel: Panel, bare: set[tuple[str, str]]) -> Panel:
 
 
 def _shared_caps(members: Sequence[Panel]) -> list[list[float]]:
-    """The caps on ASR, those together whose most accurate point is the same in every panel."""
+    """The caps on ASR, those together whose most accurate points, each seed's, are the same in every panel."""
     out: list[list[float]] = []
-    before: list[FrontierPoint[PointInfo] | None] = []
+    before: list[Tops] = []
     for cap in CAPS:
-        best = [best_accuracy(panel.points, cap) for panel in members]
+        best = [_best(panel.points, cap) for panel in members]
         if out and best == before:
             out[-1].append(cap)
         else:
@@ -120,31 +123,59 @@ def _summary(
     """The panel's rows of the small table: what, the number, and a remark on it; a row for each of the study's cleaners, its
     controls and for caps on ASR that share their point in all panels, so that all panels have the same."""
     start, twin = mean_point(panel.starts), mean_point(panel.twins)
-    many = f"mean of {len(panel.starts)} runs" if len(panel.starts) > 1 else ""
+    many, twins = _mean_of_runs(panel.starts), _mean_of_runs(panel.twins)
+    beside = ", ".join([f"top-1 {percent(twin.top1)}", *([twins] if twins else [])]) if twin else ""
     rows = [
-        ("start top-1", percent(start.top1) if start else "none", many),
-        ("start ASR", percent(start.asr) if start else "none", many),
-        ("twin ASR", percent(twin.asr) if twin else "none", f"top-1 {percent(twin.top1)}" if twin else ""),
+        SummaryRow("start top-1", percent(start.top1) if start else "none", many),
+        SummaryRow("start ASR", percent(start.asr) if start else "none", many),
+        SummaryRow("twin ASR", percent(twin.asr) if twin else "none", beside),
     ]
     for caps in shared:
-        best = best_accuracy(panel.points, caps[0])
-        remark = f"ASR {percent(best.asr)}, {where(best)}" if best else ""
         label = f"best top-1 at ASR ≤ {', '.join(f'{100 * cap:g}' for cap in caps)} %"
-        rows.append((label, percent(best.top1) if best else "none", remark))
+        rows.append(_over_seeds(label, _best(panel.points, caps[0])))
     for who in cleaners if len(cleaners) > 1 else ():
-        best = best_accuracy([point for point in panel.points if point.label.objective == who], CAP)
-        remark = f"ASR {percent(best.asr)}, {where(best)}" if best else ""
-        rows.append((f"{who}: {BEST.label}", percent(best.top1) if best else "none", remark))
+        of_cleaner = [point for point in panel.points if point.label.objective == who]
+        rows.append(_over_seeds(f"{who}: {BEST.label}", _best(of_cleaner, CAP)))
     for who in scratches:
-        best = best_accuracy([point for point in panel.scratch if point.label.objective == who], CAP)
-        remark = f"ASR {percent(best.asr)}, {where(best)}" if best else ""
-        rows.append((f"{who}, the control: {BEST.label}", percent(best.top1) if best else "none", remark))
-    low = lowest_asr(panel.points, FLOOR * start.top1) if start else None
-    remark = f"top-1 {percent(low.top1)}, {where(low)}" if low else ""
-    rows.append((LOWEST.label, percent(low.asr) if low else "none", remark))
+        of_scratch = [point for point in panel.scratch if point.label.objective == who]
+        rows.append(_over_seeds(f"{who}, the control: {BEST.label}", _best(of_scratch, CAP)))
+    rows.append(_over_seeds(LOWEST.label, _lowest(panel.points), asr=True))
     done, total = panel.cleanings
-    rows.append(("cleaning runs", f"{done} of {total} finished", f"{len(panel.points)} evaluations"))
-    return [SummaryRow(*row) for row in rows]
+    rows.append(SummaryRow("cleaning runs", f"{done} of {total} finished", f"{len(panel.points)} evaluations"))
+    return rows
+
+
+def _mean_of_runs(models: Sequence[FrontierPoint[Any]]) -> str:
+    return f"mean of {len(models)} runs" if len(models) > 1 else ""
+
+
+def _best(points: Iterable[FrontierPoint[PointInfo]], cap: float) -> Tops:
+    """Each seed's most accurate point under a cap on ASR."""
+    return [best_accuracy(members, cap) for members in by_seed(points).values()]
+
+
+def _lowest(points: Iterable[FrontierPoint[PointInfo]]) -> Tops:
+    """Each seed's point of lowest ASR, of those that keep FLOOR of the accuracy of the model that they started from."""
+    kept = [
+        [point for point in members if point.label.start and point.top1 >= FLOOR * point.label.start.top1]
+        for members in by_seed(points).values()
+    ]
+    return [lowest_asr(members, 0.0) for members in kept]
+
+
+def _over_seeds(what: str, tops: Tops, asr: bool = False) -> SummaryRow:
+    """A row for the top-1 (or with `asr` the ASR) of each seed's point: of one seed with which it is, of several the mean
+    over those that have one, as the verdict's sentence has it, and how many these are."""
+    known, of = [point for point in tops if point], len(tops)
+    if not known:
+        return SummaryRow(what, "none", f"0 of {of} seeds" if of > 1 else "")
+    top1, rate = [point.top1 for point in known], [point.asr for point in known]
+    words = [f"top-1 {percent(fmean(top1))}" if asr else f"ASR {percent(fmean(rate))}"]
+    some = f"{len(known)} of {of} seeds" if len(known) < of else f"{of} seeds"
+    words.append(where(known[0]) if of == 1 else "mean of " * (len(known) > 1) + some)
+    if lost := count_at_chance(known):
+        words.append(f"{lost} at chance" if of > 1 else "at chance")
+    return SummaryRow(what, mean_text(rate if asr else top1), ", ".join(words))
 
 
 def notes(study: Study, members: Sequence[Panel]) -> list[str]:

@@ -23,10 +23,11 @@ from report.write import write_report
 Row = tuple[float, float]  # top1, asr
 
 
-def journals(folder: Path, ways: dict[str, list[list[Row]]], **more: dict[int, Any]) -> Path:
+def journals(folder: Path, ways: dict[str, list[list[Row]]], classes: int | None = None, **more: dict[int, Any]) -> Path:
     """A study: of each way a list of seeds, each the points of one cleaning after its start, which is the first. `more`
     gives further numbers of the measures, on other images, by epoch."""
     runs: list[dict[str, Any]] = []
+    of = {"pictures": 100, "others": 90} | ({"classes": classes} if classes else {})
     for objective, seeds in ways.items():
         for seed, rows in enumerate(seeds):
             begin, clean = f"pretrain-{objective}-{seed}", f"clean-{objective}-{seed}"
@@ -38,7 +39,7 @@ def journals(folder: Path, ways: dict[str, list[list[Row]]], **more: dict[int, A
                 lines: list[dict[str, Any]] = []
                 for epoch, (top1, asr) in enumerate(points):
                     at = {"kind": "measure", "epoch": epoch, "step": epoch}
-                    lines += [{**at, "images": "demo", "top1": top1, "asr": asr, "pictures": 100, "others": 90}]
+                    lines += [{**at, "images": "demo", "top1": top1, "asr": asr, **of}]
                     lines += [{**at, "images": "held", **{k: v[epoch] for k, v in more.items() if epoch in v}}]
                 (folder / run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
                 samples.end(folder / run)
