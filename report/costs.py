@@ -113,15 +113,16 @@ def cost(record: Record) -> Cost:
 def _measuring(rows: Sequence[MeasureRow]) -> float | None:
     """The seconds of all evaluations. One begins at another moment, with a set that the one before had, or, as its rows
     count on, with a row of fewer seconds."""
-    moment, sets, before, whole = (-1.0, -1), set[str](), 0.0, 0.0
-    timed = [(row, row.seconds) for row in rows if row.seconds is not None]
-    for row, seconds in timed:
-        if (row.epoch, row.step) != moment or row.images in sets or seconds < before:
-            moment, sets, before = (row.epoch, row.step), set(), 0.0
-        whole += seconds - before
-        before = seconds
+    moment, sets, ends = (-1.0, -1), set[str](), list[float]()
+    for row in rows:
+        if row.seconds is None:
+            continue
+        if (row.epoch, row.step) != moment or row.images in sets or row.seconds < ends[-1]:
+            moment, sets = (row.epoch, row.step), set()
+            ends.append(0.0)
+        ends[-1] = row.seconds
         sets.add(row.images)
-    return whole if timed else None
+    return sum(ends) if ends else None
 
 
 def cost_here(record: Record) -> Cost:
