@@ -69,7 +69,7 @@ def test_what_another_study_has_finished_is_taken_over(spec: Path) -> None:
     mark = ends[1].taken_over
     assert (ends[0].taken_over, mark) == (None, TakenOver(study="tiny", seconds=ends[0].seconds))
     assert rows[-1]["seconds"] > 0
-    assert ends[1].seconds > ends[0].seconds
+    assert ends[1].seconds >= ends[0].seconds  # to a tenth of a second, in which the tiny set is measured
     assert antidote("--spec", str(spec), *settings("name=second", measures), cwd=spec.parent).returncode == 0
     assert FinishedJson.read(new) == ends[1], "a second launch takes nothing over, and the mark stays"
     assert len(list(runs.glob("second/clean-*/finished.json"))) == 1
