@@ -190,6 +190,6 @@ def test_all_of_the_report_is_imported_at_once_and_without_heavy_libraries() -> 
         seconds, *imported = output.split()
         heavy = {"torch", "engine", "configs", "objectives", "matplotlib", "scipy", "jinja2", "PIL", "deepspeed"}
         assert not heavy & set(imported)
-        if float(seconds) < 0.5:
+        if float(seconds) < 1.5:  # some 0.3 on an idle machine; a heavy library takes more than a second
             return
     raise AssertionError(f"the report took {seconds} s of CPU to be imported")

@@ -15,6 +15,7 @@ from configs.spec import load
 from data.refusal import UserError
 
 K = 100_000
+AT_ONCE = 10  # seconds of CPU: several times what the worst of these takes on a busy machine, far below what a text can cost
 HARD = {  # text: words of the sentence
     "[" * K: "more than 24 deep",
     "{" * K: "a key is no plain word",
@@ -54,7 +55,7 @@ def test_a_text_that_is_no_spec_is_refused_at_once_by_its_line(tmp_path: Path, t
     before = time.process_time()
     with pytest.raises(UserError) as caught:
         read_source(path)
-    assert time.process_time() - before < 2
+    assert time.process_time() - before < AT_ONCE
     words = str(caught.value)
     assert HARD[text] in words
     assert words.startswith(str(path))
@@ -68,7 +69,7 @@ def test_a_setting_that_is_no_value_is_refused_at_once(spec: Path, text: str) ->
     before = time.process_time()
     with pytest.raises(UserError) as caught:
         load(spec, [f"question={text}"])
-    assert time.process_time() - before < 2
+    assert time.process_time() - before < AT_ONCE
     assert str(caught.value).startswith(("--set 'question=", '--set "question='))
     assert len(str(caught.value)) < 300
 
@@ -180,7 +181,7 @@ def bounded(path: Path, sets: list[str]) -> None:
         lines = str(error).splitlines()
         assert len(lines) <= 53, lines
         assert all(len(line) < 700 for line in lines), lines
-    assert time.process_time() - before < 2
+    assert time.process_time() - before < AT_ONCE
 
 
 def memory() -> int:

@@ -131,7 +131,7 @@ def test_a_pattern_of_too_many_or_unclosed_braces_is_refused_before_it_is_expand
     began = time.process_time()
     with pytest.raises(UserError, match=words):
         expand(pattern, ("s3",))
-    assert time.process_time() - began < 1
+    assert time.process_time() - began < 5  # it takes a twentieth of that on an idle machine
 
 
 @settings(max_examples=60)
