@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from measures.frontier import CAP, FrontierPoint, best_accuracy
 from measures.interval import Interval, bootstrap
-from report.points import Panel, PointInfo
+from report.points import Panel, PointInfo, by_seed
 from report.scores import LOSS, PERCENTAGE_POINTS, Group, Mean, Metric, counted, finite, mean_of
 
 COST = Metric("twin_cost", "change of the twin's top-1 in points by the same cleaning", LOSS)
@@ -73,8 +73,8 @@ def beside_scratch(points: Points, scratch: Points) -> tuple[Mean | None, Interv
         return None, None
     apart: list[float | None] = []
     pairs: list[tuple[FrontierPoint[PointInfo], FrontierPoint[PointInfo]]] = []
-    of_scratch = _seeds(scratch)
-    for seed, members in _seeds(points).items():
+    of_scratch = by_seed(scratch)
+    for seed, members in by_seed(points).items():
         best, other = best_accuracy(members, CAP), best_accuracy(of_scratch.get(seed, []), CAP)
         apart.append(best.top1 - other.top1 if best and other else None)
         pairs += [(best, other)] if best and other else []
@@ -96,7 +96,7 @@ def _cost(points: Points, twins: Points) -> tuple[Mean | None, Mean | None]:
         return None, None
     cleaned = {_setting(point): point for point in twins}
     lost: list[tuple[float | None, float | None]] = []
-    for members in _seeds(points).values():
+    for members in by_seed(points).values():
         best = best_accuracy(members, CAP)
         twin = cleaned.get(_setting(best)) if best else None
         known = twin is not None and twin.label.start is not None
@@ -115,13 +115,6 @@ def _setting(point: FrontierPoint[PointInfo]) -> str:
     """All by which a cleaning of the twin is that of its poisoned model, and the epoch."""
     info = point.label
     return repr((info.objective, info.seed, info.rate, info.swept, info.epoch))
-
-
-def _seeds(points: Points) -> dict[int | None, list[FrontierPoint[PointInfo]]]:
-    out: dict[int | None, list[FrontierPoint[PointInfo]]] = {}
-    for point in points:
-        out.setdefault(point.label.seed, []).append(point)
-    return out
 
 
 def control_rows(found: Iterable[Control]) -> list[tuple[Group, list[tuple[str, str]]]]:

@@ -227,7 +227,7 @@ def _cells(runs: Sequence[Cost], shown: Sequence[Column], every: Cost) -> list[C
 
 def _sentence(whole: Cost, begun: int, runs: Sequence[tuple[Record, Cost]]) -> str:
     """The whole in words."""
-    taken = [(cost(record), run, mark.study) for record, run in runs if (mark := _mark(record)) is not None]
+    taken = [(mark, run) for record, run in runs if (mark := _mark(record)) is not None]
     said = [_here(whole, begun)] if whole.wall is not None else []
     if not said and (len(taken) < len(runs) or not runs):
         said = ["No run has recorded its time yet"]
@@ -248,13 +248,12 @@ def _here(whole: Cost, begun: int) -> str:
     return f"{said}{where}{pace}"
 
 
-def _elsewhere(taken: Sequence[tuple[Cost, Cost, str]]) -> str:
-    """What the runs that were taken over took before, in words; of each what it took in all and here, and which study did
-    it."""
-    studies = {study for _, _, study in taken}
-    there = Cost(wall=sum((whole.wall or 0.0) - (here.wall or 0.0) for whole, here, _ in taken))
+def _elsewhere(taken: Sequence[tuple[TakenOver, Cost]]) -> str:
+    """What the runs that were taken over took before, in words; of each where, and what it took here."""
+    studies = {mark.study for mark, _ in taken}
+    there = Cost(wall=sum(mark.seconds for mark, _ in taken))
     runs, they = ("1 run was", "it") if len(taken) == 1 else (f"{len(taken):,} runs were", "they")
-    again = sum(here.wall is not None for _, here, _ in taken)
+    again = sum(here.wall is not None for _, here in taken)
     source = studies.pop() if len(studies) == 1 else "other studies"
     words = f"{runs} taken over from {source}, where {they} took {_in_words(COLUMNS[0], there)}"
     return words + (f" ({again:,} measured again here)" if again else "")

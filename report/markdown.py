@@ -167,8 +167,7 @@ def _rate(rate: float, of: float | None) -> str:
 def _means(judged: Judgement) -> str:
     rows = []
     for group, means in judged.means.items():
-        seeds = [score for score in judged.scores if score.group == group]
-        columns = [(means.get(metric.name), at_chance_in(seeds, metric)) for metric in HEADLINES]
+        columns = [(means.get(metric.name), at_chance_in(judged.scores, metric, group)) for metric in HEADLINES]
         rows.append([*group, *(_mean(mean, lost) for mean, lost in columns)])
     heads = ["pre-trained with", "cleaned by", *(metric.label for metric in HEADLINES)]
     intro = "Means over the seeds that have such a point, with 95 % bootstrap intervals (too narrow where seeds are few)."

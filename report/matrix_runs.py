@@ -2,7 +2,7 @@
 are of."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from math import isclose
 from pathlib import Path
@@ -34,10 +34,6 @@ class Run(NamedTuple):
     def copies(self) -> tuple["Run", ...]:
         """It as each study has it."""
         return (self, *self.also)
-
-    def of(self, given: Submission, record: Record) -> "Run":
-        """It as one of the studies has it."""
-        return self._replace(record=record, given=given)
 
 
 class Place(NamedTuple):
@@ -78,6 +74,11 @@ def counted_runs(submissions: Sequence[Submission]) -> tuple[dict[tuple[str, str
                 conflicts.setdefault(record.run.run, []).append(given.path)
             copies.append(run)
     return {key: first._replace(also=tuple(others)) for key, (first, *others) in held.items()}, conflicts
+
+
+def as_held(counted: Mapping[tuple[str, str], Run], given: Submission, record: Record) -> Run:
+    """A run that counts, as one of the studies that hold it has it: for what was found of it there."""
+    return counted[record.run.run, images_of(given.study, record)]._replace(record=record, given=given)
 
 
 def images_of(study: Study, record: Record) -> str:

@@ -10,12 +10,13 @@ from measures.frontier import FrontierPoint
 from report.ground import at_chance
 from report.headline import rates
 from report.points import PointInfo
-from report.scores import Mean, Metric, Score
+from report.scores import Group, Mean, Metric, Score
 
 
-def at_chance_in(seeds: Iterable[Score], metric: Metric) -> int:
-    """In how many seeds the number is of a model that is at chance."""
-    return count_at_chance(number.at for score in seeds if (number := score.numbers.get(metric.name)))
+def at_chance_in(seeds: Iterable[Score], metric: Metric, group: Group | None = None) -> int:
+    """In how many seeds, or how many of a group's, the number is of a model that is at chance."""
+    ours = (score for score in seeds if group in (None, score.group))
+    return count_at_chance(number.at for score in ours if (number := score.numbers.get(metric.name)))
 
 
 def count_at_chance(points: Iterable[FrontierPoint[PointInfo] | None]) -> int:

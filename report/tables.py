@@ -11,7 +11,7 @@ from measures.interval import Interval
 from report.controls import Control
 from report.differences import Comparison, Difference
 from report.headline import gate_of
-from report.scores import BEST, HEADLINES, HYPERVOLUME, LOWEST, Group, Mean, Metric, Number, relative_drop
+from report.scores import BEST, HEADLINES, HYPERVOLUME, LOWEST, Group, Mean, Number, relative_drop
 from report.seeds import at_chance_in, remark
 from report.verdict import Judgement
 
@@ -174,7 +174,7 @@ def verdict_tex(judged: Judgement) -> str:
         cells = [way, cleaner]
         for metric in columns:
             mean = means.get(metric.name)
-            chance = f", {lost} at chance" if (lost := _lost(judged, (way, cleaner), metric)) else ""
+            chance = f", {lost} at chance" if (lost := at_chance_in(judged.scores, metric, (way, cleaner))) else ""
             cells.append(f"{mean.text} ({mean.known}/{mean.of}{chance})" if mean else "not measured")
         lines.append(" & ".join(escape(text) for text in cells) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
@@ -191,7 +191,7 @@ def seeds_table(judged: Judgement) -> tuple[list[str], list[tuple[Group, list[tu
     several = any(mean.of > 1 for means in judged.means.values() for mean in means.values())
     rows = []
     for group, means in judged.means.items():
-        cells = [_cell(means.get(metric.name), _lost(judged, group, metric)) for metric in HEADLINES]
+        cells = [_cell(means.get(metric.name), at_chance_in(judged.scores, metric, group)) for metric in HEADLINES]
         rows.append((group, [*([(str(means[BEST.name].of), "")] if several else []), *cells]))
     return [*(["seeds"] if several else []), *(metric.label for metric in HEADLINES)], rows
 
@@ -200,14 +200,12 @@ def _cell(mean: Mean | None, lost: int) -> tuple[str, str]:
     return ("not measured", "") if mean is None else (mean.text, remark(mean, lost))
 
 
-def _lost(judged: Judgement, group: Group, metric: Metric) -> int:
-    """In how many of the group's seeds the number is of a model at chance."""
-    return at_chance_in((score for score in judged.scores if score.group == group), metric)
-
-
 def all_numbers(judged: Judgement) -> list[tuple[Group, list[tuple[str, str, str]]]]:
     """Every number of each group: in words, its mean, its seeds."""
     return [
-        (group, [(mean.metric.label, *_cell(mean, _lost(judged, group, mean.metric))) for mean in means.values()])
+        (
+            group,
+            [(mean.metric.label, *_cell(mean, at_chance_in(judged.scores, mean.metric, group))) for mean in means.values()],
+        )
         for group, means in judged.means.items()
     ]

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from measures.frontier import CAP, FrontierPoint, best_accuracy, lowest_asr
 from measures.rejection_rates import RATES, ROC, SHARES
 from report.load import Record, Study
-from report.points import Panel, percent
+from report.points import Panel, by_seed, percent
 
 WORDS = {name: f"{100 * share:g} %" for name, share in SHARES.items()}  # of triggered pictures among those that come
 KINDS = ("poisoned", "cleaned", "twin")
@@ -27,21 +27,8 @@ HEADS = (
     *("model", "detector", "triggered", "AUROC", "TPR at FPR 1 %", "TPR at FPR 5 %", "TPR", "FPR", "precision"),
     *("ASR, after rejecting", "top-1, after rejecting"),
 )
-COLUMNS = [
-    "way",
-    "model",
-    "models",
-    "of",
-    "detector",
-    "triggered",
-    "auroc",
-    "tpr_fpr1",
-    "tpr_fpr5",
-    "tpr",
-    "fpr",
-    "precision",
-]
-COLUMNS += ["flagged", "asr_before", "asr", "top1_before", "top1", "refused"]
+COLUMNS = ["way", "model", "models", "of", "detector", "triggered", "auroc", *ON_CURVE, "tpr", "fpr", "precision", "flagged"]
+COLUMNS += ["asr_before", "asr", "top1_before", "top1", "refused"]
 
 
 class Detection(NamedTuple):
@@ -125,14 +112,11 @@ Told = list[tuple[FrontierPoint[Any], dict[str, Any]]]  # models' rates, and all
 
 def _models(panel: Panel, records: Mapping[str, Record]) -> dict[str, Told]:
     """The models of each kind, of cleaned ones one for each seed."""
-    seeds: dict[int | None, Told] = {}
-    for point in panel.points:
-        seeds.setdefault(point.label.seed, []).append((point, _told(records, point.label.run, point.label.epoch)))
     cleaned: Told = []
-    for members in seeds.values():
+    for points in by_seed(panel.points).values():
+        members = [(point, _told(records, point.label.run, point.label.epoch)) for point in points]
         judged = [point for point, told in members if any(map(DETECTOR.fullmatch, told)) or told.get("refused")]
-        points = judged or [point for point, _ in members]
-        best = best_accuracy(points, CAP) or lowest_asr(points, 0.0)
+        best = best_accuracy(judged or points, CAP) or lowest_asr(judged or points, 0.0)
         cleaned += [one for one in members if one[0] is best]
     ends = {"poisoned": panel.starts, "twin": panel.twins}
     ended = {kind: [(point, _told(records, point.label.run, None)) for point in points] for kind, points in ends.items()}

@@ -44,7 +44,7 @@ def _carry_out(loaded: Loaded, options: Namespace, command: str, stop: StopSigna
     is_worker = WORKER_SINCE in os.environ  # started by another launch, which lists the runs and reports
     world = init_distributed(60 * spec.machine.timeout_minutes, spec.machine.threads)
     speak_last(partial(say_again, command))
-    collectives.assert_equal_on_ranks({**_facts_of_rank(loaded), "code of Antidote": source})
+    collectives.assert_equal_on_ranks(_facts_of_rank(loaded, source))
     shared = StudyInputs(RUNS / spec.name, world)
     loaded = with_places(loaded, shared.pairs, options.stage)
     scheduler = Scheduler.of(loaded, shared.study, options.stage)
@@ -70,10 +70,11 @@ def _carry_out(loaded: Loaded, options: Namespace, command: str, stop: StopSigna
     return code or conclude(scheduler, source)
 
 
-def _facts_of_rank(loaded: Loaded) -> dict[str, str]:
-    """What must be the same on all ranks: the spec and the libraries."""
+def _facts_of_rank(loaded: Loaded, source: str) -> dict[str, str]:
+    """What must be the same on all ranks: the spec, the code, by its digest, and the libraries."""
     spec = blake2b(loaded.spec.model_dump_json().encode(), digest_size=6).hexdigest()
-    return {"spec": spec, **{name: version(name) for name in ("torch", "deepspeed", "open_clip_torch")}}
+    libraries = {name: version(name) for name in ("torch", "deepspeed", "open_clip_torch")}
+    return {"spec": spec, **libraries, "code of Antidote": source}
 
 
 def _own_part(scheduler: Scheduler, world: World) -> Scheduler:

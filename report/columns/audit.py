@@ -8,7 +8,7 @@ from measures.outliers import PValue, p_value
 from records.audit import AuditJson, AuditName
 from report.audits import AXES, is_clean, shown
 from report.columns.contract import Counted, Group, Said, Value, average, brief, columns_of, numbers_of, short
-from report.matrix_runs import Place, Run, images_of, panels_of, plain, row_of
+from report.matrix_runs import Place, Run, as_held, panels_of, plain, row_of
 from report.matrix_words import search_words
 from report.scores import PERCENT, Unit
 from report.submission import Submission
@@ -53,7 +53,7 @@ class Audit:
             audit = record.audit
             if record.run.stage != "pretrain" or audit is None or not audit.targets_planted:
                 continue
-            run = counted[record.run.run, images_of(given.study, record)].of(given, record)
+            run = as_held(counted, given, record)
             search = plain([audit.settings, audit.images_digest, audit.pictures, audit.held])
             for name, value in audit.numbers().items():
                 yield Value(Place(row_of(run), name, search), run, "", audit, value)

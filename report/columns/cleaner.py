@@ -10,7 +10,7 @@ from report.headline import MEANINGS, asr_text
 from report.matrix_runs import Place, Run, images_of, panels_of, plain, row_of, study_of
 from report.matrix_words import search_words
 from report.points import Panel, percent, spoken
-from report.scores import BEST, FRESH, LOWEST, Mean, Number, Score, over_seeds
+from report.scores import BEST, FRESH, LOWEST, Mean, Number, Score
 from report.seeds import at_chance_in, of_seeds
 from report.submission import Submission
 from report.verdict import judge, mean_point, where
@@ -57,7 +57,7 @@ class Cleaner:
         for at, panel in enumerate(panels_of(group.models, group.runs, what, scratch)):
             judged = judge([panel])
             seeds = [score for score in judged.scores if score.control is None]
-            verdict, means = judged.verdicts[0], over_seeds(seeds).get(seeds[0].group, {}) if seeds else {}
+            verdict, means = judged.verdicts[0], judged.means[seeds[0].group] if seeds else {}
             number = in_seeds(best) if (best := means.get(BEST.name)) else "not measured"
             yield Said(
                 attack=at,

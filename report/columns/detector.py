@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from records.detection import DetectionJson, DetectorResult
 from report.columns.contract import SHARE_OF_ONE, Counted, Group, Said, Value, average, brief, columns_of, numbers_of, short
 from report.findings import stated
-from report.matrix_runs import Place, images_of, panels_of, plain, row_of
+from report.matrix_runs import Place, as_held, panels_of, plain, row_of
 from report.matrix_words import search_words
 from report.scores import PERCENT, finite
 from report.submission import Submission
@@ -42,7 +42,7 @@ class Detector:
             found = record.detection
             if record.run.stage != "pretrain" or found is None:
                 continue
-            run = counted[record.run.run, images_of(given.study, record)].of(given, record)
+            run = as_held(counted, given, record)
             twin = records.get(found.twin or "")
             for one in found.detectors if found.poisoned else ():
                 foreign = one.kind == "foreign"

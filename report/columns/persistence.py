@@ -34,7 +34,7 @@ class Persistence:
         for one in probed(given.study):
             if (value := cleanings.get(one.run)) is not None:
                 search = plain([value.place.search, given.study.plan.spec.get("after")])
-                place, run = value.place._replace(search=search), value.run.of(given, value.run.record)
+                place, run = value.place._replace(search=search), value.run._replace(given=given)
                 yield value._replace(place=place, run=run, of=one, numbers=_told(one))
 
     def what(self, column: str) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 
 from report.columns.contract import SHARE_OF_ONE, Counted, Group, Said, Value, average, brief, columns_of, numbers_of, short
 from report.load import Record
-from report.matrix_runs import Place, images_of, panels_of, plain, row_of
+from report.matrix_runs import Place, as_held, panels_of, plain, row_of
 from report.matrix_words import search_words
 from report.points import percent
 from report.scores import PERCENT, finite
@@ -34,7 +34,7 @@ class Rejection:
             if record.run.stage != "pretrain":
                 continue
             told = _last(record)
-            run = counted[record.run.run, images_of(given.study, record)].of(given, record)
+            run = as_held(counted, given, record)
             for name in [found[1] for key in told if (found := DETECTOR.fullmatch(key))]:
                 place = Place(row_of(run), name, plain(_asked(record, name)))
                 yield Value(place, run, "", told)
