@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from submissions import submission
 
+from configs.spec import load
 from engine.study import study
 from records.card import Card
 from records.code import DECIDES, ROOT, digest_now, loaded_digest
@@ -57,6 +58,11 @@ def test_a_study_whose_code_has_changed_leaves_the_report_to_the_new_code(
     assert study.conclude(finished, "of then" if changed else "of now") == 0
     assert reported == ([] if changed else [tmp_path])
     assert (f"python -m report {tmp_path} writes it by the new code" in capsys.readouterr().err) == changed
+
+
+def test_ranks_compare_their_code(spec: Path) -> None:
+    mine, theirs = (study._facts_of_rank(load(spec), source) for source in ("a", "b"))
+    assert {name for name, value in mine.items() if theirs[name] != value} == {"code of Antidote"}
 
 
 def test_runs_of_different_code_are_a_note(tmp_path: Path) -> None:

@@ -254,6 +254,15 @@ def test_numbers_at_test_time_that_cannot_be_are_refused(
     assert words in said
 
 
+@pytest.mark.parametrize("first", ["with", "without"])
+def test_probes_of_a_later_study_stand_with_its_command_and_what_they_cost(tmp_path: Path, first: str) -> None:
+    found, bare = (submission(tmp_path / name, seeds=(0, 1), **ONE, clean_twin=True) for name in ("with", "without"))
+    probed(found, [{25: (0.81, 0.3)}, {25: (0.7, 0.1)}])
+    (cell,) = cells(tmp_path, "after", *((found, bare) if first == "with" else (bare, found)))
+    assert (cell["commands"], cell["studies"]) == (["run with"], [str(found)])
+    assert cell["costs"]["probes"].startswith("4 runs have taken ")
+
+
 def test_rebound_and_relearning_advantage_are_those_by_hand(tmp_path: Path) -> None:
     """The cleaned models stand at ASR 1 %, their twins at 0: advantages of 0.8 - 0.3 and of the mean of 0.09 and 0.59."""
     study = submission(tmp_path / "s", seeds=(0, 1), **ONE, clean_twin=True)

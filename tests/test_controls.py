@@ -80,6 +80,11 @@ def test_a_cleaner_is_held_against_scratch_and_the_twin(tmp_path: Path) -> None:
         (first.cost.metric if first.cost else None, 2, 3, pytest.approx(0.035), pytest.approx((0.02, 0.05))),
         (second.cost.metric if second.cost else None, 1, 3, pytest.approx(0.50), None),
     ]
+    # beside it what the poisoned models of the same seeds lost, and of no other
+    assert [one.beside and one.beside[1:4] for one in (first, second)] == [
+        (2, 3, pytest.approx(0.095)),
+        (1, 3, pytest.approx(0.48)),
+    ]
     (verdict,) = found.verdicts
     assert verdict.status == "dear"
     assert "at top-1 71.0 % [70.0, 72.0]" in verdict.sentence

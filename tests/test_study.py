@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from engine.study import lock
 from engine.study.search import prune_reason
 from engine.study.status import StatusReader, main
 from engine.study.time_left import time_left
+from records.card import Card
+from records.code import DECIDES, digest_now
 from records.ending import FinishedJson, TakenOver
 from report.submission import read_submission
 
@@ -66,6 +69,9 @@ def test_what_another_study_has_finished_is_taken_over(spec: Path) -> None:
     ends = [FinishedJson.read(home) for home in (old, new)]
     assert ends[0] is not None
     assert ends[1] is not None
+    card = Card.read(old)
+    assert card is not None
+    assert card.versions["antidote"] == f"{version('antidote')}+{digest_now(DECIDES)}"
     mark = ends[1].taken_over
     assert (ends[0].taken_over, mark) == (None, TakenOver(study="tiny", seconds=ends[0].seconds))
     assert rows[-1]["seconds"] > 0
