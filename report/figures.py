@@ -23,7 +23,7 @@ from report.plots.pretrainings import pretrainings
 from report.plots.rebound import line, perturbed, rebound
 from report.plots.strength import strength
 from report.plots.style import short
-from report.plots.suspects import distributions, pair_rocs
+from report.plots.suspects import auroc_by_share, distributions, pair_rocs
 from report.plots.test_time import rejections, rocs
 from report.plots.trajectories import trajectories
 from report.points import Panel, percent, rate_text
@@ -36,7 +36,7 @@ from report.pretrainings import (
     share_text,
     strengths,
 )
-from report.suspects import Scored
+from report.suspects import Scored, along_shares
 from report.test_time import Detection
 from report.verdict import Report
 
@@ -193,6 +193,17 @@ def _ways(panels: list[Panel], study: Study) -> Iterator[Figure]:
 def _suspects(found: list[Scored]) -> Iterator[Figure]:
     """How the training pairs were scored, where they were."""
     told = [one for one in found if one.found.numbers]
+    along = along_shares(told)
+    if 0 < len(along) <= MOST:
+        yield Figure(
+            "pair-auroc",
+            "Detection along the share of poison",
+            "AUROC of each detector's scores of training pairs against the share of them that is poisoned (0.5: chance). "
+            "Small signs are seeds, lines go through their means. Where a twin was scored: the share of its pairs, none of "
+            "which is poisoned, at or above the threshold that the budget gave on the poisoned model.",
+            lambda narrow: auroc_by_share(along, 1 if narrow else 3),
+            answers=True,
+        )
     first = [one for one in told if one.record is next(each.record for each in told if each.way == one.way)]
     if not told or len(first) > MOST:
         return

@@ -3,20 +3,20 @@
 The numbers are those of detect/detection.json in the runs' folders, means over the pre-trainings of one kind.
 """
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 from records.detection import DetectorResult
 from report.load import Record, Study
-from report.points import percent
+from report.points import percent, title, way_of
 
 HEADS = (
     *("detector", "AUROC", "average precision", "FPR at 95 % TPR", "precision at 1 %", "recall at 1 %"),
     *("flagged", "poisoned among them", "of the twin's, same threshold", "of the twin's, same rule"),
 )
+POISON = ("poison.fraction", "poison.count")  # settings that say how many pairs are poisoned
 FACTS = ["run", "detector", "kind", "attack", "pairs", "poisoned", "scored", "flagged", "poisoned_flagged", "threshold"]
 
 
@@ -28,6 +28,8 @@ class Scored:
     record: Record
     poisoned: int  # of all pairs
     found: DetectorResult
+    pairs: int
+    attack: str  # the way without the settings that say how many pairs are poisoned
 
     @property
     def flagged_at(self) -> tuple[float, float] | None:
@@ -45,9 +47,34 @@ def scored(study: Study) -> list[Scored]:
     for record in study.records:
         if record.detection is None or record.run.stage != "pretrain":
             continue
-        way = re.sub(r" seed=\d+", "", record.run.title.removeprefix("pretrain "))
-        out += [Scored(way, record, record.detection.poisoned, one) for one in record.detection.detectors]
+        way, found = way_of(record.run), record.detection
+        attack = title((way[0], tuple(setting for setting in way[1] if setting[0] not in POISON)))
+        out += [Scored(title(way), record, found.poisoned, one, found.pairs, attack) for one in found.detectors]
     return out
+
+
+class AtShare(NamedTuple):
+    """What a detector found where a share of the pairs was poisoned, one number for each seed: AUROCs, and the shares of the
+    twin's pairs at or above the threshold that the budget gave."""
+
+    auroc: list[float]
+    of_twin: list[float]
+
+
+def along_shares(found: Iterable[Scored]) -> dict[str, dict[str, dict[float, AtShare]]]:
+    """By attack, detector and the share of the pairs that were poisoned; attacks of one share alone are left out."""
+    out: dict[str, dict[str, dict[float, AtShare]]] = {}
+    for one in found:
+        if "auroc" in one.found.numbers:
+            line = out.setdefault(one.attack, {}).setdefault(one.found.title, {})
+            at = line.setdefault(one.poisoned / one.pairs, AtShare([], []))
+            at.auroc.append(one.found.numbers["auroc"])
+            at.of_twin.extend([one.found.twin["threshold"]] if "threshold" in one.found.twin else [])
+    return {
+        attack: {name: dict(sorted(line.items())) for name, line in lines.items()}
+        for attack, lines in out.items()
+        if len({share for line in lines.values() for share in line}) > 1
+    }
 
 
 def scored_rows(found: Iterable[Scored]) -> list[tuple[str, list[tuple[str, str]]]]:

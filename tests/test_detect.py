@@ -135,7 +135,7 @@ def test_the_report_tells_of_the_scores(study: Path) -> None:
     rows = scored_rows(told.scored)
     assert [cells[0][0] for _, cells in rows] == TITLES
     for one, (way, cells) in zip(result.detectors, rows, strict=True):
-        assert way == "mmcl"
+        assert way == "MMCL"
         assert dict(zip(HEADS, cells, strict=True))["AUROC"] == (f"{one.numbers['auroc']:.3f}", "")
         assert [text for text, _ in cells if not text] == []
     columns, lines = scored_table(told.scored)

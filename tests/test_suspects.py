@@ -1,0 +1,75 @@
+"""Scores of training pairs in the report: which runs are one way, and the numbers along the share of poison by hand."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from records.detection import DetectionJson, DetectorResult
+from records.study_json import RunEntry
+from report.load import Study
+from report.plots.suspects import auroc_by_share
+from report.suspects import along_shares, scored, scored_rows
+
+AUROC = {("patch", 0.01): (0.6, 0.8), ("patch", 0.1): (0.3, 0.5), ("warp", 0.01): (0.9, 1.0), ("warp", 0.1): (0.2, 0.4)}
+
+
+def run(trigger: str, fraction: float, seed: int, auroc: float) -> Any:
+    """A pre-training of 1,000 pairs whose poisoned ones are scored with that AUROC; 1 % of its twin's pairs are flagged."""
+    entry = RunEntry(
+        run=f"pretrain-{trigger}-{fraction}-{seed}", stage="pretrain", title="pretrain mmcl", start=None,
+        pretrain_objective="mmcl", clean_objective=None, cleaner=None, rate=1e-3, seed=seed,
+        swept={"seed": seed, "trigger": trigger, "attack.poison.fraction": fraction},
+    )  # fmt: skip
+    one = DetectorResult(
+        title="k_dist", kind="k_dist", scored=1000, flagged=10, poisoned_flagged=5, threshold=1.0,
+        numbers={"auroc": auroc}, twin={"threshold": 0.01 * seed},
+    )  # fmt: skip
+    found = DetectionJson(
+        run=entry.run, asked={}, weights="", pairs=1000, poisoned=round(1000 * fraction), replaced=0, encoding=1.0,
+        processes=1, files={}, detectors=[one],
+    )  # fmt: skip
+    return SimpleNamespace(run=entry, detection=found)
+
+
+@pytest.fixture
+def study() -> Study:
+    every = [run(*way, seed, auroc) for way, seeds in AUROC.items() for seed, auroc in enumerate(seeds, start=1)]
+    return SimpleNamespace(records=every)  # type: ignore[return-value]
+
+
+def test_seeds_are_one_way_and_triggers_under_a_name_of_the_users_are_not(study: Study) -> None:
+    rows = {way: cells[1][0] for way, cells in scored_rows(scored(study))}
+    assert rows == {
+        "MMCL · trigger=patch · poison.fraction=0.01": "0.700",
+        "MMCL · trigger=patch · poison.fraction=0.1": "0.400",
+        "MMCL · trigger=warp · poison.fraction=0.01": "0.950",
+        "MMCL · trigger=warp · poison.fraction=0.1": "0.300",
+    }
+
+
+def test_along_the_share_of_poison_each_trigger_has_a_line(study: Study) -> None:
+    found = along_shares(scored(study))
+    assert list(found) == ["MMCL · trigger=patch", "MMCL · trigger=warp"]
+    assert found["MMCL · trigger=patch"]["k_dist"] == {0.01: ([0.6, 0.8], [0.01, 0.02]), 0.1: ([0.3, 0.5], [0.01, 0.02])}
+    assert found["MMCL · trigger=warp"]["k_dist"][0.1].auroc == [0.2, 0.4]
+    drawn = auroc_by_share(found)
+    assert [ax.get_title() for ax in drawn.axes] == [
+        *("MMCL · trigger=patch", "MMCL · trigger=warp"),
+        *("MMCL · trigger=patch, its twin", "MMCL · trigger=warp, its twin"),
+    ]
+    lines = [[(list(line.get_xdata()), list(line.get_ydata())) for line in ax.lines[:1]] for ax in drawn.axes]  # type: ignore[arg-type]
+    assert lines[0] == [([1.0, 10.0], pytest.approx([0.7, 0.4]))]
+    assert lines[3] == [([1.0, 10.0], pytest.approx([1.5, 1.5]))]
+
+
+def test_one_share_of_poison_is_no_line(study: Study) -> None:
+    alone = [one for one in scored(study) if one.poisoned == 10]
+    assert along_shares(alone) == {}
+
+
+def test_without_a_twin_there_are_no_panels_of_it(study: Study) -> None:
+    for record in study.records:
+        assert record.detection is not None
+        record.detection.detectors[0].twin.clear()
+    assert len(auroc_by_share(along_shares(scored(study))).axes) == 2
