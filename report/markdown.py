@@ -240,10 +240,11 @@ def _rules(judged: Judgement) -> str:
             choice = chosen_by(rule)
             if choice.top1.name in means:
                 rows.append([*group, rule, *(of_seeds(means[metric.name]) for metric in choice)])
-    heads = ["pre-trained with", "cleaned by", "rule", "top-1", "ASR", "top-1 short of the oracle"]
+    heads = ["pre-trained with", "cleaned by", "rule", "top-1", "ASR", "top-1 below the oracle's"]
     heads.append(f"ASR above {100 * CAP:g} %")
     intro = (
-        "What a defender would have chosen, who sees no ASR; means over seeds. The oracle is the best top-1 at ASR ≤ 5 %."
+        "What a defender would have chosen, who sees no ASR; means over seeds. The oracle is the best top-1 at ASR ≤ 5 %; "
+        "of a model that is more accurate and keeps the backdoor the last column but one is negative."
     )
     return f"{intro}\n\n{_table(heads, rows)}" if rows else ""
 

@@ -88,7 +88,7 @@ def chosen_by(rule: str) -> Choice:
     return Choice(
         Metric(f"{name}_top1", f"{label}: top-1", PERCENT),
         Metric(f"{name}_asr", f"{label}: ASR", PERCENT),
-        Metric(f"{name}_gap", f"{label}: top-1 short of the oracle", PERCENTAGE_POINTS),
+        Metric(f"{name}_gap", f"{label}: top-1 below the oracle's", PERCENTAGE_POINTS),
         Metric(f"{name}_excess", f"{label}: ASR above {100 * CAP:g} %", PERCENTAGE_POINTS, CAP),
     )
 

@@ -20,11 +20,13 @@ from report.points import Panel, by_seed, percent
 WORDS = {name: f"{100 * share:g} %" for name, share in SHARES.items()}  # of triggered pictures among those that come
 KINDS = ("poisoned", "cleaned", "twin")
 DETECTOR = re.compile(r"(\w+)_auroc_at1")
+FLAGGED = re.compile(r"(\w+)_flagged(?:_\d+)?")
 AUROCS = re.compile(r"(\w+)_auroc_(at1|at50)((?:_\d+)?)")
 ON_CURVE = {f"tpr_{name}": ROC.index(rate) for name, rate in RATES.items()}
 NUMBERS = ("auroc", *ON_CURVE, "tpr", "fpr", "precision", "asr", "top1")
 HEADS = (
-    *("model", "detector", "triggered", "AUROC", "TPR at FPR 1 %", "TPR at FPR 5 %", "TPR", "FPR", "precision"),
+    *("model", "detector", "triggered", "AUROC", "TPR at FPR 1 %", "TPR at FPR 5 %", "TPR", "FPR"),
+    *("FPR, none triggered", "precision"),
     *("ASR, after rejecting", "top-1, after rejecting"),
 )
 COLUMNS = ["way", "model", "models", "of", "detector", "triggered", "auroc", *ON_CURVE, "tpr", "fpr", "precision", "flagged"]
@@ -75,6 +77,9 @@ def rejection_faults(record: Record) -> Iterator[str]:
     their ROC curve and each other give."""
     for row in record.measures:
         told = row.model_extra or {}
+        detectors = {found[1] for key in told if (found := AUROCS.fullmatch(key))}
+        alone = [key for key in told if (found := FLAGGED.fullmatch(key)) and found[1] in detectors]
+        yield from (f"says at epoch {row.epoch:g} {key} {_beyond(told[key])}" for key in alone if _beyond(told[key]))
         for name, share, suffix in (found.groups() for key in told if (found := AUROCS.fullmatch(key))):
             end = f"_{share}{suffix}"
             rates = {rate: told[f"{name}_{rate}{end}"] for rate in NUMBERS if f"{name}_{rate}{end}" in told}
@@ -82,10 +87,16 @@ def rejection_faults(record: Record) -> Iterator[str]:
                 yield f"says at epoch {row.epoch:g} of {name}, {WORDS[share]} triggered, {fault}"
 
 
+def _beyond(rate: Any) -> str:
+    """What is wrong with a number that is no share; '' of a share."""
+    share = isinstance(rate, int | float) and 0 <= rate <= 1
+    return "" if share else f"{str(rate)[:20]}, which is no share"
+
+
 def _rate_faults(rates: dict[str, Any], roc: Any, coming: float) -> Iterator[str]:
-    beyond = [key for key, rate in rates.items() if not isinstance(rate, int | float) or not 0 <= rate <= 1]
+    beyond = [f"{key} {_beyond(rate)}" for key, rate in rates.items() if _beyond(rate)]
     if beyond:
-        yield f"{beyond[0]} {str(rates[beyond[0]])[:20]}, which is no share"
+        yield beyond[0]
         return
     if "precision" in rates and {"tpr", "fpr"} <= rates.keys():
         right, wrong = coming * rates["tpr"], (1 - coming) * rates["fpr"]
@@ -174,7 +185,7 @@ def detection_rows(found: Iterable[Detection]) -> list[tuple[str, list[tuple[str
         numbers = one.numbers
         cells = [(one.model, _how_many(one)), (one.detector, one.refused), (WORDS[one.share], "")]
         cells.append((f"{numbers['auroc']:.3f}", _ends(one, "auroc", "{:.3f}".format)) if "auroc" in numbers else ("", ""))
-        for key in ("tpr_fpr1", "tpr_fpr5", "tpr", "fpr"):
+        for key in ("tpr_fpr1", "tpr_fpr5", "tpr", "fpr", "flagged"):
             cells.append((percent(numbers[key]), _ends(one, key, percent)) if key in numbers else ("", ""))
         none = "none rejected" if "auroc" in numbers else ""
         cells.append((percent(numbers["precision"]) if "precision" in numbers else none, ""))

@@ -13,7 +13,7 @@ from report.figures import figures
 from report.load import read_study
 from report.markdown import write_markdown
 from report.page import page_of
-from report.test_time import SHARES, Detection, detection_rows, detections
+from report.test_time import SHARES, Detection, detection_rows, detections, rejection_faults
 from report.verdict import make_report
 from report.write import write_report
 
@@ -78,7 +78,7 @@ def test_means_over_models_of_each_kind_by_hand(tmp_path: Path) -> None:
     assert (silent.numbers, silent.after, silent.refused) == ({}, None, "bdet says <nothing>")
     (row,) = detection_rows([twin])
     assert [text for text, _ in row[1]] == [
-        *("twin", "lorex", "1 %", "0.900", "5.0 %", "5.0 %", "5.0 %", "1.0 %", "none rejected"),
+        *("twin", "lorex", "1 %", "0.900", "5.0 %", "5.0 %", "5.0 %", "1.0 %", "2.0 %", "none rejected"),
         *("0.1 % → 0.0 %", "82.0 % → 81.0 %"),
     ]
 
@@ -129,6 +129,18 @@ def test_the_report_shows_them_in_table_file_and_figures(tmp_path: Path, monkeyp
     monkeypatch.setattr(markdown, "figures", lambda report: [])
     write_markdown([folder], tmp_path / "page.md")
     assert "Detection at test time" in (tmp_path / "page.md").read_text()
+
+
+@pytest.mark.parametrize("rate", [1.2, -0.1, "all", None, [0.1]])
+def test_a_false_positive_rate_without_triggers_is_a_share(tmp_path: Path, rate: object) -> None:
+    folder = study(tmp_path / "s")
+    path = folder / "twin-0/metrics.jsonl"
+    (row,) = (json.loads(line) for line in path.read_text().splitlines())
+    path.write_text(json.dumps({**row, "lorex_flagged": rate, "mine_flagged": rate}) + "\n")
+    samples.end(path.parent)
+    every = [(record.run.run, fault) for record in read_study(folder).records for fault in rejection_faults(record)]
+    told = [(run, fault) for run, fault in every if "flagged" in fault]
+    assert told == [("twin-0", f"says at epoch 0 lorex_flagged {rate}, which is no share")]
 
 
 def test_a_study_without_detectors_says_nothing_of_them(tmp_path: Path) -> None:
