@@ -4,11 +4,13 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT, SPEC, antidote
+from hypothesis import given
+from hypothesis import strategies as st
 
 from configs.plan import runs
 from configs.spec import load
 from engine.estimate import cost
-from engine.estimate.cost import Cost, Flop, evaluation_seconds, training_seconds
+from engine.estimate.cost import Cost, Flop, evaluation_seconds, measured_later, training_seconds
 from engine.estimate.dry_run import dry_run
 from engine.estimate.dry_run_folder import dry_run_folder, total
 from engine.estimate.gpus import Assumed
@@ -74,11 +76,25 @@ def test_an_unknown_set_is_not_counted_and_said(spec: Path) -> None:
 
 def test_measures_between_epochs_cost_more(spec: Path) -> None:
     names = ["data.test={cifar100: x}", "measure=[{kind: zero_shot, images: cifar100}]"]
-    often = ["clean.measure_steps=5"]
-    seldom, more = (
-        evaluation_seconds(runs(load(spec, sets).points, "clean")[0], 10, set()) for sets in (names, names + often)
-    )
-    assert more == pytest.approx(2 * seldom), "at the start and after the epoch, and after 5 and 10 steps"
+
+    def seconds(steps: int, *sets: str) -> float:
+        return evaluation_seconds(runs(load(spec, [*names, *sets]).points, "clean")[0], steps, set())
+
+    once = seconds(10) / 2
+    assert seconds(10, "clean.measure_steps=5") == pytest.approx(3 * once), "at the start, after 5 steps and after 10"
+    assert seconds(10, "clean.measure_steps=4") == pytest.approx(4 * once), "and after 4, 8 and 10"
+    three = "clean.epochs=3"
+    assert seconds(30, three, "clean.measure_steps=15") == pytest.approx(5 * once), "after 10, 15, 20 and 30"
+    assert seconds(30, three, "clean.measure_steps=10") == pytest.approx(4 * once)
+    assert seconds(0, three, "clean.measure_steps=10") == pytest.approx(4 * once)
+    assert seconds(9, three, "clean.measure_steps=100") == pytest.approx(4 * once)
+
+
+@given(st.integers(0, 40), st.integers(0, 6), st.none() | st.integers(1, 60))
+def test_a_run_is_measured_as_often_as_the_loop_measures_it(each: int, epochs: int, every: int | None) -> None:
+    steps = each * epochs
+    ends = [done for done in range(1, steps + 1) if done % each == 0 or every and done % every == 0]
+    assert measured_later(steps, epochs, every) == (len(ends) if steps else epochs)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ each with its backward pass, and host = 1/513 - 0.90 ms = 1.05 ms for all that n
 pass alone takes a third. With V views of the picture and U of the caption, i and t the FLOP of one:
 
     training    = pairs * epochs * (host + (V i + U t) / speed)
-    evaluation  = (epochs + 1) * sum over sets [pictures * (host + n i / 3 speed) + prompts * t / 3 speed]
+    evaluation  = (1 + how often later) * sum over sets [pictures * (host + n i / 3 speed) + prompts * t / 3 speed]
 
 n is how often a set's pictures are encoded: as they are, under each attack that a measure of that very set looks at, and
 again for `heads`. Sets that are only fitted on or compared with need no prompts. k-means and SafeCLIP add a forward pass
@@ -21,6 +21,7 @@ passes, micro-batches, idle GPUs. An estimate of what the published code would t
 
 from dataclasses import dataclass
 from functools import cache
+from math import gcd
 from typing import NamedTuple
 
 import torch
@@ -149,8 +150,16 @@ def evaluation_seconds(run: Run, steps: int, notes: set[str]) -> float:
         times, size = encoded_times(run.spec, name), SETS[name]
         each += size.pictures * (host + times.pictures * forward.picture / rate / 3)
         each += size.texts * times.texts * forward.caption / rate / 3
-    between = steps // stage.measure_steps if stage.measure_steps else 0
-    return (stage.epochs + 1 + between) * each
+    return (1 + measured_later(steps, stage.epochs, stage.measure_steps)) * each
+
+
+def measured_later(steps: int, epochs: int, every: int | None) -> int:
+    """How often a run is measured after its start: at the end of each epoch and after each `every` steps, once where both
+    fall together."""
+    if not every or not steps:
+        return epochs
+    together = epochs // (every // gcd(every, steps // epochs))
+    return epochs + steps // every - together
 
 
 class Times(NamedTuple):
