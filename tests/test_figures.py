@@ -238,3 +238,6 @@ def test_numbers_lie_at_their_true_places_on_an_axis() -> None:
         assert [line for line in lines if len(line) == 3] == [[1, 2, 8]] * 2
     named: Ablation = {way: {"x": [Reached(0.5, 0.1)], "y": [Reached(0.6, 0.1)]} for way in "ab"}
     assert [tick.get_text() for tick in ablation(named, "cleaner", False).axes[0].get_xticklabels()] == ["x", "y"]
+    alike: Ablation = {"way": {f"all settings but {name} as published": [Reached(0.5, 0.1)] for name in ("one", "two")}}
+    told = [tick.get_text() for tick in ablation(alike, "cleaner", False).axes[0].get_xticklabels()]
+    assert told == ["all settings but one\nas published", "all settings but two\nas published"]

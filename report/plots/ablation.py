@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+NAME, LINE = 20, 45  # letters of a place's name in a line, and of all names beside each other
 INTERVALS = 12  # places at which intervals are drawn: each takes a bootstrap, and on more they hide the means
 
 
@@ -52,9 +53,12 @@ def _scale(ax: "Axes", x: dict[Place, float]) -> None:
         ax.minorticks_off()
         ax.xaxis.set_major_formatter(lambda value, _: short(value))
     if not true or len(places) <= 8:
-        ax.set_xticks([x[place] for place in places], [short(place) for place in places])
-    if sum(len(short(place)) for place in places) > 45 and len(places) <= 8:
-        ax.tick_params(axis="x", labelrotation=20)
+        said = titles(map(short, places), NAME)
+        ax.set_xticks([x[place] for place in places], said)
+        if sum(max(map(len, name.split("\n"))) for name in said) > LINE:
+            ax.tick_params(axis="x", labelrotation=30, labelsize=8)
+            for label in ax.get_xticklabels():
+                label.set(ha="right", rotation_mode="anchor", linespacing=0.9)
     ax.margins(x=0.1)
 
 

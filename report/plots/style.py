@@ -181,7 +181,7 @@ def brief(text: str, most: int = 60) -> str:
 
 
 def short(place: float | str) -> str:
-    """The place as its tick says it."""
+    """The place as its tick says it; a name is not cut, lest two look alike."""
     if isinstance(place, str):
-        return place if len(place) <= 18 else f"{place[:17]}…"
+        return place
     return f"{place:,.0f}" if float(place).is_integer() and abs(place) < 1e7 else f"{place:g}"
