@@ -23,7 +23,7 @@ class Cleaner:
 
     name = "cleaner"
     columns: tuple[str, ...] = (
-        "seeds_with", "best_top1", "low", "high", "lowest_asr", "start_top1", "start_asr", "twin_top1", "twin_asr",
+        "seeds_with", "best_top1", "low", "high", LOWEST.name, "start_top1", "start_asr", "twin_top1", "twin_asr",
     )  # fmt: skip
 
     def values(self, given: Submission, counted: Counted) -> Iterator[Value]:
@@ -149,7 +149,7 @@ def _numbers(panel: Panel, means: dict[str, Mean]) -> dict[str, Any]:
         "best_top1": best.value if best else None,
         "low": interval.low if interval else None,
         "high": interval.high if interval else None,
-        "lowest_asr": low.value if low else None,
+        LOWEST.name: low.value if low else None,
         "start_top1": start.top1 if start else None,
         "start_asr": start.asr if start else None,
         "twin_top1": twin.top1 if twin else None,
