@@ -87,7 +87,7 @@ mini-report: $(READY)
 	$(BIN)/python -m report --matrix $(PACKED) --out docs/matrix
 
 bench: $(READY)
-	for part in loss step ranks start data evaluation checkpoint sweep detectors report table; do $(BIN)/python benchmarks/$$part.py || exit 1; done
+	for part in loss step waiting ranks start data evaluation checkpoint sweep detectors report table; do $(BIN)/python benchmarks/$$part.py || exit 1; done
 
 # the Python that has torch for this GPU: PYTHON=python3, or .venv where it is made
 GPU_PYTHON = $(if $(filter command%,$(origin PYTHON)),$(PYTHON),$(if $(wildcard $(READY)),$(BIN)/python,python3))

@@ -1,6 +1,7 @@
 """What a command imports before it answers: a spec with an error needs no torch."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, environment, settings
 
-from engine import command, deferred
+from engine import SPINS, command, deferred
 
 ASK = """
 import atexit, os, runpy, sys
@@ -128,3 +129,21 @@ def test_the_command_that_goes_on_is_the_one_that_was_given(tmp_path: Path, monk
             assert command.given_command(script, words) == f"{said} engine/run.py --spec x.yaml"
             patch.setenv(command.GIVEN, "sbatch it")
             assert command.given_command(script, words) == "sbatch it"
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [({}, SPINS), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "passive"}, "0")],
+    ids=["the engine's", "the user's count", "the user's policy"],
+)
+def test_threads_of_an_operation_wait_as_the_engine_says_or_the_user(given: dict[str, str], told: str) -> None:
+    """libgomp tells its settings when it is loaded, with torch, if it is asked to."""
+    own = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    words = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from engine import deferred; import torch; torch.zeros(9).sum()"
+    done = subprocess.run(
+        [sys.executable, "-c", words], env={**own, "OMP_DISPLAY_ENV": "verbose", **given}, capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    if "GOMP_SPINCOUNT" not in done.stderr:
+        pytest.skip("this torch comes with another OpenMP than GNU's")
+    assert re.findall(r"GOMP_SPINCOUNT = '(\d+)'", done.stderr)[0] == told
