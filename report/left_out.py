@@ -52,7 +52,7 @@ class Row(NamedTuple):
     @property
     def cells(self) -> list[str]:
         """In words, under HEADS."""
-        counts = ["not known" if count is None else f"{count:,.10g}" for count in self.counts]
+        counts = ["not known" if count is None else f"{count:,.1f}".removesuffix(".0") for count in self.counts]
         rates = ["not measured" if rate is None else rate.text for rate in (self.top1, self.asr)]
         return [self.way, self.what, str(self.seeds), *counts, *rates]
 

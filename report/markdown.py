@@ -85,7 +85,7 @@ def section(report: Report, pictures: Iterable[tuple[str, str, str]]) -> str:
     parts = [f"## {plain(study.plan.name)}"]
     parts += [f"**{plain(study.plan.question)}**"] if study.plan.question else []
     parts += [_list(judged.sentences)]
-    parts += [f"{WILSON}\n\n{_table(SEED, map(_seed, judged.scores))}"]
+    parts += [f"{WILSON}\n\n{_table(SEED, map(_seed, judged.scores))}"] if judged.scores else []
     parts += [_along(judged.panels, setting) for setting in settings(judged.panels)]
     parts += [_means(judged)] if several else []
     parts += [_left_out(rows)] if (rows := report.left_out) else []

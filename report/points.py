@@ -153,7 +153,11 @@ def title(way: Way) -> str:
 
 
 def panels(study: Study) -> list[Panel]:
-    """Everything measured, one panel for each way of pre-training and attack that a model carries; seeds share a panel."""
+    """Everything measured, one panel for each way of pre-training and attack that a model carries; seeds share a panel.
+
+    Models that were pre-trained without some of the pairs, and were not cleaned, have none beside those of all pairs:
+    report/left_out.py tells of them, and a model without the poisoned pairs has no backdoor, which is no fault.
+    """
     attacks = ["", *(match[1] for key in study.results.columns if (match := NAMED_ATTACK.fullmatch(key)))]
     origins = {r.run.run: r.run for r in study.records if r.run.stage == "pretrain"}
     ways: dict[Way, list[Record]] = {}
@@ -173,9 +177,15 @@ def panels(study: Study) -> list[Panel]:
     many, images = len(attacks) > 1, {attack: _images(study, attack) for attack in attacks}
     return [
         _panel(title(way) + _named(attack, members) * many, members, images[attack], attack)
-        for way, members in ways.items()
+        for way, members in ({way: each for way, each in ways.items() if not _without(each)} or ways).items()
         for attack in attacks
     ]
+
+
+def _without(members: list[Record]) -> bool:
+    """Whether these are models that were pre-trained without some of the pairs, and nothing cleaned them."""
+    stages = {record.run.stage for record in members}
+    return "clean" not in stages and all(r.run.without is not None for r in members if r.run.stage == "pretrain")
 
 
 def _named(attack: str, members: list[Record]) -> str:

@@ -62,10 +62,10 @@ class AtShare(NamedTuple):
 
 
 def along_shares(found: Iterable[Scored]) -> dict[str, dict[str, dict[float, AtShare]]]:
-    """By attack, detector and the share of the pairs that were poisoned; attacks of one share alone are left out."""
+    """By attack, detector and the share of the pairs that were poisoned, of attacks that were swept over several shares."""
     out: dict[str, dict[str, dict[float, AtShare]]] = {}
     for one in found:
-        if "auroc" in one.found.numbers:
+        if "auroc" in one.found.numbers and one.attack != one.way:
             line = out.setdefault(one.attack, {}).setdefault(one.found.title, {})
             at = line.setdefault(one.poisoned / one.pairs, AtShare([], []))
             at.auroc.append(one.found.numbers["auroc"])

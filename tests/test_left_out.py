@@ -1,6 +1,7 @@
 """The report's table of what leaving pairs out gives, worked out by hand on made-up journals and cards."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from report.left_out import HEADS, left_out
 from report.load import read_study
 from report.markdown import section
 from report.page import page_of
+from report.points import panels
 from report.verdict import make_report
 from report.write import write_report
 
@@ -61,6 +63,26 @@ def test_poison_left_and_clean_pairs_lost_are_counted_beside_the_rates(tmp_path:
 def test_what_is_not_finished_is_counted_and_not_measured(tmp_path: Path) -> None:
     rows = [row.cells for row in left_out(read_study(study(tmp_path, finished=False)))]
     assert [row[6] for row in rows][1:3] == ["not measured"] * 2
+
+
+def test_no_verdict_is_passed_on_what_left_pairs_out_and_was_not_cleaned(tmp_path: Path) -> None:
+    """A model without the poisoned pairs has no backdoor on purpose: nobody is told to look at the number of them."""
+    read = read_study(study(tmp_path))
+    assert [panel.title for panel in panels(read)] == ["MMCL"]
+    said = section(make_report(read), [])
+    assert "never planted" not in said
+    assert "took weakly" not in said
+    assert "Each seed" not in said, "a table without a row"
+    alone = [record for record in read.records if record.run.without is not None]
+    assert len(panels(replace(read, records=alone))) == 2, "where nothing else is, they are shown"
+
+
+def test_a_mean_of_counts_has_one_decimal(tmp_path: Path) -> None:
+    folder = study(tmp_path)
+    card = folder / "pretrain-random-1/card.json"
+    card.write_text(json.dumps(samples.card(run=card.parent.name, pairs=899, poisoned_pairs=26)))
+    row = next(row.cells for row in left_out(read_study(folder)) if row.what == "10 % at random")
+    assert row[3:6] == ["100.5", "26.5", "97"]
 
 
 def test_page_markdown_and_csv_have_the_table_and_only_where_pairs_are_left_out(tmp_path: Path) -> None:
