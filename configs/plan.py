@@ -209,10 +209,8 @@ class Run:
         of_stage = [(path, value) for path, value in self.swept if (path in self.cleaning) == cleans or path == "seed"]
         twin = " twin" if self.of_twin else ""
         objective = f"{self.pretrained_with}{twin} -> {self.cleaner}" if cleans else self.pretrained_with
-        named = [
-            (p, value) for p, value in of_stage if "." in p or not cleans or p == "seed"
-        ]  # else the cleaner's name has it
-        told = [(p, value) for p, value in named if not p.endswith(".objective") and not of_leaving(p)]
+        spoken = {p for p, _ in of_stage if cleans and "." not in p and p != "seed"}  # the cleaner's name has these
+        told = [(p, value) for p, value in of_stage if not (p in spoken or p.endswith(".objective") or of_leaving(p))]
         fields = [f"{path.rsplit('.', 1)[-1]}={value}" for path, value in told]
         left_out = [f"without {self.left_out}"] if self.stage == "pretrain" and self.left_out is not None else []
         return " ".join([self.stage, objective, *fields, *left_out])

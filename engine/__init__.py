@@ -8,7 +8,7 @@ loaded, for this process and those that it starts. What it gives: benchmarks/wai
 
 import os
 
-SPINS = "10000"  # 1,000 lose a fifth where nothing else runs, 300,000 (the default) four fifths beside one busy process
+SPINS = "10000"  # 1,000 lose a fifth where nothing else runs, 300,000 (the default) three quarters beside one busy process
 
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", SPINS)

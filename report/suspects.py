@@ -111,8 +111,8 @@ def scored_table(found: Iterable[Scored]) -> tuple[list[str], list[dict[str, Any
     for one in found:
         result = one.found
         facts = {"run": one.record.run.run, "detector": result.title, "kind": result.kind, "poisoned": one.poisoned}
+        facts["pairs"] = one.pairs
         facts |= {name: getattr(result, name) for name in ("scored", "flagged", "poisoned_flagged", "threshold")}
-        facts["pairs"] = None if one.record.detection is None else one.record.detection.pairs
         whole = result.numbers | result.notes | {f"twin_{name}": share for name, share in result.twin.items()}
         for attack, numbers in {"": whole, **result.attacks}.items():
             rows.append(facts | {"attack": attack} | numbers)

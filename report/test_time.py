@@ -77,10 +77,11 @@ def rejection_faults(record: Record) -> Iterator[str]:
     their ROC curve and each other give."""
     for row in record.measures:
         told = row.model_extra or {}
-        detectors = {found[1] for key in told if (found := AUROCS.fullmatch(key))}
-        alone = [key for key in told if (found := FLAGGED.fullmatch(key)) and found[1] in detectors]
+        detected = [found.groups() for key in told if (found := AUROCS.fullmatch(key))]
+        names = {name for name, _, _ in detected}
+        alone = [key for key in told if (found := FLAGGED.fullmatch(key)) and found[1] in names]
         yield from (f"says at epoch {row.epoch:g} {key} {_beyond(told[key])}" for key in alone if _beyond(told[key]))
-        for name, share, suffix in (found.groups() for key in told if (found := AUROCS.fullmatch(key))):
+        for name, share, suffix in detected:
             end = f"_{share}{suffix}"
             rates = {rate: told[f"{name}_{rate}{end}"] for rate in NUMBERS if f"{name}_{rate}{end}" in told}
             for fault in _rate_faults(rates, told.get(f"{name}_roc{end}"), SHARES[share]):

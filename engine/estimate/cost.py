@@ -11,12 +11,13 @@ each with its backward pass, and host = 1/513 - 0.90 ms = 1.05 ms for all that n
 pass alone takes a third. With V views of the picture and U of the caption, i and t the FLOP of one:
 
     training    = pairs * epochs * (host + (V i + U t) / speed)
-    evaluation  = (1 + how often later) * sum over sets [pictures * (host + n i / 3 speed) + prompts * t / 3 speed]
+    evaluation  = (1 + M) * sum over sets [pictures * (host + n i / 3 speed) + prompts * t / 3 speed]
 
-n is how often a set's pictures are encoded: as they are, under each attack that a measure of that very set looks at, and
-again for `heads`. Sets that are only fitted on or compared with need no prompts. k-means and SafeCLIP add a forward pass
-over the pairs an epoch. Not counted: what is done to a start's weights before the first step, a frozen start's forward
-passes, micro-batches, idle GPUs. An estimate of what the published code would take.
+M is how often the run is measured after its start, n how often a set's pictures are encoded: as they are, under each
+attack that a measure of that very set looks at, and again for `heads`. Sets that are only fitted on or compared with need
+no prompts. k-means and SafeCLIP add a forward pass over the pairs an epoch. Not counted: what is done to a start's
+weights before the first step, a frozen start's forward passes, micro-batches, idle GPUs. An estimate of what the
+published code would take.
 """
 
 from dataclasses import dataclass

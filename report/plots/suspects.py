@@ -20,46 +20,37 @@ CLEAN = LINES[0]
 
 def auroc_by_share(found: Mapping[str, Mapping[str, Mapping[float, AtShare]]], columns: int = 3) -> "Figure":
     """A panel for each attack: AUROC of each detector at each share of poison, a sign for each seed and a line through their
-    means; below, a panel each of the twin's pairs at the same thresholds."""
-    twins = [attack for attack, lines in found.items() if any(at.of_twin for line in lines.values() for at in line.values())]
+    means; then one for each whose twin was scored: the share of its pairs at the same thresholds."""
+    shares = sorted({100 * share for lines in found.values() for line in lines.values() for share in line})
+    panels = [
+        (attack, "AUROC", {name: {share: at.auroc for share, at in line.items()} for name, line in lines.items()})
+        for attack, lines in found.items()
+    ]
+    for attack, lines in found.items():
+        flagged = {
+            name: {share: [100 * one for one in at.of_twin] for share, at in line.items() if at.of_twin}
+            for name, line in lines.items()
+        }
+        panels += [(f"{attack}, its twin", "flagged (%)", flagged)] if any(flagged.values()) else []
     names = list(dict.fromkeys(name for lines in found.values() for name in lines))
-    columns = min(columns, len(found))
-    spare = -len(found) % columns  # the twins' panels begin a row
     with style():
-        figure, axes = grid(len(found) + (spare + len(twins)) * bool(twins), columns, "poisoned pairs (%)", "", height=2.9)
-        shares = {share for lines in found.values() for line in lines.values() for share in line}
-        for ax in axes[len(found) : len(found) + spare] if twins else []:
-            ax.remove()
-        of_twins = axes[len(found) + spare :]
-        for ax, (attack, lines) in zip(axes, found.items(), strict=False):
-            _lines(ax, {name: {share: at.auroc for share, at in line.items()} for name, line in lines.items()}, names)
-            ax.set_title(titles([attack])[0])
-            ax.set_ylim(-0.03, 1.03)
-            ax.axhline(0.5, color=INK, linestyle=":", linewidth=0.8)
-        for ax, attack in zip(of_twins, twins, strict=True):
-            lines = found[attack]
-            _lines(
-                ax, {name: {share: _percent(at.of_twin) for share, at in of.items()} for name, of in lines.items()}, names
-            )
-            ax.set_title("\n".join(titles([f"{attack}, its twin"])))
-            ax.set_ylim(bottom=0)
-        for at, ax in enumerate(axes[: len(found)]):
-            ax.set_ylabel("AUROC" if at % columns == 0 else "")
-        for at, ax in enumerate(of_twins):
-            ax.set_ylabel("flagged (%)" if at % columns == 0 else "")
+        figure, axes = grid(len(panels), columns, "poisoned pairs (%)", "", height=2.9)
         axes[0].set_xscale("log")
         axes[0].minorticks_off()
-        ticks = sorted(shares)
-        for ax in (*axes[: len(found)], *of_twins):
-            ax.set_xticks([100 * share for share in ticks], [f"{100 * share:.3g}" for share in ticks])
+        for ax, (head, what, lines_of) in zip(axes, panels, strict=True):
+            ax.set_title(titles([head])[0])
+            ax.set_ylabel(what)
+            _lines(ax, lines_of, names)
+            ax.set_ylim(*((-0.03, 1.03) if what == "AUROC" else (0, None)))
+            ax.set_xticks(shares, [f"{share:.3g}" for share in shares])
             ax.tick_params(labelbottom=True)
-        handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=6 if columns > 1 else 3, frameon=False, fontsize=9)
+        for ax in axes[: len(found)]:
+            ax.axhline(0.5, color=INK, linestyle=":", linewidth=0.8)
+        handles = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
+        figure.legend(
+            handles.values(), handles, loc="outside lower center", ncols=6 if columns > 1 else 3, frameon=False, fontsize=9
+        )
     return figure
-
-
-def _percent(rates: list[float]) -> list[float]:
-    return [100 * rate for rate in rates]
 
 
 def _lines(ax: "Axes", found: Mapping[str, Mapping[float, list[float]]], names: list[str]) -> None:
@@ -67,9 +58,9 @@ def _lines(ax: "Axes", found: Mapping[str, Mapping[float, list[float]]], names: 
     for name, line in found.items():
         at = names.index(name)
         look: dict[str, Any] = {"color": LINES[at % len(LINES)], "marker": SHAPES[at % len(SHAPES)]}
-        known = {100 * share: numbers for share, numbers in line.items() if numbers}
-        ax.plot(list(known), list(map(fmean, known.values())), linewidth=1.3, markersize=3, label=name, **look)
-        for share, numbers in known.items():
+        shares = [100 * share for share in line]
+        ax.plot(shares, list(map(fmean, line.values())), linewidth=1.3, markersize=3, label=name, **look)
+        for share, numbers in zip(shares, line.values(), strict=True):
             ax.plot([share] * len(numbers), numbers, linestyle="", markersize=4, alpha=0.6, **look)
 
 
