@@ -7,7 +7,7 @@ from typing import Any
 
 import samples
 
-from report.left_out import HEADS, left_out
+from report.left_out import HEADS, Row, left_out
 from report.load import read_study
 from report.markdown import section
 from report.page import page_of
@@ -83,6 +83,7 @@ def test_a_mean_of_counts_has_one_decimal(tmp_path: Path) -> None:
     card.write_text(json.dumps(samples.card(run=card.parent.name, pairs=899, poisoned_pairs=26)))
     row = next(row.cells for row in left_out(read_study(folder)) if row.what == "10 % at random")
     assert row[3:6] == ["100.5", "26.5", "97"]
+    assert Row("MMCL", "x", 3, (4000.0, 5129 / 3, None), None, None).cells[3:6] == ["4,000", "1,709.7", "not known"]
 
 
 def test_page_markdown_and_csv_have_the_table_and_only_where_pairs_are_left_out(tmp_path: Path) -> None:
