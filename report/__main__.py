@@ -108,11 +108,11 @@ def _report(studies: list[Path], markdown: Path | None, out: Path | None) -> lis
         return write_comparison(studies, out)
     if out is not None and not studies[0].is_file():
         raise UserError(f"--out {out} was given with one study, whose report lies in the study's own folder; leave it out")
-    page, _, report = write_report(studies[0], out)
+    page, drawn, report = write_report(studies[0], out)
     remarks = [*report.notes, *report.judged.notes]
     remarks += [] if page.with_name("results.parquet").is_file() else [NO_PARQUET]
     lines = [*report.judged.sentences, *(f"Note: {remark}" for remark in remarks)]
-    return [*lines, str(page), str(page.with_name("frontier.png"))]
+    return [*lines, str(page), *map(str, list(drawn.values())[:1])]
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The figures of a study, in the order of its page: each has a name, a heading, words, and a function that draws it.
 
-A study has those figures that it has numbers for: the frontier and the dynamics of pre-training always.
+A study has those figures that it has numbers for; the dynamics of pre-training always.
 """
 
 import io
@@ -70,7 +70,7 @@ def figures(report: Report) -> list[Figure]:
     """All figures that the study has numbers for."""
     panels = report.judged.panels
     return [
-        _frontier(panels),
+        *_frontier(panels),
         *_cleaners(panels),
         *_along(panels),
         *_ways(panels, report.study),
@@ -85,8 +85,11 @@ def figures(report: Report) -> list[Figure]:
     ]
 
 
-def _frontier(panels: list[Panel]) -> Figure:
-    return Figure(
+def _frontier(panels: list[Panel]) -> Iterator[Figure]:
+    """Accuracy against attack success, unless nothing is cleaned."""
+    if panels and all(panel.uncleaned for panel in panels):
+        return
+    yield Figure(
         "frontier",
         "Accuracy against attack success",
         "Every epoch of every cleaning run is a point: up is more accurate, left is cleaner. Stars are the models before "

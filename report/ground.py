@@ -15,7 +15,7 @@ from measures.interval import Interval
 from report.points import Counts, percent
 from report.scores import counted
 
-State = Literal["firm", "unlearned", "collapsed", "unplanted", "unknown"]
+State = Literal["firm", "unlearned", "collapsed", "unplanted", "prevented", "unknown"]
 TO_LEARN = (
     "Look at the number of pairs and of epochs, at the learning rate (too low, or so high that the loss never fell), and "
     "whether the captions tell of their pictures."
@@ -24,6 +24,7 @@ TO_PLANT = (
     "Look at the number of poisoned pairs (the rate or count of attack.poison), at epochs and learning rate, and whether "
     "the trigger outlives how pictures are stored: JPEG and resizing wear small or faint triggers away."
 )
+PREVENTED = "It was pre-trained without some of the pairs, and no backdoor came of the others: there is nothing to clean."
 
 
 class Rates(NamedTuple):
@@ -42,9 +43,15 @@ class Ground(NamedTuple):
     look: str = ""
 
 
-def ground(start: Rates, twin: Rates | None, fools: bool = False) -> Ground:
+def ground(start: Rates, twin: Rates | None, fools: bool = False, left_out: bool = False) -> Ground:
     """The ground of a verdict on what started from a model with the rates `start`; `twin` is the same never poisoned,
-    `fools` whether the trigger may be one that fools any model: a pattern from a file, which may be optimised, a concept."""
+    `fools` whether the trigger may be one that fools any model: a pattern from a file, which may be optimised, a concept.
+    Of a model that was pre-trained without some of the pairs (`left_out`) no backdoor is no fault: it was prevented."""
+    found = _ground(start, twin, fools)
+    return Ground("prevented", found.why, PREVENTED) if left_out and found.state == "unplanted" else found
+
+
+def _ground(start: Rates, twin: Rates | None, fools: bool) -> Ground:
     counts = start.counts
     top1, asr = counted(start.top1, counts.pictures), counted(start.asr, counts.others)
     if top1 is None or asr is None:

@@ -13,8 +13,9 @@ from report.points import Origin, Panel, PointInfo, by_seed
 from report.scores import BEST, counted, mean_of
 
 Status = Literal[
-    "cleaned", "dear", "partly", "scratch", "poisoned", "destroyed", "open", "unlearned", "collapsed", "unplanted"
-]
+    "cleaned", "dear", "partly", "scratch", "poisoned", "destroyed", "open", "uncleaned",
+    "unlearned", "collapsed", "unplanted", "prevented",
+]  # fmt: skip
 MEANINGS: dict[Status, str] = {
     "cleaned": "Cleaned",
     "dear": "Cleaned, at a price",
@@ -23,9 +24,11 @@ MEANINGS: dict[Status, str] = {
     "poisoned": "Still poisoned",
     "destroyed": "Destroyed, not cleaned",
     "open": "Open",
+    "uncleaned": "Nothing was cleaned",
     "unlearned": "No verdict: too little training",
     "collapsed": "No verdict: a collapsed model",
     "unplanted": "No verdict: the backdoor was never planted",
+    "prevented": "No verdict: nothing to clean, as pairs were left out",
 }
 UNDER = f"ASR ≤ {100 * CAP:g} %"
 Label = TypeVar("Label", Origin, PointInfo)
@@ -41,13 +44,16 @@ class Verdict(NamedTuple):
 
 def grounds_of(panel: Panel) -> dict[str, Ground]:
     """The ground of each start, by its run."""
-    return {start.label.run: ground(rates(start), _twin(panel, start), panel.fools) for start in panel.starts}
+    return {
+        start.label.run: ground(rates(start), _twin(panel, start), panel.fools, panel.left_out) for start in panel.starts
+    }
 
 
 def gate_of(panel: Panel) -> Gate:
-    """Whether the attack took in the panel's starts; of one that has learned nothing, that is what is said instead."""
-    grounds = grounds_of(panel)
-    learned = [start for start in panel.starts if grounds[start.label.run].state not in ("unlearned", "collapsed")]
+    """Whether the attack took in the panel's starts; of one that has learned nothing, or that was pre-trained without the
+    pairs that would have planted it, that is what is said instead."""
+    grounds, instead = grounds_of(panel), ("unlearned", "collapsed", "prevented")
+    learned = [start for start in panel.starts if grounds[start.label.run].state not in instead]
     return gate([(start.asr, asr_text(start)) for start in learned], f"the {panel.title} model")
 
 
@@ -61,6 +67,8 @@ def headline(panel: Panel) -> Verdict:
         points = [point for point in panel.points if point.label.start and point.label.start.label.run in runs]
         scratch = [point for point in panel.scratch if point.label.start and point.label.start.label.run in runs]
         verdict = _beside_scratch(_judged(model, points, firm), points, scratch)
+        if panel.uncleaned:
+            verdict = Verdict("uncleaned", f"{_capital(model)} is not cleaned in this study: {_begun(firm)}.")
         if missing:
             words = " ".join([verdict.sentence, *_ungrounded(model, missing, len(panel.starts))])
             verdict = Verdict("partly" if verdict.status in ("cleaned", "dear") else verdict.status, words)
@@ -109,8 +117,9 @@ def _ungrounded(model: str, missing: Sequence[tuple[FrontierPoint[Origin], Groun
     """A sentence for each kind of ground that is missing, of the first start that lacks it."""
     heads = {
         "unlearned": f"Too little training of {model}",
-        "collapsed": f"{model[0].upper()}{model[1:]} has collapsed",
+        "collapsed": f"{_capital(model)} has collapsed",
         "unplanted": f"The backdoor was never planted in {model}",
+        "prevented": f"{_capital(model)} has no backdoor",
         "unknown": f"Nothing can be said of {model}",
     }
     sentences = []
@@ -127,7 +136,7 @@ def _without_ground(panel: Panel, missing: Sequence[tuple[FrontierPoint[Origin],
     """Where no seed has ground. Numbers are told where it is only not known whether there is any."""
     model, starts = f"the {panel.title} model", [start for start, _ in missing]
     states = list(dict.fromkeys(reason.state for _, reason in missing))
-    known: dict[str, Status] = {"unlearned": "unlearned", "collapsed": "collapsed", "unplanted": "unplanted"}
+    known: dict[str, Status] = {state: state for state in ("unlearned", "collapsed", "unplanted", "prevented")}
     status = known.get(states[0], "open") if len(states) == 1 else "open"
     if states == ["unknown"]:
         words = _judged(model, panel.points, starts).sentence.removesuffix(".")
@@ -140,17 +149,21 @@ def _judged(model: str, points: Sequence[Cleaned], starts: Sequence[FrontierPoin
     best, lowest = best_accuracy(points, CAP), lowest_asr(points, 0.0)
     if best and starts and len({point.label.seed for point in points}) > 1:
         return _over_seeds(model, points, starts)
-    begun = f"ASR {asr_text(starts[0])} at top-1 {top1_text(starts[0])}" if starts else "not measured"
-    if len(starts) > 1:
-        begun = (
-            f"ASR {mean_text([s.asr for s in starts])} at top-1 {mean_text([s.top1 for s in starts])}, mean of {len(starts)}"
-        )
     if best:
         return _cleaned(model, best)
     if lowest:
         low = f"{asr_text(lowest)} at top-1 {top1_text(lowest)}"
-        return Verdict("poisoned", f"No cleaning run reached {UNDER} on {model}; lowest was {low} (start {begun}).")
-    return Verdict("open", f"No cleaning run has been measured yet on {model} (start {begun}).")
+        return Verdict("poisoned", f"No cleaning run reached {UNDER} on {model}; lowest was {low} (start {_begun(starts)}).")
+    return Verdict("open", f"No cleaning run has been measured yet on {model} (start {_begun(starts)}).")
+
+
+def _begun(starts: Sequence[FrontierPoint[Origin]]) -> str:
+    """What was measured of the models before any cleaning: of one with Wilson's intervals, of several their means."""
+    if not starts:
+        return "not measured"
+    if len(starts) == 1:
+        return f"ASR {asr_text(starts[0])} at top-1 {top1_text(starts[0])}"
+    return f"ASR {mean_text([s.asr for s in starts])} at top-1 {mean_text([s.top1 for s in starts])}, mean of {len(starts)}"
 
 
 def _cleaned(model: str, best: Cleaned) -> Verdict:
@@ -196,6 +209,10 @@ def _over_seeds(model: str, points: Sequence[Cleaned], starts: Sequence[Frontier
     if len(best) < len(seeds):
         return Verdict("partly", f"{words}{''.join(rest)}.")
     return Verdict("dear" if dear else "cleaned", f"{words}.")
+
+
+def _capital(words: str) -> str:
+    return f"{words[0].upper()}{words[1:]}"
 
 
 def mean_text(values: Sequence[float], brief: bool = False) -> str:

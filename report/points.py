@@ -95,6 +95,12 @@ class Panel(NamedTuple):
     cleaned_twins: Sequence[FrontierPoint[PointInfo]] = ()
     attack: int = 1  # which of those that its models carry
     fools: bool = False  # whether its trigger may fool a model that was never poisoned
+    left_out: bool = False  # whether its models were pre-trained without some of the pairs
+
+    @property
+    def uncleaned(self) -> bool:
+        """Whether its study cleans none of its models."""
+        return not self.cleanings[1] and not self.points
 
     def only(self, keep: Callable[[PointInfo], bool]) -> "Panel":
         """The panel with those of its points, scratch's too, that are to be kept."""
@@ -241,6 +247,7 @@ def _panel(name: str, members: list[Record], images: tuple[str | None, str | Non
         cleaned_twins=points["twin"],
         attack=int(attack[1:] or 1),
         fools=any(member.trigger(int(attack[1:] or 1)) in FOOLING for member in members),
+        left_out=any(member.run.without is not None for member in members),
     )
 
 

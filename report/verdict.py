@@ -104,7 +104,10 @@ def _without(panel: Panel, bare: set[tuple[str, str]]) -> Panel:
 
 
 def _shared_caps(members: Sequence[Panel]) -> list[list[float]]:
-    """The caps on ASR, those together whose most accurate points, each seed's, are the same in every panel."""
+    """The caps on ASR, those together whose most accurate points, each seed's, are the same in every panel; none where
+    nothing is cleaned."""
+    if all(panel.uncleaned for panel in members):
+        return []
     out: list[list[float]] = []
     before: list[Tops] = []
     for cap in CAPS:
@@ -121,7 +124,8 @@ def _summary(
     panel: Panel, cleaners: Sequence[str], scratches: Sequence[str], shared: Sequence[Sequence[float]]
 ) -> list[SummaryRow]:
     """The panel's rows of the small table: what, the number, and a remark on it; a row for each of the study's cleaners, its
-    controls and for caps on ASR that share their point in all panels, so that all panels have the same."""
+    controls and for caps on ASR that share their point in all panels, so that all panels have the same; of the start
+    alone in a study that cleans nothing (`shared` is empty)."""
     start, twin = mean_point(panel.starts), mean_point(panel.twins)
     many, twins = _mean_of_runs(panel.starts), _mean_of_runs(panel.twins)
     beside = ", ".join([f"top-1 {percent(twin.top1)}", *([twins] if twins else [])]) if twin else ""
@@ -139,9 +143,10 @@ def _summary(
     for who in scratches:
         of_scratch = [point for point in panel.scratch if point.label.objective == who]
         rows.append(_over_seeds(f"{who}, the control: {BEST.label}", _best(of_scratch, CAP)))
-    rows.append(_over_seeds(LOWEST.label, _lowest(panel.points), asr=True))
-    done, total = panel.cleanings
-    rows.append(SummaryRow("cleaning runs", f"{done} of {total} finished", f"{len(panel.points)} evaluations"))
+    if shared:
+        rows.append(_over_seeds(LOWEST.label, _lowest(panel.points), asr=True))
+        done, total = panel.cleanings
+        rows.append(SummaryRow("cleaning runs", f"{done} of {total} finished", f"{len(panel.points)} evaluations"))
     return rows
 
 

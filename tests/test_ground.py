@@ -123,7 +123,12 @@ CASES: list[tuple[Panel, str, str]] = [
     (panel((GOOD, (0.11, 0.01)), (GOOD, (0.1, 0.02))), "destroyed", "above chance on the MMCL model in any of 2 seeds"),
     (panel((Rates(0.8, 0.95, Counts()), (0.79, 0.01))), "open", "1.0 % at top-1 79.0 % (start 80.0 %); the journals do not"),
     (Panel("MMCL", [], [], [], 1, 1, without="retrieval"), "open", "Only retrieval was measured"),
-    (Panel("MMCL", [], [], [], 1, 1), "open", "No cleaning run has been measured yet"),
+    (Panel("MMCL", [], [], [], 1, 9, cleanings=(0, 8)), "open", "So far: No cleaning run has been measured yet"),
+    (panel((GOOD, (0, 0)))._replace(points=[]), "uncleaned", "The MMCL model is not cleaned in this study: ASR 95.0 %"),
+    (panel((GOOD, (0, 0)))._replace(points=[], cleanings=(0, 8)), "open", "No cleaning run has been measured yet"),
+    (panel((BAD, (0, 0)))._replace(points=[]), "unlearned", "Too little training of the MMCL model: top-1 11.0 %"),
+    (panel((NEVER, (0.79, 0.0)))._replace(left_out=True), "prevented", "The MMCL model has no backdoor: ASR was 2.0 %"),
+    (panel((GOOD, (0.79, 0.01)))._replace(left_out=True), "cleaned", "95.0 % [93.4, 96.2] to 1.0 % [0.5, 1.9]"),
 ]  # fmt: skip
 
 
@@ -158,6 +163,22 @@ def test_each_attack_that_a_model_carries_has_a_ground_and_a_verdict_of_its_own(
     assert [shown.title for shown in found] == ["MMCL · attack 1", "MMCL · attack 2", "MMCL · attack 3"]
     assert [headline(shown).status for shown in found] == ["cleaned", "poisoned", "unplanted"]
     assert "95.0 % [93.3, 96.3]" in headline(found[1]).sentence  # of its own 800 pictures
+
+
+def test_a_model_that_was_pre_trained_without_the_poisoned_pairs_has_nothing_to_clean(tmp_path: Path) -> None:
+    """It is not told that its backdoor was never planted, nor to look at the number of poisoned pairs."""
+    numbers = {"top1": 0.8, "pictures": 1000, "classes": 10, "others": 900, "asr": 0.01, "asr_floor": 0.01}
+    folder = study(tmp_path / "s", {"before": numbers, "after": numbers})
+    [planted] = panels(read_study(folder))
+    assert headline(planted).status == "unplanted"
+    assert "took weakly" in gate_of(planted).note
+    content = json.loads((folder / "study.json").read_text())
+    content["runs"][0]["without"] = {"way": "plan", "whole": "pretrain-b"}
+    (folder / "study.json").write_text(json.dumps(content))
+    [shown] = panels(read_study(folder))
+    assert headline(shown).status == "prevented"
+    assert headline(shown).sentence.endswith("no backdoor came of the others: there is nothing to clean.")
+    assert gate_of(shown).note == ""
 
 
 def test_several_targets_are_named_wherever_people_read_of_them(tmp_path: Path) -> None:
