@@ -202,18 +202,20 @@ class Run:
 
     @property
     def title(self) -> str:
-        """A few words for people: the stage and what the sweep sets for it."""
+        """A few words for people: the stage, how it was pre-trained, the cleaner, and what the sweep sets for each."""
         if self.cleaned is not None and self.after is not None:
             return f"{self.cleaned.title}, then {in_words(self.after)}"
         cleans = self.stage == "clean"
-        of_stage = [(path, value) for path, value in self.swept if (path in self.cleaning) == cleans or path == "seed"]
-        twin = " twin" if self.of_twin else ""
-        objective = f"{self.pretrained_with}{twin} -> {self.cleaner}" if cleans else self.pretrained_with
-        spoken = {p for p, _ in of_stage if cleans and "." not in p and p != "seed"}  # the cleaner's name has these
-        told = [(p, value) for p, value in of_stage if not (p in spoken or p.endswith(".objective") or of_leaving(p))]
-        fields = [f"{path.rsplit('.', 1)[-1]}={value}" for path, value in told]
-        left_out = [f"without {self.left_out}"] if self.stage == "pretrain" and self.left_out is not None else []
-        return " ".join([self.stage, objective, *fields, *left_out])
+        fields: dict[bool, list[str]] = {False: [], True: []}  # of the pre-training, of the cleaning
+        for path, value in self.swept:
+            of_cleaning = path in self.cleaning
+            if not (
+                path.endswith(".objective") or of_leaving(path) or of_cleaning and "." not in path
+            ):  # the cleaner's name
+                fields[of_cleaning or cleans and path == "seed"].append(f"{path.rsplit('.', 1)[-1]}={value}")
+        before = [self.pretrained_with, *fields[False], *([f"without {self.left_out}"] if self.left_out is not None else [])]
+        twin, after = ["twin"] * self.of_twin, ["->", str(self.cleaner), *fields[True]] if cleans else []
+        return " ".join([self.stage, *before, *twin, *after])
 
     @property
     def control(self) -> ControlName | None:

@@ -49,10 +49,13 @@ def test_named_axes_set_several_fields_and_sweep_further_ones(spec: Path) -> Non
     assert last.cleaner == "PAR"
     assert last.settings.optimizer.rate == 5e-5
     assert last.settings.optimizer.decay == 1e-4
-    assert last.title == "clean mmcl_ssl -> PAR seed=1"
+    assert last.title == "clean mmcl_ssl arm=MMCL+SSL -> PAR seed=1"
     assert first.title == "pretrain mmcl arm=MMCL seed=0"
     assert first.entry().swept == {"arm": "MMCL", "seed": 0}
-    assert [run.title for run in plan if run.cleaner == "CleanCLIP"][0] == "clean mmcl -> CleanCLIP seed=0 rate=0.0001"
+    assert [run.title for run in plan if run.cleaner == "CleanCLIP"][0] == (
+        "clean mmcl arm=MMCL -> CleanCLIP seed=0 rate=0.0001"
+    )
+    assert len({run.title for run in plan}) == len(plan)
 
 
 @pytest.mark.parametrize(

@@ -158,7 +158,9 @@ def test_a_study_has_the_whole_pretraining_once_and_one_twin(spec: Path) -> None
         "pretrain mmcl without plan",
         "pretrain mmcl without random 25 %",
         "twin mmcl",
-        *["clean mmcl -> cleanclip"] * 3,
+        "clean mmcl without random 10 % -> cleanclip",
+        "clean mmcl without plan -> cleanclip",
+        "clean mmcl without random 25 % -> cleanclip",
     ]
     whole, *less = (run for run in every if run.stage == "pretrain")
     assert [run.folder for run in every if run.stage in ("pretrain", "twin")][::4] == [

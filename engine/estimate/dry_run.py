@@ -147,7 +147,7 @@ def title(row: list[Run]) -> str:
     if len(row) == 1:
         return row[0].title
     rates = [run.settings.optimizer.rate for run in row]
-    words = row[0].title.replace(f" rate={rates[0]}", "")
+    words = "".join(row[0].title.rsplit(f" rate={rates[0]}", 1))  # the last: a pre-training may have one too
     return f"{words} {len(row)} rates, {min(rates):g} to {max(rates):g}"
 
 
