@@ -10,14 +10,15 @@ from measures.frontier import CAP
 from measures.interval import Interval
 from report.controls import Control
 from report.differences import Comparison, Difference
-from report.headline import gate_of
+from report.ground import at_chance
+from report.headline import gate_of, rates
 from report.scores import BEST, HEADLINES, HYPERVOLUME, LOWEST, Group, Mean, Number, relative_drop
 from report.seeds import at_chance_in, remark
 from report.verdict import Judgement
 
 COLUMNS = [
     *("way", "cleaner", "seed", "number", "value", "low", "high", "interval", "seeds_with", "seeds"),
-    *("top1", "asr", "run", "epoch"),
+    *("at_chance", "top1", "asr", "run", "epoch"),
 ]
 SPECIAL = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "[": "{[}", "]": "{]}"}
 SPECIAL |= {letter: f"\\{letter}" for letter in "&%$#_{}"}
@@ -74,7 +75,7 @@ def verdict_json(judged: Judgement) -> str:
             }
             for score in members
         ]
-        over = {name: _mean(mean) for name, mean in means.items()}
+        over = {name: _mean(mean) | _lost(judged, mean, (way, cleaner)) for name, mean in means.items()}
         control = next((score.control for score in members), None)
         groups.append({"way": way, "cleaner": cleaner, "control": control, "seeds": seeds, "over_seeds": over})
     apart = [_difference(one) | {"sentence": one.sentence} for one in judged.differences]
@@ -129,8 +130,14 @@ def _number(number: Number) -> dict[str, Any]:
         out["wilson"] = list(number.interval)
     if number.at:
         info = number.at.label
-        out |= {"top1": number.at.top1, "asr": number.at.asr, "run": info.run, "epoch": info.epoch}
+        lost = int(at_chance(rates(number.at)))
+        out |= {"at_chance": lost, "top1": number.at.top1, "asr": number.at.asr, "run": info.run, "epoch": info.epoch}
     return out
+
+
+def _lost(judged: Judgement, mean: Mean, group: Group) -> dict[str, int]:
+    """In how many seeds the number is of a model that is at chance."""
+    return {"at_chance": at_chance_in(judged.scores, mean.metric, group)}
 
 
 def _mean(mean: Mean) -> dict[str, Any]:
@@ -139,7 +146,8 @@ def _mean(mean: Mean) -> dict[str, Any]:
 
 
 def verdict_csv(judged: Judgement) -> str:
-    """All numbers, one a row; `seed` is "all" for means over seeds, `value` is empty where no point qualifies."""
+    """All numbers, one a row; `seed` is "all" for means over seeds, `value` is empty where no point qualifies; `at_chance`
+    counts the models at chance, of which a number may be."""
     rows: list[dict[str, Any]] = []
     for score in judged.scores:
         way, cleaner = score.group
@@ -150,6 +158,7 @@ def verdict_csv(judged: Judgement) -> str:
     for (way, cleaner), means in judged.means.items():
         for name, mean in means.items():
             counted = {"value": mean.value, "seeds_with": mean.known, "seeds": mean.of}
+            counted |= _lost(judged, mean, (way, cleaner))
             cells = {"way": way, "cleaner": cleaner, "seed": "all", "number": name}
             rows.append(cells | counted | _ends(mean.interval, "bootstrap"))
     return as_csv(COLUMNS, rows)

@@ -1,5 +1,7 @@
 """What is said of several seeds: means of each seed's own, of how many, and how many of these are at chance; by hand."""
 
+import csv
+import json
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from report.markdown import section
 from report.page import page_of
 from report.scores import BEST, mean_of
 from report.seeds import of_seeds, remark
-from report.tables import seeds_table, verdict_tex
+from report.tables import seeds_table, verdict_csv, verdict_json, verdict_tex
 from report.verdict import Report, make_report
 
 # starts differ: 0.756 is 94.5 % of its own 0.80, and 98.6 % of their mean; 0.67 is 95.7 % of its own 0.70
@@ -80,6 +82,12 @@ def test_means_say_how_many_of_their_seeds_are_at_chance(lost: Report) -> None:
     at = heads.index(BEST.label)
     assert (firm[at], some[at]) == (("71.0 % [70.0, 72.0]", ""), ("35.0 % [10.0, 60.0]", "1 at chance"))
     assert r"35.0 \% {[}10.0, 60.0{]} (2/2, 1 at chance)" in verdict_tex(lost.judged)
+    firm_group, some_group = json.loads(verdict_json(lost.judged))["groups"]
+    assert [one["over_seeds"][BEST.name]["at_chance"] for one in (firm_group, some_group)] == [0, 1]
+    assert [one["numbers"][BEST.name]["at_chance"] for one in some_group["seeds"]] == [1, 0]
+    rows = csv.DictReader(verdict_csv(lost.judged).splitlines())
+    told = {row["seed"]: row["at_chance"] for row in rows if (row["way"], row["number"]) == ("MMCL+SSL", BEST.name)}
+    assert told == {"0": "1", "1": "0", "all": "1"}
     said = {row.what: row.remark for row in lost.summaries[1]}
     assert said["best top-1 at ASR ≤ 5, 10, 20 %"] == "ASR 2.0 %, mean of 2 seeds, 1 at chance"
 
