@@ -18,8 +18,9 @@ READY := $(VENV)/ready
 
 # two processes, each a file at a time, the longest files first (tests/conftest.py); all product code is measured, children too
 TESTS := -q -n 2 --dist loadfile --no-loadscope-reorder --durations=25 --cov --cov-report=term --cov-fail-under=92 $(if $(SHUFFLE),--shuffle $(SHUFFLE))
-# icons needs npm's registry: run it by itself, as its header says
-MINI := main $(filter-out main icons,$(sort $(basename $(notdir $(wildcard specs/mini/*.yaml)))))
+# these need npm's registry: run them by themselves, as their headers say
+ICONS := icons icons-detection
+MINI := main $(filter-out main $(ICONS),$(sort $(basename $(notdir $(wildcard specs/mini/*.yaml)))))
 
 .PHONY: demo test check nightly nightly-one nightly-tools lint clean schema mini mini-report bench gpu wheels
 .DEFAULT_GOAL := demo
@@ -80,7 +81,7 @@ mini: $(READY)
 	$(MAKE) mini-report
 
 # the main question first: of the study that comes first all figures are shown
-PACKED = $(strip $(foreach study,$(MINI),$(wildcard docs/mini-results/mini-$(study).tar.xz)))
+PACKED = $(strip $(foreach study,$(MINI) $(ICONS),$(wildcard docs/mini-results/mini-$(study).tar.xz)))
 mini-report: $(READY)
 	@test -n "$(PACKED)" || { echo "docs/mini-results holds no packed study of specs/mini; make mini runs and packs them"; exit 2; }
 	$(BIN)/python -m report $(PACKED) --markdown docs/mini-results.md
