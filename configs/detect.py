@@ -51,6 +51,12 @@ class Detect(Section):
         return self.model_dump(mode="json")
 
     @property
+    def of_twin(self) -> "Detect | None":
+        """The section for the untouched twin, without other programs' scores, which are of the poisoned pairs under the same
+        keys; None where they are all that is asked for."""
+        return self.model_copy(update={"scores": ()}) if self.detectors else None
+
+    @property
     def loss_epochs(self) -> int:
         """Of how many first epochs the losses of pairs are noted while a model is pre-trained; 0: of none."""
         return max((section.epochs for section in self.detectors if isinstance(section, Abl)), default=0)

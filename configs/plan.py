@@ -64,7 +64,9 @@ class Run:
     @property
     def detect(self) -> Detect | None:
         """How its pairs are scored when it is finished; None if they are not."""
-        return None if self.stage == "clean" else self.spec.detect
+        if self.stage == "clean" or self.spec.detect is None:
+            return None
+        return self.spec.detect.of_twin if self.stage == "twin" else self.spec.detect
 
     @cached_property
     def untouched(self) -> "Run":

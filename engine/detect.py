@@ -26,6 +26,7 @@ from data.patience import PATIENCE
 from data.refusal import UserError
 from engine.command import given_command
 from engine.detection.detect import Detection, check_finished, detect, with_twin
+from engine.detection.foreign import check_one_model
 from engine.distributed import collectives
 from engine.distributed.watchdog import speak_last
 from engine.distributed.world import World, init_distributed
@@ -93,7 +94,10 @@ class Command:
         options, section = self.options, run.spec.detect or Detect()
         detectors = [DETECTOR.validate_python({"kind": kind}) for kind in options.detector or []]
         given = [next((one for one in section.detectors if one.kind == new.kind), new) for new in detectors]
-        changes = {"budget": self.budget or section.budget, "scores": (*section.scores, *options.scores)}
+        scores = (*section.scores, *options.scores)
+        if run.stage == "twin":  # its own alone, where it is --run
+            scores = tuple(options.scores) if options.run is not None and options.run.absolute().name == run.folder else ()
+        changes = {"budget": self.budget or section.budget, "scores": scores}
         return section.model_copy(update=changes | ({"detectors": tuple(given)} if given else {}))
 
     def detect(self, run: Run, home: Path) -> DetectionJson:
@@ -131,8 +135,12 @@ def _carry_out(options: argparse.Namespace, command: str, stop: StopSignal) -> i
     twin = None if options.twin is None else twin_of(run, options.twin, planned, study)
     result = asks.detect(run, options.run)
     if twin is not None:
-        asked = asks.asked(run)
-        if not collectives.on_rank_0(lambda: scored_as(options.twin, asked.asked)):
+        asked, of_twin = asks.asked(run), asks.asked(twin)
+        if not of_twin.detectors:
+            raise UserError(
+                "--twin was given without a detector: other programs' scores are of --run alone; name --detector"
+            )
+        if not collectives.on_rank_0(lambda: scored_as(options.twin, of_twin.asked)):
             asks.detect(twin, options.twin)
         result = collectives.on_rank_0(lambda: with_twin(options.run, options.twin, asked))
     _show(world, options.run, result)
@@ -183,6 +191,8 @@ def _every(asks: Command, ended: list[Run], study: Path) -> int:
     """Scores the pairs of every finished run, those of twins first."""
     if not ended:
         raise UserError(f"no pre-training in {study} is finished; carry out the study first, or give another spec")
+    check_one_model({run.folder for run in ended if run.stage == "pretrain" and asks.asked(run).scores})
+    ended = [run for run in ended if run.stage == "pretrain" or asks.asked(run).detectors]
     homes = {run.folder: study / run.folder for run in ended}
     for run in sorted(ended, key=lambda one: one.stage, reverse=True):
         result = asks.detect(run, homes[run.folder])

@@ -3,7 +3,7 @@
 The numbers are those of detect/detection.json in the runs' folders, means over the pre-trainings of one kind.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -86,22 +86,23 @@ def scored_rows(found: Iterable[Scored]) -> list[tuple[str, list[tuple[str, str]
 
 
 def _cells(title: str, members: list[DetectorResult]) -> list[tuple[str, str]]:
-    def mean(name: str) -> float | None:
-        values = [one.numbers[name] for one in members if name in one.numbers]
-        return fmean(values) if values else None
+    """Means over the members, and of how many of them where some have no such number: of what a budget has not flagged there
+    is no share, and a member may have no twin."""
 
-    def of_twin(name: str) -> float | None:
-        values = [one.twin[name] for one in members if name in one.twin]
-        return fmean(values) if values else None
+    def mean(values: list[float | None], words: Callable[[float], str] = percent) -> tuple[str, str]:
+        known = [value for value in values if value is not None]
+        some = f"{len(known)} of {len(values)}" if 0 < len(known) < len(values) else ""
+        return (words(fmean(known)) if known else "", some)
 
-    numbers = [mean("auroc"), mean("average_precision")]
-    rates = [mean(name) for name in ("fpr95", "precision_0.01", "recall_0.01")]
-    flagged = fmean(one.flagged / max(1, one.scored) for one in members)
-    right = [one.poisoned_flagged / max(1, one.flagged) for one in members if one.poisoned_flagged is not None]
-    rates += [flagged, fmean(right) if right else None, of_twin("threshold"), of_twin("rule")]
-    cells = [(title, f"mean of {len(members)}" if len(members) > 1 else "")]
-    cells += [("" if value is None else f"{value:.3f}", "") for value in numbers]
-    return cells + [("" if value is None else percent(value), "") for value in rates]
+    scores = [mean([one.numbers.get(name) for one in members], "{:.3f}".format) for name in ("auroc", "average_precision")]
+    rates = [mean([one.numbers.get(name) for one in members]) for name in ("fpr95", "precision_0.01", "recall_0.01")]
+    flagged = mean([one.flagged / max(1, one.scored) for one in members])
+    right = mean(
+        [one.poisoned_flagged / one.flagged if one.poisoned_flagged is not None and one.flagged else None for one in members]
+    )
+    of_twin = [mean([one.twin.get(name) for one in members]) for name in ("threshold", "rule")]
+    many = f"mean of {len(members)}" if len(members) > 1 else ""
+    return [(title, many), *scores, *rates, flagged, right, *of_twin]
 
 
 def scored_table(found: Iterable[Scored]) -> tuple[list[str], list[dict[str, Any]]]:

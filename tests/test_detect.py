@@ -260,6 +260,21 @@ def test_a_sweep_does_not_reach_it(spec: Path) -> None:
         load(spec, ["sweep={detect.budget: [{share: 0.1}]}"])
 
 
+def test_scores_of_another_program_are_of_one_model_and_never_of_its_twin(spec: Path, tmp_path: Path) -> None:
+    theirs = tmp_path / "theirs.jsonl"
+    theirs.write_text('{"key": "a", "score": 1}\n')
+    of_theirs, both = f"detect={{detectors: [], scores: [{theirs}]}}", f"detect={{scores: [{theirs}]}}"
+    poisoned, twin = runs(load(spec, [both, "attack.twin=each"]).points, "pretrain")
+    assert [len(run.detect.scores) for run in (poisoned, twin) if run.detect is not None] == [1, 0]
+    assert [run.detect is None for run in runs(load(spec, [of_theirs, "attack.twin=each"]).points, "pretrain")] == [
+        False,
+        True,
+    ]
+    told = antidote("--spec", spec.name, "--dry-run", "--set", both, "--set", "sweep={seed: [1, 2]}", cwd=spec.parent)
+    assert told.returncode == 2
+    assert "scores of another program are of one model's pairs, but 2 pre-trainings would be judged by them" in told.stderr
+
+
 def test_pairs_are_scored_as_asked_until_another_programs_file_changes(study: Path, tmp_path: Path) -> None:
     home, theirs, beside = home_of(study, "pretrain"), tmp_path / "theirs.jsonl", tmp_path / "run"
     (beside / FOLDER).mkdir(parents=True)
@@ -337,6 +352,9 @@ def test_an_outlier_rule_counts_what_lies_above(tmp_path: Path) -> None:
     record.write(twin)
     assert against_twin(record, Budget(share=0.5), twin).detectors[0].twin["threshold"] == 0.5
     assert against_twin(record, Budget(outlier=2), twin).detectors[0].twin["threshold"] == 0.25
+    theirs = one.model_copy(update={"title": "theirs", "kind": "foreign"})
+    beside = against_twin(record.model_copy(update={"detectors": [one, theirs]}), Budget(share=0.5), twin).detectors
+    assert [bool(each.twin) for each in beside] == [True, False], "another program scored the poisoned pairs alone"
     other = record.model_copy(update={"detectors": [one.model_copy(update={"title": "y"})]})
     with pytest.raises(UserError, match="was not scored by y; detect there with the same detectors"):
         against_twin(other, Budget(share=0.5), twin)

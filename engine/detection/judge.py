@@ -60,15 +60,17 @@ def flags_of(scores: Mapping[str, np.ndarray], order: np.ndarray, budget: Budget
 
 def against_twin(result: DetectionJson, budget: Budget, twin: Path) -> DetectionJson:
     """The same, each detector with the shares of the twin's pairs that it flags; UserError if the twin has other detectors.
+    Of another program's scores nothing is told: it scored the poisoned pairs, never the twin's.
 
     At a share or a count the threshold is that of the poisoned run; `rule` is what the twin's own scores give."""
     theirs = DetectionJson.read(twin)
     if theirs is None:
         raise UserError(f"{twin} has no scores of its pairs; detect there first")
-    lacking = [one.title for one in result.detectors if theirs.of(one.title) is None]
+    ours = [one for one in result.detectors if one.kind != "foreign"]
+    lacking = [one.title for one in ours if theirs.of(one.title) is None]
     if lacking:
         raise UserError(f"{twin} was not scored by {', '.join(lacking)}; detect there with the same detectors")
-    bounds = {one.title: _bounds(one) for one in result.detectors}
+    bounds = {one.title: _bounds(one) for one in ours}
     above = {title: np.zeros(len(values), np.int64) for title, values in bounds.items()}
     for _, row in read_scores(twin / FOLDER / SCORES):
         if row.kind in bounds:
@@ -76,15 +78,14 @@ def against_twin(result: DetectionJson, budget: Budget, twin: Path) -> Detection
             values = bounds[row.kind]
             above[row.kind] += row.score >= values
             above[row.kind][0] -= int(strict and row.score == values[0])
-    detectors = []
-    for one in result.detectors:
+    told: dict[str, dict[str, float]] = {}
+    for one in ours:
         their = theirs.of(one.title)
         assert their is not None
         shares = (above[one.title] / max(1, their.scored)).tolist()
-        told = dict(zip(("threshold", *one.thresholds), shares, strict=True)) | {
-            "rule": their.flagged / max(1, their.scored)
-        }
-        detectors.append(one.model_copy(update={"twin": told}))
+        told[one.title] = dict(zip(("threshold", *one.thresholds), shares, strict=True))
+        told[one.title]["rule"] = their.flagged / max(1, their.scored)
+    detectors = [one.model_copy(update={"twin": told.get(one.title, {})}) for one in result.detectors]
     return result.model_copy(update={"detectors": detectors, "twin": twin.name})
 
 

@@ -32,14 +32,14 @@ def score_pairs(scheduler: Scheduler, run: Run, inputs: RunInputs, world: World)
 
 def _scored_with_twins(scheduler: Scheduler, run: Run) -> Iterator[tuple[Run, Run]]:
     """(a pre-training, its twin), one of them this run, where both are scored as is asked."""
-    asked = run.detect
     for poisoned in [run] if run.stage == "pretrain" else scheduler.runs:
-        if asked is None or poisoned.stage != "pretrain" or poisoned.detect != asked:
-            continue
-        twin = poisoned.untouched
-        both = [scheduler.folder / one.folder for one in (poisoned, twin)]
-        if run in (poisoned, twin) and all(scored_as(home, asked.asked) for home in both):
-            yield poisoned, twin
+        both = (poisoned, poisoned.untouched)
+        if (
+            poisoned.stage == "pretrain"
+            and run in both
+            and all(one.detect is not None and scored_as(scheduler.folder / one.folder, one.detect.asked) for one in both)
+        ):
+            yield both
 
 
 def in_words(home: Path, result: DetectionJson) -> list[str]:

@@ -18,6 +18,7 @@ from configs.start import Line
 from configs.sweep import Sweep
 from data.refusal import Missing, UserError
 from data.store import InStore, NoShards
+from engine.detection.foreign import check_one_model
 from engine.distributed import collectives
 from engine.distributed.world import World
 from engine.evaluation.sets import EvalSet, check_fits, set_names
@@ -44,7 +45,10 @@ def refusals(runs: Iterable[tuple[Run, int]], shared: StudyInputs) -> Refusals:
     """What is refused of runs, each given with the number of processes that carry it out; the same on every process."""
     met: dict[str, UserError] = {}
     checked: set[bytes] = set()
+    scored = set[str]()
     for run, ranks in runs:
+        if run.stage == "pretrain" and run.detect is not None and run.detect.scores:
+            scored.add(run.folder)
         world = replace(shared.world, rank=min(shared.world.rank, ranks - 1), size=ranks)
         for name, check in _checks(run, shared, world).items():
             if (short := blake2b(name.encode(), digest_size=16).digest()) in checked:
@@ -59,6 +63,10 @@ def refusals(runs: Iterable[tuple[Run, int]], shared: StudyInputs) -> Refusals:
             except OSError as error:  # of any file that the spec names, and that no check of its own has asked about
                 words = f"{error.filename}: {error.strerror}; check the path and its rights"
                 met.setdefault(words, UserError(words))
+    try:
+        check_one_model(scored)
+    except UserError as error:
+        met.setdefault(str(error), error)
     return list({str(error): error for part in collectives.gather_objects(list(met.values())) for error in part}.values())
 
 
