@@ -19,7 +19,7 @@ READY := $(VENV)/ready
 # two processes, each a file at a time, the longest files first (tests/conftest.py); all product code is measured, children too
 TESTS := -q -n 2 --dist loadfile --no-loadscope-reorder --durations=25 --cov --cov-report=term --cov-fail-under=92 $(if $(SHUFFLE),--shuffle $(SHUFFLE))
 # these need npm's registry: run them by themselves, as their headers say
-ICONS := icons icons-detection
+ICONS := icons icons-test-time
 MINI := main $(filter-out main $(ICONS),$(sort $(basename $(notdir $(wildcard specs/mini/*.yaml)))))
 
 .PHONY: demo test check nightly nightly-one nightly-tools lint clean schema mini mini-report bench gpu wheels
