@@ -111,12 +111,14 @@ def _the_same(given: str) -> UserError:
 
 
 def calibrated(record: AuditJson, clean: list[AuditJson]) -> AuditJson:
-    """The record with a p-value for each of its numbers; UserError if a clean model was asked something else."""
+    """The record with a p-value for each of its numbers, each clean model counted once, however often given; UserError
+    if one was asked something else."""
     for other in clean:
         if not record.comparable(other):
             raise _other_questions(other.weights)
         if other.digest == record.digest:
             raise _the_same(other.weights)
+    clean = list({other.digest: other for other in clean}.values())
     null = {}
     for name, value in record.numbers().items():
         values = [other.numbers()[name] for other in clean if name in other.numbers()]
@@ -126,8 +128,8 @@ def calibrated(record: AuditJson, clean: list[AuditJson]) -> AuditJson:
     return record.model_copy(update={"null": null})
 
 
-def told(record: AuditJson) -> list[str]:
-    """What an audit found, in lines for people."""
+def told(record: AuditJson, given: bool = False) -> list[str]:
+    """What an audit found, in lines for people; `given`: beside clean models."""
     lines = [
         f"{record.weights}: {record.model}, {record.pictures:,} pictures searched on, {record.held:,} others measured on"
     ]
@@ -153,10 +155,14 @@ def told(record: AuditJson) -> list[str]:
         f"p        {name} {null.p:.3f} against {len(null.clean)} clean models, which show no less than {null.smallest:.3f}"
         for name, null in record.null.items()
     ]
+    lines += [
+        f"p        {name} none: not every clean model has this number"
+        for name in record.numbers() if given and name not in record.null
+    ]  # fmt: skip
     if len(record.null) > 1:
         least = min(1.0, len(record.null) * min(null.p for null in record.null.values()))
         lines.append(f"p        {least:.3f} for the {len(record.null)} questions together (Bonferroni)")
-    if not record.null:
+    if not given and not record.null:
         lines.append("p        none: without --null nobody knows how a clean model of this kind looks")
     return lines
 
@@ -181,7 +187,7 @@ def _audit(options: argparse.Namespace) -> int:
     clean = [auditor.of_clean(given) for given in options.null]
     record = calibrated(auditor.audit(subject, options.out), clean)
     record.write(options.out)
-    print("\n".join([*told(record), f"in {options.out}"]))
+    print("\n".join([*told(record, bool(clean)), f"in {options.out}"]))
     return 0
 
 

@@ -50,3 +50,11 @@ def control_of(decides: dict[str, Any]) -> ControlName | None:
         return "twin"
     clean = decides.get("clean")
     return "fresh" if clean and (clean.get("transform") or {}).get("kind") == "fresh" else None
+
+
+def left_in(decides: dict[str, Any]) -> bool:
+    """Whether that run cleaned, or was tuned, on pairs among which poisoned ones stayed (data.clean.leftover): then it may
+    have the backdoor, whatever it started from."""
+    data = decides.get("data")
+    clean = data.get("clean") if isinstance(data, dict) and stage_of(decides) == "clean" else None
+    return isinstance(clean, dict) and bool(clean.get("leftover"))

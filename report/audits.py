@@ -71,7 +71,8 @@ def is_clean(record: Record, audit: AuditJson) -> bool:
 
 def _numbers(record: Record, audit: AuditJson, clean: list[AuditJson]) -> Iterable[Audited]:
     numbers = audit.numbers()
-    others = [other for other in clean if other.digest != audit.digest and audit.comparable(other)]
+    each = {other.digest: other for other in clean}  # two runs may hold the same weights
+    others = [other for digest, other in each.items() if digest != audit.digest and audit.comparable(other)]
     kind = "clean" if is_clean(record, audit) else "cleaned" if record.run.stage == "clean" else "poisoned"
     scan = audit.targets
     for name, value in numbers.items():

@@ -23,7 +23,7 @@ from records.detection import DetectionJson, DetectorResult
 from records.digests import file_digest
 from records.ending import FinishedJson
 from records.rows import FILE
-from records.spec_json import control_of, fingerprint, of_all_pairs, stage_of
+from records.spec_json import control_of, fingerprint, left_in, of_all_pairs, stage_of
 from report.load import Record
 from report.test_time import rejection_faults
 
@@ -221,10 +221,11 @@ def _audit(found: AuditJson, record: Record, decides: dict[str, Any]) -> Iterato
 
 def targets_of(decides: dict[str, Any]) -> list[str] | None:
     """What a run was poisoned towards by its spec, [] of a clean one; None where its start is nobody's run."""
-    attack, trained = decides.get("attack"), decides.get("pretrain")
-    if control_of(decides) is not None or not attack:
+    attack, trained, poisoned = decides.get("attack"), decides.get("pretrain"), left_in(decides)
+    if not attack or control_of(decides) is not None and not poisoned:
         return []
-    if not isinstance(attack, dict) or not isinstance(trained, dict) or trained.get("start"):
+    ours = isinstance(trained, dict) and not trained.get("start")
+    if not isinstance(attack, dict) or not (ours or poisoned):
         return None
     also = attack.get("also")
     aims = [aim for aim in (attack, *(also if isinstance(also, list) else ())) if isinstance(aim, dict)]

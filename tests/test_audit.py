@@ -235,6 +235,12 @@ def test_a_record_is_calibrated_against_clean_ones_and_says_what_they_can_show()
     found = calibrated(record(), clean)
     assert found.null == {"decree": Null(value=-0.01, clean=[-0.2, -0.005, -0.3], p=0.5, smallest=0.25)}
     assert "decree 0.500 against 3 clean models, which show no less than 0.250" in "\n".join(told(found))
+    twice = [*clean, record(0.2, "b", weights="runs/y/b"), record(0.005, "c")]
+    assert calibrated(record(), twice).null == found.null, "the same weights under two names are one clean model"
+    without = record(0.2, "e", decree=None)
+    assert told(calibrated(record(), [*clean, without]), True)[-1].endswith(
+        "decree none: not every clean model has this number"
+    )
     assert "nobody knows how a clean model of this kind looks" in told(record())[-1]
 
 

@@ -12,6 +12,7 @@ from found import audit, homes, scored
 from submissions import ATTACK, CLEANERS, submission
 
 from data.refusal import UserError
+from engine.inversion.subject import _aims
 from measures.detectors.order import order_of, read_order
 from measures.detectors.ranking import curve, numbers, ranked
 from records.audit import Null
@@ -241,6 +242,9 @@ def test_an_audit_with_its_p_is_taken(study: Path) -> None:
     )
 
 
+LEFTOVER = {"clean": {"leftover": 25}}
+
+
 @pytest.mark.parametrize(
     ("decides", "targets"),
     [
@@ -253,7 +257,16 @@ def test_an_audit_with_its_p_is_taken(study: Path) -> None:
         ({"attack": ATTACK, "pretrain": {"start": {"path": "x.pt"}}}, None),
         ({"attack": ATTACK, "clean": {}}, None),
         ({"attack": {**ATTACK, "also": 5}, "pretrain": {}}, ["banana"]),
+        # poisoned pairs that stayed in the clean set, or that a cleaned twin was tuned with
+        ({"attack": ATTACK, "pretrain": {}, "start": "twin", "clean": {}, "data": LEFTOVER}, ["banana"]),
+        ({"attack": ATTACK, "pretrain": {}, "clean": {"transform": {"kind": "fresh"}}, "data": LEFTOVER}, ["banana"]),
+        ({"attack": ATTACK, "clean": {}, "data": LEFTOVER}, ["banana"]),
+        ({"attack": {}, "pretrain": {}, "clean": {}, "data": LEFTOVER}, []),
+        ({"attack": ATTACK, "pretrain": {}, "start": "twin", "clean": {}, "data": {"clean": {"leftover": 0}}}, []),
     ],
 )
 def test_targets_are_those_of_the_spec(decides: dict[str, Any], targets: list[str] | None) -> None:
     assert targets_of(decides) == targets
+    if decides["attack"] in ({}, ATTACK):  # the others are no attacks that a spec can have
+        aims = _aims(decides)
+        assert (None if aims is None else [aim.target for aim in aims]) == targets

@@ -19,7 +19,7 @@ from engine.training.finite import refuse_not_finite
 from engine.training.init_weights import path_of, read, start_normalization, weights_in
 from records.digests import file_digest
 from records.folder import WEIGHTS, finished
-from records.spec_json import SPEC, control_of, read_decides
+from records.spec_json import SPEC, control_of, left_in, read_decides
 
 PICTURES = "visual."  # what the names of a picture tower's weights begin with
 
@@ -107,10 +107,12 @@ def _tag(given: str, model: str) -> Start:
 
 
 def _aims(decides: dict[str, object]) -> tuple[Aim, ...] | None:
-    """What a run's pre-training was poisoned for; None where its start is not ours, so that nobody knows."""
-    if control_of(decides) is not None or not decides.get("attack"):
+    """What a run, or the pre-training that it starts from, was poisoned for; None where its start is not ours: nobody
+    knows."""
+    poisoned = left_in(decides)
+    if not decides.get("attack") or control_of(decides) is not None and not poisoned:
         return ()
-    if "pretrain" not in decides or (decides["pretrain"] or {}).get("start"):  # type: ignore[attr-defined]
+    if not poisoned and ("pretrain" not in decides or (decides["pretrain"] or {}).get("start")):  # type: ignore[attr-defined]
         return None
     attack = Attack.model_validate(decides["attack"])
     return tuple(aim for aim in attack.aims if aim.poison.count or aim.poison.fraction)
