@@ -1,6 +1,7 @@
 """A spec: one experiment. This file composes the sections; each stands beside the function that it configures."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -145,6 +146,13 @@ class Spec(Section):
                     known = ", ".join(self.data.test) or "none"
                     field = next(key for key, value in measure if value == name)
                     raise ValueError(f"measure.{field} is '{name}', but data.test names {known}; name one of them")
+        asked = Counter((measure.kind, measure.images, measure.attack_kind) for measure in self.measure)
+        for (kind, images, _), times in asked.items():
+            if times > 1:
+                raise ValueError(
+                    f"measure has {kind} on '{images}' {times} times, whose numbers would replace each other; keep one, or "
+                    "name the same pictures a second time in data.test"
+                )
         return self
 
     @model_validator(mode="after")

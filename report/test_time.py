@@ -66,7 +66,7 @@ def detections(study: Study, panels: Iterable[Panel]) -> list[Detection]:
     out = []
     for panel in panels if names else ():
         suffix = f"_{panel.attack}" if panel.attack > 1 else ""
-        for kind, told in _models(panel, records).items():
+        for kind, told in _models(panel, records, study.compared_images).items():
             ones = [_detection(told, name, share, suffix) for name in names for share in SHARES]
             out += [one._replace(way=panel.title, model=kind) for one in ones if one is not None]
     return out
@@ -122,22 +122,24 @@ def _rate_faults(rates: dict[str, Any], roc: Any, coming: float) -> Iterator[str
 Told = list[tuple[FrontierPoint[Any], dict[str, Any]]]  # models' rates, and all that was measured of each
 
 
-def _models(panel: Panel, records: Mapping[str, Record]) -> dict[str, Told]:
+def _models(panel: Panel, records: Mapping[str, Record], images: tuple[str | None, str | None]) -> dict[str, Told]:
     """The models of each kind, of cleaned ones one for each seed."""
     cleaned: Told = []
     for points in by_seed(panel.points).values():
-        members = [(point, _told(records, point.label.run, point.label.epoch)) for point in points]
+        members = [(point, _told(records, images, point.label.run, point.label.epoch)) for point in points]
         judged = [point for point, told in members if any(map(DETECTOR.fullmatch, told)) or told.get("refused")]
         best = best_accuracy(judged or points, CAP) or lowest_asr(judged or points, 0.0)
         cleaned += [one for one in members if one[0] is best]
     ends = {"poisoned": panel.starts, "twin": panel.twins}
-    ended = {kind: [(point, _told(records, point.label.run, None)) for point in points] for kind, points in ends.items()}
+    ended = {kind: [(point, _told(records, images, point.label.run)) for point in points] for kind, points in ends.items()}
     return {"poisoned": ended["poisoned"], "cleaned": cleaned, "twin": ended["twin"]}
 
 
-def _told(records: Mapping[str, Record], run: str, epoch: float | None) -> dict[str, Any]:
-    """All that was measured of a model: of a run at an epoch or at its end; of weights that no run here has made, at epoch 0
-    of a cleaning that starts from them."""
+def _told(
+    records: Mapping[str, Record], images: tuple[str | None, str | None], run: str, epoch: float | None = None
+) -> dict[str, Any]:
+    """All that was measured of a model on the compared images: of a run at an epoch or at its end; of weights that no run
+    here has made, at epoch 0 of a cleaning that starts from them."""
     record = records.get(run)
     if record is None:
         record = next((one for one in records.values() if one.run.start == run and one.run.control != "fresh"), None)
@@ -147,28 +149,31 @@ def _told(records: Mapping[str, Record], run: str, epoch: float | None) -> dict[
     at = max(row.epoch for row in record.measures) if epoch is None else epoch
     out: dict[str, Any] = {"refused": {}}
     for row in record.measures:
-        if row.epoch == at:
+        if row.epoch == at and row.images in images:
             out |= row.model_extra or {}
             out["refused"] |= row.refused or {}
     return out
 
 
 def _detection(told: Told, name: str, share: str, suffix: str) -> Detection | None:
-    """A detector's means over models; None where nothing is told of it."""
+    """A detector's means over the models that it was measured on, before and after rejecting alike; over those that it was
+    refused on where it was on all; None where nothing is told of it."""
     begin, end = f"{name}_", f"_{share}{suffix}"
-    found, curves, refused, before = dict[str, list[float]](), list[list[float]](), "", list[tuple[float, float]]()
+    found, curves, refused = dict[str, list[float]](), list[list[float]](), ""
+    before, without = list[tuple[float, float]](), list[tuple[float, float]]()
     for point, numbers in told:
         reason = numbers.get("refused", {}).get(name, "")
         own = {key: value for key, value in numbers.items() if key.startswith(begin) and key.endswith(end)}
         own |= {key: value for key, value in numbers.items() if key == f"{begin}flagged{suffix}"}
-        if not own and not reason:
-            continue
-        refused, before = refused or reason, [*before, (point.asr, point.top1)]
+        refused = refused or reason
+        if own or reason:
+            (before if own else without).append((point.asr, point.top1))
         for key, value in own.items():
             if isinstance(value, list):
                 curves.append([float(one) for one in value])
             else:
                 found.setdefault(key.removeprefix(begin).removesuffix(end).removesuffix(suffix), []).append(float(value))
+    before = before or without
     if not before:
         return None
     asr, top1 = (fmean(rates) for rates in zip(*before, strict=True))

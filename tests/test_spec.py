@@ -56,6 +56,10 @@ def test_every_error_is_reported_at_once_with_line_path_and_remedy(spec: Path) -
         ("clean.objective.witin=1", "clean.objective.witin: unknown key; did you mean 'within'?"),
         ("attack.poison.fraction=0.5", "attack.poison: give either count or fraction"),
         ("measure=[{kind: zero_shot, images: imagenet}]", "data.test names tiny; name one of them"),
+        (
+            "measure=[{kind: geometry, images: tiny}, {kind: zero_shot, images: tiny}, {kind: geometry, images: tiny}]",
+            "measure has geometry on 'tiny' 2 times, whose numbers would replace each other",
+        ),
         ("sweep={clean.optimizer.rat: [1]}", "no field 'clean.optimizer.rat'; did you mean 'clean.optimizer.rate'?"),
         ("sweep={clean.optimizer.rate: []}", "has no values"),
         ("sweep={clean.optimizer.rate: [1.0, -1.0]}", "clean.optimizer.rate: is -1.0; expected a number of at least 0"),

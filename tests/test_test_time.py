@@ -83,6 +83,27 @@ def test_means_over_models_of_each_kind_by_hand(tmp_path: Path) -> None:
     ]
 
 
+def test_a_detectors_numbers_are_of_one_set_and_of_the_models_that_it_was_measured_on(tmp_path: Path) -> None:
+    """Numbers on a second set don't replace them; a model that it was refused on counts neither before nor after."""
+    folder = study(tmp_path / "s")
+    for seed, name in enumerate(("pretrain-0", "pretrain-1")):
+        path = folder / name / "metrics.jsonl"
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        if seed == 0:
+            other = {"top1": 0.5, "asr": 0.5, **told(0.01, 0.97, 0.4, lorex_auroc_at1=0.51)}
+            rows.append({**rows[-1], "images": "elsewhere", **other})
+        else:
+            rows[-1] = {key: value for key, value in rows[-1].items() if "lorex" not in key}
+            rows[-1] |= {"top1": 0.02, "asr": 0.1, "refused": {"lorex": "too few pictures"}}
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        samples.end(path.parent)
+    read = read_study(folder)
+    every = detections(read, make_report(read).judged.panels)
+    (one,) = [one for one in every if (one.model, one.detector, one.share) == ("poisoned", "lorex", "at1")]
+    assert (one.models, one.of, one.before, one.after) == (1, 2, (1.0, 0.8), (0.2, 0.75))
+    assert (one.numbers["auroc"], one.refused) == (0.9, "too few pictures")
+
+
 def test_a_cleaned_model_is_chosen_among_those_that_detectors_saw_and_the_others_are_counted(tmp_path: Path) -> None:
     folder = study(tmp_path / "s")
     path = folder / "clean-0/metrics.jsonl"

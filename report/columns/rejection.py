@@ -5,7 +5,7 @@ from typing import Any
 
 from report.columns.contract import SHARE_OF_ONE, Counted, Group, Said, Value, average, brief, columns_of, numbers_of, short
 from report.load import Record
-from report.matrix_runs import Place, as_held, panels_of, plain, row_of
+from report.matrix_runs import Place, Run, as_held, panels_of, plain, row_of
 from report.matrix_words import search_words
 from report.points import percent
 from report.scores import PERCENT, finite
@@ -33,8 +33,8 @@ class Rejection:
         for record in given.study.records:
             if record.run.stage != "pretrain":
                 continue
-            told = _last(record)
             run = as_held(counted, given, record)
+            told = _last(run)
             for name in [found[1] for key in told if (found := DETECTOR.fullmatch(key))]:
                 place = Place(row_of(run), name, plain(_asked(record, name)))
                 yield Value(place, run, "", told)
@@ -56,7 +56,7 @@ class Rejection:
         """The numbers on each attack, beside the twin of the same seed."""
         asked = group.values[0].place.search
         twins = [one for run in group.models.twins for one in run.copies if plain(_asked(one.record, what)) == asked]
-        of_twins = {run.decided.seed: _last(run.record) for run in reversed(twins)}
+        of_twins = {run.decided.seed: _last(run) for run in reversed(twins)}
         for at, panel in enumerate(panels_of(group.models)):
             suffix = f"_{at + 1}" if at else ""
             seeds = [_numbers(value.of, what, suffix) for value in group.values]
@@ -95,10 +95,11 @@ def _asked(record: Record, name: str) -> list[dict[str, Any]]:
     return [one for one in every if isinstance(one, dict) and one.get("kind") == name]
 
 
-def _last(record: Record) -> dict[str, float]:
-    """All numbers of a run's last epoch."""
-    at = max((row.epoch for row in record.measures), default=0)
-    rows = [row.numbers() for row in record.measures if row.epoch == at]
+def _last(run: Run) -> dict[str, float]:
+    """All numbers of a run's last epoch on the compared images."""
+    measures, images = run.record.measures, run.given.study.compared_images
+    at = max((row.epoch for row in measures), default=0)
+    rows = [row.numbers() for row in measures if row.epoch == at and row.images in images]
     return {name: value for numbers in rows for name, value in numbers.items()}
 
 
