@@ -316,7 +316,7 @@ def _rebound(found: list[Probed]) -> Iterator[Figure]:
             "ASR after the cleaned model is tuned on clean pairs, so many poisoned ones among them; 0 is clean tuning. "
             "Dashed: its twin, never poisoned and cleaned alike, under the same, so how fast a clean model learns it. "
             "Thin lines are seeds, thick ones their means; dotted, half of the start's ASR.",
-            lambda narrow: rebound(tuned, 1 if narrow else min(3, len(tuned))),
+            lambda narrow: rebound(tuned, 1 if narrow else _columns(len(tuned))),
             answers=True,
         )
     if lines:
@@ -325,9 +325,14 @@ def _rebound(found: list[Probed]) -> Iterator[Figure]:
             "On the way back to the poisoned weights",
             "ASR of the models on the straight line from the cleaned weights (0) to the poisoned ones (1): where it rises "
             "early, the cleaning has not gone far.",
-            lambda narrow: line(lines, 1 if narrow else min(3, len(lines))),
+            lambda narrow: line(lines, 1 if narrow else _columns(len(lines))),
             answers=True,
         )
+
+
+def _columns(panels: int) -> int:
+    """How many stand beside each other: three, and two of four, which are two ways of two."""
+    return 2 if panels == 4 else min(3, panels)
 
 
 def _perturbed(found: list[Probed]) -> Iterator[Figure]:
@@ -340,7 +345,7 @@ def _perturbed(found: list[Probed]) -> Iterator[Figure]:
             "One faint change of all pictures",
             "ASR of triggered and of clean pictures with one universal perturbation, means over seeds. What it does to "
             "clean ones is fragility; what it does beyond that, and beyond the twin's, is backdoor that is left.",
-            lambda narrow: perturbed(shown, 1 if narrow else min(3, len(shown))),
+            lambda narrow: perturbed(shown, 1 if narrow else _columns(len(shown))),
         )
 
 

@@ -12,6 +12,7 @@ from records.study_json import LeftOut
 from report.load import Record, Study
 from report.points import Moment, timeline, title, way_of
 from report.scores import PERCENT, Mean, Metric, counted, mean_of
+from report.seeds import of_seeds
 
 HEADS = (
     "pre-trained with",
@@ -53,7 +54,7 @@ class Row(NamedTuple):
     def cells(self) -> list[str]:
         """In words, under HEADS."""
         counts = ["not known" if count is None else f"{count:,.1f}".removesuffix(".0") for count in self.counts]
-        rates = ["not measured" if rate is None else rate.text for rate in (self.top1, self.asr)]
+        rates = ["not measured" if rate is None else of_seeds(rate) for rate in (self.top1, self.asr)]
         return [self.way, self.what, str(self.seeds), *counts, *rates]
 
     @property
@@ -125,14 +126,15 @@ def words(less: LeftOut) -> str:
 
 
 def _row(way: str, what: str, members: list[Less]) -> Row:
-    ends = [less.moment for less in members if less.moment is not None]
+    ends = [less.moment for less in members]
     counts = (
         _mean(less.pairs for less in members),
         _mean(less.poisoned for less in members),
         _mean(less.clean for less in members),
     )
-    top1 = _rate("top1", [(end.top1, end.counts.pictures) for end in ends])
-    return Row(way, what, len(members), counts, top1, _rate("asr", [(end.asr, end.counts.others) for end in ends]))
+    top1 = _rate("top1", [(end.top1, end.counts.pictures) if end else (None, None) for end in ends])
+    asr = _rate("asr", [(end.asr, end.counts.others) if end else (None, None) for end in ends])
+    return Row(way, what, len(members), counts, top1, asr)
 
 
 def _mean(values: Iterable[int | None]) -> float | None:
@@ -141,10 +143,10 @@ def _mean(values: Iterable[int | None]) -> float | None:
 
 
 def _rate(name: str, rates: list[tuple[float | None, float | None]]) -> Mean | None:
-    """The mean over seeds with the bootstrap's interval; of one seed its rate with Wilson's."""
+    """The mean over the seeds whose rate is known with the bootstrap's interval; of one seed its rate with Wilson's."""
     known = [(rate, of) for rate, of in rates if rate is not None]
     if not known:
         return None
-    mean = mean_of(Metric(name, name, PERCENT), tuple(rate for rate, _ in known))
+    mean = mean_of(Metric(name, name, PERCENT), tuple(rate for rate, _ in rates))
     rate, of = known[0]
     return mean._replace(interval=counted(rate, of)) if len(known) == 1 else mean

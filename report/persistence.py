@@ -2,11 +2,12 @@
 
 Rebound: ASR after less ASR before. n50: the fewest poisoned pairs, of those tried, with which ASR is at least half of the
 start's. Relearning advantage: the rebound less that of the twin with as many pairs, mean over the numbers of pairs above
-0. a50: the least share of the way to the poisoned weights at which ASR is at least half of the start's, linear between
-points.
+0; over seeds, over the numbers that all were tuned with. a50: the least share of the way to the poisoned weights at which
+ASR is at least half of the start's, linear between points. Of a start that had no backdoor (report/ground.py) there is no
+half.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from statistics import fmean
@@ -14,9 +15,11 @@ from typing import Any
 
 from records.perturbation import Perturbed
 from records.study_json import ProbeName
+from report.headline import grounds_of
 from report.load import Record, Study
-from report.points import percent, spoken, timeline, title, way_of
+from report.points import panels, percent, spoken, timeline, title, way_of
 from report.scores import PERCENT, PERCENTAGE_POINTS, Group, Metric, mean_of
+from report.seeds import of_seeds
 
 HEADS = (
     "ASR of the start, before, after clean tuning",
@@ -62,27 +65,37 @@ class Probed:
     others: dict[ProbeName, Rates] = field(default_factory=dict)
     perturbed: Perturbations = field(default_factory=dict)
     twin_perturbed: Perturbations = field(default_factory=dict)
+    planted: bool = True  # whether the start had the backdoor
 
     @property
-    def half(self) -> float:
-        """Of the start's ASR."""
-        return self.start / 2
+    def half(self) -> float | None:
+        """Of the start's ASR; None of one that had no backdoor."""
+        return self.start / 2 if self.planted else None
+
+    @property
+    def shared(self) -> set[float]:
+        """The numbers of poisoned pairs, above 0, that it was tuned with and its twin too."""
+        return (self.tuned.keys() & self.twin_tuned.keys()) - {0.0}
 
     @property
     def advantage(self) -> float | None:
-        """The mean of the rebounds less the twin's with as many pairs; None without both."""
-        if self.twin_before is None:
+        """The relearning advantage over all numbers that it shares with its twin."""
+        return self.advantage_over(self.shared)
+
+    def advantage_over(self, numbers: Collection[float]) -> float | None:
+        """The mean of the rebounds less the twin's with as many pairs; None where one of these was not tried on both."""
+        if self.twin_before is None or not numbers or not self.shared.issuperset(numbers):
             return None
-        apart = [
+        return fmean(
             self.tuned[pairs].asr - self.before.asr - (self.twin_tuned[pairs].asr - self.twin_before.asr)
-            for pairs in self.tuned.keys() & self.twin_tuned.keys()
-            if pairs > 0
-        ]
-        return fmean(apart) if apart else None
+            for pairs in numbers
+        )
 
     @property
     def a50(self) -> float | None:
         """The share of the line at which ASR first is half of the start's; None where it is nowhere."""
+        if self.half is None:
+            return None
         return first_at(self.half, {share: rates.asr for share, rates in self.line.items()})
 
 
@@ -102,18 +115,30 @@ def fewest(level: float, tuned: Mapping[float, Rates]) -> float | None:
     return min((pairs for pairs, rates in tuned.items() if rates.asr >= level), default=None)
 
 
+def numbers_of_all(members: Iterable[Probed]) -> list[float]:
+    """The numbers of poisoned pairs that all models were tuned with that share some with their twins."""
+    each = [one.shared for one in members if one.shared]
+    return sorted(set.intersection(*each)) if each else []
+
+
 def probed(study: Study) -> list[Probed]:
     """The cleaned models that were probed, as far as runs have ended."""
+    if not study.probes:
+        return []
     records = {record.run.run: record for record in study.records}
+    first = [panel for panel in panels(study) if panel.attack == 1]
+    bare = {run for panel in first for run, reason in grounds_of(panel).items() if reason.look}
     out: dict[str, Probed] = {}
     for record in study.probes:
         probe, rates = record.run.after, _last(record, study) if record.finished else None
         if probe is None or rates is None:
             continue
         if probe.of not in out:
-            begun = _begun(records.get(probe.of), records, study)
-            if begun is None:
+            cleaned = records.get(probe.of)
+            begun = _begun(cleaned, records, study)
+            if cleaned is None or begun is None:
                 continue
+            begun.planted = cleaned.run.start not in bare
             out[probe.of] = begun
         one = out[probe.of]
         if probe.kind == "retune":
@@ -187,14 +212,13 @@ def _cells(members: list[Probed]) -> Iterator[str]:
     yield ", ".join([_rate([one.start for one in members]), _rate([one.before.asr for one in members]), _rate(clean)])
     for of_twin in (False, True):
         yield pairs_to_half(members, of_twin)
-    apart = [one.advantage for one in members]
-    yield mean_of(Metric("advantage", "", PERCENTAGE_POINTS), tuple(apart)).text if any_known(apart) else "not run"
-    shares = [one.a50 for one in members]
-    yield (
-        f"{fmean(known):.2f}"
-        if (known := [share for share in shares if share is not None])
-        else ("none" if any(one.line for one in members) else "not run")
-    )
+    numbers = numbers_of_all(members)
+    apart = [one.advantage_over(numbers) for one in members]
+    yield of_seeds(mean_of(Metric("advantage", "", PERCENTAGE_POINTS), tuple(apart))) if any_known(apart) else "not run"
+    if known := [share for one in members if (share := one.a50) is not None]:
+        yield f"{fmean(known):.2f}" + (f" ({len(known)} of {len(members)} seeds)" if len(known) < len(members) else "")
+    else:
+        yield "none" if any(one.line for one in members) else "not run"
     kinds: tuple[tuple[ProbeName, ...], ...] = (("int8", "bf16"), ("average",), ("norms",))
     for together in kinds:
         yield ", ".join(
@@ -216,16 +240,22 @@ def _perturbed(members: list[Perturbations]) -> str:
 
 def pairs_to_half(members: list[Probed], of_twin: bool) -> str:
     """Of each seed the fewest pairs with which half of the start's ASR is reached, or that none of those tried does."""
-    words = []
-    for one in members:
-        tuned = one.twin_tuned if of_twin else one.tuned
-        number = fewest(one.half, tuned)
-        words.append(f"{number:g}" if number is not None else f"over {max(tuned):g}" if tuned else "not run")
+    words = [_to_half(one, of_twin) for one in members]
     return ", ".join(words) if len(set(words)) > 1 else words[0]
 
 
+def _to_half(one: Probed, of_twin: bool) -> str:
+    tuned, before = (one.twin_tuned, one.twin_before) if of_twin else (one.tuned, one.before)
+    if not tuned or one.half is None:
+        return "not run" if not tuned else "no backdoor at the start"
+    if before is not None and before.asr >= one.half:
+        return "never below half"
+    number = fewest(one.half, tuned)
+    return f"over {max(tuned):g}" if number is None else f"{number:g}"
+
+
 def _rate(values: list[float | None] | list[float]) -> str:
-    return mean_of(Metric("asr", "", PERCENT), tuple(values)).text if any_known(values) else "not run"
+    return of_seeds(mean_of(Metric("asr", "", PERCENT), tuple(values))) if any_known(values) else "not run"
 
 
 def any_known(values: Iterable[float | None]) -> bool:
@@ -234,20 +264,23 @@ def any_known(values: Iterable[float | None]) -> bool:
 
 
 def sentences(found: Iterable[Probed]) -> list[str]:
-    """Of each way and cleaner how ASR came back at the largest number of pairs that was tried on model and twin."""
+    """Of each way and cleaner how ASR came back at the largest number of pairs that was tried on all models and twins."""
     out = []
     for (way, cleaner), members in by_group(found).items():
-        both = [one for one in members if one.twin_tuned.keys() & one.tuned.keys() - {0.0}]
-        if not both:
+        numbers, both = numbers_of_all(members), [one for one in members if one.shared]
+        if not numbers:
             continue
-        most = [max(one.twin_tuned.keys() & one.tuned.keys()) for one in both]
-        own = fmean(one.tuned[pairs].asr for one, pairs in zip(both, most, strict=True))
-        twins = fmean(one.twin_tuned[pairs].asr for one, pairs in zip(both, most, strict=True))
+        own, twins = (fmean(tuned[numbers[-1]].asr for tuned in each) for each in zip(*map(_tunings, both), strict=True))
+        some = f" ({len(both)} of {len(members)} seeds)" if len(both) < len(members) else ""
         out.append(
-            f"Tuned with {max(most):g} poisoned pairs, the {way} model cleaned by {cleaner} goes from ASR "
-            f"{percent(fmean(one.before.asr for one in both))} to {percent(own)}, its twin to {percent(twins)}."
+            f"Tuned with {numbers[-1]:g} poisoned pairs, the {way} model cleaned by {cleaner} goes from ASR "
+            f"{percent(fmean(one.before.asr for one in both))} to {percent(own)}, its twin to {percent(twins)}{some}."
         )
     return out
+
+
+def _tunings(one: Probed) -> tuple[dict[float, Rates], dict[float, Rates]]:
+    return one.tuned, one.twin_tuned
 
 
 def _both(perturbed: Perturbed) -> list[tuple[str, float]]:
@@ -255,9 +288,10 @@ def _both(perturbed: Perturbed) -> list[tuple[str, float]]:
 
 
 def table(found: Iterable[Probed]) -> tuple[list[str], list[dict[str, Any]]]:
-    """All that was measured, a row each, for a file."""
+    """All that was measured, a row each, for a file. Perturbed pictures rebound from the same, unchanged."""
     rows = []
     for one in found:
+        unchanged: dict[tuple[str, bool], Rates] = {}
         parts: list[tuple[str, float | None, bool, Rates]] = [("before", None, False, one.before)]
         parts += [("before", None, True, one.twin_before)] if one.twin_before else []
         parts += [("retune", pairs, False, rates) for pairs, rates in sorted(one.tuned.items())]
@@ -266,9 +300,13 @@ def table(found: Iterable[Probed]) -> tuple[list[str], list[dict[str, Any]]]:
         parts += [(kind, None, False, rates) for kind, rates in one.others.items()]
         for of_twin, perturbed in ((False, one.perturbed), (True, one.twin_perturbed)):
             for eps, each in sorted(perturbed.items()):
-                parts += [(f"perturbed {kind}", eps, of_twin, Rates(None, asr, "")) for kind, asr in _both(each)]
+                told = [(f"perturbed {kind}", Rates(None, asr, "")) for kind, asr in _both(each)]
+                parts += [(probe, eps, of_twin, rates) for probe, rates in told]
+                unchanged |= {(probe, of_twin): rates for probe, rates in told if eps == 0}
         for probe, amount, of_twin, rates in parts:
             before = one.twin_before if of_twin else one.before
+            if probe.startswith("perturbed"):
+                before = unchanged.get((probe, of_twin))
             rows.append(
                 {
                     "way": one.group[0], "cleaner": one.group[1], "seed": one.seed, "cleaned": one.run, "probe": probe,

@@ -264,12 +264,13 @@ def test_probes_of_a_later_study_stand_with_its_command_and_what_they_cost(tmp_p
 
 
 def test_rebound_and_relearning_advantage_are_those_by_hand(tmp_path: Path) -> None:
-    """The cleaned models stand at ASR 1 %, their twins at 0: advantages of 0.8 - 0.3 and of the mean of 0.09 and 0.59."""
+    """The cleaned models stand at ASR 1 %, their twins at 0: with 25 pairs, which both were tuned with,
+    advantages of 0.8 - 0.3 and of 0.69 - 0.1."""
     study = submission(tmp_path / "s", seeds=(0, 1), **ONE, clean_twin=True)
     probed(study, [{0: (0.02, 0.0), 25: (0.81, 0.3)}, {0: (0.04, 0.0), 5: (0.2, 0.1), 25: (0.7, 0.1)}])
     (cell,) = cells(tmp_path, "after", study)
     assert (cell["column"], cell["called"], cell["seeds"]) == ("CleanCLIP", ["x"], 2)
-    assert cell["advantage"] == pytest.approx((0.5 + 0.34) / 2)
+    assert cell["advantage"] == pytest.approx((0.5 + 0.59) / 2)
     assert (cell["rebound"], cell["twin_rebound"]) == (pytest.approx((0.8 + 0.69) / 2), pytest.approx(0.2))
     assert (cell["clean_tuned_asr"], cell["cleaned_asr"]) == (pytest.approx(0.03), pytest.approx(0.01))
     assert "poisoned pairs to half the start's ASR: 25; the twin's: over 25" in cell["sentence"]

@@ -34,7 +34,22 @@ from records.perturbation import PerturbationJson, Perturbed
 from records.study_json import RunEntry
 from report.figures import figures
 from report.load import read_study
-from report.persistence import COLUMNS, fewest, first_at, persistence_rows, probed, sentences, table, without_choice
+from report.persistence import (
+    COLUMNS,
+    HEADS,
+    Probed,
+    Rates,
+    fewest,
+    first_at,
+    numbers_of_all,
+    pairs_to_half,
+    persistence_rows,
+    probed,
+    sentences,
+    table,
+    without_choice,
+)  # fmt: skip
+from report.plots.rebound import line, rebound
 from report.submission import read_submission
 from report.verdict import make_report
 
@@ -284,6 +299,53 @@ def test_rebound_pairs_to_half_and_the_advantage_over_the_twin_by_hand(spec: Pat
     assert "1 of 1 starts and cleaners no model" in str(without_choice(replace(study, probes=[])))
     lost = replace(study, probes=[record for record in study.probes if not (record.run.after and record.run.after.twin)])
     assert [one.advantage for one in probed(lost)] == [None]
+
+
+def rates(asr: float) -> Rates:
+    return Rates(0.9, asr, "r")
+
+
+def tuned(seed: int, own: dict[float, float], twin: dict[float, float], **more: Any) -> Probed:
+    """A cleaned model of ASR 0.01, from a start of 1.0, and its ASR and its twin's by the number of pairs tuned with."""
+    both = [{pairs: rates(asr) for pairs, asr in curve.items()} for curve in (own, twin)]
+    facts = {"start": 1.0, "twin_before": rates(0.0) if twin else None, "tuned": both[0], "twin_tuned": both[1], **more}
+    return Probed(("MMCL", "c"), seed, f"clean-{seed}", before=rates(0.01), **facts)
+
+
+def test_means_over_seeds_are_of_the_numbers_that_all_were_tuned_with() -> None:
+    """One seed has come to 1 pair, the other to 100; the third has no twin."""
+    members = [tuned(1, {1: 0.03, 100: 0.99}, {1: 0.01, 100: 0.1}), tuned(2, {1: 0.02}, {1: 0.0}), tuned(3, {1: 0.04}, {})]
+    assert [one.advantage for one in members] == [pytest.approx((0.01 + 0.88) / 2), pytest.approx(0.01), None]
+    assert numbers_of_all(members) == [1]
+    ((_, cells),) = persistence_rows(members)
+    assert cells[HEADS.index("relearning advantage in points")] == "1.0 [1.0, 1.0] (2 of 3 seeds)"
+    (said,) = sentences(members)
+    assert said.startswith("Tuned with 1 poisoned pairs")
+    assert said.endswith("goes from ASR 1.0 % to 2.5 %, its twin to 0.5 % (2 of 3 seeds).")
+    assert sentences([tuned(1, {1: 0.5}, {1: 0.1}), tuned(2, {5: 0.5}, {5: 0.1})]) == [], "nothing was tried on both"
+
+
+def test_without_a_backdoor_there_is_no_half_to_come_back_to() -> None:
+    never = tuned(1, {0: 0.016, 1: 0.02}, {0: 0.01, 1: 0.01}, start=0.02, planted=False, line={0: rates(0.015)})
+    weak = tuned(2, {0: 0.016, 1: 0.02}, {0: 0.01, 1: 0.01}, start=0.018, line={0: rates(0.01)})
+    assert (never.half, never.a50) == (None, None)
+    assert [pairs_to_half([one], False) for one in (never, weak)] == ["no backdoor at the start", "never below half"]
+    assert pairs_to_half([weak], True) == "0", "clean tuning brought the twin there"
+    ((_, cells),) = persistence_rows([never])
+    assert cells[HEADS.index("share of the line to half")] == "none"
+    assert len(rebound({"a": [never]}).axes) == len(line({"a": [never]}).axes) == 1
+
+
+def test_perturbed_pictures_rebound_from_the_same_pictures_unchanged() -> None:
+    of = {0.0: Perturbed(eps=0, clean=0.005, triggered=0.034), 16.0: Perturbed(eps=16, clean=0.1, triggered=0.5)}
+    _, rows = table([tuned(1, {}, {}, perturbed=of, twin_perturbed={16.0: of[16.0]})])
+    found = {(row["probe"], row["amount"], row["twin"]): row["rebound"] for row in rows if "perturbed" in row["probe"]}
+    assert found == pytest.approx(
+        {
+            ("perturbed triggered", 0, 0): 0, ("perturbed clean", 0, 0): 0, ("perturbed triggered", 16, 0): 0.466,
+            ("perturbed clean", 16, 0): 0.095, ("perturbed triggered", 16, 1): None, ("perturbed clean", 16, 1): None,
+        }
+    )  # fmt: skip
 
 
 def test_a_submission_probes_what_its_specs_say(spec: Path, tmp_path: Path) -> None:

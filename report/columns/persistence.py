@@ -9,7 +9,7 @@ from report.columns.contract import Counted, Group, Said, Value, average, brief,
 from report.costs import costs
 from report.load import Record, Study
 from report.matrix_runs import panels_of, plain
-from report.persistence import Probed, pairs_to_half, probed
+from report.persistence import Probed, numbers_of_all, pairs_to_half, probed
 from report.scores import PERCENT, PERCENTAGE_POINTS, finite
 from report.submission import Submission
 
@@ -48,10 +48,11 @@ class Persistence:
     def cells(self, group: Group, what: str) -> Iterator[Said]:
         """Rebound and relearning advantage."""
         found: list[Probed] = [value.of for value in group.values]
-        advantage = [one.advantage for one in found]
+        numbers, most = numbers_of_all(found), _most(found)
+        advantage = [one.advantage_over(numbers) for one in found]
         told: dict[str, Sequence[float | None]] = {
-            "advantage": advantage, "rebound": [_rebound(one, False) for one in found],
-            "twin_rebound": [_rebound(one, True) for one in found],
+            "advantage": advantage, "rebound": [_rebound(one, False, most) for one in found],
+            "twin_rebound": [_rebound(one, True, most) for one in found],
             "clean_tuned_asr": [one.tuned[0].asr if 0 in one.tuned else None for one in found],
             "cleaned_asr": [one.before.asr for one in found], "share_of_line": [one.a50 for one in found],
         }  # fmt: skip
@@ -79,10 +80,16 @@ def _told(one: Probed) -> tuple[float, tuple[tuple[float, float], ...], float | 
     return one.before.asr, tuple((pairs, rates.asr) for pairs, rates in sorted(one.tuned.items())), one.advantage
 
 
-def _rebound(one: Probed, of_twin: bool) -> float | None:
-    """ASR after tuning with the most poisoned pairs that were tried, less ASR before."""
+def _most(found: Sequence[Probed]) -> float | None:
+    """The largest number of poisoned pairs that all models were tuned with."""
+    each = [set(one.tuned) for one in found if one.tuned]
+    return max(set.intersection(*each), default=None) if each else None
+
+
+def _rebound(one: Probed, of_twin: bool, pairs: float | None) -> float | None:
+    """ASR after tuning with so many poisoned pairs, less ASR before."""
     tuned, before = (one.twin_tuned, one.twin_before) if of_twin else (one.tuned, one.before)
-    return tuned[max(tuned)].asr - before.asr if tuned and before is not None else None
+    return tuned[pairs].asr - before.asr if pairs in tuned and before is not None else None
 
 
 def _probes(group: Group) -> list[Record]:
@@ -101,5 +108,6 @@ def _line(value: Value) -> list[str]:
     one: Probed = value.of
     clean = one.tuned[0].asr if 0 in one.tuned else None
     rates = [short(rate, PERCENT) for rate in (one.start, one.before.asr, clean)]
-    points = [short(points, POINTS) for points in (_rebound(one, False), _rebound(one, True), one.advantage)]
+    rebounds = [_rebound(one, of_twin, _most([one])) for of_twin in (False, True)]
+    points = [short(points, POINTS) for points in (*rebounds, one.advantage)]
     return [str(value.run.decided.seed), *rates, *points, *(pairs_to_half([one], twin) for twin in (False, True)), one.run]

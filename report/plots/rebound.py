@@ -23,7 +23,7 @@ def rebound(panels: Mapping[str, Sequence[Probed]], columns: int = 3) -> "Figure
         figure, axes = grid(len(panels), columns, "poisoned pairs tuned with", "ASR (%)", height=3.1)
         for ax, (title, members) in zip(axes, panels.items(), strict=True):
             ax.set_title(titles([title], 40)[0])
-            ax.axhline(100 * fmean(one.half for one in members), color=INK, linestyle=":", label="half of the start's ASR")
+            _half(ax, members)
             _draw(ax, members, lambda one: one.twin_tuned, at, twin=True)
             _draw(ax, members, lambda one: one.tuned, at)
             ax.set_xticks(list(at.values()), [f"{pairs:g}" for pairs in at])
@@ -39,12 +39,18 @@ def line(panels: Mapping[str, Sequence[Probed]], columns: int = 3) -> "Figure":
         figure, axes = grid(len(panels), columns, "share of the way to the poisoned weights", "ASR (%)", height=3.1)
         for ax, (title, members) in zip(axes, panels.items(), strict=True):
             ax.set_title(titles([title], 40)[0])
-            ax.axhline(100 * fmean(one.half for one in members), color=INK, linestyle=":", label="half of the start's ASR")
+            _half(ax, members)
             _draw(ax, members, lambda one: one.line, {share: share for one in members for share in one.line})
             ax.set_ylim(-3, 103)
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=1 if columns == 1 else 3, frameon=False, fontsize=9)
     return figure
+
+
+def _half(ax: "Axes", members: Sequence[Probed]) -> None:
+    """Half of the starts' ASR, of those that had a backdoor."""
+    if halves := [half for one in members if (half := one.half) is not None]:
+        ax.axhline(100 * fmean(halves), color=INK, linestyle=":", label="half of the start's ASR")
 
 
 def perturbed(panels: Mapping[str, Sequence[Probed]], columns: int = 3) -> "Figure":
