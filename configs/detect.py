@@ -1,6 +1,6 @@
 """The section of a spec that says how the pairs of its pre-trainings are scored, once those are finished."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -60,3 +60,12 @@ class Detect(Section):
     def loss_epochs(self) -> int:
         """Of how many first epochs the losses of pairs are noted while a model is pre-trained; 0: of none."""
         return max((section.epochs for section in self.detectors if isinstance(section, Abl)), default=0)
+
+
+def check_one_model(folders: Collection[str]) -> None:
+    """UserError if other programs' scores, which are of one model's pairs, would be given to several pre-trainings."""
+    if len(folders) > 1:
+        raise UserError(
+            f"scores of another program are of one model's pairs, but {len(folders)} pre-trainings would be judged by them; "
+            "give each its own: python -m engine.detect --run RUN --scores FILE"
+        )

@@ -15,7 +15,7 @@ from configs.sweep import UNTRAINED, of_leaving
 from data.augmentation.augment import Augment
 from data.sources import of_all_pairs
 from data.without import Without
-from records.spec_json import fingerprint
+from records.spec_json import aims_in, fingerprint
 from records.study_json import ControlName, LeftOut, Probe, RunEntry, StageName
 
 Address = str | dict[str, str]  # of shards: a pattern, or patterns by name
@@ -154,9 +154,12 @@ class Run:
 
     @property
     def measured(self) -> dict[str, Any]:
-        """What is measured and on what, as plain values; a finished run is measured again when it changes."""
+        """What is measured and on what, as plain values; a finished run is measured again when it changes. A twin is known
+        by its training alone, so that here stands under which attack its success was measured."""
         spec = self.spec.model_dump(mode="json")
         out = {"measure": spec["measure"], "test": spec["data"]["test"], "labels": spec["data"]["labels"]}
+        if self.stage == "twin":
+            out["attack"] = aims_in(spec["attack"])
         return out | ({} if spec["attack"]["proxy"] is None else {"proxy": spec["attack"]["proxy"]})
 
     @property

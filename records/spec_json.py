@@ -58,3 +58,10 @@ def left_in(decides: dict[str, Any]) -> bool:
     data = decides.get("data")
     clean = data.get("clean") if isinstance(data, dict) and stage_of(decides) == "clean" else None
     return isinstance(clean, dict) and bool(clean.get("leftover"))
+
+
+def aims_in(attack: dict[str, Any]) -> list[dict[str, Any]]:
+    """Of a section `attack` as plain values each attack's target and trigger: all that its success is measured by."""
+    also = attack.get("also")
+    every = [attack, *(also if isinstance(also, list) else [])]
+    return [{name: one.get(name) for name in ("target", "trigger")} for one in every if isinstance(one, dict)]

@@ -46,6 +46,7 @@ SEED = (
     f"lowest ASR at {100 * FLOOR:g} % of the start's top-1",
 )
 WILSON = "Each seed; in brackets Wilson's 95 % interval for the number of pictures."
+PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # a study's name, as a spec may give it
 HEAD = "# Results\n\nEach section is a study: its question, what the numbers say, and how to run it again.\n"
 
 
@@ -58,6 +59,11 @@ def write_markdown(folders: Sequence[Path], out: Path) -> int:
     for folder in folders:
         report = make_report(open_study(folder))
         study, heading = report.study, plain(report.study.plan.name)
+        if not PLAIN.fullmatch(study.plan.name):
+            raise UserError(
+                f"{folder} holds a study named {study.plan.name[:40]!r}, by which its figures are named; expected letters, "
+                "digits, '.', '_' and '-', a letter or digit first; give it another name"
+            )
         first = next(iter(sections), heading) == heading
         shown = []
         for figure in figures(report):
@@ -100,8 +106,14 @@ def section(report: Report, pictures: Iterable[tuple[str, str, str]]) -> str:
     remarks = [*report.notes, *judged.notes]
     parts += [_list(f"Note: {remark}" for remark in remarks)] if remarks else []
     parts += [f"Cost: {plain(report.costs.sentence)} {_versions(study)}"]
-    again = f"```\n{study.plan.command}\n{study.again}\n```" if study.plan.command else f"```\n{study.again}\n```"
-    return "\n\n".join([*parts, again]) + "\n"
+    return "\n\n".join([*parts, _code(filter(None, [study.plan.command, study.again]))]) + "\n"
+
+
+def _code(lines: Iterable[str]) -> str:
+    """A block of code, each line on one line, under a fence that none of them holds."""
+    text = "\n".join(" ".join(line.split()) for line in lines)
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}\n{text}\n{fence}"
 
 
 def _list(lines: Iterable[str]) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from records.rows import TIMING
-from records.spec_json import of_all_pairs, stage_of
+from records.spec_json import aims_in, of_all_pairs, stage_of
 from records.study_json import ControlName, StudyJson
 from report.load import Record, Study
 from report.points import Panel, panels
@@ -53,13 +53,30 @@ class Models(NamedTuple):
 
     @property
     def twins(self) -> list[Run]:
-        """Those that are twins."""
-        return [one for one in self.alike if one.record.run.stage == "twin"]
+        """Those that are twins, as a study has them that measured them under an attack of the starts: of another trigger a
+        twin's ASR says nothing."""
+        asked = {aims_of(one) for one in self.starts}
+        seen = (
+            [copy for copy in one.copies if aims_of(copy) in asked] for one in self.alike if one.record.run.stage == "twin"
+        )
+        return [first._replace(also=tuple(others)) for first, *others in filter(None, seen)]
 
 
 def plain(value: Any) -> str:
     """Plain values as one text, whatever the order of their keys."""
     return json.dumps(value, sort_keys=True)
+
+
+def aims_of(run: Run) -> str | None:
+    """Under which triggers and targets a run's attack success was measured. A twin's own record tells; in those of before
+    December 2026 it is the attack of its study's models, if they have one alone, else None."""
+    if stage_of(run.decided.whole) != "twin":
+        return plain(aims_in(run.decided.attack))
+    told = getattr(run.record.end, "measured", {}).get("attack")
+    if told is not None:
+        return plain(told)
+    every = {plain(aims_in(one.attack)) for one in run.given.decided.values() if one.attack}
+    return every.pop() if len(every) == 1 else None
 
 
 def counted_runs(submissions: Sequence[Submission]) -> tuple[dict[tuple[str, str], Run], dict[str, list[Path]]]:
@@ -70,7 +87,8 @@ def counted_runs(submissions: Sequence[Submission]) -> tuple[dict[tuple[str, str
         for record in given.study.records:
             run = Run(record, given.decided[record.run.run], images_of(given.study, record), given)
             copies = held.setdefault((record.run.run, run.images), [])
-            if copies and _disagree(_numbers(copies[0].record), _numbers(record)):
+            alike = [copy for copy in copies if aims_of(copy) == aims_of(run)]  # others measured a twin under another attack
+            if alike and _disagree(_numbers(alike[0].record), _numbers(record)):
                 conflicts.setdefault(record.run.run, []).append(given.path)
             copies.append(run)
     return {key: first._replace(also=tuple(others)) for key, (first, *others) in held.items()}, conflicts

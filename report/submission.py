@@ -8,6 +8,7 @@ out by this: numbers are evidence only with who ran them, and for whoever runs t
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,6 +38,9 @@ class _Kind(BaseModel):
 class _Optimizer(BaseModel):
     model_config = ConfigDict(extra="ignore")
     rate: float | None = None
+
+
+SHARE = re.compile(r"(\w+_)?(top\d+|asr\d*|[rR]\d+)(_\w+)?")  # numbers that are shares of pictures, by their names
 
 
 class StageSpec(BaseModel):
@@ -160,6 +164,14 @@ def _faults(folder: Path, record: Record) -> Iterator[str]:
     verify_files(folder, SPEC, Card.FILE)
     for name in RECORDS:
         yield from _undigested(folder / name) if not record.faults else ()
+    for row in record.measures:
+        numbers = row.numbers()
+        wrong = [f"{name} {rate:g}" for name, rate in numbers.items() if SHARE.fullmatch(name) and not 0 <= rate <= 1]
+        if (others := numbers.get("others", 0.0)) > numbers.get("pictures", others) or others < 0:
+            wrong.append(f"others {others:g}")
+        if wrong:
+            yield f"{folder / FILE} says at epoch {row.epoch:g} {wrong[0]}, which is no share of its pictures"
+            break
     line = first_unsealed((folder / FILE).read_bytes()) if (folder / FILE).is_file() else 1
     if line is not None:
         yield f"{folder / FILE} has no digest in its line {line:,}, so it can't be verified"

@@ -14,7 +14,7 @@ from records.json_file import write_json
 from report.__main__ import main
 from report.columns.registry import KINDS
 from report.matrix_page import COLUMNS
-from report.matrix_runs import models_of
+from report.matrix_runs import Run, models_of
 
 ONE: dict[str, Any] = {"cleaners": {"x": CLEANERS["CleanCLIP"]}, "rates": (1e-3,)}
 NONE: dict[str, Any] = {"cleaners": {}}
@@ -108,10 +108,10 @@ def test_what_depends_on_no_clean_set_stands_in_every_row_of_its_pre_training(tm
 def test_the_twin_of_a_model_that_pairs_were_left_out_for_is_that_of_the_whole() -> None:
     def run(stage: str, name: str, pretrain: dict[str, Any]) -> Any:
         whole = {"data": {"pretrain": pretrain}, "attack": {"target": "x"} if stage == "pretrain" else {}, "model": {}}
-        decided = SimpleNamespace(whole=whole, data=whole["data"])
-        return SimpleNamespace(
-            record=SimpleNamespace(run=SimpleNamespace(run=name, stage=stage)), decided=decided, images=""
-        )
+        decided: Any = SimpleNamespace(whole=whole, data=whole["data"], attack=whole["attack"])
+        end = SimpleNamespace(measured={"attack": [{"target": "x", "trigger": None}]})
+        record: Any = SimpleNamespace(run=SimpleNamespace(run=name, stage=stage), end=end)
+        return Run(record, decided, "", SimpleNamespace())  # type: ignore[arg-type]
 
     less = run("pretrain", "a", {"shards": "s", "without": {"random": 0.1}})
     every = [less, run("twin", "b", {"shards": "s"}), run("twin", "c", {"shards": "t"})]

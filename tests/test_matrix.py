@@ -23,7 +23,7 @@ from records.json_file import DIGEST, write_json
 from records.perturbation import PerturbationJson, Perturbed
 from report.__main__ import main
 from report.load import read_study
-from report.markdown import plain
+from report.markdown import plain, section
 from report.packed import pack
 from report.submission import open_study, read_submission
 from report.tables import verdict_json
@@ -55,6 +55,59 @@ def measured(run: Path, rates: list[tuple[float, float]], **more: Any) -> None:
     journal(run, rates, **more)
     end = {key: value for key, value in json.loads((run / "finished.json").read_text()).items() if key != DIGEST}
     write_json(run / "finished.json", {**end, "journal": (run / "metrics.jsonl").stat().st_size})
+
+
+def test_a_twin_stands_beside_models_of_the_attack_that_it_was_measured_under(tmp_path: Path) -> None:
+    """Its folder is the same whatever poisons the others: only what was measured of it under their trigger counts."""
+    small: dict[str, Any] = {"cleaners": {"CleanCLIP": CLEANERS["CleanCLIP"]}, "rates": (1e-3,)}
+    other = {**ATTACK, "trigger": {"kind": "tensor", "file": "x"}}
+    own, bare = submission(tmp_path / "own", **small), submission(tmp_path / "bare", attack=other, twin=False, **small)
+    [cell] = [one for one in matrix(tmp_path, own, bare) if "tensor" in one["attack"]]
+    assert "no twin" in cell["marks"]
+    assert cell["status"] == "open", "nothing tells whether the pattern fools any model"
+    for twin in own.glob("twin-*"):  # measured under both, as its record now tells
+        end = {key: value for key, value in json.loads((twin / "finished.json").read_text()).items() if key != DIGEST}
+        aims = [{"target": "banana", "trigger": other["trigger"]}]
+        write_json(twin / "finished.json", {**end, "measured": {**end["measured"], "attack": aims}})
+    found = {one["attack"].split()[0]: one for one in matrix(tmp_path, own, bare)}
+    assert "no twin" not in found["tensor,"]["marks"]
+    assert "no twin" in found["patch"]["marks"]
+
+
+def test_one_twin_measured_under_two_attacks_is_no_conflict(tmp_path: Path) -> None:
+    small: dict[str, Any] = {"cleaners": {"CleanCLIP": CLEANERS["CleanCLIP"]}, "rates": (1e-3,)}
+    other = {**ATTACK, "trigger": {"kind": "tensor", "file": "x"}}
+    first, second = submission(tmp_path / "first", **small), submission(tmp_path / "second", attack=other, **small)
+    for twin in second.glob("twin-*"):
+        measured(twin, [(0.1, 0.0), (0.95, 0.99)])
+    found = {one["attack"].split()[0]: one for one in matrix(tmp_path, first, second)}
+    assert found["patch"]["status"] == "dear"
+    assert found["tensor,"]["status"] == "unplanted", "its twin has the same ASR"
+
+
+@pytest.mark.parametrize(
+    ("rate", "more", "words"),
+    [(1.7, {}, "top1 1.7"), (0.9, {"asr_top5": -0.5}, "asr_top5 -0.5"), (0.9, {"others": 1001}, "others 1001")],
+)
+def test_a_rate_that_is_none_is_refused(
+    tmp_path: Path, refused: Refused, rate: float, more: dict[str, float], words: str
+) -> None:
+    study = submission(tmp_path / "s", seeds=(0,))
+    measured(next(study.glob("clean-*")), [(0.95, 0.99), (rate, 0.01)], **more)
+    assert f"{words}, which is no share of its pictures" in refused("--matrix", study, "--out", tmp_path / "matrix")
+
+
+def test_a_packed_study_by_anybody_writes_no_other_file_and_no_other_section(tmp_path: Path, refused: Refused) -> None:
+    study, page = submission(tmp_path / "s", seeds=(0,), twin=False), tmp_path / "docs/page.md"
+    content = {key: value for key, value in json.loads((study / "study.json").read_text()).items() if key != DIGEST}
+    page.parent.mkdir()
+    write_json(study / "study.json", {**content, "name": "../../victim/own"})
+    assert "holds a study named '../../victim/own', by which its figures are named" in refused(study, "--markdown", page)
+    assert not page.exists()
+    write_json(study / "study.json", {**content, "command": "x\n```\n\n## mini-main\n\n- forged ````` y"})
+    report = make_report(read_study(study))
+    assert "\n``````\nx ``` ## mini-main - forged ````` y\n" in section(report, [])
+    assert section(report, []).count("\n## ") == 0
 
 
 def test_a_packed_study_says_what_its_folder_says(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -444,7 +497,7 @@ def test_committed_numbers_are_those_of_the_committed_journals(tmp_path: Path, m
     packed = [str(path.relative_to(ROOT)) for path in PACKED]
     assert main([*packed, "--markdown", str(tmp_path / "mini-results.md")]) == 0
     note = (ROOT / "docs/mini-results.md").read_text()
-    assert (tmp_path / "mini-results.md").read_text().partition("## ")[2] == note.partition("## ")[2]
+    assert (tmp_path / "mini-results.md").read_text().partition("\n## ")[2] == note.partition("\n## ")[2]
     assert main(["--matrix", *packed, "--out", str(tmp_path / "matrix")]) == 0
     for name in ("matrix.json", "matrix.csv"):
         assert (tmp_path / "matrix" / name).read_bytes() == (ROOT / "docs/matrix" / name).read_bytes()
