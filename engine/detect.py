@@ -18,7 +18,7 @@ from typing import get_args
 
 from pydantic import TypeAdapter, ValidationError
 
-from configs.detect import Detect
+from configs.detect import Detect, check_one_model
 from configs.plan import Run, runs
 from configs.source import SpecTree
 from configs.spec import Loaded, load, load_tree
@@ -26,7 +26,6 @@ from data.patience import PATIENCE
 from data.refusal import UserError
 from engine.command import given_command
 from engine.detection.detect import Detection, check_finished, detect, with_twin
-from engine.detection.foreign import check_one_model
 from engine.distributed import collectives
 from engine.distributed.watchdog import speak_last
 from engine.distributed.world import World, init_distributed

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.refusal import UserError
+from records.spec_json import aims_in
 from report.load import Study
+from report.matrix_runs import images_of, plain
 from report.plots.frontier import frontier
 from report.plots.style import render
 from report.points import Panel, panels
@@ -40,6 +42,16 @@ def measure(studies: Sequence[Study]) -> Measured:
     raise UserError(f"of {twice}, two are one folder, expected different studies to compare; name each once")
 
 
+def _unlike(studies: Sequence[Study]) -> list[str]:
+    """A note for what the studies' numbers are of, where that is not the same in all: differences are then not of the models
+    alone."""
+    pictures = {frozenset(images_of(study, one) for one in study.records if one.finished) for study in studies}
+    attacks = {frozenset(plain(aims_in(dict(one.attack))) for one in study.records if one.attack) for study in studies}
+    unlike = [what for what, of in (("pictures or labels", pictures), ("triggers or targets", attacks)) if len(of) > 1]
+    words = f"The studies' numbers are of different {' and '.join(unlike)}: no difference here is of the models alone."
+    return [words] if unlike else []
+
+
 def write_comparison(folders: Sequence[Path], out: Path | None) -> list[str]:
     """Writes the comparison into the folder or the first study's report; returns the lines to print. Raises UserError."""
     measured = measure([open_study(folder) for folder in folders])
@@ -50,7 +62,8 @@ def write_comparison(folders: Sequence[Path], out: Path | None) -> list[str]:
     command = f"python -m report {shlex.join(map(str, folders))}"
     columns = list(dict.fromkeys(column for _, study, _ in measured for column in study.results.columns))
     rows = [{**row, "study": name} for name, study, _ in measured for row in study.results.rows]
-    remarks = [f"{name}: {remark}" for name, study, members in measured for remark in notes(study, members)] + judged.notes
+    remarks = _unlike([study for _, study, _ in measured])
+    remarks += [f"{name}: {remark}" for name, study, members in measured for remark in notes(study, members)] + judged.notes
     files = {
         "frontier.png": render(drawing, "png", command),
         "frontier.pdf": render(drawing, "pdf", command),

@@ -172,7 +172,7 @@ def _of(metric: Metric, seeds: Sequence[Score]) -> list[Difference]:
         compared = _compare([(finite(first), finite(second)) for first, second in both])
         means = [(mean_of(metric, tuple(first)), mean_of(metric, tuple(second))) for first, second in both]
         failed = [metric == BEST and any(mean.known < mean.of for mean in two) for two in means]
-        whole = [(_whole(first), _whole(second)) for first, second in both]
+        whole = [(_whole(first), _whole(second)) if finite([*first, *second]) else ([], []) for first, second in both]
         counted = _compare(whole) if any(failed) else [None] * len(both)
         for at, cleaner in enumerate(cleaners):
             every = counted[at] if failed[at] else None
@@ -186,18 +186,20 @@ def _whole(values: Iterable[float | None]) -> list[float]:
 
 
 def _compare(groups: Sequence[tuple[list[float], list[float]]]) -> list[Comparison | None]:
-    """A comparison for each cleaner's two groups, None where one is empty; p adjusted over those that there are."""
+    """A comparison for each cleaner's two groups, None where one is empty. p is adjusted over the cleaners that reach the
+    number on a side: where only one does, nothing can be tested, but whether that is so was not known before (p = 1)."""
     known = [at for at, (first, second) in enumerate(groups) if first and second]
     tests = [permutation(*groups[at]) for at in known]
-    ps = [test.p for test in tests]
+    family = sum(bool(first or second) for first, second in groups)
+    ps = [test.p for test in tests] + [1.0] * (family - len(tests))
     out: list[Comparison | None] = [None] * len(groups)
-    for place, (at, test, adjusted) in enumerate(zip(known, tests, holm(ps), strict=True)):
+    for place, (at, test, adjusted) in enumerate(zip(known, tests, holm(ps)[: len(tests)], strict=True)):
         first, second = groups[at]
         sizes = (len(first), len(second))
         least = holm([*ps[:place], test.smallest, *ps[place + 1 :]])[place]
-        shown = detectable(_spread(first, second), sizes, LEVEL / len(tests), POWER) if sum(sizes) > 2 else None
+        shown = detectable(_spread(first, second), sizes, LEVEL / family, POWER) if sum(sizes) > 2 else None
         value, interval = fmean(first) - fmean(second), inversion(first, second, 1 - LEVEL)
-        out[at] = Comparison(sizes, value, interval, test, adjusted, least, len(tests), shown or None)
+        out[at] = Comparison(sizes, value, interval, test, adjusted, least, family, shown or None)
     return out
 
 

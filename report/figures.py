@@ -176,7 +176,7 @@ def _ways(panels: list[Panel], study: Study) -> Iterator[Figure]:
             "pretrainings",
             "Ways of pre-training side by side",
             "What each cleaner reaches at its best setting. Small signs are seeds, large ones their means with 95 % "
-            f"bootstrap intervals; a cross counts seeds without such a point. {extremes_text(ways)}",
+            f"bootstrap intervals; a cross counts seeds without such a point. {extremes_text(ways, _controls(panels))}",
             lambda narrow: pretrainings(ways, 1 if narrow else 2),
             answers=True,
         )
@@ -191,6 +191,11 @@ def _ways(panels: list[Panel], study: Study) -> Iterator[Figure]:
             lambda narrow: strength(models, narrow),
             answers=True,
         )
+
+
+def _controls(panels: list[Panel]) -> set[str]:
+    """What is no cleaner: training from scratch, under the names that it has."""
+    return {point.label.objective for panel in panels for point in panel.scratch}
 
 
 def _suspects(found: list[Scored]) -> Iterator[Figure]:

@@ -1,6 +1,6 @@
 """Ways of pre-training compared: what cleaning leaves of each, by the clean set's size, and against the model's strength."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from statistics import fmean
 from typing import NamedTuple
 
@@ -106,8 +106,9 @@ def ends_text(results: Ablation, axis: str, written: Callable[[float], str]) -> 
     return f"Best top-1 at ASR ≤ {100 * CAP:g} % {'; '.join(parts)}." if parts else ""
 
 
-def extremes_text(results: Ablation) -> str:
-    """A sentence with the way and cleaner that keep most, and those that keep least, at ASR <= 5 %."""
+def extremes_text(results: Ablation, controls: Collection[str] = ()) -> str:
+    """A sentence with the way and cleaner that keep most, and those that keep least, at ASR <= 5 %; controls are none."""
+    results = {cleaner: line for cleaner, line in results.items() if cleaner not in controls}
     means = [
         (fmean(best), f"{way} cleaned by {cleaner}, {reached_text(reached)}")
         for cleaner, line in results.items()

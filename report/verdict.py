@@ -95,7 +95,21 @@ def judge(members: Sequence[Panel]) -> Judgement:
             f"{len(seeds) - len(firm)} of {len(seeds)} seeds of a cleaner have no ground: no difference counts them."
         )
     apart, of_rules = differences(firm), rule_differences(firm)
+    remarks += _unknown(members, firm) if any(one.value is not None for one in apart) else []
     return Judgement(list(members), seeds, over_seeds(seeds), apart, of_rules, of_controls, verdicts, remarks)
+
+
+def _unknown(members: Sequence[Panel], counted: Sequence[Score]) -> list[str]:
+    """A note if differences count seeds of which nobody knows whether there is ground."""
+    why = {
+        (panel.title, run): reason.why
+        for panel in members for run, reason in grounds_of(panel).items() if reason.state == "unknown"
+    }  # fmt: skip
+    starts = [(score.group[0], score.start.label.run) for score in counted if score.start and score.control is None]
+    met = [why[start] for start in starts if start in why]
+    if not met:
+        return []
+    return [f"Differences count {len(met)} of {len(starts)} seeds of a cleaner whose ground is not known: {met[0]}."]
 
 
 def _without(panel: Panel, bare: set[tuple[str, str]]) -> Panel:

@@ -80,6 +80,19 @@ def test_seeds_that_fail_are_counted_and_compared_as_0_too() -> None:
     assert whole.counted is None
 
 
+def test_a_cleaner_that_one_way_alone_is_cleaned_by_stays_in_holms_family_and_one_that_cleans_neither_is_none() -> None:
+    """Which cleaners reach ASR <= 5 % is an outcome: one by which one way alone does is not dropped for it. One by which no
+    seed of either does was never a comparison, however the seeds are divided."""
+    none: Values = [None] * 5
+    first, second, third = only(scores("x", HIGH, LOW), scores("y", HIGH, none), scores("z", none, none))
+    assert first.compared is not None
+    assert (first.compared.tests, first.compared.adjusted) == (2, pytest.approx(4 / 252))
+    assert (second.compared, third.compared, third.counted) == (None, None, None)
+    assert second.counted is not None
+    assert second.counted.tests == 2, "seeds without a point counted as 0, of those two cleaners"
+    assert third.sentence.endswith("no difference to state; 0 of 5 and 0 of 5 seeds reach that ASR.")
+
+
 def test_rules_that_see_no_asr_are_compared_by_accuracy_and_asr() -> None:
     top1, asr, *_ = chosen_by("accuracy")
     members = scores("x", HIGH, LOW, metrics=(top1.name,))

@@ -274,3 +274,18 @@ def test_the_gate_stands_on_the_page_in_markdown_in_the_verdict_and_at_the_end_o
     first, second = gate_lines(folder / "pretrain-a")
     assert first == "the attack on pretrain-a took: ASR 95.0 % at top-1 80.0 %"
     assert second.startswith("The attack on pretrain-a, attack 2, took weakly: ASR 30.0 % at top-1 80.0 % is under 50 %")
+
+
+def test_differences_say_that_they_count_seeds_whose_ground_is_not_known() -> None:
+    """A trigger that may fool any model, and no twin: nothing tells whether there was a backdoor."""
+    told = {}
+    for fools in (False, True):
+        ways = [
+            panel(*((GOOD, (top1, 0.01)) for _ in range(4)), twins=())._replace(title=way, fools=fools)
+            for way, top1 in (("MMCL", 0.79), ("MMCL+SSL", 0.6))
+        ]
+        told[fools] = judge(ways)
+    assert [one.value for one in told[True].differences] == [one.value for one in told[False].differences] != []
+    assert not any("ground is not known" in note for note in told[False].notes)
+    (note,) = [note for note in told[True].notes if "ground is not known" in note]
+    assert note.startswith("Differences count 8 of 8 seeds of a cleaner whose ground is not known: without a twin nothing")

@@ -107,6 +107,16 @@ def test_a_study_has_these_figures_where_it_has_their_numbers(tmp_path: Path) ->
     assert left & {"phase", "pretrainings", "strength"} == {"pretrainings"}
 
 
+def test_a_caption_names_no_control_as_a_cleaning() -> None:
+    ways = {
+        "CleanCLIP": {"A": [Reached(0.5, None)], "B": [Reached(0.6, None)], "C": [Reached(0.7, None)]},
+        "scratch": {"A": [Reached(0.08, None)], "B": [Reached(None, None)], "C": [Reached(0.75, None)]},
+    }
+    assert "from A cleaned by scratch" in extremes_text(ways)
+    told = extremes_text(ways, {"scratch"})
+    assert told == "Best top-1 at ASR ≤ 5 %: from A cleaned by CleanCLIP, 50.0 %, to C cleaned by CleanCLIP, 70.0 %."
+
+
 def test_cleaners_that_were_tried_at_one_size_alone_are_not_compared_by_size(tmp_path: Path) -> None:
     path = study(tmp_path / "s") / "study.json"
     plan = json.loads(path.read_text())

@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 import samples
+from submissions import ATTACK, submission
 
 import report
+from records.json_file import DIGEST, write_json
 from report.__main__ import main
-from report.compare import joint_panels, measure
+from report.compare import _unlike, joint_panels, measure
 from report.load import read_study
 from report.points import panels
 from report.write import write_report
@@ -130,6 +132,20 @@ def test_two_studies_are_compared(
 
 
 @pytest.mark.usefixtures("blank_figures")
+def test_a_comparison_says_that_numbers_are_of_other_pictures_or_triggers(tmp_path: Path) -> None:
+    small: dict[str, Any] = {"seeds": (0,), "twin": False}
+    same, other = submission(tmp_path / "a", **small), submission(tmp_path / "b", **small)
+    patch = submission(tmp_path / "c", attack={**ATTACK, "trigger": {"kind": "blend"}}, **small)
+    assert _unlike([read_study(same), read_study(other)]) == []
+    assert "different triggers or targets" in _unlike([read_study(same), read_study(patch)])[0]
+    for run in other.glob("*-*"):
+        path = run / "finished.json"
+        end = {key: value for key, value in json.loads(path.read_text()).items() if key != DIGEST}
+        write_json(path, {**end, "measured": {**end["measured"], "labels": "as_published"}})
+    (said,) = _unlike([read_study(same), read_study(other)])
+    assert said == "The studies' numbers are of different pictures or labels: no difference here is of the models alone."
+
+
 def test_what_cannot_be_compared_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = study(tmp_path / "a")
     assert main([str(folder), str(folder)]) == 2

@@ -1,6 +1,6 @@
 """Scores that another program gave to the same pairs."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -11,15 +11,6 @@ from data.shards import Index, key_hashes
 from records.scores import Numbered, read_scores
 
 TOGETHER = 1 << 16  # lines whose keys are looked up at once
-
-
-def check_one_model(folders: Collection[str]) -> None:
-    """UserError if other programs' scores, which are of one model's pairs, would be given to several pre-trainings."""
-    if len(folders) > 1:
-        raise UserError(
-            f"scores of another program are of one model's pairs, but {len(folders)} pre-trainings would be judged by them; "
-            "give each its own: python -m engine.detect --run RUN --scores FILE"
-        )
 
 
 def read_foreign(path: Path, index: Index, samples: np.ndarray) -> dict[str, np.ndarray]:

@@ -12,13 +12,13 @@ from hashlib import blake2b
 
 import numpy as np
 
+from configs.detect import check_one_model
 from configs.plan import Run
 from configs.spec import Spec
 from configs.start import Line
 from configs.sweep import Sweep
 from data.refusal import Missing, UserError
 from data.store import InStore, NoShards
-from engine.detection.foreign import check_one_model
 from engine.distributed import collectives
 from engine.distributed.world import World
 from engine.evaluation.sets import EvalSet, check_fits, set_names
