@@ -83,6 +83,7 @@ class MeasureRow(Row):
     refused: dict[str, str] | None = None  # measures that say nothing of these embeddings, and why
     seconds: Amount | None = None  # of the whole evaluation of this moment, until this set was done
     costs: dict[str, float] | None = None  # seconds of this set by part
+    anew: bool = False  # the set has other pictures or labels than in the rows before, or the twin another attack
 
 
 def in_words(name: str, targets: Mapping[str, str] | None) -> str:

@@ -84,10 +84,12 @@ class Record:
         """One row for each evaluation of the run, its keys the columns of results.csv.
 
         Rows of one moment and one set of images are one evaluation; of a number measured twice (a resumed
-        run) the later one counts.
+        run) the later one counts. Of a set that was measured anew, with other pictures, what stands before is left out.
         """
         merged: dict[tuple[float, float, str], dict[str, Any]] = {}
         for row in self.measures:
+            if row.anew:
+                merged = {at: numbers for at, numbers in merged.items() if at[2] != row.images}
             numbers = {in_words(name, row.targets): value for name, value in row.numbers().items() if name not in KEYS}
             merged.setdefault((row.epoch, row.step, row.images), dict.fromkeys(RATES)).update(numbers)
         facts = dict(flat(self.run.swept)) | self.run.model_dump(include=set(KEYS))

@@ -209,6 +209,12 @@ def notes(study: Study, members: Sequence[Panel]) -> list[str]:
         if record.damaged:
             words.append(f"{record.run.run}/metrics.jsonl has damaged lines, left out: {record.damaged}.")
         words += [f"{fault}; left out." for fault in record.faults]
+    anew = [record for record in study.records if any(row.anew for row in record.measures)]
+    if anew:
+        words.append(
+            f"{len(anew)} of {total} runs were measured again on other pictures or labels under the same name: there only "
+            "their last epoch counts."
+        )
     words += _several_codes(study)
     words += [note for panel in members if (note := gate_of(panel).note)]
     for panel in members:

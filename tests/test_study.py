@@ -26,7 +26,9 @@ from engine.study.time_left import time_left
 from records.card import Card
 from records.code import DECIDES, digest_now
 from records.ending import FinishedJson, TakenOver
+from report.load import read_study
 from report.submission import read_submission
+from report.verdict import make_report
 
 RATE = "clean.optimizer.rate"
 ONE_THREAD = SPEC.replace("workers: 0}}", "workers: 0, threads: 1}}")  # two would sum in another order than one
@@ -49,15 +51,17 @@ def twelve(world: Path, tmp_path: Path) -> Path:
     return path
 
 
-def test_what_another_study_has_finished_is_taken_over(spec: Path) -> None:
-    """The pre-training of a second study that measures otherwise; not where it is refused, nor what is not finished."""
+def test_what_another_study_has_finished_is_taken_over(spec: Path, world: Path) -> None:
+    """The pre-training of a second study that measures otherwise, and elsewhere; not where it is refused, nor what is not
+    finished."""
     spec.write_text(spec.read_text().replace("save_minutes: 0", "save_minutes: 60"))
     first = antidote("--spec", str(spec), "--stage", "pretrain", cwd=spec.parent)
     assert first.returncode == 0, first.stderr
     runs = spec.parent / "runs"
     (old,) = runs.glob("tiny/pretrain-*")
-    measures = "measure=[{kind: zero_shot, images: tiny}]"
-    out = antidote("--spec", str(spec), *settings("name=second", measures), cwd=spec.parent)
+    asked = ("measure=[{kind: zero_shot, images: tiny}]", "data.test={tiny: elsewhere}")
+    (spec.parent / "elsewhere").symlink_to(world / "eval")
+    out = antidote("--spec", str(spec), *settings("name=second", *asked), cwd=spec.parent)
     assert out.returncode == 0, out.stderr
     assert f"{old.name} (pretrain mmcl): finished in runs/tiny, taken over from there" in out.stderr
     new = runs / "second" / old.name
@@ -66,6 +70,11 @@ def test_what_another_study_has_finished_is_taken_over(spec: Path) -> None:
     before = [json.loads(line) for line in (old / "metrics.jsonl").read_text().splitlines()]
     assert rows[: len(before)] == before
     assert "asr" not in rows[-1]  # measured again, as the second study asks
+    assert [row["anew"] for row in rows if "anew" in row] == [True]
+    read = read_study(runs / "second")
+    (kept,) = [record.evaluations for record in read.records if record.run.run == old.name]
+    assert [row["epoch"] for row in kept] == [rows[-1]["epoch"]], "the epochs before were measured on other pictures"
+    assert any("1 of 2 runs were measured again on other pictures" in note for note in make_report(read).notes)
     ends = [FinishedJson.read(home) for home in (old, new)]
     assert ends[0] is not None
     assert ends[1] is not None
@@ -76,7 +85,7 @@ def test_what_another_study_has_finished_is_taken_over(spec: Path) -> None:
     assert (ends[0].taken_over, mark) == (None, TakenOver(study="tiny", seconds=ends[0].seconds))
     assert rows[-1]["seconds"] > 0
     assert ends[1].seconds >= ends[0].seconds  # to a tenth of a second, in which the tiny set is measured
-    assert antidote("--spec", str(spec), *settings("name=second", measures), cwd=spec.parent).returncode == 0
+    assert antidote("--spec", str(spec), *settings("name=second", *asked), cwd=spec.parent).returncode == 0
     assert FinishedJson.read(new) == ends[1], "a second launch takes nothing over, and the mark stays"
     assert len(list(runs.glob("second/clean-*/finished.json"))) == 1
     (old / "finished.json").rename(old / "hidden.json")

@@ -18,7 +18,7 @@ from records.lines import read_lines, seal
 from records.rows import FILE, MeasureRow, in_words, row_of
 from records.study_json import RunEntry
 
-UNDRAWN = ("step", "epoch", "pictures", "others", "classes")  # numbers of a row that are no curves
+UNDRAWN = ("step", "epoch", "pictures", "others", "classes", "anew")  # numbers of a row that are no curves
 SAID = ("seed", "cleaner", "clean.optimizer.rate", "pretrain.optimizer.rate")  # swept settings with a name of their own
 
 

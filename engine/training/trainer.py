@@ -7,7 +7,7 @@ runs/NAME/STAGE-FINGERPRINT/
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -111,8 +111,8 @@ def _train(inputs: RunInputs, world: World, built: Built, usage: UsageMeter, cal
 
 
 def re_evaluate(inputs: RunInputs, world: World) -> None:
-    """Measures a finished run again, since the spec now measures something else: new rows at its last step. What that takes
-    is added to what the run has taken."""
+    """Measures a finished run again, since the spec now measures something else: new rows at its last step, which say where
+    the rows of earlier epochs are of other pictures. What that takes is added to what the run has taken."""
     verify_files(inputs.folder, WEIGHTS)
     end = FinishedJson.read(inputs.folder)
     assert end is not None, "only finished runs are measured again"
@@ -127,6 +127,8 @@ def re_evaluate(inputs: RunInputs, world: World) -> None:
     began = time.monotonic()
     for numbers in evaluate_sets(inputs, towers.to(world.device), learned, world):
         seconds = round(time.monotonic() - began, 3)
+        if _defined(end.measured, numbers["images"]) != _defined(inputs.run.measured, numbers["images"]):
+            numbers["anew"] = True
         journal.row("measure", epoch=inputs.run.settings.epochs, step=end.steps, **numbers, seconds=seconds)
     taken = usage.total()
     if world.first:
@@ -135,3 +137,8 @@ def re_evaluate(inputs: RunInputs, world: World) -> None:
         end.model_copy(update=update).write(inputs.folder)
     journal.close()
     collectives.barrier()
+
+
+def _defined(measured: dict[str, Any], images: str) -> list[Any]:
+    """What the numbers on a set are of, whatever is measured: its pictures, its labels, of a twin the attack."""
+    return [(measured.get("test") or {}).get(images), measured.get("labels"), measured.get("attack")]
