@@ -121,7 +121,9 @@ def _numbers(found: Found, attack: int) -> dict[str, float | None]:
 
 
 def _marks(values: Sequence[Value], of_twin: Sequence[float | None]) -> list[str]:
-    marks = [] if len(finite(of_twin)) == len(values) else ["no twin's pairs were scored"]
+    known = len(finite(of_twin))
+    some = f"the twin's pairs were scored in {known} of {len(values)}" if known else "no twin's pairs were scored"
+    marks = [] if known == len(values) else [some]
     said = [mark for value in values for mark in stated(value.of.one, value.of.of_twin)]
     return [*marks, *dict.fromkeys(said)]
 

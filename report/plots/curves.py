@@ -37,6 +37,6 @@ def curves(panels: Mapping[str, Sequence[Curve]], columns: int = 2, whole: Colle
                     label=titles([curve.label], 50)[0],
                 )
         handles = {label: handle for ax in axes for handle, label in zip(*ax.get_legend_handles_labels(), strict=True)}
-        figure.set_figheight(figure.get_figheight() + 0.2 * -(-len(handles) // columns))
+        figure.set_figheight(figure.get_figheight() + 0.27 * -(-len(handles) // columns))  # a line of the legend
         figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=columns, frameon=False)
     return figure
