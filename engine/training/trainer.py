@@ -127,7 +127,8 @@ def re_evaluate(inputs: RunInputs, world: World) -> None:
     began = time.monotonic()
     for numbers in evaluate_sets(inputs, towers.to(world.device), learned, world):
         seconds = round(time.monotonic() - began, 3)
-        if _defined(end.measured, numbers["images"]) != _defined(inputs.run.measured, numbers["images"]):
+        before, now = (_defined(measured, numbers["images"]) for measured in (end.measured, inputs.run.measured))
+        if before is not None and before != now:
             numbers["anew"] = True
         journal.row("measure", epoch=inputs.run.settings.epochs, step=end.steps, **numbers, seconds=seconds)
     taken = usage.total()
@@ -139,6 +140,8 @@ def re_evaluate(inputs: RunInputs, world: World) -> None:
     collectives.barrier()
 
 
-def _defined(measured: dict[str, Any], images: str) -> list[Any]:
-    """What the numbers on a set are of, whatever is measured: its pictures, its labels, of a twin the attack."""
-    return [(measured.get("test") or {}).get(images), measured.get("labels"), measured.get("attack")]
+def _defined(measured: dict[str, Any], images: str) -> list[Any] | None:
+    """What the numbers on a set are of, whatever is measured: its pictures, its labels, of a twin the attack. None where
+    nothing was measured on it."""
+    sets = measured.get("test") or {}
+    return [sets[images], measured.get("labels"), measured.get("attack")] if images in sets else None
