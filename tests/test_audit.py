@@ -315,7 +315,7 @@ def test_the_command_audits_a_run_against_clean_ones_and_takes_what_was_audited_
     again = AuditJson.read(run / "audit")
     assert again is not None
     assert again.numbers() == record.numbers()
-    assert "against 3 clean models" in capsys.readouterr().out
+    assert "against 2 clean models" in capsys.readouterr().out, "the third is one of the two, given again"
 
 
 def test_weights_of_others_are_audited_by_name_and_without_a_text_tower_by_decree_alone(
