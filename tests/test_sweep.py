@@ -84,7 +84,7 @@ IDLE: dict[str, list[Any]] = {
     "data.schemes": [[], ["s3"]],
     "data.pretrain.expect": [1, 2],
     "question": ["is it?", "or not?"],
-    "measure": [[{"kind": "zero_shot", "images": "tiny"}], [{"kind": "zero_shot", "images": "tiny"}] * 2],
+    "measure": [[{"kind": "zero_shot", "images": "tiny"}], [{"kind": "geometry", "images": "tiny"}]],
     "attack.twin": ["first", "none"],
     "pretrain.measure_steps": [1, 2],
     "attack.proxy": [None, {"target": "cup", "trigger": {"kind": "solid"}}],
