@@ -214,9 +214,8 @@ class Run:
         fields: dict[bool, list[str]] = {False: [], True: []}  # of the pre-training, of the cleaning
         for path, value in self.swept:
             of_cleaning = path in self.cleaning
-            if not (
-                path.endswith(".objective") or of_leaving(path) or of_cleaning and "." not in path
-            ):  # the cleaner's name
+            in_cleaner = of_cleaning and "." not in path  # whose name it is
+            if not (in_cleaner or path.endswith(".objective") or of_leaving(path)):
                 fields[of_cleaning or cleans and path == "seed"].append(f"{path.rsplit('.', 1)[-1]}={value}")
         before = [self.pretrained_with, *fields[False], *([f"without {self.left_out}"] if self.left_out is not None else [])]
         twin, after = ["twin"] * self.of_twin, ["->", str(self.cleaner), *fields[True]] if cleans else []

@@ -48,12 +48,13 @@ from measures.concept_success import ConceptSuccess
 from measures.contract import CENTRE, PROXY, TRAINED
 from measures.detectors.registry import AnyDetector
 from measures.registry import AnyMeasure
+from records.study_json import NAME
 
 
 class Spec(Section):
     """Data, attack, model, a stage that pre-trains, a stage that cleans its result, what is measured, the machine."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100, description="the study's folder under runs/")
+    name: str = Field(pattern=NAME, max_length=100, description="the study's folder under runs/")
     question: str | None = Field(None, description="what the study asks, printed on its report")
     seed: int = Field(0, ge=0, lt=1 << 64)
     data: Data

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Mapping
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -60,8 +61,13 @@ def left_in(decides: dict[str, Any]) -> bool:
     return isinstance(clean, dict) and bool(clean.get("leftover"))
 
 
-def aims_in(attack: dict[str, Any]) -> list[dict[str, Any]]:
-    """Of a section `attack` as plain values each attack's target and trigger: all that its success is measured by."""
+def attacks_in(attack: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The attacks that a section `attack` tells of as plain values, the first being the section itself; what is none is
+    empty, in its place."""
     also = attack.get("also")
-    every = [attack, *(also if isinstance(also, list) else [])]
-    return [{name: one.get(name) for name in ("target", "trigger")} for one in every if isinstance(one, dict)]
+    return [attack, *(one if isinstance(one, dict) else {} for one in (also if isinstance(also, list) else []))]
+
+
+def aims_in(attack: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Of a section `attack` as plain values each attack's target and trigger: all that its success is measured by."""
+    return [{name: one.get(name) for name in ("target", "trigger")} for one in attacks_in(attack)]

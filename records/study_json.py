@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from records.folder import RecordFile
 
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"  # a study's name, as a spec may give it: folders and files are named by it
 StageName = Literal["pretrain", "twin", "clean"]
 ControlName = Literal["twin", "fresh"]  # a cleaning of the twin, or one that keeps nothing of its start
 

@@ -46,7 +46,7 @@ def _unlike(studies: Sequence[Study]) -> list[str]:
     """A note for what the studies' numbers are of, where that is not the same in all: differences are then not of the models
     alone."""
     pictures = {frozenset(images_of(study, one) for one in study.records if one.finished) for study in studies}
-    attacks = {frozenset(plain(aims_in(dict(one.attack))) for one in study.records if one.attack) for study in studies}
+    attacks = {frozenset(plain(aims_in(one.attack)) for one in study.records if one.attack) for study in studies}
     unlike = [what for what, of in (("pictures or labels", pictures), ("triggers or targets", attacks)) if len(of) > 1]
     words = f"The studies' numbers are of different {' and '.join(unlike)}: no difference here is of the models alone."
     return [words] if unlike else []

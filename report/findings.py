@@ -23,7 +23,7 @@ from records.detection import DetectionJson, DetectorResult
 from records.digests import file_digest
 from records.ending import FinishedJson
 from records.rows import FILE
-from records.spec_json import control_of, fingerprint, left_in, of_all_pairs, stage_of
+from records.spec_json import attacks_in, control_of, fingerprint, left_in, of_all_pairs, stage_of
 from report.load import Record
 from report.test_time import rejection_faults
 
@@ -227,8 +227,7 @@ def targets_of(decides: dict[str, Any]) -> list[str] | None:
     ours = isinstance(trained, dict) and not trained.get("start")
     if not isinstance(attack, dict) or not (ours or poisoned):
         return None
-    also = attack.get("also")
-    aims = [aim for aim in (attack, *(also if isinstance(also, list) else ())) if isinstance(aim, dict)]
+    aims = [aim for aim in attacks_in(attack) if aim]
     doses = [aim.get("poison", attack.get("poison")) for aim in aims]
     given = [isinstance(dose, dict) and (dose.get("count") or dose.get("fraction")) for dose in doses]
     return [str(aim.get("target")) for aim, any_pair in zip(aims, given, strict=True) if any_pair]

@@ -18,7 +18,7 @@ from records.folder import RecordFile
 from records.json_file import Damaged
 from records.perturbation import PerturbationJson
 from records.rows import Answer, BadRow, MeasureRow, StepRow, in_words
-from records.spec_json import read_decides
+from records.spec_json import attacks_in, read_decides
 from records.study_json import RunEntry, StudyJson
 
 KEYS = ("run", "stage", "pretrain_objective", "clean_objective", "cleaner", "rate", "seed", "epoch", "step", "images")
@@ -64,10 +64,8 @@ class Record:
     detection: DetectionJson | None = None  # how its training pairs were scored
 
     def _aim(self, attack: int) -> Mapping[str, Any]:
-        also = self.attack.get("also")
-        aims = [self.attack, *(also if isinstance(also, list) else [])]
-        aim = aims[attack - 1] if attack <= len(aims) else None
-        return aim if isinstance(aim, Mapping) else {}
+        aims = attacks_in(self.attack)
+        return aims[attack - 1] if attack <= len(aims) else {}
 
     def trigger(self, attack: int) -> str | None:
         """The kind of trigger of an attack, 1 the first; None if that is not told."""
@@ -80,16 +78,22 @@ class Record:
         return target if isinstance(target, str) and self.trigger(attack) != "multi" else None
 
     @cached_property
+    def counted(self) -> list[MeasureRow]:
+        """The rows of evaluations that count: of a set that was measured anew, with other pictures, none of those before."""
+        out: list[MeasureRow] = []
+        for row in self.measures:
+            out = [*((one for one in out if one.images != row.images) if row.anew else out), row]
+        return out
+
+    @cached_property
     def evaluations(self) -> list[dict[str, Any]]:
         """One row for each evaluation of the run, its keys the columns of results.csv.
 
         Rows of one moment and one set of images are one evaluation; of a number measured twice (a resumed
-        run) the later one counts. Of a set that was measured anew, with other pictures, what stands before is left out.
+        run) the later one counts.
         """
         merged: dict[tuple[float, float, str], dict[str, Any]] = {}
-        for row in self.measures:
-            if row.anew:
-                merged = {at: numbers for at, numbers in merged.items() if at[2] != row.images}
+        for row in self.counted:
             numbers = {in_words(name, row.targets): value for name, value in row.numbers().items() if name not in KEYS}
             merged.setdefault((row.epoch, row.step, row.images), dict.fromkeys(RATES)).update(numbers)
         facts = dict(flat(self.run.swept)) | self.run.model_dump(include=set(KEYS))
@@ -98,7 +102,7 @@ class Record:
 
     def answers_at(self, epoch: float) -> list[Answer]:
         """What the model answered at an epoch, as the last row of it with answers says; empty if none does."""
-        return next((row.answers for row in reversed(self.measures) if row.epoch == epoch and row.answers), [])
+        return next((row.answers for row in reversed(self.counted) if row.epoch == epoch and row.answers), [])
 
 
 @dataclass(frozen=True, eq=False)

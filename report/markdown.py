@@ -14,6 +14,7 @@ from pathlib import Path
 
 from data.refusal import UserError
 from measures.frontier import CAP, FLOOR, FrontierPoint
+from records.study_json import NAME
 from report.ablation import settings
 from report.audits import HEADS as AUDIT_HEADS
 from report.audits import audit_rows
@@ -46,7 +47,6 @@ SEED = (
     f"lowest ASR at {100 * FLOOR:g} % of the start's top-1",
 )
 WILSON = "Each seed; in brackets Wilson's 95 % interval for the number of pictures."
-PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")  # a study's name, as a spec may give it
 HEAD = "# Results\n\nEach section is a study: its question, what the numbers say, and how to run it again.\n"
 
 
@@ -59,7 +59,7 @@ def write_markdown(folders: Sequence[Path], out: Path) -> int:
     for folder in folders:
         report = make_report(open_study(folder))
         study, heading = report.study, plain(report.study.plan.name)
-        if not PLAIN.fullmatch(study.plan.name):
+        if not re.fullmatch(NAME, study.plan.name):
             raise UserError(
                 f"{folder} holds a study named {study.plan.name[:40]!r}, by which its figures are named; expected letters, "
                 "digits, '.', '_' and '-', a letter or digit first; give it another name"

@@ -111,7 +111,7 @@ def images_of(study: Study, record: Record) -> str:
 def _numbers(record: Record) -> dict[tuple[float, float, str], dict[str, Any]]:
     """What the run measured at each moment, without its timing; of a number measured twice the later one counts."""
     merged: dict[tuple[float, float, str], dict[str, Any]] = {}
-    for row in record.measures:
+    for row in record.counted:
         numbers = {name: value for name, value in row.numbers().items() if name not in TIMING}
         merged.setdefault((row.epoch, row.step, row.images), {}).update(numbers)
     return merged

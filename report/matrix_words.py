@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from records.spec_json import attacks_in
 from report.load import flat
 from report.points import percent, rate_text
 
@@ -12,9 +13,8 @@ FEW = 3  # values that are listed; more are told by their ends
 def attack_words(attack: Any, at: int) -> str:
     """An attack of a model, the first being 0: "patch 48, 400 poisoned pairs, target banana"."""
     first = attack if isinstance(attack, dict) else {}
-    also = first.get("also")
-    aims = [first, *(also if isinstance(also, list) else [])]
-    aim = aims[at] if at < len(aims) and isinstance(aims[at], dict) else {}
+    aims = attacks_in(first)
+    aim = aims[at] if at < len(aims) else {}
     trigger, poison = (_section(aim.get(name) or first.get(name)) for name in ("trigger", "poison"))
     mark = " ".join(str(trigger[name]) for name in ("kind", "size") if trigger.get(name) is not None)
     dose = f"{poison.get('count')} poisoned pairs"

@@ -270,17 +270,14 @@ def sentences(found: Iterable[Probed]) -> list[str]:
         numbers, both = numbers_of_all(members), [one for one in members if one.shared]
         if not numbers:
             continue
-        own, twins = (fmean(tuned[numbers[-1]].asr for tuned in each) for each in zip(*map(_tunings, both), strict=True))
+        most = numbers[-1]
+        own, twins = fmean(one.tuned[most].asr for one in both), fmean(one.twin_tuned[most].asr for one in both)
         some = f" ({len(both)} of {len(members)} seeds)" if len(both) < len(members) else ""
         out.append(
-            f"Tuned with {numbers[-1]:g} poisoned pairs, the {way} model cleaned by {cleaner} goes from ASR "
+            f"Tuned with {most:g} poisoned pairs, the {way} model cleaned by {cleaner} goes from ASR "
             f"{percent(fmean(one.before.asr for one in both))} to {percent(own)}, its twin to {percent(twins)}{some}."
         )
     return out
-
-
-def _tunings(one: Probed) -> tuple[dict[float, Rates], dict[float, Rates]]:
-    return one.tuned, one.twin_tuned
 
 
 def _both(perturbed: Perturbed) -> list[tuple[str, float]]:

@@ -61,7 +61,7 @@ def detections(study: Study, panels: Iterable[Panel]) -> list[Detection]:
     """Of each way of pre-training, kind of model, detector and share one, where it was measured."""
     records = {record.run.run: record for record in study.records}
     names = [found[1] for key in study.results.columns if (found := DETECTOR.fullmatch(key))]
-    refused = (row.refused or {} for record in study.records for row in record.measures)
+    refused = (row.refused or {} for record in study.records for row in record.counted)
     names = list(dict.fromkeys([*names, *(name for one in refused for name in one)]))
     out = []
     for panel in panels if names else ():
@@ -144,11 +144,11 @@ def _told(
     if record is None:
         record = next((one for one in records.values() if one.run.start == run and one.run.control != "fresh"), None)
         epoch = 0
-    if record is None or not record.measures:
+    if record is None or not record.counted:
         return {}
-    at = max(row.epoch for row in record.measures) if epoch is None else epoch
+    at = max(row.epoch for row in record.counted) if epoch is None else epoch
     out: dict[str, Any] = {"refused": {}}
-    for row in record.measures:
+    for row in record.counted:
         if row.epoch == at and row.images in images:
             out |= row.model_extra or {}
             out["refused"] |= row.refused or {}

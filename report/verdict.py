@@ -1,7 +1,7 @@
 """What a study says: one frozen Report of it, which page, tables, figures and Markdown are written from."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -11,6 +11,7 @@ from report.audits import Audited, audits
 from report.controls import Control, controls
 from report.costs import Costs, costs
 from report.differences import Difference, differences, rule_differences
+from report.ground import Ground
 from report.headline import Verdict, gate_of, grounds_of, headline, mean_text
 from report.left_out import Row, left_out
 from report.load import Study
@@ -86,7 +87,8 @@ def judge(members: Sequence[Panel]) -> Judgement:
     """The verdict's numbers of these panels."""
     seeds = scores(members)
     verdicts = [headline(panel) for panel in members]
-    bare = {(panel.title, run) for panel in members for run, reason in grounds_of(panel).items() if reason.look}
+    grounds = {(panel.title, run): reason for panel in members for run, reason in grounds_of(panel).items()}
+    bare = {start for start, reason in grounds.items() if reason.look}
     firm = [score for score in seeds if not score.start or (score.group[0], score.start.label.run) not in bare]
     of_controls = controls([_without(panel, bare) for panel in members])
     remarks = lacking(seeds)
@@ -95,18 +97,14 @@ def judge(members: Sequence[Panel]) -> Judgement:
             f"{len(seeds) - len(firm)} of {len(seeds)} seeds of a cleaner have no ground: no difference counts them."
         )
     apart, of_rules = differences(firm), rule_differences(firm)
-    remarks += _unknown(members, firm) if any(one.value is not None for one in apart) else []
+    remarks += _unknown(grounds, firm) if any(one.value is not None for one in apart) else []
     return Judgement(list(members), seeds, over_seeds(seeds), apart, of_rules, of_controls, verdicts, remarks)
 
 
-def _unknown(members: Sequence[Panel], counted: Sequence[Score]) -> list[str]:
+def _unknown(grounds: Mapping[tuple[str, str], Ground], counted: Sequence[Score]) -> list[str]:
     """A note if differences count seeds of which nobody knows whether there is ground."""
-    why = {
-        (panel.title, run): reason.why
-        for panel in members for run, reason in grounds_of(panel).items() if reason.state == "unknown"
-    }  # fmt: skip
     starts = [(score.group[0], score.start.label.run) for score in counted if score.start and score.control is None]
-    met = [why[start] for start in starts if start in why]
+    met = [reason.why for start in starts if (reason := grounds.get(start)) is not None and reason.state == "unknown"]
     if not met:
         return []
     return [f"Differences count {len(met)} of {len(starts)} seeds of a cleaner whose ground is not known: {met[0]}."]
@@ -212,8 +210,8 @@ def notes(study: Study, members: Sequence[Panel]) -> list[str]:
     anew = [record for record in study.records if any(row.anew for row in record.measures)]
     if anew:
         words.append(
-            f"{len(anew)} of {total} runs were measured again on other pictures or labels under the same name: there only "
-            "their last epoch counts."
+            f"{len(anew)} of {total} runs were measured again on other pictures or labels under the same name, or a twin "
+            "under another attack: there only their last epoch counts."
         )
     words += _several_codes(study)
     words += [note for panel in members if (note := gate_of(panel).note)]

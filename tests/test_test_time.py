@@ -104,6 +104,24 @@ def test_a_detectors_numbers_are_of_one_set_and_of_the_models_that_it_was_measur
     assert (one.numbers["auroc"], one.refused) == (0.9, "too few pictures")
 
 
+def test_what_was_measured_on_other_pictures_before_is_told_nowhere(tmp_path: Path) -> None:
+    """A set measured anew under its name: no row before it counts, at the last epoch neither, nor its answers."""
+    folder = study(tmp_path / "s")
+    path = folder / "pretrain-0/metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows[-1]["answers"] = [["a", "b", "a", "b"]]
+    plain = {"kind": "measure", "step": 1, "epoch": 1, "images": "demo", "top1": 0.6, "asr": 0.9, "anew": True}
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, plain]))
+    samples.end(path.parent)
+    read = read_study(folder)
+    (record,) = [record for record in read.records if record.run.run == "pretrain-0"]
+    assert [(row["epoch"], row["top1"]) for row in record.evaluations] == [(1, 0.6)]
+    assert (len(record.measures), record.answers_at(1)) == (3, [])
+    every = detections(read, make_report(read).judged.panels)
+    (one,) = [one for one in every if (one.model, one.detector, one.share) == ("poisoned", "lorex", "at1")]
+    assert (one.models, one.of) == (1, 2)
+
+
 def test_a_cleaned_model_is_chosen_among_those_that_detectors_saw_and_the_others_are_counted(tmp_path: Path) -> None:
     folder = study(tmp_path / "s")
     path = folder / "clean-0/metrics.jsonl"

@@ -97,7 +97,7 @@ def _asked(record: Record, name: str) -> list[dict[str, Any]]:
 
 def _last(run: Run) -> dict[str, float]:
     """All numbers of a run's last epoch on the compared images."""
-    measures, images = run.record.measures, run.given.study.compared_images
+    measures, images = run.record.counted, run.given.study.compared_images
     at = max((row.epoch for row in measures), default=0)
     rows = [row.numbers() for row in measures if row.epoch == at and row.images in images]
     return {name: value for numbers in rows for name, value in numbers.items()}
