@@ -10,6 +10,7 @@ import pytest
 from found import audit, homes, probed, rejected, scored
 from submissions import ATTACK, CLEANERS, submission
 
+from records.detection import DetectionJson
 from records.json_file import write_json
 from report.__main__ import main
 from report.columns.registry import KINDS
@@ -72,6 +73,13 @@ def test_a_detector_says_what_it_lacks(tmp_path: Path) -> None:
     assert of_few["auroc"] == pytest.approx(0.875)
     assert of_bare["marks"] == ["no twin", "no twin's pairs were scored"]
     assert of_bare["twin_flagged"] is None
+    some = submission(tmp_path / "some", **NONE)
+    scored(some, (99, 0, 198))
+    first = homes(some, "pretrain")[0]
+    record = DetectionJson.read(first)
+    assert record is not None
+    record.model_copy(update={"detectors": [record.detectors[0].model_copy(update={"twin": {}})]}).write(first)
+    assert cells(tmp_path, "detector", some)[0]["marks"] == ["the twin's pairs were scored in 2 of 3"]
 
 
 def test_seeds_are_joined_and_other_settings_are_another_cell(tmp_path: Path) -> None:

@@ -205,6 +205,18 @@ def test_a_proxy_is_measured_again_and_decides_nothing(spec: Path) -> None:
     assert plain.measured != more.measured
 
 
+def test_a_twin_is_measured_again_under_another_attack(spec: Path) -> None:
+    """It is the same run: what it was measured under stands in what it measured."""
+    other = ["attack.trigger={kind: blend}", "attack.twin=first"]
+    (poisoned, twin), (patched, same) = (
+        plan.runs(load(spec, given).points, "pretrain") for given in (other, ["attack.twin=first"])
+    )
+    assert (twin.stage, twin.fingerprint) == ("twin", same.fingerprint)
+    assert twin.measured != same.measured
+    assert poisoned.fingerprint != patched.fingerprint
+    assert poisoned.measured == patched.measured
+
+
 CAPTIONED = (
     "measure=[{kind: zero_shot, images: tiny}, {kind: retrieval, images: held}, {kind: validation_loss, images: held}]"
 )

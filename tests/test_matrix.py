@@ -83,6 +83,7 @@ def test_one_twin_measured_under_two_attacks_is_no_conflict(tmp_path: Path) -> N
     found = {one["attack"].split()[0]: one for one in matrix(tmp_path, first, second)}
     assert found["patch"]["status"] == "dear"
     assert found["tensor,"]["status"] == "unplanted", "its twin has the same ASR"
+    assert not any("has other numbers" in mark for one in found.values() for mark in one["marks"])
 
 
 @pytest.mark.parametrize(

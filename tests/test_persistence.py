@@ -31,6 +31,7 @@ from records.digests import file_digest
 from records.ending import FinishedJson
 from records.json_file import write_json
 from records.perturbation import PerturbationJson, Perturbed
+from records.rows import MeasureRow
 from records.study_json import RunEntry
 from report.figures import figures
 from report.load import read_study
@@ -299,6 +300,11 @@ def test_rebound_pairs_to_half_and_the_advantage_over_the_twin_by_hand(spec: Pat
     assert "1 of 1 starts and cleaners no model" in str(without_choice(replace(study, probes=[])))
     lost = replace(study, probes=[record for record in study.probes if not (record.run.after and record.run.after.twin)])
     assert [one.advantage for one in probed(lost)] == [None]
+    begun = next(record for record in study.records if record.run.stage == "pretrain")
+    facts = {"pictures": 1000, "others": 900, "classes": 10, "asr_floor": 0.01, "top1": 0.8, "asr": 0.02}
+    row = MeasureRow.model_validate({"kind": "measure", "epoch": 1, "step": 1, "images": begun.measures[-1].images, **facts})
+    never = replace(study, records=[replace(one, measures=[row]) if one is begun else one for one in study.records])
+    assert [(one.start, one.half) for one in probed(never)] == [(0.02, None)], "the start had no backdoor"
 
 
 def rates(asr: float) -> Rates:

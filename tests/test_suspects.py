@@ -1,5 +1,6 @@
 """Scores of training pairs in the report: which runs are one way, and the numbers along the share of poison by hand."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,7 +10,7 @@ from records.detection import DetectionJson, DetectorResult
 from records.study_json import RunEntry
 from report.load import Study
 from report.plots.suspects import auroc_by_share
-from report.suspects import along_shares, scored, scored_rows
+from report.suspects import HEADS, along_shares, scored, scored_rows
 
 AUROC = {("patch", 0.01): (0.6, 0.8), ("patch", 0.1): (0.3, 0.5), ("warp", 0.01): (0.9, 1.0), ("warp", 0.1): (0.2, 0.4)}
 
@@ -46,6 +47,16 @@ def test_seeds_are_one_way_and_triggers_under_a_name_of_the_users_are_not(study:
         "MMCL · trigger=warp · poison.fraction=0.01": "0.950",
         "MMCL · trigger=warp · poison.fraction=0.1": "0.300",
     }
+
+
+def test_a_mean_is_of_those_that_have_the_number_and_says_of_how_many(study: Study) -> None:
+    """Of two seeds one flags nothing, so that it has no share of poison among the flagged, and has no twin."""
+    first, second, *_ = scored(study)
+    nothing = second.found.model_copy(update={"flagged": 0, "poisoned_flagged": 0, "twin": {}})
+    ((_, cells),) = scored_rows([first, replace(second, found=nothing)])
+    told = dict(zip(HEADS, cells, strict=True))
+    assert (told["poisoned among them"], told["flagged"]) == (("50.0 %", "1 of 2"), ("0.5 %", ""))
+    assert told["of the twin's, same threshold"] == ("1.0 %", "1 of 2")
 
 
 def test_along_the_share_of_poison_each_trigger_has_a_line(study: Study) -> None:
