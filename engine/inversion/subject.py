@@ -16,7 +16,7 @@ from engine.models import clip
 from engine.models.tokenizer import Tokenizer
 from engine.models.towers import Towers
 from engine.training.finite import refuse_not_finite
-from engine.training.init_weights import path_of, read, start_normalization, weights_in
+from engine.training.init_weights import path_of, read, refuse_another_model, start_normalization, weights_in
 from records.digests import file_digest
 from records.folder import WEIGHTS, finished
 from records.spec_json import SPEC, control_of, left_in, read_decides
@@ -59,10 +59,10 @@ def load_subject(given: str, model: str | None, device: torch.device) -> Subject
         model = _model_of_run(run, decides, model)
     if model is None:
         there = path.exists()
-        example = f"{given} --model RN50"
+        example = f"{given} --model RN50-quickgelu"
         raise UserError(
             f"{given} is {'no run of ours' if there else 'no file or folder'}; give a finished run's folder, or weights "
-            f"with the name of their model, such as {example if there else 'openai --model RN50'}"
+            f"with the name of their model, such as {example if there else 'openai --model RN50-quickgelu'}"
         )
     clip.model_config(model)
     start = Start(path=given) if path.exists() else _tag(given, model)
@@ -79,6 +79,8 @@ def load_subject(given: str, model: str | None, device: torch.device) -> Subject
         scalars = clip.put_weights(towers, state, str(file), model)
     except UserError as error:
         raise UserError(f"{error.fault}; give --model the name of what it holds") from None
+    if start.pretrained is None:
+        refuse_another_model(file, model)
     scale = exp(float(scalars["scale"])) if "scale" in scalars else SCALE
     seed, aims = (0, None) if decides is None else (int(decides.get("seed", 0)), _aims(decides))
     return Subject(given, file_digest(file), model, towers.to(device).eval(), scale, has_texts, run, seed, aims)

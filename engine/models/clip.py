@@ -10,6 +10,7 @@ import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import cache
 from hashlib import sha256
 from importlib.util import find_spec
@@ -32,6 +33,15 @@ CHECKSUMS = (  # of open_clip's ImageNet class names, timm's list of their folde
     "624954f06d059ddd477ab500dc059cf2628ac01e441d8a648d1dc6fbfe504c5a",
     "331000b1f1c75fbb1f096e3a4ce7820093d52408a8d472cfbdea70d206b9edaa",
 )
+NO_FUNCTION = {  # fields of open_clip's configurations that shapes tell, or that change training or loading alone
+    "image_size",
+    "patch_dropout",
+    "output_tokens",
+    "timm_model_pretrained",
+    "timm_drop",
+    "timm_drop_path",
+    "hf_model_pretrained",
+}
 SCALARS = {"scale": "logit_scale", "bias": "logit_bias"}  # our names and open_clip's
 
 
@@ -71,6 +81,37 @@ def model_config(name: str) -> dict[str, Any]:
             f"valid: {own} of ours and open_clip's {', '.join(n for n in known if n not in own)}"
         )
     return dict(open_clip_module().get_model_config(name))
+
+
+def refuse_other_function(name: str, config: Any, weights: str) -> None:
+    """UserError if weights were trained as a model of this configuration (open_clip's `model_cfg`) and the one of that name
+    computes another function of tensors of the same shapes: GELU for QuickGELU, other heads, another pooling."""
+    there, here = _function(config, weights), _function(model_config(name), name)
+    other = [key for key in {**there, **here} if there.get(key) != here.get(key)]
+    if not other:
+        return
+    alike = [n for n in open_clip_module().list_models() if _function(model_config(n), n) == there]
+    alike = sorted(alike, key=lambda n: (image_size(n) != image_size(name), not n.startswith(name)))
+    what = ", ".join(f"{key} {json.dumps(there.get(key))} (of {name}: {json.dumps(here.get(key))})" for key in other[:3])
+    raise UserError(
+        f"{weights} was trained with {what}: {name} would compute other embeddings from it, even where its tensors fit; use "
+        f"the model {alike[0] if alike else 'of that configuration, as configs/models/NAME.json'}"
+    )
+
+
+def _function(config: Any, whose: str) -> dict[str, Any]:
+    """What a configuration of open_clip's sets of the function that a model computes, defaults included; UserError if it is
+    none."""
+    from open_clip.model import CLIPTextCfg, CLIPVisionCfg
+
+    out: dict[str, Any] = {}
+    for section, plain in (("vision_cfg", CLIPVisionCfg), ("text_cfg", CLIPTextCfg)):
+        given = config.get(section, {}) if isinstance(config, dict) else None
+        if not isinstance(given, dict):
+            raise UserError(f"the configuration of {whose} is none of open_clip's: expected a {section}; copy it again")
+        values = asdict(plain()) | given
+        out |= {f"{section}.{key}": value for key, value in values.items() if key not in NO_FUNCTION}
+    return out | {"quick_gelu": bool(config.get("quick_gelu"))}
 
 
 def image_size(name: str) -> int:
@@ -173,12 +214,17 @@ def fitting(towers: Towers, state: dict[str, torch.Tensor], path: str, name: str
 
 
 def check_tag(name: str, tag: str) -> None:
-    """UserError naming the valid tags if open_clip knows no weights under this one, or if they take other pictures."""
+    """UserError naming the valid tags if open_clip knows no weights under this one, or if they take other pictures or
+    QuickGELU, which the model does not compute."""
     tags = open_clip_module().list_pretrained_tags_by_model(name)
     if tag not in tags:
         known = suggestion(tag, tags) if tags else "; it has none for this model, so give start.path"
         raise UserError(f"start.pretrained is '{tag}', which open_clip does not know for {name}{known}")
     tag_normalization(name, tag)
+    from open_clip.pretrained import get_pretrained_cfg
+
+    if get_pretrained_cfg(name, tag).get("quick_gelu"):
+        refuse_other_function(name, {**model_config(name), "quick_gelu": True}, f"start.pretrained '{tag}'")
 
 
 def tag_normalization(name: str, tag: str) -> Normalization:

@@ -50,15 +50,23 @@ def of_file(path: Path) -> Normalization:
             said = {}  # who reads the weights says so
         if "mean" in said and "std" in said:
             return _checked(_number_list(said["mean"]), _number_list(said["std"]), str(path))
+    return from_config(config_beside(path).get("preprocess_cfg", {}), str(path))
+
+
+def config_beside(path: Path) -> dict[str, dict[str, Any]]:
+    """open_clip's configuration beside weights, {} if there is none: `preprocess_cfg` and `model_cfg`, those that say
+    anything; UserError if it can't be read."""
     beside = path.with_name(CONFIG)
     if not beside.is_file():
-        return Normalization()
+        return {}
     try:
-        config = json.loads(beside.read_text(encoding="utf-8")).get("preprocess_cfg") or {}
-        config = dict(config)
-    except (ValueError, TypeError, AttributeError, RecursionError):
-        raise UserError(f"{beside} is no configuration of open_clip's: expected JSON; copy it again") from None
-    return from_config(config, str(path))
+        config = json.loads(beside.read_text(encoding="utf-8"))
+        parts = {key: config.get(key) or {} for key in ("preprocess_cfg", "model_cfg")}
+    except (ValueError, AttributeError, RecursionError):
+        parts = {"": None}
+    if not all(isinstance(part, dict) for part in parts.values()):
+        raise UserError(f"{beside} is no configuration of open_clip's: expected JSON; copy it again")
+    return {key: part for key, part in parts.items() if part}
 
 
 def _number_list(text: str) -> Any:

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from configs.stage import Optimizer
-from configs.start import Start, weights_of
+from configs.start import WEIGHTS, Start, weights_of
 from data.refusal import Missing, UserError
 from engine.models import clip
-from engine.models.normalization import Normalization, of_file
+from engine.models.normalization import Normalization, config_beside, of_file
 from engine.models.towers import Towers
 from engine.training.optimizer import decays
 from records.card import Card
@@ -147,6 +147,7 @@ def check_start(path: Path, name: str, section: Optimizer) -> None:
     content = _header(path) if path.suffix == ".safetensors" else read(path)
     clip.fitting(clip.on_meta(name), weights_in(content), str(path), name)
     of_file(path)
+    refuse_another_model(path, name)
     if section.state == "fresh":
         return
     if path.suffix == ".safetensors":
@@ -154,6 +155,17 @@ def check_start(path: Path, name: str, section: Optimizer) -> None:
     decay = None if path.suffix == ".safetensors" else moments_of(path)[1]
     if section.state == "published":
         published_decay(path, decay)
+
+
+def refuse_another_model(path: Path, name: str) -> None:
+    """UserError if the weights in a file are of a model that computes another function than the one of that name, as far as
+    what lies beside them tells: a run's card, or open_clip's configuration."""
+    config = config_beside(path).get("model_cfg")
+    card = Card.read(path.parent) if path.name == WEIGHTS[0] else None
+    if config is None and card is not None and card.model != name and card.model in clip.open_clip_module().list_models():
+        config = clip.model_config(card.model)
+    if config is not None:
+        clip.refuse_other_function(name, config, str(path))
 
 
 def _header(path: Path) -> dict[str, Any]:
