@@ -103,12 +103,36 @@ def test_nothing_half_written_is_left(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["packages", "sets.json"]
 
 
+@RESVG
+def test_each_drawing_gives_its_views_and_nothing_else_changes(tmp_path: Path, packages: Path) -> None:
+    """A view is another picture under a caption of its own; the first ones are those of a world of one view."""
+    for name, views in (("one", "1"), ("three", "3")):
+        assert main([*words(tmp_path / name, packages), "--views", views]) == 0
+    one, three = (contents(tmp_path / name) for name in ("one", "three"))
+    same = ("eval/", "retrieval/", "left_out.jsonl")
+    assert [name for name in one if name.startswith(same)] == [name for name in three if name.startswith(same)]
+    assert all(one[name] == three[name] for name in one if name.startswith(same))
+    pictures: dict[tuple[str, str], set[bytes]] = {}
+    with tarfile.open(tmp_path / "three/train/00000.tar") as tar:
+        members = {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
+    for facts in (json.loads(body) for name, body in members.items() if name.endswith(".json")):
+        pictures.setdefault((facts["set"], facts["name"]), set()).add(members[f"{facts['key']}.jpg"])
+    assert [len(views) for views in pictures.values()] == [3] * 18
+    with tarfile.open(tmp_path / "one/train/00000.tar") as tar:
+        firsts = {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
+    for facts in (json.loads(body) for name, body in firsts.items() if name.endswith(".json")):
+        assert firsts[f"{facts['key']}.jpg"] in pictures[facts["set"], facts["name"]]
+    assert "views" not in json.loads(one["world.json"])
+    assert json.loads(three["world.json"])["views"] == 3
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
         (["--pixels", "8"], "pictures of 16 to 512 pixels"),
         (["--pairs", "-1"], "no negative counts"),
         (["--workers", "0"], "at least 1 worker"),
+        (["--views", "0"], "at least 1 worker and 1 view"),
         (["--sets", "none"], "'none' is none of the 6 icon sets"),
         (["--evaluation", "tset"], "nearest: test"),
         (["--evaluation", ""], "at least 1 set to evaluate on"),

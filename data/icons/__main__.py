@@ -22,9 +22,9 @@ PIXELS = (16, 512)
 
 def make(folder: Path, world: IconWorld, names: list[str], packages: Path | None, workers: int) -> str:
     """What was made, in a sentence; UserError for what the user can put right."""
-    if not PIXELS[0] <= world.pixels <= PIXELS[1] or workers < 1 or min(world.pairs, world.captioned) < 0:
+    if not PIXELS[0] <= world.pixels <= PIXELS[1] or min(workers, world.views) < 1 or min(world.pairs, world.captioned) < 0:
         raise UserError(
-            f"a world has pictures of {PIXELS[0]} to {PIXELS[1]} pixels, no negative counts, and at least 1 worker"
+            f"a world has pictures of {PIXELS[0]} to {PIXELS[1]} pixels, no negative counts, at least 1 worker and 1 view"
         )
     wanted = pins([*names, *world.evaluation] if names else [])
     evaluated = [pin.name for pin in pins(world.evaluation)] if world.evaluation else []
@@ -67,6 +67,7 @@ def main(arguments: list[str]) -> int:
     for name, text in (
         ("pixels", "side of a picture"),
         ("pairs", "training pairs, at most; 0: all there are"),
+        ("views", "pictures of each training drawing, each on another ground"),
         ("captioned", "held-out pictures with captions, for retrieval"),
         ("seed", ""),
     ):

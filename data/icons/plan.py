@@ -27,6 +27,7 @@ class IconWorld:
 
     pixels: int = 32
     pairs: int = 0  # 0: all there are
+    views: int = 1  # pictures of each training drawing, on other grounds, in other inks, under captions of their own
     captioned: int = 1000  # held-out drawings of the training sets, for retrieval and the validation loss
     seed: int = 0
     evaluation: tuple[str, ...] = EVALUATION
@@ -36,7 +37,7 @@ class IconWorld:
 class Plan(NamedTuple):
     """Drawings by what becomes of them, in the order of the shards."""
 
-    train: list[Drawing]
+    train: list[Drawing]  # each as often as it has views
     held: list[Drawing]  # no two of one concept
     tests: list[Drawing]  # each of one class
     left_out: list[LeftOut]
@@ -70,18 +71,19 @@ def make_plan(sets: list[IconSet], world: IconWorld) -> Plan:
             f"{len(classes)} names of the evaluation sets ({', '.join(world.evaluation)}) stand in at least {STANDING} of "
             f"the {len(sets)} sets taken, and a world needs at least 2 such classes; take more sets"
         )
-    order = _order(train, world.seed, "order")
-    train = [train[i] for i in order]
+    train = [train[i] for i in _order(train, world.seed, "order")]
     held = _held(train, world.captioned, world.seed)
     away = {(drawing.set, drawing.name) for drawing in held}
     train = [drawing for drawing in train if (drawing.set, drawing.name) not in away]
+    train = [replace(drawing, view=view) for view in range(world.views) for drawing in train]
+    train = [train[i] for i in _order(train, world.seed, "order")]
     tests = [tests[i] for i in _order(tests, world.seed, "tests")]
     return Plan(train[: world.pairs or None], held, tests, left_out)
 
 
 def _order(drawings: list[Drawing], seed: int, purpose: str) -> list[int]:
     """Places in a random order that does not depend on what else there is."""
-    numbers = number_of(f"{drawing.set}:{drawing.name}" for drawing in drawings)
+    numbers = number_of(":".join(map(str, drawing.drawn_by)) for drawing in drawings)
     order: list[int] = np.argsort(ranks(derive_seed(seed, "icons"), purpose, numbers), kind="stable").tolist()
     return order
 

@@ -84,7 +84,7 @@ def _check(element: ElementTree.Element) -> None:
 
 def picture(drawing: Drawing, pixels: int, seed: int) -> bytes:
     """The JPEG of a drawing, a pure function of its arguments; BadIcon if none comes of it."""
-    draw = generator(seed, "icon", drawing.set, drawing.name)
+    draw = generator(seed, "icon", *drawing.drawn_by)
     ink = _colour(draw)
     paint = np.asarray(Image.open(io.BytesIO(_drawn(drawing, pixels, ink, draw))).convert("RGBA"), np.float32)
     alpha = paint[..., 3:] / 255

@@ -44,6 +44,12 @@ class Drawing:
     turns: int = 0  # quarters, clockwise, after the flips
     flips: tuple[bool, bool] = (False, False)  # left to right, top to bottom
     also: tuple[str, ...] = ()  # further names of the same drawing, in words
+    view: int = 0  # which of its pictures, where it gives several
+
+    @property
+    def drawn_by(self) -> tuple[str | int, ...]:
+        """The names of the generators that decide how it looks and what it is called."""
+        return (self.set, self.name, *([self.view] if self.view else []))
 
     @property
     def shape(self) -> tuple[object, ...]:

@@ -53,7 +53,7 @@ class Made(NamedTuple):
 
 def caption(drawing: Drawing, seed: int, which: int = 0) -> str:
     """One of the drawing's names in a sentence, now and then with its style or the tone of skin."""
-    draw = generator(seed, "caption", drawing.set, drawing.name, which)
+    draw = generator(seed, "caption", *drawing.drawn_by, which)
     names = (drawing.says.concept, *drawing.also)
     words = names[int(draw.integers(len(names)))]
     if drawing.says.tone and draw.random() < 0.5:
@@ -66,7 +66,10 @@ def caption(drawing: Drawing, seed: int, which: int = 0) -> str:
 def recipe(world: IconWorld, pins: list[Pin]) -> dict[str, Any]:
     """What a world is made from, as world.json has it."""
     sets = {pin.name: {"version": pin.version, "integrity": pin.integrity} for pin in sorted(pins)}
-    return {"format": FORMAT, **asdict(world), "evaluation": sorted(world.evaluation), "sets": sets}
+    said = {"format": FORMAT, **asdict(world), "evaluation": sorted(world.evaluation), "sets": sets}
+    if world.views == 1:
+        del said["views"]  # the bytes are those of before there were several
+    return said
 
 
 def is_there(folder: Path, world: IconWorld, pins: list[Pin]) -> bool:
