@@ -1,9 +1,9 @@
 """detection.json: how the pairs of a finished pre-training were scored, and how well that tells the poisoned ones."""
 
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from records.digests import changed_file, file_digest
 from records.ending import FinishedJson
@@ -34,9 +34,9 @@ class DetectorResult(BaseModel):
         str, dict[str, Number]
     ] = {}  # the same for each attack's pairs against the clean ones, if there are several
     thresholds: dict[str, Number] = {}  # by share of all pairs: the least score within it
-    curve: list[tuple[Share, Share]] = []  # (FPR, TPR)
+    curve: list[tuple[Share, Share]] = []  # (FPR, TPR), where no order gives it; older records have it beside one
     order: str = Field("", exclude_if=lambda text: not text)  # measures/detectors/order.py; empty of too many pairs
-    edges: list[Number] = []  # of the histogram
+    edges: list[Number] = []  # first and last of the histogram's equal bins; older records have those between them too
     clean: list[Count] = []
     poisoned: list[Count] = []
     notes: dict[str, Number] = {}  # points, merged duplicates, recall of approximate neighbours
@@ -44,6 +44,18 @@ class DetectorResult(BaseModel):
     twin: dict[
         str, Share
     ] = {}  # shares of the twin's pairs: at the threshold, by the budget's rule, at each of `thresholds`
+
+    @model_validator(mode="after")
+    def _one_histogram(self) -> Self:
+        if len(self.clean) != len(self.poisoned) or self.clean and len(self.edges) < 2:
+            raise ValueError("counts of its histogram that are not of the same bins")
+        return self
+
+    @property
+    def bins(self) -> list[float]:
+        """The edges of the histogram's bins, one more than there are bins; empty without one."""
+        count = len(self.clean)
+        return [self.edges[0] + (self.edges[-1] - self.edges[0]) * at / count for at in range(count + 1)] if count else []
 
 
 class DetectionJson(RecordFile):

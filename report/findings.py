@@ -182,7 +182,7 @@ def _of_twin(one: DetectorResult, theirs: DetectorResult | None) -> Iterator[str
 def _above(one: DetectorResult, bound: float) -> tuple[int, int]:
     """The least and the most pairs that have at least this score, by a histogram whose outer bins hold what lies beyond."""
     counts = [bad + good for bad, good in zip(one.clean, one.poisoned, strict=False)]
-    bins = list(zip(one.edges, one.edges[1:], counts, strict=False))
+    bins = list(zip(one.bins, one.bins[1:], counts, strict=False))
     least = sum(count for low, _, count in bins[1:] if low > bound) if bins else 0
     most = sum(count for _, high, count in bins[:-1] if high >= bound) + (bins[-1][2] if bins else 0)
     return least, most

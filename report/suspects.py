@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, NamedTuple
 
+from measures.detectors.order import read_order
+from measures.detectors.ranking import curve
 from records.detection import DetectorResult
 from report.load import Record, Study
 from report.points import percent, title, way_of
@@ -39,6 +41,15 @@ class Scored:
             return None
         bad, good = sum(found.poisoned), sum(found.clean)
         return (found.flagged - found.poisoned_flagged) / max(1, good), found.poisoned_flagged / max(1, bad)
+
+
+def roc_of(found: DetectorResult) -> list[tuple[float, float]]:
+    """(FPR, TPR) along its scores: of the order that they put pairs in, or as recorded where that is not kept; empty of a
+    pre-training without poison."""
+    try:
+        return curve(read_order(found.order).ranking()) if found.order else found.curve
+    except ValueError:  # a folder is shown as it is; a packed study with such an order is refused
+        return found.curve
 
 
 def scored(study: Study) -> list[Scored]:

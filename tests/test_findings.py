@@ -163,6 +163,8 @@ DETECTIONS: list[tuple[Change, str]] = [
     (lambda content: content["detectors"][0]["twin"].update({"0.1": 0.0}), "0 of the twin's pairs flagged (0.1), of"),
     (lambda content: content["detectors"][0]["numbers"].update(auroc=float("nan")), "is damaged (detectors.0.numbers.auroc"),
     (lambda content: content.update(detectors="none"), "is damaged (detectors"),
+    (first(clean=[198]), "is damaged (detectors.0: "),
+    (first(edges=[1.0]), "is damaged (detectors.0: "),
 ]
 
 

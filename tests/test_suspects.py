@@ -4,13 +4,17 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
+from engine.detection.judge import result_of
+from measures.detectors.budget import Budget, flagged
+from measures.detectors.ranking import curve, histogram, ranked
 from records.detection import DetectionJson, DetectorResult
 from records.study_json import RunEntry
 from report.load import Study
 from report.plots.suspects import auroc_by_share
-from report.suspects import HEADS, along_shares, scored, scored_rows
+from report.suspects import HEADS, along_shares, roc_of, scored, scored_rows
 
 AUROC = {("patch", 0.01): (0.6, 0.8), ("patch", 0.1): (0.3, 0.5), ("warp", 0.01): (0.9, 1.0), ("warp", 0.1): (0.2, 0.4)}
 
@@ -47,6 +51,31 @@ def test_seeds_are_one_way_and_triggers_under_a_name_of_the_users_are_not(study:
         "MMCL · trigger=warp · poison.fraction=0.01": "0.950",
         "MMCL · trigger=warp · poison.fraction=0.1": "0.300",
     }
+
+
+@pytest.mark.parametrize("grain", [None, 0.1])
+@pytest.mark.parametrize("pairs", [40, 5000])
+def test_the_curve_and_the_bins_are_those_of_the_scores(pairs: int, grain: float | None) -> None:
+    """A record keeps the order and the ends of the histogram alone; with and without ties, of few and of many pairs."""
+    draw = np.random.default_rng(pairs)
+    poisoned = np.arange(pairs) % 10 == 0
+    scores = draw.normal(size=pairs) + poisoned
+    scores = scores if grain is None else (scores / grain).round() * grain
+    attacks = np.where(poisoned, 0, -1)
+    found = result_of("k_dist", "k_dist", scores, attacks, flagged(scores, np.arange(pairs), Budget(share=0.1)), {})
+    assert (found.curve, len(found.edges)) == ([], 2)
+    told, whole = np.array(roc_of(found)), ranked(scores, poisoned)
+    assert told[[0, -1]].tolist() == [[0, 0], [1, 1]]
+    across = np.interp(told.sum(1), whole.fpr + whole.tpr, whole.fpr)  # a place on the curve, along both axes
+    assert np.allclose(across, told[:, 0], rtol=0, atol=1e-12)
+    assert len(told) > 6
+    edges, clean, bad = histogram(scores, poisoned)
+    assert np.allclose(found.bins, edges, rtol=0, atol=1e-12)
+    assert (found.clean, found.poisoned) == (clean, bad)
+    older = found.model_copy(update={"edges": edges, "curve": curve(whole)})
+    assert (older.bins, roc_of(older)) == (found.bins, roc_of(found))
+    assert roc_of(found.model_copy(update={"order": "", "curve": curve(whole)})) == curve(whole)
+    assert roc_of(found.model_copy(update={"order": "x"})) == []
 
 
 def test_a_mean_is_of_those_that_have_the_number_and_says_of_how_many(study: Study) -> None:

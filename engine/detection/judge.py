@@ -35,7 +35,9 @@ def result_of(
     facts: dict[str, Any] = dict(more)
     if poisoned.any() and not poisoned.all():
         ranking = ranked(values, poisoned)
-        facts |= {"numbers": numbers(ranking), "curve": curve(ranking), "order": order_of(values, owners)}
+        facts |= {"numbers": numbers(ranking), "order": order_of(values, owners)}
+        if not facts["order"]:
+            facts["curve"] = curve(ranking)
         facts["poisoned_flagged"] = int((attacks[taken.pairs] >= 0).sum())
         names = np.unique(owners[poisoned])
         if len(names) > 1:
@@ -46,7 +48,8 @@ def result_of(
     if len(values):
         ordered = np.sort(values)[::-1]
         facts["thresholds"] = {f"{share:g}": float(ordered[number_at(share, len(ordered)) - 1]) for share in BUDGETS}
-        facts["edges"], facts["clean"], facts["poisoned"] = histogram(values, poisoned)
+        edges, facts["clean"], facts["poisoned"] = histogram(values, poisoned)
+        facts["edges"] = [edges[0], edges[-1]]
     threshold = taken.threshold if np.isfinite(taken.threshold) else 0.0
     return DetectorResult(
         title=title, kind=kind, scored=len(values), flagged=len(taken.pairs), threshold=threshold, **facts

@@ -9,7 +9,7 @@ import numpy as np
 
 from report.plots.rocs import Curve, roc_panels
 from report.plots.style import INK, LINES, SHAPES, STAR, grid, style, titles
-from report.suspects import AtShare, Scored
+from report.suspects import AtShare, Scored, roc_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -81,7 +81,7 @@ def distributions(found: Sequence[Scored], columns: int = 2) -> "Figure":
         heads = titles([f"{one.found.title}: {one.way}" if several else one.found.title for one in found])
         for ax, one, head in zip(axes, found, heads, strict=True):
             ax.set_title(head)
-            edges = np.asarray(one.found.edges)
+            edges = np.asarray(one.found.bins)
             for counts, colour in ((one.found.clean, CLEAN), (one.found.poisoned, STAR)):
                 if sum(counts):
                     ax.stairs(100 * np.asarray(counts) / sum(counts), edges, color=colour, fill=True, alpha=0.35)
@@ -98,5 +98,5 @@ def distributions(found: Sequence[Scored], columns: int = 2) -> "Figure":
 def pair_rocs(found: Sequence[Scored], columns: int = 2) -> "Figure":
     """A panel for each detector: the share of poisoned pairs found against that of clean ones flagged, in percent, a curve
     for each seed; a sign is what the budget flags."""
-    curves = [Curve(one.found.title, one.way, one.found.curve, one.flagged_at) for one in found]
+    curves = [Curve(one.found.title, one.way, roc_of(one.found), one.flagged_at) for one in found]
     return roc_panels(curves, ("clean pairs flagged (%)", "poisoned pairs found (%)"), {"flagged": ("", "o")}, columns)
