@@ -81,7 +81,7 @@ mini: $(READY)
 	$(MAKE) mini-report
 
 # the main question first: of the study that comes first all figures are shown
-PACKED = $(strip $(foreach study,$(MINI) $(ICONS),$(wildcard docs/mini-results/mini-$(study).tar.xz)))
+PACKED = $(strip $(foreach study,main $(filter-out main,$(sort $(MINI) $(ICONS))),$(wildcard docs/mini-results/mini-$(study).tar.xz)))
 mini-report: $(READY)
 	@test -n "$(PACKED)" || { echo "docs/mini-results holds no packed study of specs/mini; make mini runs and packs them"; exit 2; }
 	$(BIN)/python -m report $(PACKED) --markdown docs/mini-results.md

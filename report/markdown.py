@@ -51,11 +51,15 @@ HEAD = "# Results\n\nEach section is a study: its question, what the numbers say
 
 
 def write_markdown(folders: Sequence[Path], out: Path) -> int:
-    """Writes the page and the figures of these studies; returns how many figures. Raises UserError."""
+    """Writes the page and the figures of these studies; returns how many figures. Raises UserError.
+
+    A section that the page has is written anew in its place; another comes behind that of the study given before it, or at
+    the end."""
     if out.suffix != ".md":
         raise UserError(f"--markdown is {out}, expected a Markdown file; give one that ends in .md")
     files: dict[str, bytes] = {}
     head, sections = _earlier(out)
+    before = None
     for folder in folders:
         report = make_report(open_study(folder))
         study, heading = report.study, plain(report.study.plan.name)
@@ -71,7 +75,8 @@ def write_markdown(folders: Sequence[Path], out: Path) -> int:
                 name = f"{out.stem}/{study.plan.name}-{figure.name}.png"
                 files[name] = render(figure.draw(False), "png", study.again)
                 shown.append((figure.heading, figure.caption, name))
-        sections[heading] = section(report, shown)
+        sections = _placed(sections, heading, section(report, shown), before)
+        before = heading
     files[out.name] = "\n".join([head, "", *sections.values()]).encode()
     (out.parent / out.stem).mkdir(parents=True, exist_ok=True)
     write_files(out.parent, files)
@@ -82,6 +87,18 @@ def _earlier(out: Path) -> tuple[str, dict[str, str]]:
     """What stands above the first section of the page as it is, and its sections by their headings."""
     head, *parts = re.split(r"^(?=## )", out.read_text(encoding="utf-8") if out.is_file() else HEAD, flags=re.MULTILINE)
     return head.rstrip(), {part.partition("\n")[0][3:]: f"{part.rstrip()}\n" for part in parts}
+
+
+def _placed(sections: dict[str, str], heading: str, text: str, before: str | None) -> dict[str, str]:
+    """The sections with one written anew in its place, or, if there is none, behind another's, or at the end."""
+    if heading in sections or before is None:
+        return {**sections, heading: text}
+    out = {}
+    for name, earlier in sections.items():
+        out[name] = earlier
+        if name == before:
+            out[heading] = text
+    return out
 
 
 def section(report: Report, pictures: Iterable[tuple[str, str, str]]) -> str:

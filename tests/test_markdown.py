@@ -61,6 +61,10 @@ def test_sections_of_other_studies_are_kept(tmp_path: Path) -> None:
     assert main([str(first), str(second), "--markdown", str(whole)]) == 0
     assert out.read_text() == whole.read_text().replace("whole/", "results/")
     assert {path.name for path in (tmp_path / "results").iterdir()} == {path.name for path in (tmp_path / "whole").iterdir()}
+    between = journals(tmp_path / "between", {"mmcl": MMCL, "mmcl_ssl": SSL})
+    assert main([*map(str, (first, between, second)), "--markdown", str(out)]) == 0
+    earlier, now = ([line for line in page.read_text().splitlines() if line.startswith("## ")] for page in (whole, out))
+    assert now == [earlier[0], "## between", earlier[1]]
 
 
 def test_what_is_no_study_or_no_page_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
