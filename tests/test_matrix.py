@@ -24,7 +24,7 @@ from records.perturbation import PerturbationJson, Perturbed
 from report.__main__ import main
 from report.load import read_study
 from report.markdown import plain, section
-from report.packed import pack
+from report.packed import SUFFIX, pack
 from report.submission import open_study, read_submission
 from report.tables import verdict_json
 from report.verdict import make_report
@@ -478,7 +478,10 @@ def test_a_sweep_that_proposes_other_runs_for_each_seed_is_one_cell(tmp_path: Pa
     assert TEST["demo"] in str(read_submission(first).study.records[0].end)
 
 
-PACKED = sorted((ROOT / "docs/mini-results").glob("*.tar.xz"), key=lambda path: (path.name != "mini-main.tar.xz", path.name))
+PACKED = sorted(
+    (ROOT / "docs/mini-results").glob("*.tar.xz"),
+    key=lambda path: (path.name != "mini-main.tar.xz", path.name.removesuffix(SUFFIX)),
+)
 
 
 def test_committed_journals_are_small_and_those_of_the_note() -> None:
