@@ -64,6 +64,33 @@ def read_lines(path: Path, length: int | None = None, least: int = 0) -> Lines:
     return Lines(whole, damaged, last)
 
 
+def without_digests(body: bytes) -> bytes | None:
+    """A whole file without its digests but the last, from which `with_digests` makes it again; None unless every line is as
+    it was written, with a digest."""
+    *lines, rest = body.split(b"\n")
+    texts, last = list[bytes](), ""
+    for line in lines:
+        text, digest = parted(line)
+        if digest is None or digest != digest_of_line(text, last):
+            return None
+        texts.append(text)
+        last = digest
+    return b"\n".join([*texts[:-1], lines[-1], b""]) if lines and not rest else None
+
+
+def with_digests(body: bytes) -> bytes:
+    """The file of which `without_digests` made these lines; ValueError if it can't have made them."""
+    *texts, last, rest = (b"", *body.split(b"\n"))
+    lines, before = list[str](), ""
+    for text in texts[1:]:
+        line, before = seal(text.decode(), before)
+        lines.append(line)
+    whole = "".join(lines).encode() + last + b"\n"
+    if rest or without_digests(whole) != body:
+        raise ValueError("its last digest is not that of its lines")
+    return whole
+
+
 def first_unsealed(body: bytes) -> int | None:
     """The number, from 1, of the first line that ends without a digest; None if there is none."""
     return next((at for at, line in enumerate(body.splitlines(), 1) if not _SEALED.fullmatch(line)), None)

@@ -2,9 +2,12 @@
 
     python -m report --pack runs/demo demo.tar.xz
 
-The same study gives the same bytes. Who reads such a file may have it from anybody: nothing in it is larger than bounds that
-stand here, its names are those of a study's own files, and a tar that is not, byte for byte, what is written here of the
-same names and contents is refused: no links, no other kinds, no name twice, nothing behind its end.
+A journal's running digests follow from its lines, and the last one says that they are the right lines: the others are left
+out, and put back where the file is read. The same study gives the same bytes.
+
+Who reads such a file may have it from anybody: nothing in it is larger than bounds that stand here, its names are those of a
+study's own files, and a tar that is not, byte for byte, what is written here of the same names and contents is refused: no
+links, no other kinds, no name twice, nothing behind its end.
 """
 
 import io
@@ -21,6 +24,7 @@ from records.audit import FOLDER, AuditJson
 from records.card import Card
 from records.detection import DetectionJson
 from records.ending import FinishedJson, PrunedJson
+from records.lines import DIGEST, DIGITS, with_digests, without_digests
 from records.perturbation import PerturbationJson
 from records.rows import FILE
 from records.spec_json import SPEC
@@ -36,14 +40,16 @@ RECORDS = (  # of a run, beside its spec.json and its journal
     *(kind.FILE for kind in (Card, FinishedJson, PrunedJson, PerturbationJson, DetectionJson)),
     f"{FOLDER}/{AuditJson.FILE}",
 )
-OF_RUN = (SPEC, *RECORDS, FILE)
+SHORT = f"{FILE}.short"  # a journal without its digests but the last
+OF_RUN = (SPEC, *RECORDS, FILE, SHORT)
 NAME = re.compile(rf"{re.escape(StudyJson.FILE)}|[a-z]{{1,20}}-[0-9a-f]{{12}}/(?:{'|'.join(map(re.escape, OF_RUN))})")
 
 
 def pack(folder: Path, runs: list[str]) -> bytes:
     """The packed study in a folder. Files of one kind stand together, which packs them smaller."""
     paths = [folder / StudyJson.FILE, *(folder / run / name for name in OF_RUN for run in sorted(runs))]
-    raw = _tar([(str(path.relative_to(folder)), path.read_bytes()) for path in paths if path.is_file()])
+    files = [(str(path.relative_to(folder)), path.read_bytes()) for path in paths if path.is_file()]
+    raw = _tar([_shortened(name, content) for name, content in files])
     window = min(max(SMALLEST_WINDOW, 1 << (len(raw) - 1).bit_length()), LARGEST_WINDOW)
     filters = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": window, "pb": 0}]
     return lzma.compress(raw, lzma.FORMAT_XZ, lzma.CHECK_CRC64, filters=filters)
@@ -78,7 +84,29 @@ def _members(path: Path) -> list[tuple[str, bytes]]:
         at = -(-end // BLOCK) * BLOCK
     if _tar(list(files.items())) != raw:
         raise _refusal(path, "its tar is not as --pack writes it")
-    return list(files.items())
+    return list(_lengthened(path, files))
+
+
+def _shortened(name: str, content: bytes) -> tuple[str, bytes]:
+    """A journal whose every line has its digest in its short form; another file as it is."""
+    short = without_digests(content) if name.endswith(f"/{FILE}") else None
+    return (name, content) if short is None else (name.removesuffix(FILE) + SHORT, short)
+
+
+def _lengthened(path: Path, files: dict[str, bytes]) -> Iterator[tuple[str, bytes]]:
+    """The files with the digests of short journals; refused if they are longer than a study may be, or there twice."""
+    short = [name for name in files if name.endswith(SHORT)]
+    longer = len(f', "{DIGEST}": ""') + DIGITS  # than it is, a line without its digest becomes
+    if sum(map(len, files.values())) + longer * sum(files[name].count(b"\n") for name in short) > LARGEST:
+        raise _refusal(path, f"unpacked it is larger than {LARGEST // 2**20} MiB")
+    for name, content in files.items():
+        whole = name.removesuffix(SHORT) + FILE if name in short else name
+        if whole != name and whole in files:
+            raise _refusal(path, f"it holds {whole} twice")
+        try:
+            yield whole, with_digests(content) if whole != name else content
+        except ValueError as error:
+            raise UserError(f"{path}/{whole} is damaged: {error}; take a whole copy of {path}") from None
 
 
 def _decompressed(path: Path) -> bytes:

@@ -25,7 +25,7 @@ from data.refusal import UserError
 from engine.study import lock, status
 from engine.study.scheduler import Scheduler
 from records.json_file import Damaged, parse, read_json, write_json
-from records.lines import read_lines, seal
+from records.lines import read_lines, seal, with_digests, without_digests
 from report.load import read_study
 from report.verdict import make_report
 
@@ -243,9 +243,29 @@ def test_every_flipped_bit_cut_and_doubled_line_of_a_journal_is_found(tmp_path: 
     for other in harmed:
         path.write_bytes(other)
         assert read_lines(path, len(body)).damaged, other
+        assert without_digests(other) is None or other in (b"", first, first + second), other
     for other in (first + third, first + first + second + third, second + first + third, second + third):
         path.write_bytes(other)
         assert read_lines(path).damaged, other
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_journal_comes_back_from_its_last_digest_and_no_other_does(count: int) -> None:
+    last, lines = "", []
+    for step in range(count):
+        line, last = seal(f'{{"step": {step}, "words": "a caf\u00e9, \\"digest\\""}}', last)
+        lines.append(line.encode())
+    body = b"".join(lines)
+    short = without_digests(body)
+    assert short is not None
+    assert (short.count(b', "digest": "'), len(short)) == (1, len(body) - 26 * (count - 1))
+    assert with_digests(short) == body
+    harmed = [short[:end] for end in range(len(short))] + [short + b"\n", short + short, b"\n" + short, body + short]
+    for bit in range(8 * len(short)):
+        harmed.append(short[: bit // 8] + bytes([short[bit // 8] ^ 1 << bit % 8]) + short[bit // 8 + 1 :])
+    for other in harmed:
+        with pytest.raises(ValueError):
+            with_digests(other)
 
 
 @pytest.mark.parametrize("text", [*OTHERS, "half"])

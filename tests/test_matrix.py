@@ -118,7 +118,8 @@ def test_a_packed_study_says_what_its_folder_says(tmp_path: Path, capsys: pytest
     assert "36 runs" in capsys.readouterr().out.replace("\N{NO-BREAK SPACE}", " ")
     first = out.read_bytes()
     assert b"not packed" not in lzma.decompress(first)
-    assert len(first) < 20_000
+    assert lzma.decompress(first).count(b'", "digest": "') < 40  # one a journal
+    assert len(first) < 17_000
     copy = shutil.copytree(study, tmp_path / "copy")
     (copy / "clean-000000000000").mkdir()  # no run of the study
     assert pack(copy, [record.run.run for record in read_study(copy).records][::-1]) == first
@@ -170,19 +171,27 @@ def test_the_report_takes_a_packed_study_wherever_it_takes_a_folder(
 
 
 def repacked(path: Path, file: str = "", old: bytes = b"", new: bytes = b"") -> Path:
-    """The packed study in the same form, with some bytes of its files of one name replaced."""
+    """The packed study in the same form, with some bytes of its files of one name, or short ones of it, replaced."""
     with tarfile.open(path) as packed:
         files = [(member.name, packed.extractfile(member)) for member in packed]
         contents = [(name, content.read()) for name, content in files if content is not None]
+    raw = tar_of(
+        {name: content.replace(old, new) if file and name.endswith((file, f"{file}.short")) else content
+         for name, content in contents}
+    )  # fmt: skip
+    path.with_name("changed.tar.xz").write_bytes(lzma.compress(raw))
+    return path.with_name("changed.tar.xz")
+
+
+def tar_of(files: dict[str, bytes]) -> bytes:
+    """A tar in the form of packed studies."""
     out = BytesIO()
     with tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for name, content in contents:
-            changed = content.replace(old, new) if file and name.endswith(file) else content
+        for name, content in files.items():
             member = tarfile.TarInfo(name)
-            member.size = len(changed)
-            tar.addfile(member, BytesIO(changed))
-    path.with_name("changed.tar.xz").write_bytes(lzma.compress(out.getvalue()))
-    return path.with_name("changed.tar.xz")
+            member.size = len(content)
+            tar.addfile(member, BytesIO(content))
+    return out.getvalue()
 
 
 def test_one_changed_number_in_a_packed_study_is_refused(
@@ -194,6 +203,8 @@ def test_one_changed_number_in_a_packed_study_is_refused(
     assert read_submission(repacked(tmp_path / "s.tar.xz")).study.plan.name == "s"
     for file, old, new in (
         ("metrics.jsonl", b'"top1": 0.94', b'"top1": 0.95'),
+        ("metrics.jsonl", b'}\n{"kind": "measure"', b'}{"kind": "measure"'),
+        ("metrics.jsonl", b', "digest": "', b', "digests": "'),
         ("finished.json", b'"seconds": 10.0', b'"seconds": 11.0'),
         ("card.json", b'"pairs": 200', b'"pairs": 300'),
         ("spec.json", b'"epochs": 3', b'"epochs": 4'),
@@ -234,6 +245,13 @@ def test_a_file_that_pack_did_not_write_is_refused(
     for kind, content in changes.items():
         path.write_bytes(content)
         assert f"{path} is not a packed study" in refused(path), kind
+    grown = tar_of({"study.json": b"{}", name.decode() + "/metrics.jsonl.short": b"\n" * 2**15})  # 26 bytes more a line
+    twice = tar_of({f"{name.decode()}/metrics.jsonl{end}": b"" for end in ("", ".short")})
+    path.write_bytes(lzma.compress(twice))
+    assert f"{path} is not a packed study (it holds {name.decode()}/metrics.jsonl twice)" in refused(path)
+    monkeypatch.setattr("report.packed.LARGEST", 2**19)
+    path.write_bytes(lzma.compress(grown))
+    assert "unpacked it is larger than 0 MiB" in refused(path)
     monkeypatch.setattr("report.packed.LARGEST", 2**20)
     path.write_bytes(lzma.compress(bytes(2**20 + 512)))
     assert "unpacked it is larger than 1 MiB" in refused(path)
