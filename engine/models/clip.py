@@ -221,27 +221,31 @@ def check_tag(name: str, tag: str) -> None:
         known = suggestion(tag, tags) if tags else "; it has none for this model, so give start.path"
         raise UserError(f"start.pretrained is '{tag}', which open_clip does not know for {name}{known}")
     tag_normalization(name, tag)
-    from open_clip.pretrained import get_pretrained_cfg
-
-    if get_pretrained_cfg(name, tag).get("quick_gelu"):
+    if _tag_config(name, tag).get("quick_gelu"):
         refuse_other_function(name, {**model_config(name), "quick_gelu": True}, f"start.pretrained '{tag}'")
 
 
 def tag_normalization(name: str, tag: str) -> Normalization:
     """How the weights under a tag want pictures normalised; UserError if they want them resized in another way than ours."""
+    return from_config(_tag_config(name, tag), f"start.pretrained '{tag}'")
+
+
+def _tag_config(name: str, tag: str) -> dict[str, Any]:
+    """What open_clip knows of the weights under a tag; empty of a tag that it does not know."""
     from open_clip.pretrained import get_pretrained_cfg
 
-    return from_config(get_pretrained_cfg(name, tag), f"start.pretrained '{tag}'")
+    config: dict[str, Any] = get_pretrained_cfg(name, tag)
+    return config
 
 
 def pretrained(name: str, tag: str) -> Path:
     """The file of weights that open_clip knows under a tag, from its hub or its cache; UserError naming the valid tags, or
     saying that it can't be had."""
     check_tag(name, tag)
-    from open_clip.pretrained import download_pretrained, get_pretrained_cfg
+    from open_clip.pretrained import download_pretrained
 
     try:
-        return Path(download_pretrained(get_pretrained_cfg(name, tag), prefer_hf_hub=True))
+        return Path(download_pretrained(_tag_config(name, tag), prefer_hf_hub=True))
     except Exception as error:  # each hub and each network has its own
         raise UserError(
             f"start.pretrained is '{tag}', whose weights can't be fetched ({type(error).__name__}: "
