@@ -1,5 +1,6 @@
 """Where a run was done that a study took over: said in its finished.json, by every reader."""
 
+import re
 from pathlib import Path
 
 import damage
@@ -7,8 +8,11 @@ import pytest
 from submissions import submission
 
 from configs.spec import load
+from engine.estimate.dry_run import dry_run
+from engine.estimate.gpus import Assumed
 from engine.study.reuse import reuse_finished_runs
 from engine.study.scheduler import Scheduler
+from engine.training.inputs import StudyInputs
 from records.ending import FinishedJson, TakenOver, verify_run
 from records.folder import WEIGHTS
 from report.submission import read_submission, write_packed
@@ -39,6 +43,27 @@ def test_a_run_says_which_study_did_it_however_often_it_is_taken_over(
         assert (runs / name / run.folder / "finished.json").read_bytes() == written
     assert (first / "finished.json").read_bytes() == before
     assert (runs / "a" / run.folder / WEIGHTS).samefile(first / WEIGHTS)
+
+
+def test_a_dry_run_tells_what_is_finished_and_what_another_study_has_finished(spec: Path, tmp_path: Path) -> None:
+    def plan(study: str, *sets: str) -> str:
+        loaded, machine = load(spec, list(sets)), Assumed(1, None)
+        shared = StudyInputs(runs / study, machine.world, spec.parent)
+        return " ".join(dry_run(loaded, Scheduler.of(loaded, runs / study, None).runs, shared, machine).split())
+
+    loaded, runs = load(spec), tmp_path / "runs"
+    assert "finished" not in plan("new") + plan("main")
+    damage.make(runs / "main", loaded)  # a pre-training that is finished and a cleaning that is not
+    first = Scheduler.of(loaded, runs / "main", None).runs[0]
+    assert (plan("main").count("finished"), plan("main").count("finished in main")) == (1, 0)
+    assert plan("new").count("finished in main") == 1
+    for study in ("main", "new"):
+        assert re.search(r"in all \S+ GPU-hours; still to do: \S+ for 1 run ", plan(study))
+    assert "still to do" not in plan("new", "machine.adopt=false")
+    (runs / "new" / first.folder).mkdir(parents=True)  # begun here
+    assert "finished" not in plan("new")
+    (runs / "main" / first.folder / "spec.json").write_text("{}")
+    assert "finished" not in plan("other")
 
 
 def test_a_run_that_was_taken_over_is_packed_with_its_mark(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from configs.plan import Run
@@ -21,11 +22,14 @@ from engine.training.checkpoint import committed
 from engine.training.inputs import StudyInputs
 from engine.training.labelled_inputs import read
 from engine.training.pairs import StudyPairs
-from records.folder import finished
+from records.folder import finished, finished_beside
+from records.json_file import Damaged
+from records.spec_json import read_decides
 
 COLUMNS = ("run", "what", "steps", "pairs", "poisoned", "parameters", "memory/rank", "bytes/rank/step", "GPU-h", "state")
 ROWS = 200  # of the table at most; a grid may have ten thousand
 TEXT_COLUMNS = ("run", "what", "state")
+FINISHED = "finished"
 
 
 def dry_run(
@@ -43,16 +47,19 @@ def dry_run(
             column, overflow="fold", justify="left" if column in TEXT_COLUMNS else "right", no_wrap=column == "run"
         )
     notes = {f"{error.fault}: not looked at" for error in missing if not isinstance(error, NoShards)}
-    total, count, rows, sized = Cost(), 0, alike(runs), set[str]()
+    total, left, count, to_do, rows, sized = Cost(), Cost(), 0, 0, alike(runs), set[str]()
     for row in rows:
         pairs = pairs_drawn(row[0], shared.pairs, notes)
         if row[0].detect is not None:
             notes.add("detect scores the pairs of each pre-training: a forward pass over them, which is not counted")
         run_cost = unknown(row[0]) if pairs is None else cost(row[0], pairs, notes)
-        for _ in row:
+        states = [_state(shared.study / one.folder, one) for one in row]
+        for state in states:
             total, count = total + run_cost, count + 1
+            if not state.startswith(FINISHED):
+                left, to_do = left + run_cost, to_do + 1
         if table.row_count < ROWS:
-            table.add_row(*_cells(row, shared, pairs, run_cost, machine, notes))
+            table.add_row(*_cells(row, shared, pairs, run_cost, machine, notes), _states(states))
         if machine.gpu is not None and (what := _memory_of(row[0])) not in sized:
             sized.add(what)
             notes |= set(fit_notes(row[0], machine))
@@ -65,7 +72,9 @@ def dry_run(
     price = "" if dollars is None else f", {number(total.price(dollars))} dollars"
     hours = number(total.hours)
     together = f" for {count:,} runs, those of a row together" if len(rows) < count else ""
-    for note in (*sorted(notes), f"in all {hours} GPU-hours{price}{together}", *cost_notes(dollars)):
+    runs_left = f"{to_do:,} run{'s' * (to_do != 1)}"
+    done = f"; still to do: {number(left.hours)} for {runs_left}" if to_do < count else ""
+    for note in (*sorted(notes), f"in all {hours} GPU-hours{price}{together}{done}", *cost_notes(dollars)):
         console.print(note, markup=False, highlight=False)
     where = f" with {machine.gpu.name} each" if machine.gpu is not None else ""
     world = machine.processes
@@ -118,7 +127,7 @@ def pairs_drawn(run: Run, pairs: StudyPairs, notes: set[str]) -> int | None:
 def _cells(  # noqa: PLR0913  (what a row is made of)
     row: list[Run], shared: StudyInputs, pairs: int | None, run_cost: Cost, machine: Assumed, notes: set[str]
 ) -> list[str]:
-    """The cells of a row; numbers are each run's."""
+    """The cells of a row without that of its state; numbers are each run's."""
     run, more = row[0], len(row) > 1
     poisoned = _pairs(run, shared.pairs, notes)[1]
     poisoned_cell = "" if run.stage == "clean" or poisoned is None else f"{0 if run.stage == 'twin' else poisoned:,}"
@@ -138,7 +147,6 @@ def _cells(  # noqa: PLR0913  (what a row is made of)
         f"{memory / GIB:.2f} GiB{' too large' * too_large}",
         f"{rank_traffic(run, machine.processes, machine.gpu) / 1e6:,.1f} MB",
         "?" if run_cost.hours is None else f"{times}{number(run_cost.hours)}",
-        _states([_state(shared.study / one.folder) for one in row]),
     ]
 
 
@@ -211,8 +219,13 @@ def _labelled(folder: str, expected: int | None, notes: set[str]) -> int | None:
         return expected
 
 
-def _state(folder: Path) -> str:
+def _state(folder: Path, run: Run) -> str:
     if finished(folder):
-        return "finished"
+        return FINISHED
+    if not folder.exists() and run.spec.machine.adopt:  # what is begun here is not taken over
+        for other in finished_beside(folder):
+            with suppress(Damaged):
+                if read_decides(other) == run.decides:
+                    return f"{FINISHED} in {other.parent.name}"
     checkpoints = committed(folder / "checkpoints")
     return f"at step {int(checkpoints[-1].name.removeprefix('step-')):,}" if checkpoints else "to do"

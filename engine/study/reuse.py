@@ -14,7 +14,7 @@ from configs.named_files import changed
 from configs.plan import Run
 from records.card import Card
 from records.ending import FinishedJson, TakenOver, verify_run
-from records.folder import finished
+from records.folder import finished_beside
 from records.json_file import Damaged
 from records.rows import FILE
 from records.spec_json import read_decides
@@ -41,9 +41,7 @@ def reuse_finished_runs(runs: Iterable[Run], folder: Path) -> list[tuple[Run, Pa
         home = folder / run.folder
         if home.exists():
             continue
-        for source in sorted(folder.parent.glob(f"*/{run.folder}")):
-            if not finished(source):
-                continue
+        for source in finished_beside(home):
             try:
                 is_same = read_decides(source) == run.decides
                 if is_same:
