@@ -18,5 +18,9 @@ class UserError(ValueError):
         return str(self).split(";")[0]
 
 
+class Diverged(UserError):
+    """A training whose numbers are not finite any more: no fault of the machine, but what came of what it was asked."""
+
+
 class Missing(UserError):
     """Something that a spec names is not on this machine; it may be on the one that is to carry the spec out."""

@@ -55,18 +55,21 @@ class PrunedJson(Usage):
 
 
 class FailedJson(RecordFile):
-    """A run that can't be carried out until the user puts something right: when, on which host, and what to do."""
+    """A run that can't be carried out until the user puts something right: when, on which host, and what to do; `diverged`
+    if what came of its own training is why."""
 
     FILE: ClassVar[str] = "failed.json"
     REMEDY: ClassVar[str] = "give the study's command again, which tries the run again"
     message: str
     when: str
     host: str
+    diverged: bool = False
 
     @classmethod
-    def now(cls, message: str) -> "FailedJson":
+    def now(cls, message: str, diverged: bool = False) -> "FailedJson":
         """A failure on this machine at this moment."""
-        return cls(message=message, when=time.strftime("%Y-%m-%d %H:%M:%S"), host=socket.gethostname())
+        when = time.strftime("%Y-%m-%d %H:%M:%S")
+        return cls(message=message, when=when, host=socket.gethostname(), diverged=diverged)
 
 
 def verify_files(folder: Path, *names: str) -> None:

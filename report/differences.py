@@ -141,8 +141,8 @@ def rule_rows(found: Sequence[Difference]) -> list[list[str]]:
 
 
 def differences(seeds: Sequence[Score]) -> list[Difference]:
-    """Of the best accuracy at ASR <= 5 %, between every two ways of pre-training that one cleaner cleaned; controls are none
-    of these."""
+    """Of the best accuracy at ASR <= 5 %, between every two ways of pre-training that one cleaner cleaned, under the same
+    attack: a model's several attacks are no independent groups. Controls are none of these."""
     return _of(BEST, seeds)
 
 
@@ -162,9 +162,14 @@ def _of(metric: Metric, seeds: Sequence[Score]) -> list[Difference]:
         cleaner: {way: [score.numbers[metric.name].value for score in members] for way, members in ways.items()}
         for cleaner, ways in groups.items()
     }
+    attacks = {score.group[0]: score.attack for score in seeds}
+    paired = {
+        cleaner: [pair for pair in combinations(ways, 2) if attacks[pair[0]] == attacks[pair[1]]]
+        for cleaner, ways in values.items()
+    }
     pairs: dict[tuple[str, str], list[str]] = {}  # the cleaners of each pair of ways
-    for cleaner, ways in values.items():
-        for pair in combinations(ways, 2):
+    for cleaner, both_ways in paired.items():
+        for pair in both_ways:
             pairs.setdefault(pair, []).append(cleaner)
     made: dict[tuple[str, tuple[str, str]], Difference] = {}
     for pair, cleaners in pairs.items():
@@ -178,7 +183,7 @@ def _of(metric: Metric, seeds: Sequence[Score]) -> list[Difference]:
             every = counted[at] if failed[at] else None
             lost = at_chance_in(groups[cleaner][pair[0]], metric), at_chance_in(groups[cleaner][pair[1]], metric)
             made[cleaner, pair] = Difference(cleaner, pair, means[at], compared[at], every, lost)
-    return [made[cleaner, pair] for cleaner, ways in values.items() for pair in combinations(ways, 2)]
+    return [made[cleaner, pair] for cleaner, both_ways in paired.items() for pair in both_ways]
 
 
 def _whole(values: Iterable[float | None]) -> list[float]:

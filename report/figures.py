@@ -171,7 +171,7 @@ def _ways(panels: list[Panel], study: Study) -> Iterator[Figure]:
             lambda narrow: phase(shares, narrow),
             answers=True,
         )
-    if 2 < len(panels) <= MOST and (ways := by_way(panels)):
+    if sum(panel.attack == 1 for panel in panels) > 2 and len(panels) <= MOST and (ways := by_way(panels)):
         yield Figure(
             "pretrainings",
             "Ways of pre-training side by side",

@@ -13,7 +13,7 @@ from data.refusal import UserError
 from records.audit import FOLDER, AuditJson
 from records.card import Card
 from records.detection import DetectionJson
-from records.ending import FinishedJson, PrunedJson, run_journal
+from records.ending import FailedJson, FinishedJson, PrunedJson, run_journal
 from records.folder import RecordFile
 from records.json_file import Damaged
 from records.perturbation import PerturbationJson
@@ -62,6 +62,17 @@ class Record:
     attack: Mapping[str, Any] = field(default_factory=dict)  # what its spec.json says of it
     audit: AuditJson | None = None
     detection: DetectionJson | None = None  # how its training pairs were scored
+    failed: FailedJson | None = None  # why it has not ended, where it can't as it is
+
+    @property
+    def ended(self) -> bool:
+        """Whether the study is done with it: it is finished, or sweep.stop ended it early."""
+        return self.finished or self.end is not None
+
+    @property
+    def diverged(self) -> bool:
+        """Whether it can't end since its numbers were not finite any more."""
+        return self.failed is not None and self.failed.diverged
 
     def _aim(self, attack: int) -> Mapping[str, Any]:
         aims = attacks_in(self.attack)
@@ -163,8 +174,11 @@ def _read_run(folder: Path, run: RunEntry) -> Record:
     state = "finished" if finished else "not started"
     if isinstance(end, FinishedJson) and end.taken_over:
         state = f"finished, taken over from {end.taken_over.study}"
+    failed = None if finished or pruned else _read(FailedJson, folder, faults)
     if rows and not finished:
         state = f"unfinished, at epoch {rows[-1].epoch}, step {rows[-1].step}"
+    if pruned or failed:
+        state = f"stopped early by sweep.stop: {pruned.why}" if pruned else f"failed: {failed.message if failed else ''}"
     poison, answers = (_picture(folder / name, faults) for name in ("poison.png", "answers.png"))
     attack, detection = _attack(folder, faults), _read(DetectionJson, folder, faults)
     audit = _read(AuditJson, folder / FOLDER, faults)
@@ -172,7 +186,7 @@ def _read_run(folder: Path, run: RunEntry) -> Record:
     ended, perturbed = end or pruned, _read(PerturbationJson, folder, faults)
     return Record(
         run, measures, len(damaged), card, finished, state, poison, answers, _pace(rows), ended, perturbed, tuple(faults),
-        attack, audit, detection,
+        attack, audit, detection, failed,
     )  # fmt: skip
 
 

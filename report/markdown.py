@@ -59,7 +59,7 @@ def write_markdown(folders: Sequence[Path], out: Path) -> int:
         raise UserError(f"--markdown is {out}, expected a Markdown file; give one that ends in .md")
     files: dict[str, bytes] = {}
     head, sections = _earlier(out)
-    before = None
+    before, named = None, dict[str, Path]()
     for folder in folders:
         report = make_report(open_study(folder))
         study, heading = report.study, plain(report.study.plan.name)
@@ -68,6 +68,12 @@ def write_markdown(folders: Sequence[Path], out: Path) -> int:
                 f"{folder} holds a study named {study.plan.name[:40]!r}, by which its figures are named; expected letters, "
                 "digits, '.', '_' and '-', a letter or digit first; give it another name"
             )
+        if heading in named:
+            raise UserError(
+                f"{named[heading]} and {folder} hold studies of one name, {study.plan.name}, which is a section's heading; "
+                "give one of them, or give one another name"
+            )
+        named[heading] = folder
         first = next(iter(sections), heading) == heading
         shown = []
         for figure in figures(report):
@@ -86,7 +92,10 @@ def write_markdown(folders: Sequence[Path], out: Path) -> int:
 def _earlier(out: Path) -> tuple[str, dict[str, str]]:
     """What stands above the first section of the page as it is, and its sections by their headings."""
     head, *parts = re.split(r"^(?=## )", out.read_text(encoding="utf-8") if out.is_file() else HEAD, flags=re.MULTILINE)
-    return head.rstrip(), {part.partition("\n")[0][3:]: f"{part.rstrip()}\n" for part in parts}
+    names = [part.partition("\n")[0][3:] for part in parts]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"{out} has two sections '## {twice[0]}'; expected one a study; delete one of them")
+    return head.rstrip(), {name: f"{part.rstrip()}\n" for name, part in zip(names, parts, strict=True)}
 
 
 def _placed(sections: dict[str, str], heading: str, text: str, before: str | None) -> dict[str, str]:
@@ -127,8 +136,8 @@ def section(report: Report, pictures: Iterable[tuple[str, str, str]]) -> str:
 
 
 def _code(lines: Iterable[str]) -> str:
-    """A block of code, each line on one line, under a fence that none of them holds."""
-    text = "\n".join(" ".join(line.split()) for line in lines)
+    """A block of code, each line on one line, none of which is a heading, under a fence that none of them holds."""
+    text = "\n".join(re.sub("^(?=#)", " ", " ".join(line.split())) for line in lines)
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence}\n{text}\n{fence}"
 

@@ -46,13 +46,26 @@ NAME = re.compile(rf"{re.escape(StudyJson.FILE)}|[a-z]{{1,20}}-[0-9a-f]{{12}}/(?
 
 
 def pack(folder: Path, runs: list[str]) -> bytes:
-    """The packed study in a folder. Files of one kind stand together, which packs them smaller."""
+    """The packed study in a folder; UserError if it is larger than one that is read. Files of one kind stand together, which
+    packs them smaller."""
     paths = [folder / StudyJson.FILE, *(folder / run / name for name in OF_RUN for run in sorted(runs))]
     files = [(str(path.relative_to(folder)), path.read_bytes()) for path in paths if path.is_file()]
     raw = _tar([_shortened(name, content) for name, content in files])
+    if len(raw) > LARGEST or sum(len(content) for _, content in files) > LARGEST or len(files) > MOST:
+        raise _too_large(folder, f"{len(files):,} files of {len(raw) >> 20:,} MiB")
     window = min(max(SMALLEST_WINDOW, 1 << (len(raw) - 1).bit_length()), LARGEST_WINDOW)
     filters = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": window, "pb": 0}]
-    return lzma.compress(raw, lzma.FORMAT_XZ, lzma.CHECK_CRC64, filters=filters)
+    packed = lzma.compress(raw, lzma.FORMAT_XZ, lzma.CHECK_CRC64, filters=filters)
+    if len(packed) > LARGEST_PACKED:
+        raise _too_large(folder, f"{len(packed) >> 20:,} MiB when packed")
+    return packed
+
+
+def _too_large(folder: Path, size: str) -> UserError:
+    return UserError(
+        f"{folder} is too large to pack ({size}); expected at most {MOST:,} files, {LARGEST >> 20} MiB and, packed, "
+        f"{LARGEST_PACKED >> 20} MiB; divide the study, or give its folder"
+    )
 
 
 @contextmanager

@@ -78,7 +78,7 @@ class PointInfo(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """All that was measured for one way of pre-training; `finished` of its `total` runs are done. The drawing is headed by
+    """All that was measured for one way of pre-training; `finished` of its `total` runs have ended. The drawing is headed by
     `heading`, or by the title if there is none. Controls are never among `points`: `scratch` are cleanings that keep nothing
     of their start, `cleaned_twins` those of twins, whose start is the twin."""
 
@@ -90,12 +90,15 @@ class Panel(NamedTuple):
     total: int
     heading: str | None = None
     without: str = ""  # what was measured instead, where no point could be
-    cleanings: tuple[int, int] = (0, 0)  # how many cleaning runs are finished, of how many, controls not counted
+    cleanings: tuple[int, int] = (0, 0)  # how many cleaning runs have ended, of how many, controls not counted
     scratch: Sequence[FrontierPoint[PointInfo]] = ()
     cleaned_twins: Sequence[FrontierPoint[PointInfo]] = ()
     attack: int = 1  # which of those that its models carry
     fools: bool = False  # whether its trigger may fool a model that was never poisoned
     left_out: bool = False  # whether its models were pre-trained without some of the pairs
+    diverged: Sequence[
+        PointInfo
+    ] = ()  # the seeds of a cleaner of which no cleaning came to a point and all diverged or ended
 
     @property
     def uncleaned(self) -> bool:
@@ -147,7 +150,9 @@ def way_of(run: RunEntry) -> Way:
     own = {name: value for name, value in run.swept.items() if name not in run.cleaning}
     settings = []
     for key, value in flat(own):
-        elsewhere = key.startswith(("clean", "data.clean", "measure", "machine")) or key.endswith("seed")
+        path = key.split(".")
+        of_others = "." in key and (path[0] in ("clean", "measure", "machine") or path[:2] == ["data", "clean"])
+        elsewhere = of_others or path[-1] == "seed"  # a name without dots is the user's own
         if not elsewhere and key not in ("pretrain.objective", "pretrain.objective.kind"):
             settings.append((".".join(key.split(".")[-2:]), value))
     return run.pretrain_objective, tuple(settings)
@@ -230,10 +235,10 @@ def _panel(name: str, members: list[Record], images: tuple[str | None, str | Non
             points[run.control] += _cleaned(run, seen, begun)
         elif seen and record.finished:
             (starts if run.stage == "pretrain" else twins)[origin] = seen[-1][1]
-    finished = sum(member.finished for member in members)
+    finished = sum(member.ended for member in members)
     measured = {key for member in members for row in member.evaluations for key, value in row.items() if value is not None}
     without = "retrieval" if "text_r1" in measured and not measured & {"top1", "asr"} else ""
-    done = [member.finished for member in members if member.run.stage == "clean" and member.run.control is None]
+    cleanings = [member for member in members if member.run.stage == "clean" and member.run.control is None]
     return Panel(
         name,
         list(starts.values()),
@@ -242,13 +247,32 @@ def _panel(name: str, members: list[Record], images: tuple[str | None, str | Non
         finished,
         len(members),
         without=without,
-        cleanings=(sum(done), len(done)),
+        cleanings=(sum(member.ended for member in cleanings), len(cleanings)),
         scratch=_apart(points["fresh"], {point.label.objective for point in points[None]}),
         cleaned_twins=points["twin"],
         attack=int(attack[1:] or 1),
         fools=any(member.trigger(int(attack[1:] or 1)) in FOOLING for member in members),
         left_out=any(member.run.without is not None for member in members),
+        diverged=_diverged(cleanings, points[None], starts),
     )
+
+
+def _diverged(
+    cleanings: list[Record], points: list[FrontierPoint[PointInfo]], starts: Mapping[str, FrontierPoint[Origin]]
+) -> list[PointInfo]:
+    """One for each cleaner and seed of which every cleaning ended or diverged, one of them at least diverged, and none has a
+    point: what came of it is known."""
+    reached = {(point.label.objective, point.label.seed) for point in points}
+    seeds: dict[tuple[str, int | None], list[Record]] = {}
+    for record in cleanings:
+        seeds.setdefault((spoken(record.run.cleaner or record.run.clean_objective), record.run.seed), []).append(record)
+    return [
+        PointInfo(members[0].run.run, 0, None, cleaner, starts.get(members[0].run.start or ""), seed)
+        for (cleaner, seed), members in seeds.items()
+        if (cleaner, seed) not in reached
+        and any(member.diverged for member in members)
+        and all(member.diverged or member.ended for member in members)
+    ]
 
 
 def _apart(scratch: list[FrontierPoint[PointInfo]], cleaners: set[str]) -> list[FrontierPoint[PointInfo]]:

@@ -50,10 +50,11 @@ def by_way(panels: Sequence[Panel]) -> Ablation:
 
 
 def strengths(panels: Sequence[Panel], study: Study) -> dict[str, list[Cleanable]]:
-    """Of each way of pre-training its models whose pictures a linear probe was fitted on, and that were cleaned."""
+    """Of each way of pre-training its models whose pictures a linear probe was fitted on, and that were cleaned; each once,
+    by the first of its attacks."""
     probes = {record.run.run: strength for record in study.records if (strength := _probe(record)) is not None}
     out: dict[str, list[Cleanable]] = {}
-    for panel in panels:
+    for panel in (panel for panel in panels if panel.attack == 1):
         models: dict[str, Points] = {}
         for point in panel.points:
             if point.label.start is not None and point.label.start.label.run in probes and point.label.start.top1 > 0:

@@ -116,6 +116,7 @@ class Score(NamedTuple):
     start: FrontierPoint[Origin] | None
     numbers: dict[str, Number]
     control: Literal["fresh"] | None = None  # what keeps nothing of the start: beside the cleaners, and none of them
+    attack: int = 1  # which of those that its model carries
 
 
 class Mean(NamedTuple):
@@ -143,18 +144,36 @@ class Mean(NamedTuple):
 
 
 def scores(panels: Sequence[Panel]) -> list[Score]:
-    """One for each (way, cleaner, seed) that has points, in their order; of each way the control that keeps nothing of the
-    start comes last, and no rule chooses of it."""
-    points: dict[tuple[str, str, int | None, Literal["fresh"] | None], list[FrontierPoint[PointInfo]]] = {}
+    """One for each (way, cleaner, seed) that has points or whose cleanings all diverged, in their order; of each way the
+    control that keeps nothing of the start comes last, and no rule chooses of it."""
+    out: list[Score] = []
     for panel in panels:
+        points: dict[tuple[str, int | None, Literal["fresh"] | None], list[FrontierPoint[PointInfo]]] = {}
         for control, members in ((None, panel.points), (FRESH, panel.scratch)):
             for point in members:
-                points.setdefault((panel.title, point.label.objective, point.label.seed, control), []).append(point)
-    return [_score((way, name), seed, members, control) for (way, name, seed, control), members in points.items()]
+                points.setdefault((point.label.objective, point.label.seed, control), []).append(point)
+        out += [_score(panel, *of, members) for of, members in points.items() if of[2] is None]
+        out += [_of_diverged(panel, info) for info in panel.diverged]
+        out += [_score(panel, *of, members) for of, members in points.items() if of[2] is not None]
+    return out
+
+
+def _of_diverged(panel: Panel, info: PointInfo) -> Score:
+    """A seed without a model: none at any cap. What needs points, as a rule's choice does, is left out."""
+    numbers = [Number(best_top1(cap), None) for cap in CAPS] + [Number(POINTS, 0)]
+    if info.start and info.start.top1:
+        numbers += [Number(metric, None) for cap in CAPS for metric in (drop(cap), relative_drop(cap))]
+        numbers += [Number(lowest_asr_at(share), None) for share in SHARES] + [Number(CARRYING, 0)]
+    named = {number.metric.name: number for number in numbers}
+    return Score((panel.title, info.objective), info.seed, info.start, named, None, panel.attack)
 
 
 def _score(
-    group: Group, seed: int | None, points: list[FrontierPoint[PointInfo]], control: Literal["fresh"] | None
+    panel: Panel,
+    cleaner: str,
+    seed: int | None,
+    control: Literal["fresh"] | None,
+    points: list[FrontierPoint[PointInfo]],
 ) -> Score:
     starts = list(dict.fromkeys(point.label.start for point in points if point.label.start is not None))
     start = FrontierPoint(fmean(p.asr for p in starts), fmean(p.top1 for p in starts), starts[0].label) if starts else None
@@ -174,7 +193,8 @@ def _score(
         carrying = [p for p in points if p.asr <= CAP and p.top1 >= FLOOR * start.top1]
         numbers.append(Number(CARRYING, len(carrying)))
     numbers += [Number(POINTS, len(points)), *([] if control else _chosen(points, start))]
-    return Score(group, seed, start, {number.metric.name: number for number in numbers}, control)
+    named = {number.metric.name: number for number in numbers}
+    return Score((panel.title, cleaner), seed, start, named, control, panel.attack)
 
 
 def _top1(metric: Metric, point: FrontierPoint[PointInfo] | None) -> Number:

@@ -27,6 +27,7 @@ from report.findings import finding_faults
 from report.load import Record, Study, read_study
 from report.packed import RECORDS, SUFFIX, pack, unpacked
 
+OF_CLEANING = ("clean.", "data.clean.")  # fields that concern the cleaning alone
 MOST = 20  # faults that are told
 
 
@@ -200,6 +201,7 @@ def _misnamed(folder: Path, run: RunEntry, names: list[str], decided: dict[str, 
     for name, value in facts.items():
         if getattr(run, name) != value:
             yield f"{folder / StudyJson.FILE} says {name} {getattr(run, name)!r} of {run.run}, whose {SPEC} says {value!r}"
+    yield from _misswept(folder, run, own.whole)
     if own.clean is None or own.pretrain is None:
         return
     start = decided.get(run.start or "")
@@ -209,6 +211,32 @@ def _misnamed(folder: Path, run: RunEntry, names: list[str], decided: dict[str, 
     stage_begun, but = ("twin", ("attack", "start")) if control == "twin" else ("pretrain", ())
     if start is not None and (trained(start, *but) != trained(own, *but) or stage_of(start.whole) != stage_begun):
         yield f"{folder / run.run / SPEC} is of another pre-training than that of {run.start}, from which the run starts"
+
+
+def _misswept(folder: Path, run: RunEntry, whole: dict[str, Any]) -> Iterator[str]:
+    """Fields of the spec that study.json says were swept to a value that the run's spec.json does not have, or that concern
+    the cleaning and do not. What a named axis calls its choices is for the submitter to say."""
+    of = f"of {run.run}"
+    for path, value in run.swept.items():
+        of_another = run.after is not None and path.startswith(OF_CLEANING)  # a probe is told by its cleaning's settings
+        if "." in path and not of_another and (other := _other(value, whole, path.split("."))) is not None:
+            yield f"{folder / StudyJson.FILE} says {path} {value!r} {of}, whose {SPEC} says {other!r}"
+    for path in run.cleaning:
+        if "." in path and not path.startswith(OF_CLEANING):
+            yield f"{folder / StudyJson.FILE} says {of} that {path} concerns its cleaning alone"
+
+
+def _other(value: Any, there: Any, path: list[str]) -> Any:
+    """What stands at a path of plain values where that is another word or number than `value`, or than one in it; None where
+    it is the same, not told, or written in another form."""
+    if path:
+        return _other(value, there.get(path[0]), path[1:]) if isinstance(there, dict) else None
+    if isinstance(value, dict):
+        others = (_other(inner, there, [name]) for name, inner in value.items())
+        return next((other for other in others if other is not None), None)
+    plain = isinstance(value, bool | int | float | str) and isinstance(there, bool | int | float | str)
+    alike = isinstance(value, str) == isinstance(there, str)
+    return there if plain and alike and value != there else None
 
 
 def _misprobed(

@@ -148,17 +148,17 @@ def _summary(
     ]
     for caps in shared:
         label = f"best top-1 at ASR ≤ {', '.join(f'{100 * cap:g}' for cap in caps)} %"
-        rows.append(_over_seeds(label, _best(panel.points, caps[0])))
+        rows.append(_over_seeds(label, _best(panel.points, caps[0]) + _lost(panel)))
     for who in cleaners if len(cleaners) > 1 else ():
         of_cleaner = [point for point in panel.points if point.label.objective == who]
-        rows.append(_over_seeds(f"{who}: {BEST.label}", _best(of_cleaner, CAP)))
+        rows.append(_over_seeds(f"{who}: {BEST.label}", _best(of_cleaner, CAP) + _lost(panel, who)))
     for who in scratches:
         of_scratch = [point for point in panel.scratch if point.label.objective == who]
         rows.append(_over_seeds(f"{who}, the control: {BEST.label}", _best(of_scratch, CAP)))
     if shared:
-        rows.append(_over_seeds(LOWEST.label, _lowest(panel.points), asr=True))
+        rows.append(_over_seeds(LOWEST.label, _lowest(panel.points) + _lost(panel), asr=True))
         done, total = panel.cleanings
-        rows.append(SummaryRow("cleaning runs", f"{done} of {total} finished", f"{len(panel.points)} evaluations"))
+        rows.append(SummaryRow("cleaning runs", f"{done} of {total} ended", f"{len(panel.points)} evaluations"))
     return rows
 
 
@@ -169,6 +169,12 @@ def _mean_of_runs(models: Sequence[FrontierPoint[Any]]) -> str:
 def _best(points: Iterable[FrontierPoint[PointInfo]], cap: float) -> Tops:
     """Each seed's most accurate point under a cap on ASR."""
     return [best_accuracy(members, cap) for members in by_seed(points).values()]
+
+
+def _lost(panel: Panel, cleaner: str | None = None) -> Tops:
+    """One without a point for each seed of which every cleaning diverged, of all cleaners or of one."""
+    of_cleaner = {one.seed for one in panel.diverged if cleaner in (None, one.objective)}
+    return [None] * len(of_cleaner - {p.label.seed for p in panel.points if cleaner in (None, p.label.objective)})
 
 
 def _lowest(points: Iterable[FrontierPoint[PointInfo]]) -> Tops:
@@ -198,7 +204,17 @@ def _over_seeds(what: str, tops: Tops, asr: bool = False) -> SummaryRow:
 def notes(study: Study, members: Sequence[Panel]) -> list[str]:
     """What a reader must know before trusting the numbers."""
     done, total = sum(record.finished for record in study.records), len(study.records)
-    words = [] if done == total else [f"{done} of {total} runs are finished; the rest is still missing here."]
+    stopped, failed = (
+        sum(record.ended and not record.finished for record in study.records),
+        sum(record.failed is not None for record in study.records),
+    )
+    words = [f"{stopped} of {total} runs were stopped early by sweep.stop."] if stopped else []
+    if failed:
+        diverged = sum(record.diverged for record in study.records)
+        because = f", {diverged} of them since their numbers were not finite any more" if diverged else ""
+        words.append(f"{failed} of {total} runs failed{because}.")
+    if (left := total - done - stopped - failed) > 0:
+        words.append(f"{done} of {total} runs are finished; {left} are still missing here.")
     words += [unprobed] if (unprobed := without_choice(study)) else []
     if study.probes and not all(record.finished for record in study.probes):
         ended = sum(record.finished for record in study.probes)

@@ -42,7 +42,7 @@ def test_the_pages_small_table_has_means_over_seeds_by_each_ones_own_start(tmp_p
         "best top-1 at ASR ≤ 5 %": ("71.3 % [67.0, 75.6]", "ASR 3.0 %, mean of 2 of 3 seeds"),
         "best top-1 at ASR ≤ 10, 20 %": ("72.0 % [67.0, 77.0]", "ASR 7.0 %, mean of 2 of 3 seeds"),
         "lowest ASR at top-1 ≥ 95 % of start": ("21.3 % [4.0, 50.0]", "top-1 74.3 %, mean of 3 seeds"),
-        "cleaning runs": ("3 of 3 finished", "4 evaluations"),
+        "cleaning runs": ("3 of 3 ended", "4 evaluations"),
     }
     (verdict,) = report.judged.verdicts
     assert "in 2 of 3 seeds, at top-1 71.3 % [67.0, 75.6]" in verdict.sentence, "the same mean as in the table"

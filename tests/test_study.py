@@ -213,6 +213,8 @@ def test_a_run_that_fails_leaves_the_others_alone_and_is_named(twelve: Path, cap
         assert "Traceback" not in out.stderr
     study = twelve.parent / "runs/tiny"
     assert len(list(study.glob("clean-*/finished.json"))) == 1
+    (failure,) = study.glob("clean-*/failed.json")
+    assert json.loads(failure.read_text())["diverged"] is True
     assert main([str(study)]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "2 of 3 runs done, 0 running, 0 left, 1 failed" in said

@@ -19,7 +19,7 @@ from data.captioned import Captioned
 from data.captions import word_of
 from data.labelled import Labelled
 from data.progress import Progress
-from data.refusal import UserError
+from data.refusal import Diverged
 from engine.distributed.attended import attended
 from engine.evaluation.encode import Encoder
 from engine.evaluation.sets import AttackView, EvalSet, MeasureTask, prompts_of
@@ -45,11 +45,11 @@ class EvalCosts:
 
 @contextmanager
 def judged(what: str) -> Iterator[None]:
-    """UserError where something inside has embeddings that can't be judged; the same on every rank, as they are."""
+    """Diverged where something inside has embeddings that can't be judged; the same on every rank, as they are."""
     try:
         yield
     except NotFinite as error:
-        raise UserError(
+        raise Diverged(
             f"{what}: {error}, so the model can't be judged; its weights are damaged, mostly by too high a rate: lower "
             "optimizer.rate, set optimizer.clip, or start from other weights"
         ) from None

@@ -15,7 +15,7 @@ import torch
 
 from configs.plan import Run
 from data.patience import Left
-from data.refusal import UserError
+from data.refusal import Diverged, UserError
 from engine.distributed import collectives
 from engine.distributed.watchdog import PATIENCE, all_come, heard_end, heartbeat
 from engine.distributed.world import World, is_rank_failure
@@ -85,7 +85,7 @@ def _pass_over(error: UserError, run: Run, scheduler: Scheduler, world: World) -
         error.alone = True
         raise error
     if world.first:
-        FailedJson.now(str(error)).write(scheduler.folder / run.folder)
+        FailedJson.now(str(error), isinstance(error, Diverged)).write(scheduler.folder / run.folder)
         print(f"error: {run.folder} ({run.title}): {error}", file=sys.stderr, flush=True)
 
 

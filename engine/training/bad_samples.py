@@ -6,7 +6,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from data.refusal import UserError
+from data.refusal import Diverged, UserError
 from engine.distributed.collectives import gather_objects, on_rank_0
 from engine.distributed.world import World
 from engine.training.inputs import RunInputs
@@ -117,17 +117,17 @@ class BadBatches:
         return number
 
     def refuse(self, most: int, step: int) -> None:
-        """UserError if the last `most` steps, to this one, were not taken; to be called when the run is saved."""
+        """Diverged if the last `most` steps, to this one, were not taken; to be called when the run is saved."""
         if self.in_a_row >= most:
-            raise UserError(
+            raise Diverged(
                 f"the loss was not finite in the last {self.in_a_row} steps, to step {step}; none of them was taken, and "
                 f"the weights from before are saved; lower optimizer.rate, set optimizer.clip, or look at {self.path}"
             )
 
     def refuse_end(self, steps: int) -> None:
-        """UserError if most steps of the whole run were not taken: its weights are not what the spec asks for."""
+        """Diverged if most steps of the whole run were not taken: its weights are not what the spec asks for."""
         if 2 * self.total > steps:
-            raise UserError(
+            raise Diverged(
                 f"the loss was not finite in {self.total:,} of {steps:,} steps, which were not taken, so the run does not "
                 f"count as finished; lower optimizer.rate, set optimizer.clip, or look at {self.path}; delete "
                 f"{self.path.parent} to begin it anew"

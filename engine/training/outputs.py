@@ -13,7 +13,7 @@ from configs.named_files import named_files
 from configs.plan import differences
 from data.decode import DecodeError
 from data.plan_file import write_plan
-from data.refusal import UserError
+from data.refusal import Diverged, UserError
 from data.sheet import pairs_grid, small_grid
 from engine.distributed import collectives
 from engine.distributed.world import World
@@ -159,7 +159,7 @@ def _write_weights(
     usage: dict[str, float],
 ) -> None:
     remedy = f"lower optimizer.rate or set optimizer.clip, and delete {inputs.folder} to begin it anew"
-    refuse_not_finite({**weights[0], **moments}, f"the weights that {inputs.run.title} has come to", remedy)
+    refuse_not_finite({**weights[0], **moments}, f"the weights that {inputs.run.title} has come to", remedy, Diverged)
     fresh, final = inputs.folder / ".weights.safetensors", inputs.folder / WEIGHTS
     with checkpoint.disk(inputs.folder):
         if moments:
