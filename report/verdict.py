@@ -97,6 +97,12 @@ def judge(members: Sequence[Panel]) -> Judgement:
             f"{len(seeds) - len(firm)} of {len(seeds)} seeds of a cleaner have no ground: no difference counts them."
         )
     apart, of_rules = differences(firm), rule_differences(firm)
+    pairs = {one.ways for one in apart if one.compared is not None}
+    if len(pairs) > 1:
+        remarks.append(
+            f"{len(pairs)} pairs of ways of pre-training are compared, each by itself: p is adjusted over the cleaners of a "
+            "pair, not over the pairs."
+        )
     remarks += _unknown(grounds, firm) if any(one.value is not None for one in apart) else []
     return Judgement(list(members), seeds, over_seeds(seeds), apart, of_rules, of_controls, verdicts, remarks)
 

@@ -97,6 +97,8 @@ def test_attacks_that_the_same_models_carry_are_no_groups_to_compare(
     assert len(report.judged.panels) == 2 * len(objectives)
     found = report.judged.differences
     assert len(found) == pairs
+    told = [note for note in report.judged.notes if "pairs of ways of pre-training are compared, each by itself" in note]
+    assert [note.split()[0] for note in told] == ([str(pairs)] if pairs > 1 else [])
     assert all(first.partition(" · ")[2] == second.partition(" · ")[2] for one in found for first, second in [one.ways])
     drawn = {figure.name for figure in figures(report)}
     assert ("pretrainings" in drawn) == (len(objectives) > 2)
