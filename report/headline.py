@@ -82,8 +82,8 @@ def headline(panel: Panel) -> Verdict:
     else:
         verdict = _judged(model, panel.points, [])
     lost = {one.seed for one in panel.diverged} - {point.label.seed for point in panel.points}
-    if lost and verdict.status in ("cleaned", "dear", "partly", "scratch", "destroyed", "poisoned"):
-        more = f"{verdict.sentence} Of {len(lost)} more seed{'s' * (len(lost) > 1)} every cleaning diverged."
+    if lost:
+        more = f"{verdict.sentence} Every cleaning of {len(lost)} seed{'s' * (len(lost) > 1)} diverged."
         verdict = Verdict("partly" if verdict.status in ("cleaned", "dear") else verdict.status, more)
     return verdict if panel.finished == panel.total else Verdict(verdict.status, f"So far: {verdict.sentence}")
 

@@ -108,12 +108,12 @@ def _shortened(name: str, content: bytes) -> tuple[str, bytes]:
 
 def _lengthened(path: Path, files: dict[str, bytes]) -> Iterator[tuple[str, bytes]]:
     """The files with the digests of short journals; refused if they are longer than a study may be, or there twice."""
-    short = [name for name in files if name.endswith(SHORT)]
     longer = len(f', "{DIGEST}": ""') + DIGITS  # than it is, a line without its digest becomes
-    if sum(map(len, files.values())) + longer * sum(files[name].count(b"\n") for name in short) > LARGEST:
+    lines = sum(content.count(b"\n") - 1 for name, content in files.items() if name.endswith(SHORT))
+    if sum(map(len, files.values())) + longer * lines > LARGEST:
         raise _refusal(path, f"unpacked it is larger than {LARGEST // 2**20} MiB")
     for name, content in files.items():
-        whole = name.removesuffix(SHORT) + FILE if name in short else name
+        whole = name.removesuffix(SHORT) + FILE if name.endswith(SHORT) else name
         if whole != name and whole in files:
             raise _refusal(path, f"it holds {whole} twice")
         try:

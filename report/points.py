@@ -96,9 +96,7 @@ class Panel(NamedTuple):
     attack: int = 1  # which of those that its models carry
     fools: bool = False  # whether its trigger may fool a model that was never poisoned
     left_out: bool = False  # whether its models were pre-trained without some of the pairs
-    diverged: Sequence[
-        PointInfo
-    ] = ()  # the seeds of a cleaner of which no cleaning came to a point and all diverged or ended
+    diverged: Sequence[PointInfo] = ()  # of each cleaner the seeds of which every cleaning diverged
 
     @property
     def uncleaned(self) -> bool:

@@ -160,12 +160,18 @@ def test_a_seed_whose_cleanings_all_diverged_is_counted_and_another_failure_is_n
     assert report.notes[0] == told
 
 
-def test_a_seed_of_which_every_cleaner_diverged_is_told_in_the_verdict(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("seeds", "status", "words"),
+    [((2,), "partly", "Every cleaning of 1 seed diverged."), ((0, 1, 2), "open", "Every cleaning of 3 seeds diverged.")],
+)
+def test_a_seed_of_which_every_cleaner_diverged_is_told_in_the_verdict(
+    tmp_path: Path, seeds: tuple[int, ...], status: str, words: str
+) -> None:
     study = submission(tmp_path / "s", objectives=("mmcl_ssl",))
-    failed(study, ("mmcl", "cleanclip"), (2,), True)
+    failed(study, ("mmcl", "cleanclip"), seeds, True)
     (verdict,) = make_report(read_study(study)).judged.verdicts
-    assert verdict.status == "partly"
-    assert "Of 1 more seed every cleaning diverged." in verdict.sentence
+    assert verdict.status == status
+    assert words in verdict.sentence
     before = json.loads(next(iter(study.glob("*/failed.json"))).read_text())
     assert before["diverged"] is True
 
