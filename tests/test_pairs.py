@@ -7,7 +7,9 @@ import torch
 
 from configs.plan import runs
 from configs.spec import load
+from data.refusal import UserError
 from data.store import NoShards
+from data.synthetic import SyntheticWorld, write_world
 from engine.distributed.world import World
 from engine.training.inputs import StudyInputs
 from engine.training.pairs import StudyPairs
@@ -54,6 +56,47 @@ def test_a_twin_is_cleaned_with_the_pairs_of_its_poisoned_model_and_no_poison(sp
     assert control.plan is None
     assert control.chosen is cleaning.chosen is not None
     assert len(set(control.chosen.tolist()) & set(pretraining.plan.entries)) == 2
+
+
+SOURCES = (
+    "data.pretrain={{sources: {{a: {{shards: '{world}/train/0000[01].tar'}}, b: {{shards: '{world}/train/0000[23].tar'}}}}}}"
+)
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_clean_shards_are_held_against_the_pretraining_whatever_its_sources_are_called(
+    spec: Path, world: Path, tmp_path: Path, named: bool
+) -> None:
+    """Of 192 pairs 12 are poisoned; keys of named sources have their name before them."""
+    sets = [f"data.clean.shards={world}/train/*.tar", *([SOURCES.format(world=world)] if named else [])]
+
+    def chosen(*more: str) -> set[int]:
+        every = runs(load(spec, [*sets, "data.clean.pairs=null", *more]).points)
+        pairs = StudyPairs(tmp_path / "runs/tiny", ONE).of(every[-1])
+        assert pairs.chosen is not None
+        return set(pairs.chosen.tolist())
+
+    with pytest.raises(UserError, match="12 of the 192 pairs of data.clean.shards"):
+        chosen()
+    with pytest.raises(UserError, match="held_out is true, but 192 of the 192 pairs"):
+        chosen("data.clean.held_out=true")
+    clean = StudyPairs(tmp_path / "runs/tiny", ONE)
+    loaded = load(spec, [*sets, "data.clean.pairs=null", "data.clean.leftover=0"])
+    pretraining = clean.of(runs(loaded.points)[0])
+    assert pretraining.plan is not None
+    poisoned = {pretraining.index.keys[sample].rpartition(":")[2] for sample in pretraining.plan.entries}
+    index = clean.of(runs(loaded.points)[-1]).index
+    assert chosen("data.clean.leftover=0") == {sample for sample in range(192) if index.keys[sample] not in poisoned}
+    assert len(chosen("data.clean.leftover=2")) == 182
+
+
+def test_pairs_of_another_set_that_are_numbered_alike_are_not_taken_for_a_named_sources(
+    spec: Path, world: Path, tmp_path: Path
+) -> None:
+    write_world(tmp_path / "other", SyntheticWorld(pairs=96, tests=32, pixels=32, seed=5, pairs_per_shard=48, captioned=0))
+    sets = [f"data.clean.shards={tmp_path}/other/train/*.tar", SOURCES.format(world=world), "data.clean.held_out=true"]
+    pairs = StudyPairs(tmp_path / "runs/tiny", ONE).of(runs(load(spec, [*sets, "data.clean.pairs=null"]).points)[-1])
+    assert pairs.chosen is None or len(pairs.chosen) == 96
 
 
 def test_missing_shards_are_a_kind_of_their_own_and_name_the_command_that_makes_them(spec: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from data.captions import read_templates, stored_captions
 from data.poison_plan import PoisonPlan, make_plan
 from data.progress import Progress
 from data.refusal import UserError
-from data.seeding import ranks, smallest_k
+from data.seeding import mixed, number_of, ranks, smallest_k
 from data.shards import Index, read_index, same_pairs
 from data.sources import CleanSource, Data, clean_rows, of_all_pairs
 from data.store import InStore, NoShards, check_package, in_store
@@ -191,7 +191,8 @@ class StudyPairs:
             return ChosenPairs(pretrained, np.sort(held_out(pretrained, spec.seed, clean)), None)
         index = pretrained if clean.shards is None else self.index(clean.shards, spec.data)
         poisoned = np.array(list(plan.entries) if plan else [], np.int64)
-        places = _places(clean, pretrained, index, poisoned)
+        sources = spec.data.pretrain.patterns
+        places = _places(clean, [] if isinstance(sources, str) else list(sources), pretrained, index, poisoned)
         marked = np.array(list(places.values()), np.int64)  # in the order of their draw
         excluded = np.zeros(len(index), bool)
         excluded[marked] = True
@@ -205,6 +206,15 @@ class StudyPairs:
             return ChosenPairs(index, chosen, None)
         stay = dict(list(places.items())[: clean.leftover])
         return ChosenPairs(index, chosen, plan.moved(stay, len(index), spec.attack))
+
+    def digest(self, run: Run) -> str | None:
+        """The digest of a run's pairs, as its card tells it; None where its shards have not been read yet, and of one that
+        learns from labelled pictures."""
+        data = run.spec.data
+        cleans = run.stage == "clean"
+        shards = data.clean.shards if cleans and data.clean.shards is not None else data.pretrain.patterns
+        known = self._indices.get(_name((shards, data.pretrain.caption, data.made_by)))
+        return None if known is None or cleans and data.clean.labelled is not None else known.digest
 
     def index(self, shards: str | dict[str, str], data: Data) -> Index:
         """The index of some shards; UserError if they are not there, with the command that makes them."""
@@ -265,32 +275,53 @@ def templates(name: str) -> list[str]:
     return imagenet().templates if name == "imagenet" else read_templates(name)
 
 
-def _places(clean: CleanSource, pretrained: Index, index: Index, poisoned: np.ndarray) -> dict[int, int]:
-    """For each poisoned sample (int64 [n]) of the pre-training that the clean set's index holds too, its sample there."""
+def _places(clean: CleanSource, sources: list[str], pretrained: Index, index: Index, poisoned: np.ndarray) -> dict[int, int]:
+    """For each poisoned sample (int64 [n]) of the pre-training that the clean set's index holds too, its sample there;
+    `sources` are the names of those that the pre-training draws from, if they have names."""
     if clean.shards is None:
         return {sample: sample for sample in poisoned.tolist()}
-    both = np.isin(index.hashes, pretrained.hashes)
-    if clean.held_out and both.any():
+    trained = _trained(index, pretrained, sources)
+    both = int((trained >= 0).sum())
+    if clean.held_out and both:
         raise UserError(
-            f"data.clean.held_out is true, but {int(both.sum()):,} of the {len(index):,} pairs of {clean.shards} are in "
+            f"data.clean.held_out is true, but {both:,} of the {len(index):,} pairs of {clean.shards} are in "
             "data.pretrain too; name other shards, or set it to false"
         )
-    there = np.flatnonzero(np.isin(index.hashes, pretrained.hashes[poisoned]))
+    there = np.flatnonzero(np.isin(trained, poisoned))
     if len(there) and clean.leftover is None:
         raise UserError(
             f"{len(there):,} of the {len(index):,} pairs of data.clean.shards = {clean.shards} are poisoned in "
             "data.pretrain; set data.clean.leftover to how many of them may stay (0 leaves them all out), or take them "
             "out of those shards"
         )
-    by_hash = dict(zip(index.hashes[there].tolist(), there.tolist(), strict=True))
-    hashes = zip(poisoned.tolist(), pretrained.hashes[poisoned].tolist(), strict=True)
-    return {sample: by_hash[number] for sample, number in hashes if number in by_hash}
+    places = dict(zip(trained[there].tolist(), there.tolist(), strict=True))
+    return {sample: places[sample] for sample in poisoned.tolist() if sample in places}
+
+
+def _trained(index: Index, pretrained: Index, sources: list[str]) -> np.ndarray:
+    """int64 [n]: for each sample of an index the same pair's sample in the pre-training's, -1 where there is none. The same
+    pair has the same key; beside sources of these names, before whose keys their names stand, it has the same picture and
+    caption too, as two sources may number their pairs alike."""
+    order = np.argsort(pretrained.hashes, kind="stable")
+    hashes, out = pretrained.hashes[order], np.full(len(index), -1, np.int64)
+    for name in (None, *sources):
+        own = index.hashes if name is None else mixed(index.hashes, int(number_of([name])[0]))
+        at = order[np.minimum(np.searchsorted(hashes, own), len(hashes) - 1)]
+        same = pretrained.hashes[at] == own
+        if name is not None and index.sums is not None and pretrained.sums is not None:
+            same &= (index.sums == pretrained.sums[at]).all(1)
+        out[same & (out < 0)] = at[same & (out < 0)]
+    return out
+
+
+def _name(key: object) -> str:
+    parts = key if isinstance(key, tuple) else (key,)
+    return repr([part.model_dump_json() if isinstance(part, BaseModel) else part for part in parts])  # repr of these is slow
 
 
 def _once(made: dict[str, T], key: object, make: Callable[[], T], most: int | None = None) -> T:
     """What `make` gave for this key at first; of the keys asked for last at `most` so many are kept, or all."""
-    parts = key if isinstance(key, tuple) else (key,)
-    name = repr([part.model_dump_json() if isinstance(part, BaseModel) else part for part in parts])  # repr of these is slow
+    name = _name(key)
     made[name] = made.pop(name) if name in made else make()
     while most is not None and len(made) > most:
         del made[next(iter(made))]
