@@ -199,8 +199,8 @@ def is_path(name: str) -> bool:
 
 
 def of_cleaning(path: str) -> bool:
-    """Whether a field concerns the cleaning alone."""
-    return path.startswith(("clean.", "data.clean."))
+    """Whether a field, or a whole section, concerns the cleaning alone."""
+    return f"{path}.".startswith(("clean.", "data.clean."))
 
 
 def of_leaving(path: str) -> bool:

@@ -218,11 +218,13 @@ def _misswept(folder: Path, run: RunEntry, whole: dict[str, Any]) -> Iterator[st
     the cleaning and do not. What a named axis calls its choices is for the submitter to say."""
     of = f"of {run.run}"
     for path, value in run.swept.items():
-        of_another = run.after is not None and path.startswith(OF_CLEANING)  # a probe is told by its cleaning's settings
+        of_another = run.after is not None and f"{path}.".startswith(
+            OF_CLEANING
+        )  # a probe is told by its cleaning's settings
         if "." in path and not of_another and (other := _other(value, whole, path.split("."))) is not None:
             yield f"{folder / StudyJson.FILE} says {path} {value!r} {of}, whose {SPEC} says {other!r}"
     for path in run.cleaning:
-        if "." in path and not path.startswith(OF_CLEANING):
+        if "." in path and not f"{path}.".startswith(OF_CLEANING):
             yield f"{folder / StudyJson.FILE} says {of} that {path} concerns its cleaning alone"
 
 

@@ -102,6 +102,27 @@ def test_what_another_study_has_finished_is_taken_over(spec: Path, world: Path) 
     )
 
 
+def test_a_run_of_other_pairs_or_in_another_precision_is_not_taken_over(spec: Path, world: Path) -> None:
+    place, runs = spec.parent / "here", spec.parent / "runs"
+    shutil.copytree(world / "train", place)
+    words = ("--spec", str(spec), "--stage", "pretrain")
+    sets = ("pretrain.epochs=0", f"data.pretrain.shards={place}/*.tar")
+    assert antidote(*words, *settings(*sets), cwd=spec.parent).returncode == 0
+    (old,) = runs.glob("tiny/pretrain-*")
+    (place / "00003.tar").unlink()
+    second = antidote(*words, *settings(*sets, "name=second"), cwd=spec.parent)
+    assert second.returncode == 0, second.stderr
+    assert f"runs/tiny/{old.name} was made of other pairs than its shards hold now; not taken over" in second.stderr
+    third = antidote(*words, *settings(*sets, "name=third", "machine.precision=bf16"), cwd=spec.parent)
+    assert f"runs/second/{old.name} was made in fp32, and machine.precision is bf16; not taken over" in third.stderr
+    fourth = antidote(*words, *settings(*sets, "name=fourth", "machine.precision=fp32"), cwd=spec.parent)
+    assert f"{old.name} (pretrain mmcl): finished in runs/second, taken over from there" in fourth.stderr
+    cards = {study: Card.read(runs / study / old.name) for study in ("tiny", "second", "third", "fourth")}
+    said = {study: (card.data_digest, card.precision) for study, card in cards.items() if card}
+    assert said["tiny"][0] != said["second"][0] == said["third"][0] == said["fourth"][0]
+    assert [said[study][1] for study in ("second", "third", "fourth")] == ["fp32", "bf16", "fp32"]
+
+
 def test_a_file_of_other_bytes_is_another_study(spec: Path, world: Path) -> None:
     captions = spec.parent / "captions.txt"
     captions.write_bytes((world / "eval/zeroshot_classification_templates.txt").read_bytes())

@@ -26,6 +26,19 @@ RANDOM = {"kind": "random", "trials": 2}
 MMCL, PAR = {"kind": "mmcl"}, {"kind": "par"}
 
 
+@pytest.mark.parametrize("section", ["clean", "clean.optimizer", "data.clean"])
+def test_a_choice_that_sets_a_whole_section_of_the_cleaning_concerns_the_cleaning_alone(spec: Path, section: str) -> None:
+    """Two cleaners are two cleaners of one pre-training, however their fields are written."""
+    values: dict[str, Any] = {"clean.optimizer": {"rate": 1e-4}, "data.clean": {"pairs": 32}}
+    whole = {"objective": MMCL, "epochs": 1, "batch": 16, "optimizer": {"rate": 1e-4}}
+    first = values.get(section, whole)
+    second = {**first, **({"pairs": 48} if "pairs" in first else {"rate": 2e-4} if "rate" in first else {"epochs": 2})}
+    plan = list(runs(swept(spec, {"cleaner": {"A": {section: first}, "B": {section: second}}}).points))
+    cleanings = [run.entry() for run in plan if run.stage == "clean"]
+    assert [(run.cleaner, run.cleaning) for run in cleanings] == [("A", ("cleaner",)), ("B", ("cleaner",))]
+    assert [run.entry().swept for run in plan if run.stage == "pretrain"] == [{}]
+
+
 def test_named_axes_set_several_fields_and_sweep_further_ones(spec: Path) -> None:
     loaded = swept(
         spec,

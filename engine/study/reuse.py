@@ -7,11 +7,12 @@ them; all other files are copied, since a run may be measured again. finished.js
 import os
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from configs.named_files import changed
 from configs.plan import Run
+from data.shards import same_pairs
 from records.card import Card
 from records.ending import FinishedJson, TakenOver, verify_run
 from records.folder import finished_beside
@@ -33,9 +34,12 @@ KEPT = (
 WEIGHTS = ("weights.safetensors", "optimizer.safetensors", "losses.f32")
 
 
-def reuse_finished_runs(runs: Iterable[Run], folder: Path) -> list[tuple[Run, Path]]:
+def reuse_finished_runs(
+    runs: Iterable[Run], folder: Path, digest_of: Callable[[Run], str | None] = lambda run: None
+) -> list[tuple[Run, Path]]:
     """Takes over into the study's folder what others have finished, each run whole or not at all; (run, from where). One
-    that is damaged there is named and left."""
+    that is damaged there is named and left, and so is one of other pairs than those that `digest_of` a run says are there
+    now (None: not known), or in another precision than is asked for by name."""
     taken = []
     for run in runs:
         home = folder / run.folder
@@ -47,10 +51,8 @@ def reuse_finished_runs(runs: Iterable[Run], folder: Path) -> list[tuple[Run, Pa
                 if is_same:
                     verify_run(source)
                     card = Card.read_whole(source)
-                    if (other := changed(card.files if card else None)) is not None:
-                        print(
-                            f"{source} was made when {other} held other bytes; not taken over", file=sys.stderr, flush=True
-                        )
+                    if card is not None and (why := _otherwise(card, run, digest_of(run))) is not None:
+                        print(f"{source} was made {why}; not taken over", file=sys.stderr, flush=True)
                         is_same = False
             except Damaged as damage:
                 print(f"{damage.fault}; not taken over", file=sys.stderr, flush=True)
@@ -60,6 +62,18 @@ def reuse_finished_runs(runs: Iterable[Run], folder: Path) -> list[tuple[Run, Pa
                 taken.append((run, source))
                 break
     return taken
+
+
+def _otherwise(card: Card, run: Run, digest: str | None) -> str | None:
+    """How a run of the same fingerprint was made otherwise than it would be made now; None if it was not."""
+    if (other := changed(card.files)) is not None:
+        return f"when {other} held other bytes"
+    if digest is not None and not same_pairs(card.data_digest, digest):
+        return "of other pairs than its shards hold now"
+    asked = run.spec.machine.precision
+    if asked not in ("auto", card.precision):
+        return f"in {card.precision}, and machine.precision is {asked}"
+    return None
 
 
 def _take_over(source: Path, home: Path) -> None:

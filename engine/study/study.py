@@ -28,6 +28,7 @@ from engine.study.worker import work
 from engine.training import zero
 from engine.training.check import refuse
 from engine.training.inputs import StudyInputs
+from engine.training.pairs import StudyPairs
 from records.code import digest_now
 from records.folder import RUNS
 
@@ -50,7 +51,7 @@ def _carry_out(loaded: Loaded, options: Namespace, command: str, stop: StopSigna
     scheduler = Scheduler.of(loaded, shared.study, options.stage)
     refuse(refusals(scheduler, shared))
     if not is_worker:
-        collectives.on_rank_0(lambda: begin(scheduler, command))
+        collectives.on_rank_0(lambda: begin(scheduler, command, shared.pairs))
     if spec.sweep.executor == "here" or world.size > 1:
         zero.prepare()
         own = _own_part(scheduler, world)
@@ -87,13 +88,13 @@ def _own_part(scheduler: Scheduler, world: World) -> Scheduler:
     return own
 
 
-def begin(scheduler: Scheduler, command: str) -> None:
+def begin(scheduler: Scheduler, command: str, pairs: StudyPairs) -> None:
     """Takes over what other studies have finished and writes study.json; UserError if this one is being carried out under
     another spec, or a run was begun under one and is not finished."""
     folder, spec, runs = scheduler.folder, scheduler.loaded.spec, scheduler.all_stages.runs
     refuse_changed(scheduler)
     folder.mkdir(parents=True, exist_ok=True)
-    for run, source in reuse_finished_runs(runs, folder) if spec.machine.adopt else ():
+    for run, source in reuse_finished_runs(runs, folder, pairs.digest) if spec.machine.adopt else ():
         words = f"{run.folder} ({run.title}): finished in {source.parent}, taken over from there"
         print(f"{words} (the same fingerprint; machine.adopt=false does it again)", file=sys.stderr, flush=True)
     scheduler.write_study_json(command)
