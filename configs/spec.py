@@ -32,7 +32,6 @@ from configs.sweep import (
     axis_place,
     idle,
     is_path,
-    of_cleaning,
     size,
     unswept,
 )  # fmt: skip
@@ -48,6 +47,7 @@ from measures.concept_success import ConceptSuccess
 from measures.contract import CENTRE, PROXY, TRAINED
 from measures.detectors.registry import AnyDetector
 from measures.registry import AnyMeasure
+from records.spec_json import of_cleaning
 from records.study_json import NAME
 
 

@@ -27,6 +27,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from configs.source import Place
 from data.section import Section
 from data.seeding import generator
+from records.spec_json import of_cleaning
 
 DIGITS = 6  # significant digits of a drawn number, so that a run's settings can be written down
 
@@ -196,11 +197,6 @@ def axis_place(values: Mapping[Any, Any], place: Place) -> Place:
 def is_path(name: str) -> bool:
     """Whether an axis is a field of the spec, not a name of its own."""
     return "." in name or name == "seed"
-
-
-def of_cleaning(path: str) -> bool:
-    """Whether a field, or a whole section, concerns the cleaning alone."""
-    return f"{path}.".startswith(("clean.", "data.clean."))
 
 
 def of_leaving(path: str) -> bool:

@@ -57,9 +57,3 @@ class RecordFile(BaseModel):
 def finished(folder: Path) -> bool:
     """Whether the run in a folder ended and its weights are there."""
     return (folder / "finished.json").is_file() and (folder / WEIGHTS).is_file()
-
-
-def finished_beside(home: Path) -> list[Path]:
-    """The folders of finished runs of a run's name in the studies beside its own: of the same fingerprint if spec.json
-    tells so."""
-    return [folder for folder in sorted(home.parent.parent.glob(f"*/{home.name}")) if folder != home and finished(folder)]

@@ -37,6 +37,11 @@ def stage_of(decides: dict[str, Any]) -> StageName:
     return "pretrain" if decides.get("attack") else "twin"
 
 
+def of_cleaning(path: str) -> bool:
+    """Whether a field of a spec, or a whole section, concerns the cleaning alone."""
+    return f"{path}.".startswith(("clean.", "data.clean."))
+
+
 def of_all_pairs(data: dict[str, Any]) -> dict[str, Any]:
     """The section `data` of a run's spec.json with nothing left out, as a twin has it."""
     pretrain = data.get("pretrain")

@@ -21,13 +21,12 @@ from records.ending import FinishedJson, verify_files
 from records.json_file import has_digest, write_whole
 from records.lines import first_unsealed
 from records.rows import FILE
-from records.spec_json import SPEC, control_of, fingerprint, read_decides, stage_of
+from records.spec_json import SPEC, control_of, fingerprint, of_cleaning, read_decides, stage_of
 from records.study_json import LeftOut, RunEntry, StudyJson
 from report.findings import finding_faults
 from report.load import Record, Study, read_study
 from report.packed import RECORDS, SUFFIX, pack, unpacked
 
-OF_CLEANING = ("clean.", "data.clean.")  # fields that concern the cleaning alone
 MOST = 20  # faults that are told
 
 
@@ -218,13 +217,11 @@ def _misswept(folder: Path, run: RunEntry, whole: dict[str, Any]) -> Iterator[st
     the cleaning and do not. What a named axis calls its choices is for the submitter to say."""
     of = f"of {run.run}"
     for path, value in run.swept.items():
-        of_another = run.after is not None and f"{path}.".startswith(
-            OF_CLEANING
-        )  # a probe is told by its cleaning's settings
-        if "." in path and not of_another and (other := _other(value, whole, path.split("."))) is not None:
+        told = "." in path and not (run.after and of_cleaning(path))  # a probe is told by its cleaning's settings
+        if told and (other := _other(value, whole, path.split("."))) is not None:
             yield f"{folder / StudyJson.FILE} says {path} {value!r} {of}, whose {SPEC} says {other!r}"
     for path in run.cleaning:
-        if "." in path and not f"{path}.".startswith(OF_CLEANING):
+        if "." in path and not of_cleaning(path):
             yield f"{folder / StudyJson.FILE} says {of} that {path} concerns its cleaning alone"
 
 

@@ -13,6 +13,8 @@ from engine.estimate.gpus import Assumed
 from engine.study.reuse import reuse_finished_runs
 from engine.study.scheduler import Scheduler
 from engine.training.inputs import StudyInputs
+from records.card import Card
+from records.digests import file_digest
 from records.ending import FinishedJson, TakenOver, verify_run
 from records.folder import WEIGHTS
 from report.submission import read_submission, write_packed
@@ -56,10 +58,19 @@ def test_a_dry_run_tells_what_is_finished_and_what_another_study_has_finished(sp
     damage.make(runs / "main", loaded)  # a pre-training that is finished and a cleaning that is not
     first = Scheduler.of(loaded, runs / "main", None).runs[0]
     assert (plan("main").count("finished"), plan("main").count("finished in main")) == (1, 0)
+    assert "finished" not in plan("new"), "the card that stands there tells of other pairs"
+    home = runs / "main" / first.folder
+    card, end = Card.read(home), FinishedJson.read(home)
+    assert card is not None
+    assert end is not None
+    now = StudyInputs(runs / "new", Assumed(1, None).world, spec.parent).pairs.of(first).index.digest
+    card.model_copy(update={"data_digest": now}).write(home)
+    end.model_copy(update={"files": {**end.files, Card.FILE: file_digest(home / Card.FILE)}}).write(home)
     assert plan("new").count("finished in main") == 1
     for study in ("main", "new"):
         assert re.search(r"in all \S+ GPU-hours; still to do: \S+ for 1 run ", plan(study))
     assert "still to do" not in plan("new", "machine.adopt=false")
+    assert "finished" not in plan("new", "machine.precision=bf16"), "it was made in fp32"
     (runs / "new" / first.folder).mkdir(parents=True)  # begun here
     assert "finished" not in plan("new")
     (runs / "main" / first.folder / "spec.json").write_text("{}")

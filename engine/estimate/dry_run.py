@@ -4,8 +4,6 @@ import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
-from pathlib import Path
 
 from configs.plan import Run
 from configs.spec import Loaded
@@ -19,12 +17,11 @@ from engine.estimate.gpus import GIB, Assumed
 from engine.estimate.memory import compute_type, model_size, rank_memory, rank_traffic
 from engine.persistence.choice import groups
 from engine.training.checkpoint import committed
+from engine.training.elsewhere import finished_elsewhere
 from engine.training.inputs import StudyInputs
 from engine.training.labelled_inputs import read
 from engine.training.pairs import StudyPairs
-from records.folder import finished, finished_beside
-from records.json_file import Damaged
-from records.spec_json import read_decides
+from records.folder import finished
 
 COLUMNS = ("run", "what", "steps", "pairs", "poisoned", "parameters", "memory/rank", "bytes/rank/step", "GPU-h", "state")
 ROWS = 200  # of the table at most; a grid may have ten thousand
@@ -53,7 +50,7 @@ def dry_run(
         if row[0].detect is not None:
             notes.add("detect scores the pairs of each pre-training: a forward pass over them, which is not counted")
         run_cost = unknown(row[0]) if pairs is None else cost(row[0], pairs, notes)
-        states = [_state(shared.study / one.folder, one) for one in row]
+        states = [_state(one, shared) for one in row]
         for state in states:
             total, count = total + run_cost, count + 1
             if not state.startswith(FINISHED):
@@ -219,13 +216,13 @@ def _labelled(folder: str, expected: int | None, notes: set[str]) -> int | None:
         return expected
 
 
-def _state(folder: Path, run: Run) -> str:
+def _state(run: Run, shared: StudyInputs) -> str:
+    folder = shared.study / run.folder
     if finished(folder):
         return FINISHED
     if not folder.exists() and run.spec.machine.adopt:  # what is begun here is not taken over
-        for other in finished_beside(folder):
-            with suppress(Damaged):
-                if read_decides(other) == run.decides:
-                    return f"{FINISHED} in {other.parent.name}"
+        for other, why in finished_elsewhere(run, folder, shared.pairs.digest(run)):
+            if why is None:
+                return f"{FINISHED} in {other.parent.name}"
     checkpoints = committed(folder / "checkpoints")
     return f"at step {int(checkpoints[-1].name.removeprefix('step-')):,}" if checkpoints else "to do"

@@ -10,15 +10,11 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from configs.named_files import changed
 from configs.plan import Run
-from data.shards import same_pairs
-from records.card import Card
+from engine.training.elsewhere import finished_elsewhere
 from records.ending import FinishedJson, TakenOver, verify_run
-from records.folder import finished_beside
 from records.json_file import Damaged
 from records.rows import FILE
-from records.spec_json import read_decides
 
 KEPT = (
     "spec.json",
@@ -45,35 +41,19 @@ def reuse_finished_runs(
         home = folder / run.folder
         if home.exists():
             continue
-        for source in finished_beside(home):
+        for source, why in finished_elsewhere(run, home, digest_of(run)):
             try:
-                is_same = read_decides(source) == run.decides
-                if is_same:
+                if why is None:
                     verify_run(source)
-                    card = Card.read_whole(source)
-                    if card is not None and (why := _otherwise(card, run, digest_of(run))) is not None:
-                        print(f"{source} was made {why}; not taken over", file=sys.stderr, flush=True)
-                        is_same = False
             except Damaged as damage:
-                print(f"{damage.fault}; not taken over", file=sys.stderr, flush=True)
+                why = damage.fault
+            if why is not None:
+                print(f"{why}; not taken over", file=sys.stderr, flush=True)
                 continue
-            if is_same:
-                _take_over(source, home)
-                taken.append((run, source))
-                break
+            _take_over(source, home)
+            taken.append((run, source))
+            break
     return taken
-
-
-def _otherwise(card: Card, run: Run, digest: str | None) -> str | None:
-    """How a run of the same fingerprint was made otherwise than it would be made now; None if it was not."""
-    if (other := changed(card.files)) is not None:
-        return f"when {other} held other bytes"
-    if digest is not None and not same_pairs(card.data_digest, digest):
-        return "of other pairs than its shards hold now"
-    asked = run.spec.machine.precision
-    if asked not in ("auto", card.precision):
-        return f"in {card.precision}, and machine.precision is {asked}"
-    return None
 
 
 def _take_over(source: Path, home: Path) -> None:
