@@ -33,7 +33,12 @@ def by_setting(panels: Sequence[Panel], setting: str) -> Ablation:
 def by_cleaner(panels: Sequence[Panel]) -> Ablation:
     """By what the cleaning is called, the control that keeps nothing of the start among them."""
     beside = [panel._replace(points=[*panel.points, *panel.scratch]) for panel in panels]
-    return by_place(beside, lambda info: [info.objective])
+    out = by_place(beside, lambda info: [info.objective])
+    for panel in panels:
+        for info in panel.diverged:
+            of_cleaner = out.setdefault(panel.title, {}).setdefault(info.objective, [])
+            of_cleaner.append(Reached(None, None if info.start else float("nan")))
+    return out
 
 
 def by_epoch(panels: Sequence[Panel]) -> Ablation:

@@ -81,9 +81,8 @@ def headline(panel: Panel) -> Verdict:
         verdict = Verdict("open", words)
     else:
         verdict = _judged(model, panel.points, [])
-    lost = {one.seed for one in panel.diverged} - {point.label.seed for point in panel.points}
-    if lost:
-        more = f"{verdict.sentence} Every cleaning of {len(lost)} seed{'s' * (len(lost) > 1)} diverged."
+    if panel.lost:
+        more = f"{verdict.sentence} Every cleaning of {len(panel.lost)} seed{'s' * (len(panel.lost) > 1)} diverged."
         verdict = Verdict("partly" if verdict.status in ("cleaned", "dear") else verdict.status, more)
     return verdict if panel.finished == panel.total else Verdict(verdict.status, f"So far: {verdict.sentence}")
 

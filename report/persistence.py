@@ -17,7 +17,7 @@ from records.perturbation import Perturbed
 from records.study_json import ProbeName
 from report.headline import grounds_of
 from report.load import Record, Study
-from report.points import panels, percent, spoken, timeline, title, way_of
+from report.points import cleaner_of, panels, percent, timeline, title, way_of
 from report.scores import PERCENT, PERCENTAGE_POINTS, Group, Metric, mean_of
 from report.seeds import of_seeds
 
@@ -166,7 +166,7 @@ def _begun(record: Record | None, records: Mapping[str, Record], study: Study) -
     if not known:
         return None
     way = title(way_of(record.run if start is None else start.run))
-    group = (way, spoken(record.run.cleaner or record.run.clean_objective))
+    group = (way, cleaner_of(record.run))
     return Probed(group, record.run.seed, record.run.run, known[0] if start is None else known[-1], before)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from measures.frontier import FrontierPoint
+from records.spec_json import of_cleaning
 from records.study_json import RunEntry
 from report.load import Record, Study, flat
 
@@ -97,6 +98,7 @@ class Panel(NamedTuple):
     fools: bool = False  # whether its trigger may fool a model that was never poisoned
     left_out: bool = False  # whether its models were pre-trained without some of the pairs
     diverged: Sequence[PointInfo] = ()  # of each cleaner the seeds of which every cleaning diverged
+    lost: frozenset[int | None] = frozenset()  # the seeds of which every cleaning by every cleaner did
 
     @property
     def uncleaned(self) -> bool:
@@ -104,9 +106,9 @@ class Panel(NamedTuple):
         return not self.cleanings[1] and not self.points
 
     def only(self, keep: Callable[[PointInfo], bool]) -> "Panel":
-        """The panel with those of its points, scratch's too, that are to be kept."""
+        """The panel with those of its points, scratch's too, and of the seeds that diverged that are to be kept."""
         points, scratch = ([point for point in members if keep(point.label)] for members in (self.points, self.scratch))
-        return self._replace(points=points, scratch=scratch)
+        return self._replace(points=points, scratch=scratch, diverged=[info for info in self.diverged if keep(info)])
 
 
 class Moment(NamedTuple):
@@ -148,9 +150,8 @@ def way_of(run: RunEntry) -> Way:
     own = {name: value for name, value in run.swept.items() if name not in run.cleaning}
     settings = []
     for key, value in flat(own):
-        path = key.split(".")
-        of_others = "." in key and (path[0] in ("clean", "measure", "machine") or path[:2] == ["data", "clean"])
-        elsewhere = of_others or path[-1] == "seed"  # a name without dots is the user's own
+        of_others = "." in key and (of_cleaning(key) or key.startswith(("measure.", "machine.")))
+        elsewhere = of_others or key.split(".")[-1] == "seed"  # a name without dots is the user's own
         if not elsewhere and key not in ("pretrain.objective", "pretrain.objective.kind"):
             settings.append((".".join(key.split(".")[-2:]), value))
     return run.pretrain_objective, tuple(settings)
@@ -237,6 +238,9 @@ def _panel(name: str, members: list[Record], images: tuple[str | None, str | Non
     measured = {key for member in members for row in member.evaluations for key, value in row.items() if value is not None}
     without = "retrieval" if "text_r1" in measured and not measured & {"top1", "asr"} else ""
     cleanings = [member for member in members if member.run.stage == "clean" and member.run.control is None]
+    diverged = _diverged(cleanings, points[None], starts)
+    gone = {(info.objective, info.seed) for info in diverged}
+    others = {member.run.seed for member in cleanings if (cleaner_of(member.run), member.run.seed) not in gone}
     return Panel(
         name,
         list(starts.values()),
@@ -251,7 +255,8 @@ def _panel(name: str, members: list[Record], images: tuple[str | None, str | Non
         attack=int(attack[1:] or 1),
         fools=any(member.trigger(int(attack[1:] or 1)) in FOOLING for member in members),
         left_out=any(member.run.without is not None for member in members),
-        diverged=_diverged(cleanings, points[None], starts),
+        diverged=diverged,
+        lost=frozenset(info.seed for info in diverged) - others,
     )
 
 
@@ -263,7 +268,7 @@ def _diverged(
     reached = {(point.label.objective, point.label.seed) for point in points}
     seeds: dict[tuple[str, int | None], list[Record]] = {}
     for record in cleanings:
-        seeds.setdefault((spoken(record.run.cleaner or record.run.clean_objective), record.run.seed), []).append(record)
+        seeds.setdefault((cleaner_of(record.run), record.run.seed), []).append(record)
     return [
         PointInfo(members[0].run.run, 0, None, cleaner, starts.get(members[0].run.start or ""), seed)
         for (cleaner, seed), members in seeds.items()
@@ -293,10 +298,11 @@ def _cleaned(
             if run.control != "fresh":  # whose epoch 0 is of its fresh weights
                 begun.setdefault(point.label.run, point)
             continue
-        who = spoken(run.cleaner or run.clean_objective)
         swept = {key: value for key, value in run.swept.items() if key in run.cleaning}
         begin = begun.get(point.label.run)
-        info = PointInfo(run.run, moment.epoch, run.rate, who, begin, run.seed, moment.facts, swept, moment.counts)
+        info = PointInfo(
+            run.run, moment.epoch, run.rate, cleaner_of(run), begin, run.seed, moment.facts, swept, moment.counts
+        )
         points.append(FrontierPoint(point.asr, point.top1, info))
     return points
 
@@ -307,6 +313,11 @@ def by_seed(points: Iterable[FrontierPoint[PointInfo]]) -> dict[int | None, list
     for point in points:
         seeds.setdefault(point.label.seed, []).append(point)
     return seeds
+
+
+def cleaner_of(run: RunEntry) -> str:
+    """What a cleaning is called, as people write it."""
+    return spoken(run.cleaner or run.clean_objective)
 
 
 def spoken(kind: str | None) -> str:

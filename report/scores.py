@@ -152,19 +152,19 @@ def scores(panels: Sequence[Panel]) -> list[Score]:
         for control, members in ((None, panel.points), (FRESH, panel.scratch)):
             for point in members:
                 points.setdefault((point.label.objective, point.label.seed, control), []).append(point)
-        out += [_score(panel, *of, members) for of, members in points.items() if of[2] is None]
-        out += [_of_diverged(panel, info) for info in panel.diverged]
+        of_cleaners = [_score(panel, *of, members) for of, members in points.items() if of[2] is None]
+        out += of_cleaners + [_of_diverged(panel, info, of_cleaners) for info in panel.diverged]
         out += [_score(panel, *of, members) for of, members in points.items() if of[2] is not None]
     return out
 
 
-def _of_diverged(panel: Panel, info: PointInfo) -> Score:
-    """A seed without a model: none at any cap. What needs points, as a rule's choice does, is left out."""
-    numbers = [Number(best_top1(cap), None) for cap in CAPS] + [Number(POINTS, 0)]
-    if info.start and info.start.top1:
-        numbers += [Number(metric, None) for cap in CAPS for metric in (drop(cap), relative_drop(cap))]
-        numbers += [Number(lowest_asr_at(share), None) for share in SHARES] + [Number(CARRYING, 0)]
-    named = {number.metric.name: number for number in numbers}
+def _of_diverged(panel: Panel, info: PointInfo, others: Sequence[Score]) -> Score:
+    """A seed without a model: it has none of the numbers that the cleaner's other seeds have, and no point."""
+    metrics = {BEST.name: BEST} | {
+        name: number.metric for other in others if other.group[1] == info.objective for name, number in other.numbers.items()
+    }
+    counts = {metric.name: Number(metric, 0) for metric in (POINTS, CARRYING) if metric.name in metrics or metric == POINTS}
+    named = {name: Number(metric, None) for name, metric in metrics.items()} | counts
     return Score((panel.title, info.objective), info.seed, info.start, named, None, panel.attack)
 
 
@@ -239,7 +239,7 @@ def _chosen(points: list[FrontierPoint[PointInfo]], start: FrontierPoint[Origin]
 
 def lacking(seeds: Sequence[Score]) -> list[str]:
     """What could not be judged for want of a number in the journals, as notes."""
-    remarks, cleaned = [], [score for score in seeds if score.control is None]
+    remarks, cleaned = [], [score for score in seeds if score.control is None and score.numbers[POINTS.name].value]
     for name, (needed, _) in RULES.items():
         without = list(dict.fromkeys(score.group for score in cleaned if chosen_by(name).top1.name not in score.numbers))
         if without:

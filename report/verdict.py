@@ -179,8 +179,7 @@ def _best(points: Iterable[FrontierPoint[PointInfo]], cap: float) -> Tops:
 
 def _lost(panel: Panel, cleaner: str | None = None) -> Tops:
     """One without a point for each seed of which every cleaning diverged, of all cleaners or of one."""
-    of_cleaner = {one.seed for one in panel.diverged if cleaner in (None, one.objective)}
-    return [None] * len(of_cleaner - {p.label.seed for p in panel.points if cleaner in (None, p.label.objective)})
+    return [None] * (len(panel.lost) if cleaner is None else sum(info.objective == cleaner for info in panel.diverged))
 
 
 def _lowest(points: Iterable[FrontierPoint[PointInfo]]) -> Tops:
@@ -210,10 +209,8 @@ def _over_seeds(what: str, tops: Tops, asr: bool = False) -> SummaryRow:
 def notes(study: Study, members: Sequence[Panel]) -> list[str]:
     """What a reader must know before trusting the numbers."""
     done, total = sum(record.finished for record in study.records), len(study.records)
-    stopped, failed = (
-        sum(record.ended and not record.finished for record in study.records),
-        sum(record.failed is not None for record in study.records),
-    )
+    stopped = sum(record.ended for record in study.records) - done
+    failed = sum(record.failed is not None for record in study.records)
     words = [f"{stopped} of {total} runs were stopped early by sweep.stop."] if stopped else []
     if failed:
         diverged = sum(record.diverged for record in study.records)

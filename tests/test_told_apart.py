@@ -2,6 +2,7 @@
 and runs that are missing, seeds whose cleanings diverged, studies of one name."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,12 @@ from records.ending import FailedJson, PrunedJson
 from records.json_file import DIGEST, write_json
 from records.lines import parted, seal
 from records.manifest import BadSteps
+from report.__main__ import main
 from report.figures import figures
 from report.load import read_study
 from report.markdown import write_markdown
-from report.scores import BEST
+from report.pretrainings import by_way
+from report.scores import BEST, scores
 from report.submission import open_study, read_submission, write_packed
 from report.verdict import Report, make_report
 
@@ -174,6 +177,48 @@ def test_a_seed_of_which_every_cleaner_diverged_is_told_in_the_verdict(
     assert words in verdict.sentence
     before = json.loads(next(iter(study.glob("*/failed.json"))).read_text())
     assert before["diverged"] is True
+
+
+def test_a_seed_of_which_a_cleaner_is_still_to_come_is_not_lost(tmp_path: Path) -> None:
+    study = submission(tmp_path / "s", objectives=("mmcl_ssl",))
+    failed(study, ("mmcl",), (2,), True)
+    for home, spec in cleanings(study):
+        if spec["seed"] == 2 and spec["clean"]["objective"]["kind"] == "cleanclip":
+            shutil.rmtree(home)
+    report = make_report(read_study(study))
+    (panel,), (verdict,) = report.judged.panels, report.judged.verdicts
+    assert ([(one.objective, one.seed) for one in panel.diverged], panel.lost) == ([("fine-tuning", 2)], frozenset())
+    assert "diverged" not in verdict.sentence
+    said = {row.what: row.remark for row in report.summaries[0]}
+    assert said["best top-1 at ASR ≤ 1, 5, 10, 20 %"].endswith("mean of 2 seeds")
+    assert said["fine-tuning: best top-1 at ASR ≤ 5 %"].endswith("mean of 2 of 3 seeds")
+
+
+def test_every_table_and_figure_counts_seeds_that_diverged(tmp_path: Path) -> None:
+    study = submission(tmp_path / "s", seeds=range(5), objectives=("mmcl", "mmcl_ssl"))
+    plan = plan_of(study)
+    for run in plan["runs"]:
+        if run["stage"] == "clean":
+            epochs = {"clean.epochs": 3, "data.clean.pairs": 400}
+            run |= {"swept": {**run["swept"], **epochs}, "cleaning": ["cleaner", *epochs]}
+    write_json(study / "study.json", plan)
+    failed(study, ("mmcl",), (3, 4), True)
+    report = make_report(read_study(study))
+    rule = {key: means["chosen_by_accuracy_top1"] for key, means in report.judged.means.items()}
+    assert (rule["MMCL+SSL", "fine-tuning"].known, rule["MMCL+SSL", "fine-tuning"].of) == (3, 5)
+    assert not any("'accuracy' is left out" in note for note in report.judged.notes)
+    assert [len(at) for at in by_way(report.judged.panels)["fine-tuning"].values()] == [5, 5]
+    apart = scores([panel.only(lambda info: info.swept.get("clean.epochs") == 3) for panel in report.judged.panels])
+    assert len([one for one in apart if one.group == ("MMCL+SSL", "fine-tuning")]) == 3, (
+        "of which setting they are is not told"
+    )
+    assert main([str(study)]) == 0
+    assert (study / "report/index.html").is_file()
+    assert main([str(study), "--markdown", str(tmp_path / "page.md")]) == 0
+    rows = [
+        line for line in (tmp_path / "page.md").read_text().splitlines() if line.startswith("| MMCL+SSL | fine-tuning |")
+    ]
+    assert sum(row.count("| none | none |") for row in rows) == 2
 
 
 def test_what_is_not_finite_any_more_is_said_to_have_diverged(tmp_path: Path) -> None:
